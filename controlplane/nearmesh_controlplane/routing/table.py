@@ -1,0 +1,51 @@
+"""What the router hands to xDS: for one client region, the endpoints of every model in order of preference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+# Clients reach a node's public listener with a bearer token, gateways its mesh listener with a certificate.
+Listener = Literal["public", "mesh"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One node as the clients of one region reach it."""
+
+    node: str
+    site: str
+    region: str
+    # host:port, after any endpoint override for the client's region.
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRoutes:
+    """One model's endpoints for each objective, the choice first, and the objective used when a call names none."""
+
+    default_objective: str
+    by_objective: Mapping[str, tuple[Endpoint, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteTable:
+    """Everything that one client region needs on one kind of listener. Equal tables mean nothing to push."""
+
+    region: str
+    models: Mapping[str, ModelRoutes]
+    # For calls that name no model: live nodes, the nearest first.
+    nearest: tuple[Endpoint, ...]
+
+
+class RouteSource(Protocol):
+    """Where the xDS server finds the present tables."""
+
+    def table(self, region: str, listener: Listener) -> RouteTable:
+        """The table as of now; cheap to call."""
+        ...
+
+    async def changed(self, after: int) -> int:
+        """Waits until the generation is above `after` and returns it; 0 never waits."""
+        ...

@@ -1,0 +1,219 @@
+"""What every gRPC server of the mesh does around a call: who asks, may they, and how errors travel.
+
+One interceptor admits or refuses each call and turns errors of `nearmesh.errors` into a status with trailing
+metadata; `from_rpc_error` turns them back on the client. Anything else that escapes a servicer is a bug: logged with
+its traceback and answered INTERNAL without detail.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from cryptography import x509
+
+from nearmesh.errors import MeshError, PermissionDenied, Unauthenticated, Unreachable, error_classes
+from nearmesh.ids import MachineId
+from nearmesh.tls import machine_in
+from nearmesh.tokens import TokenVerifier
+
+log = logging.getLogger(__name__)
+
+REASON_KEY = "nearmesh-reason"
+RETRY_AFTER_KEY = "nearmesh-retry-after-ms"
+
+# Role of a caller that showed nothing; a method is open to all when its policy lists it.
+ANYONE = "anyone"
+PEOPLE = frozenset({"client", "data", "operator"})
+OPERATORS = frozenset({"operator"})
+MACHINES = frozenset({"node", "gateway"})
+EVERYONE = PEOPLE | MACHINES | {ANYONE}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who makes a call. `role` is a token's role, "node" or "gateway" for a certificate, or "anyone"."""
+
+    name: str
+    role: str
+
+    def __str__(self) -> str:
+        return f"{self.role}/{self.name}" if self.name else self.role
+
+
+_caller: ContextVar[Identity] = ContextVar("nearmesh_caller")
+
+
+def caller() -> Identity:
+    """Who makes the call that is being answered. Only inside a servicer's method."""
+    return _caller.get()
+
+
+@dataclass(slots=True, kw_only=True)
+class Gatekeeper:
+    """Decides who a caller is and whether the method is theirs to call.
+
+    `policy` maps a full method name ("/package.Service/Method") or a service ("/package.Service/") to the roles that
+    may call it; what it does not name, nobody may call. A certificate counts only if the mesh's CA signed it, which
+    the listener has checked, and if its node has not been removed.
+    """
+
+    mesh: str
+    verifier: TokenVerifier | None
+    policy: Mapping[str, Collection[str]]
+    # Ids of machines whose certificates are refused; read at each call, so that it may change.
+    removed: Callable[[], Collection[str]] = frozenset
+    # Told of each refusal: the caller as far as known, the method, the reason.
+    on_refused: Callable[[str, str, str], None] | None = None
+    # For an agent tried out alone on loopback: no token is asked for.
+    open_door: bool = False
+
+    def admit(self, context: grpc.aio.ServicerContext[Any, Any], method: str) -> Identity:
+        """The caller, if it may call `method`. Raises Unauthenticated or PermissionDenied."""
+        try:
+            who = self._identify(context)
+            self.check(who, method)
+        except MeshError as error:
+            log.info("refused peer=%s method=%s reason=%s", context.peer(), method, error.message)
+            if self.on_refused:
+                self.on_refused(context.peer() or "", method, error.message)
+            raise
+        return who
+
+    def check(self, who: Identity, method: str) -> None:
+        """Raises PermissionDenied unless `who` may (still) call `method`."""
+        roles = self.policy.get(method) or self.policy.get(method[: method.rindex("/") + 1]) or ()
+        if ANYONE in roles:
+            return
+        if who.role in MACHINES and who.name in self.removed():
+            raise PermissionDenied(f"{who} was removed from mesh {self.mesh}; an operator can let it join again")
+        if who.role == ANYONE and not self.open_door:
+            raise Unauthenticated("no token: send 'authorization: Bearer TOKEN', or a certificate to the mesh listener")
+        if who.role not in roles and not self.open_door:
+            raise PermissionDenied(f"{who} may not call {method}; it needs {' or '.join(sorted(roles)) or 'nobody'}")
+
+    def _identify(self, context: grpc.aio.ServicerContext[Any, Any]) -> Identity:
+        certificates = [*context.auth_context().get("x509_pem_cert", ())]
+        if certificates:
+            return self._machine(certificates[0])
+        for key, value in context.invocation_metadata() or ():
+            if key == "authorization" and self.verifier:
+                scheme, _, token = str(value).partition(" ")
+                if scheme.lower() != "bearer":
+                    raise Unauthenticated(f"authorization scheme {scheme!r} is not 'Bearer'")
+                bearer = self.verifier.access(token.strip())
+                return Identity(bearer.subject, bearer.role)
+        return Identity("", ANYONE)
+
+    def _machine(self, pem: bytes) -> Identity:
+        who: MachineId | None = machine_in(x509.load_pem_x509_certificate(pem))
+        if who is None or who.mesh != self.mesh:
+            raise Unauthenticated(f"the certificate names no machine of mesh {self.mesh}")
+        return Identity(who.id, who.kind)
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Admits calls through a Gatekeeper and translates errors; the one interceptor of every server."""
+
+    def __init__(self, gatekeeper: Gatekeeper) -> None:
+        self._gatekeeper = gatekeeper
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        guard = _Guard(self._gatekeeper, str(handler_call_details.method))
+        return _wrap(handler, guard)
+
+
+class _Guard:
+    """The code around one method."""
+
+    def __init__(self, gatekeeper: Gatekeeper, method: str) -> None:
+        self._gatekeeper = gatekeeper
+        self._method = method
+
+    def enter(self, context: Any) -> Identity:
+        who = self._gatekeeper.admit(context, self._method)
+        _caller.set(who)
+        return who
+
+    async def checked(self, who: Identity, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """The request stream; ends with an error once the caller has been removed."""
+        async for request in requests:
+            self._gatekeeper.check(who, self._method)
+            yield request
+
+    async def fail(self, context: Any, error: Exception) -> None:
+        if isinstance(error, MeshError):
+            log.debug("failed method=%s reason=%s: %s", self._method, error.reason, error.message)
+            await context.abort(error.status, error.message, error_metadata(error))
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        log.error("bug in method=%s", self._method, exc_info=error)
+        await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has the cause")
+
+
+def _wrap(handler: Any, guard: _Guard) -> Any:
+    common = {
+        "request_deserializer": handler.request_deserializer,
+        "response_serializer": handler.response_serializer,
+    }
+    inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    streams_in = handler.request_streaming
+
+    async def one(request: Any, context: Any) -> Any:
+        try:
+            who = guard.enter(context)
+            return await inner(guard.checked(who, request) if streams_in else request, context)
+        except Exception as error:
+            await guard.fail(context, error)
+
+    async def many(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            who = guard.enter(context)
+            async for response in inner(guard.checked(who, request) if streams_in else request, context):
+                yield response
+        except Exception as error:
+            await guard.fail(context, error)
+
+    if handler.response_streaming:
+        make = grpc.stream_stream_rpc_method_handler if streams_in else grpc.unary_stream_rpc_method_handler
+        return make(many, **common)
+    make_one = grpc.stream_unary_rpc_method_handler if streams_in else grpc.unary_unary_rpc_method_handler
+    return make_one(one, **common)
+
+
+def error_metadata(error: MeshError) -> tuple[tuple[str, str], ...]:
+    """The trailing metadata that an error travels with."""
+    metadata = [(REASON_KEY, error.reason)]
+    if error.retry_after_ms is not None:
+        metadata.append((RETRY_AFTER_KEY, str(error.retry_after_ms)))
+    return tuple(metadata)
+
+
+# What a status means when the other side sent no reason of ours: a proxy, or gRPC itself, made it.
+_BY_STATUS = {"UNAVAILABLE": Unreachable, "UNAUTHENTICATED": Unauthenticated, "PERMISSION_DENIED": PermissionDenied}
+
+
+def from_rpc_error(error: grpc.RpcError) -> MeshError:
+    """The error that the other side raised, or the closest one to a status that gRPC made itself."""
+    code: grpc.StatusCode = error.code()
+    trailing = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
+    by_reason = error_classes()
+    cls = by_reason.get(trailing.get(REASON_KEY, ""))
+    if cls is None:
+        cls = _BY_STATUS.get(code.name) or next((c for c in by_reason.values() if c.status is code), MeshError)
+    retry_after = trailing.get(RETRY_AFTER_KEY)
+    message = error.details() or f"the call failed with {code.name}"
+    found = cls(message, retry_after_ms=int(retry_after) if retry_after else None)
+    found.status = code
+    return found
