@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nearmesh.errors import PackageError
+from nearmesh.errors import InvalidInput, PackageError
 from nearmesh.ids import check_digest, check_label, check_version
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -42,10 +42,11 @@ class Descriptor:
         """Raises PackageError."""
         try:
             title = (data.get("annotations") or {}).get(TITLE, "")
-            found = cls(data["mediaType"], check_digest(data["digest"]), int(data["size"]), str(title))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            found = cls(data["mediaType"], check_digest(data["digest"]), data["size"], title)
+        except (KeyError, TypeError, AttributeError, InvalidInput) as error:
             raise PackageError(f"not an OCI descriptor: {data!r} ({error})") from None
-        if found.size_bytes < 0 or "/" in title or title in (".", ".."):
+        typed = type(found.media_type) is str and type(found.size_bytes) is int and type(title) is str
+        if not typed or found.size_bytes < 0 or not is_file_name(title or "untitled"):
             raise PackageError(f"not an OCI descriptor of a package's file: {data!r}")
         return found
 
@@ -81,14 +82,18 @@ class Manifest:
             if body["artifactType"] != ARTIFACT_TYPE:
                 raise PackageError(f"artifact type {body['artifactType']!r} is not {ARTIFACT_TYPE}")
             names = body["annotations"]
-            return cls(
+            found = cls(
                 check_label("model", names[TITLE]),
                 check_version(names["org.opencontainers.image.version"]),
                 Descriptor.from_json(body["config"]),
                 tuple(Descriptor.from_json(layer) for layer in body["layers"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError, InvalidInput) as error:
             raise PackageError(f"not the OCI manifest of a model: {error!r}") from None
+        titles = [file.title for file in found.files if file.title]
+        if len(set(titles)) < len(titles):
+            raise PackageError(f"not the manifest of a model: two of its files have one title: {titles}")
+        return found
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
@@ -98,6 +103,11 @@ class Manifest:
     @property
     def size_bytes(self) -> int:
         return sum(blob.size_bytes for blob in self.blobs)
+
+
+def is_file_name(title: str) -> bool:
+    """Whether the title can name a file in one folder, on every system."""
+    return title not in (".", "..") and title.isprintable() and not set(title) & set("/\\:")
 
 
 def digest_bytes(data: bytes) -> str:

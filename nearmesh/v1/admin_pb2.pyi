@@ -165,17 +165,15 @@ class ListAuditResponse(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[AuditEntry, _Mapping]]] = ...) -> None: ...
 
 class AuditEntry(_message.Message):
-    __slots__ = ("at_s", "actor", "action", "subject", "detail", "allowed")
+    __slots__ = ("at_s", "actor", "action", "subject", "detail")
     AT_S_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
-    ALLOWED_FIELD_NUMBER: _ClassVar[int]
     at_s: float
     actor: str
     action: str
     subject: str
     detail: str
-    allowed: bool
-    def __init__(self, at_s: _Optional[float] = ..., actor: _Optional[str] = ..., action: _Optional[str] = ..., subject: _Optional[str] = ..., detail: _Optional[str] = ..., allowed: _Optional[bool] = ...) -> None: ...
+    def __init__(self, at_s: _Optional[float] = ..., actor: _Optional[str] = ..., action: _Optional[str] = ..., subject: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...

@@ -113,20 +113,22 @@ class ReplicaStatus(_message.Message):
     def __init__(self, model: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., detail: _Optional[str] = ..., variant: _Optional[str] = ..., service_ms_p50: _Optional[float] = ..., service_ms_p95: _Optional[float] = ..., inferences_per_second: _Optional[float] = ..., in_flight: _Optional[int] = ...) -> None: ...
 
 class WantedState(_message.Message):
-    __slots__ = ("generation", "versions", "removed_nodes", "drain", "jwks_json", "registry_url")
+    __slots__ = ("generation", "versions", "removed_nodes", "drain", "jwks_json", "registry_url", "withdrawn")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     REMOVED_NODES_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     JWKS_JSON_FIELD_NUMBER: _ClassVar[int]
     REGISTRY_URL_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
     generation: int
     versions: _containers.RepeatedCompositeFieldContainer[WantedVersion]
     removed_nodes: _containers.RepeatedScalarFieldContainer[str]
     drain: bool
     jwks_json: str
     registry_url: str
-    def __init__(self, generation: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[WantedVersion, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[str]] = ..., drain: _Optional[bool] = ..., jwks_json: _Optional[str] = ..., registry_url: _Optional[str] = ...) -> None: ...
+    withdrawn: bool
+    def __init__(self, generation: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[WantedVersion, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[str]] = ..., drain: _Optional[bool] = ..., jwks_json: _Optional[str] = ..., registry_url: _Optional[str] = ..., withdrawn: _Optional[bool] = ...) -> None: ...
 
 class WantedVersion(_message.Message):
     __slots__ = ("model", "version", "digest")

@@ -1,0 +1,71 @@
+"""`node.toml`: what an operator decides about one node."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nearmesh.errors import InvalidInput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """Where the listeners bind, host:port."""
+
+    # TLS and bearer token: clients.
+    public: str = "0.0.0.0:8001"
+    # TLS with a certificate of the mesh: gateways and other nodes.
+    mesh: str = "0.0.0.0:8003"
+    # Prometheus metrics, plain HTTP.
+    metrics: str = "127.0.0.1:8002"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """A node's configuration."""
+
+    # Key, certificate, models and the last wanted state.
+    data: Path
+    listen: Listen = field(default_factory=Listen)
+    # Host that clients and gateways reach this node at.
+    advertise_host: str = "127.0.0.1"
+    # A file with the single-use join token; needed until the node has joined. NEARMESH_JOIN_TOKEN does as well.
+    join_token_file: Path | None = None
+    # What this machine costs; an operator's `nearmesh node price` wins over it.
+    usd_per_hour: float = 0.0
+    # Names this kind of machine; nodes that share it count as equally fast. Empty: taken from the processor.
+    hardware: str = ""
+    # ONNX Runtime execution providers, best first; each must be usable or the node does not start serving a model.
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    # Threads inside one engine call; 0: as many as there are cores.
+    threads: int = 0
+    # Largest request and answer. A larger one is refused with RESOURCE_EXHAUSTED.
+    max_message_bytes: int = 64 * 1024 * 1024
+    # Requests of one model that may wait for the engine; one more is refused.
+    queue_limit: int = 256
+    # On SIGTERM, requests in progress get this long.
+    grace_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.usd_per_hour < 0:
+            raise InvalidInput(f"usd_per_hour must be 0 or more, got {self.usd_per_hour}")
+        if self.max_message_bytes < 1024 * 1024:
+            raise InvalidInput(f"max_message_bytes must be at least 1 MiB, got {self.max_message_bytes}")
+        if self.queue_limit < 1 or self.threads < 0 or self.grace_s < 0:
+            raise InvalidInput("queue_limit must be 1 or more, threads and grace_s 0 or more")
+
+    def hardware_name(self) -> str:
+        """`hardware`, or the processor's model and the number of cores."""
+        return self.hardware or f"{_processor()} x{os.cpu_count()}"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,226 @@
+"""The agent's one process: builds every part, wires them, serves until told to stop, and leaves in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import httpx
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+import nearmesh
+from nearmesh.errors import ConfigError
+from nearmesh.listeners import listen, listen_plain, new_server
+from nearmesh.membership import Membership, Renewal, member
+from nearmesh.process import only_one
+from nearmesh.rpc import EVERYONE, MACHINES, PEOPLE, Gatekeeper
+from nearmesh.tokens import TokenVerifier
+from nearmesh.v1 import node_pb2 as pb
+from nearmesh_agent.config import NodeConfig
+from nearmesh_agent.engines.onnx import OnnxEngines
+from nearmesh_agent.health import follow_readiness
+from nearmesh_agent.serving.metrics import ServingMetrics
+from nearmesh_agent.serving.replica import Replica, ReplicaConfig
+from nearmesh_agent.serving.servicer import InferenceServicer, Place
+from nearmesh_agent.serving.table import ReplicaTable
+from nearmesh_agent.session.reconciler import Reconciler
+from nearmesh_agent.session.session import Session
+from nearmesh_agent.store.store import PULL_TIMEOUT, ModelStore
+
+log = logging.getLogger(__name__)
+
+# How long a leaving node waits for the routes to lead elsewhere; it stops all the same when nobody says so.
+WITHDRAW_S = 3.0
+
+POLICY = {
+    # Load balancers and orchestrators probe without credentials; it says ready or not, and nothing else.
+    "/grpc.health.v1.Health/": EVERYONE,
+    "/inference.GRPCInferenceService/": PEOPLE | MACHINES,
+    "/grpc.reflection.v1alpha.ServerReflection/": PEOPLE | MACHINES,
+}
+
+_REFLECTED = (
+    service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+    health.SERVICE_NAME,
+    reflection.SERVICE_NAME,
+)
+
+
+class Agent:
+    """One node of the mesh: everything between its listeners and its disk."""
+
+    def __init__(self, config: NodeConfig, membership: Membership, renewal: Renewal) -> None:
+        self._config = config
+        self._membership = membership
+        self._renewal = renewal
+        self._verifier = TokenVerifier(membership.jwks_json, membership.mesh)
+        self._table = ReplicaTable()
+        self._metrics = ServingMetrics()
+        self._store = ModelStore(config.data / "models")
+        place = Place(node=membership.id, site=membership.site, region=membership.region)
+        self._servicer = InferenceServicer(self._table, place, metrics=self._metrics)
+        self._health = health.aio.HealthServicer()
+        self._withdrawn = asyncio.Event()
+        self._addresses: dict[str, str] = {}
+        self._session = Session(
+            membership.control_plane_mesh,
+            lambda: renewal.current,
+            hello=self._hello,
+            status=self._status,
+            on_wanted=self._on_wanted,
+        )
+        engines = OnnxEngines(providers=config.providers, threads=config.threads)
+        limits = ReplicaConfig(queue=config.queue_limit, close_s=config.grace_s)
+        self._reconciler = Reconciler(
+            self._table,
+            self._pull,
+            lambda folder, digest: Replica.load(folder, digest, engine_factory=engines, config=limits),
+            keep=config.data / "wanted.pb",
+            on_progress=self._session.report_now,
+        )
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set. Raises ConfigError when a listener cannot be opened."""
+        server = self._build_server()
+        await server.start()
+        try:
+            with _metrics_server(self._config.listen.metrics, self._metrics) as metrics_address:
+                self._addresses["metrics"] = metrics_address
+                async with asyncio.TaskGroup() as tasks:
+                    background = [
+                        tasks.create_task(self._session.run()),
+                        tasks.create_task(self._renewal.run()),
+                        tasks.create_task(follow_readiness(self._health, self._servicer, self._table)),
+                    ]
+                    self._reconciler.resume()
+                    log.info(
+                        "serving node=%s public=%s mesh=%s metrics=%s",
+                        self._membership.id,
+                        self._addresses["public"],
+                        self._addresses["mesh"],
+                        metrics_address,
+                    )
+                    await stop.wait()
+                    await self._leave(server)
+                    for task in background:
+                        task.cancel()
+        finally:
+            await server.stop(0)
+            await self._reconciler.close()
+
+    async def _leave(self, server: grpc.aio.Server) -> None:
+        """Out of the routes first, then what is in flight ends, then the listeners close."""
+        log.info("leaving")
+        self._servicer.draining = True
+        self._session.report_now()
+        try:
+            async with asyncio.timeout(WITHDRAW_S):
+                await self._withdrawn.wait()
+        except TimeoutError:
+            log.warning("the control plane did not confirm the withdrawal within %s s", WITHDRAW_S)
+        await server.stop(self._config.grace_s)
+
+    def _build_server(self) -> grpc.aio.Server:
+        gatekeeper = Gatekeeper(
+            mesh=self._membership.mesh, verifier=self._verifier, policy=POLICY, removed=self._removed
+        )
+        server = new_server(gatekeeper, self._config.max_message_bytes)
+        add_servicers(server, self._servicer, self._health)
+        for name, address, mesh in (
+            ("public", self._config.listen.public, False),
+            ("mesh", self._config.listen.mesh, True),
+        ):
+            bound = listen(server, address, lambda: self._renewal.current, mesh=mesh)
+            self._addresses[name] = f"{self._config.advertise_host}:{bound.rpartition(':')[2]}"
+        return server
+
+    def _removed(self) -> list[str]:
+        return list(self._reconciler.wanted.removed_nodes)
+
+    def _hello(self) -> pb.NodeHello:
+        return pb.NodeHello(
+            agent_version=nearmesh.__version__,
+            public_address=self._addresses["public"],
+            mesh_address=self._addresses["mesh"],
+            metrics_address=self._addresses["metrics"],
+            hardware=self._config.hardware_name(),
+            providers=self._config.providers,
+            usd_per_hour=self._config.usd_per_hour or -1.0,
+        )
+
+    def _status(self) -> pb.NodeStatus:
+        return pb.NodeStatus(replicas=self._reconciler.statuses(), draining=self._servicer.draining)
+
+    def _on_wanted(self, state: pb.WantedState) -> None:
+        self._verifier.update(state.jwks_json)
+        self._reconciler.want(state)
+        if state.withdrawn and self._servicer.draining:
+            self._withdrawn.set()
+
+    async def _pull(self, model: str, digest: str, registry_url: str) -> Path:
+        found = await asyncio.to_thread(self._store.find, digest)
+        if found:
+            return found[1]
+        context = self._renewal.current.ssl_context(self._config.data)
+        async with httpx.AsyncClient(base_url=registry_url, verify=context, timeout=PULL_TIMEOUT) as client:
+            _, folder = await self._store.pull(model, digest, client)
+        return folder
+
+
+def add_servicers(server: grpc.aio.Server, servicer: InferenceServicer, status: health.aio.HealthServicer) -> None:
+    """Everything that a node answers over gRPC."""
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    reflection.enable_server_reflection(_REFLECTED, server)
+
+
+@contextmanager
+def _metrics_server(address: str, metrics: ServingMetrics) -> Iterator[str]:
+    host, _, port = address.rpartition(":")
+    try:
+        server, thread = start_http_server(int(port), host, registry=metrics.registry)
+    except (OSError, ValueError, socket.gaierror) as error:
+        raise ConfigError(f"cannot serve metrics on {address}: {error}") from None
+    try:
+        yield f"{host}:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+async def serve(config: NodeConfig, token: str | None, stop: asyncio.Event) -> None:
+    """Joins if need be, then runs the node until `stop` is set. Raises MeshError."""
+    with only_one(config.data, "an agent"):
+        membership = await member(config.data, "node", token)
+        renewal = Renewal(membership, config.data)
+        await Agent(config, membership, renewal).serve(stop)
+
+
+async def serve_alone(packages: Mapping[str, Path], config: NodeConfig, stop: asyncio.Event) -> None:
+    """Serves packages (digest: folder) without a mesh: no TLS, no token, on loopback alone, for a trial."""
+    table, metrics = ReplicaTable(), ServingMetrics()
+    engines = OnnxEngines(providers=config.providers, threads=config.threads)
+    servicer = InferenceServicer(table, Place(node="alone", site="alone", region="alone"), metrics=metrics)
+    status = health.aio.HealthServicer()
+    gatekeeper = Gatekeeper(mesh="alone", verifier=None, policy=POLICY, open_door=True)
+    server = new_server(gatekeeper, config.max_message_bytes)
+    add_servicers(server, servicer, status)
+    address = listen_plain(server, config.listen.public)
+    for digest, folder in packages.items():
+        table.put(await Replica.load(folder, digest, engine_factory=engines))
+    await server.start()
+    log.info("serving %s on %s, without TLS", ", ".join(replica.name for replica in table), address)
+    readiness = asyncio.create_task(follow_readiness(status, servicer, table))
+    await stop.wait()
+    readiness.cancel()
+    await server.stop(config.grace_s)
+    await asyncio.gather(*(replica.close() for replica in table))

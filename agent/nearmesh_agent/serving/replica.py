@@ -1,0 +1,188 @@
+"""A model version loaded on this node: proven by its warm-up, measured while it serves, closed without loss."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nearmesh import package as packages
+from nearmesh.errors import ConfigError, EngineFailure, InvalidInput, WarmupFailed
+from nearmesh.package import Package
+from nearmesh.quantiles import Window
+from nearmesh_agent.engines.base import Array, Engine, EngineFactory
+from nearmesh_agent.serving import warmup
+from nearmesh_agent.serving.lanes import Answer, Clock, Lanes
+from nearmesh_agent.serving.tally import Tally
+
+log = logging.getLogger(__name__)
+
+# A first engine call allocates and plans; what the node can do shows in those after it. Few and short, since nothing
+# serves meanwhile.
+_TIMED_CALLS, _TIMED_S = 5, 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaConfig:
+    """How one replica takes requests."""
+
+    # Requests that may wait for an instance. More absorbs longer bursts; each adds its engine time to the last one's.
+    queue: int = 64
+    # An engine call that takes longer than this, and than ten times the usual one, makes the replica not ready.
+    stall_s: float = 4.0
+    # How long an unloaded version may go on answering what it had accepted.
+    close_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.queue < 0 or self.stall_s <= 0 or self.close_s < 0:
+            raise ConfigError("`queue` and `close_s` are 0 or more, `stall_s` is above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaStats:
+    """What a replica says about itself; zeros before anything was measured."""
+
+    service_ms_p50: float
+    service_ms_p95: float
+    inferences_per_second: float
+    in_flight: int
+
+
+class Replica:
+    """One version, ready to serve. Belongs to one event loop; `load` is the way to get one."""
+
+    def __init__(
+        self, package: Package, digest: str, engine: Engine, *, config: ReplicaConfig, clock: Clock = time.monotonic
+    ) -> None:
+        self.package = package
+        self.digest = digest
+        self.engine = engine
+        self.tally = Tally()
+        self._config = config
+        self._clock = clock
+        self._lanes = Lanes(
+            engine,
+            instances=package.instances or os.cpu_count() or 1,
+            queue=config.queue,
+            clock=clock,
+            name=f"{package.name}-{package.version}",
+        )
+        # The latest of each; an idle replica keeps what it measured last.
+        self._service_ms = Window(size=256)
+        self._compute_s = Window(size=256)
+
+    @classmethod
+    async def load(
+        cls,
+        folder: Path,
+        digest: str,
+        *,
+        engine_factory: EngineFactory,
+        package: Package | None = None,
+        config: ReplicaConfig | None = None,
+        clock: Clock = time.monotonic,
+    ) -> Replica:
+        """Loads the version in `folder` and proves it: every warm-up input gives its expected outputs.
+
+        Raises PackageError, ConfigError or EngineFailure when it cannot be loaded, WarmupFailed when it is wrong.
+        """
+        return await asyncio.to_thread(
+            cls._load, folder, digest, engine_factory, package, config or ReplicaConfig(), clock
+        )
+
+    @classmethod
+    def _load(
+        cls,
+        folder: Path,
+        digest: str,
+        engine_factory: EngineFactory,
+        package: Package | None,
+        config: ReplicaConfig,
+        clock: Clock,
+    ) -> Replica:
+        package = package or packages.load(folder)
+        engine = engine_factory(folder, package)
+        try:
+            replica = cls(package, digest, engine, config=config, clock=clock)
+            replica._prove(folder)
+        except BaseException:
+            engine.close()
+            raise
+        log.info("loaded model=%s version=%s variant=%s", package.name, package.version, engine.variant)
+        return replica
+
+    def _prove(self, folder: Path) -> None:
+        until = self._clock() + _TIMED_S
+        for case, given, expected in warmup.cases(folder, self.package):
+            try:
+                warmup.check(case, self.engine.infer(given), expected)
+            except (EngineFailure, InvalidInput) as error:
+                raise WarmupFailed(f"{case.file}: {error.message}") from None
+            for _ in range(_TIMED_CALLS):
+                if self._clock() >= until:
+                    break
+                self._time_one(given)
+
+    def _time_one(self, given: Mapping[str, Array]) -> None:
+        started = self._clock()
+        self.engine.infer(given)
+        seconds, now = self._clock() - started, self._clock()
+        self._compute_s.add(seconds, now_s=now)
+        self._service_ms.add(seconds * 1000, now_s=now)
+
+    @property
+    def name(self) -> str:
+        return self.package.name
+
+    @property
+    def version(self) -> str:
+        return self.package.version
+
+    @property
+    def instances(self) -> int:
+        """Engine calls at a time."""
+        return self._lanes.instances
+
+    async def infer(self, inputs: Mapping[str, Array], *, timeout_s: float | None = None) -> Answer:
+        """Every output for checked `inputs`. Raises Overloaded, DeadlineExceeded, NotReady, or the engine's error."""
+        median = self._compute_s.quantiles(0.5, now_s=self._clock())
+        answer = await self._lanes.run(inputs, timeout_s=timeout_s, typical_ms=median[0] * 1000 if median else 1.0)
+        self._compute_s.add(answer.compute_ms / 1000, now_s=self._clock())
+        return answer
+
+    def served(self, service_ms: float) -> None:
+        """Takes note of a request's whole time on the node, from bytes in to bytes out."""
+        self._service_ms.add(service_ms, now_s=self._clock())
+
+    @property
+    def ready(self) -> bool:
+        """False while an engine call hangs."""
+        running_s = self._lanes.longest_running_s()
+        if running_s <= self._config.stall_s:
+            return True
+        usual = self._compute_s.quantiles(0.5, now_s=self._clock())
+        return usual is not None and running_s <= 10 * usual[0]
+
+    def stats(self) -> ReplicaStats:
+        now = self._clock()
+        service = self._service_ms.quantiles(0.5, 0.95, now_s=now) or (0.0, 0.0)
+        fastest = self._compute_s.quantiles(0.1, now_s=now)
+        return ReplicaStats(
+            service_ms_p50=service[0],
+            service_ms_p95=service[1],
+            # The fastest tenth is what the machine can do when nothing else holds it up.
+            inferences_per_second=self.instances / fastest[0] if fastest and fastest[0] > 0 else 0.0,
+            in_flight=self._lanes.in_flight,
+        )
+
+    async def close(self) -> None:
+        """Lets what is in flight finish, within `close_s`, and gives back the engine's memory. Safe to repeat."""
+        if await self._lanes.close(self._config.close_s):
+            await asyncio.to_thread(self.engine.close)
+        else:
+            # Freeing what a thread is still using would crash the process.
+            log.error("an engine call of model=%s version=%s did not end; its memory stays", self.name, self.version)

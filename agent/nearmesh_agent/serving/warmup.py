@@ -1,0 +1,74 @@
+"""Whether a freshly loaded version gives the outputs that its package promises."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from nearmesh.errors import PackageError, WarmupFailed
+from nearmesh.package import Package, Warmup
+from nearmesh_agent.engines.base import Array
+from nearmesh_agent.serving.inputs import complete
+
+_INPUT, _OUTPUT = "input.", "output."
+
+
+def cases(folder: Path, package: Package) -> Iterator[tuple[Warmup, dict[str, Array], dict[str, Array]]]:
+    """Each warm-up with its inputs, completed as a request's are, and its expected outputs. Raises PackageError."""
+    for warmup in package.warmup:
+        arrays = _read(folder / warmup.file)
+        given = {name.removeprefix(_INPUT): array for name, array in arrays.items() if name.startswith(_INPUT)}
+        expected = {name.removeprefix(_OUTPUT): array for name, array in arrays.items() if name.startswith(_OUTPUT)}
+        if not expected:
+            raise PackageError(f"{warmup.file} has no array named {_OUTPUT}NAME, so it proves nothing")
+        yield warmup, complete(package, given), expected
+
+
+def check(warmup: Warmup, outputs: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
+    """Raises WarmupFailed, which names the tensor and the largest difference, unless all outputs are close enough."""
+    for name, array in expected.items():
+        if name not in outputs:
+            raise WarmupFailed(f"{warmup.file}: output {name!r} is expected, the model has {sorted(outputs)}")
+        _compare(warmup, name, outputs[name], array)
+
+
+def _compare(warmup: Warmup, name: str, got: Array, expected: Array) -> None:
+    where = f"{warmup.file}: output {name!r}"
+    if got.shape != expected.shape:
+        raise WarmupFailed(f"{where} has shape {list(got.shape)}, expected {list(expected.shape)}")
+    if got.dtype == object or expected.dtype == object:
+        if got.tolist() != expected.tolist():
+            raise WarmupFailed(f"{where} is not the expected bytes")
+        return
+    left, right = got.astype(np.float64), expected.astype(np.float64)
+    # A NaN is close to nothing, not even to a NaN that was expected.
+    if np.allclose(left, right, rtol=warmup.rtol, atol=warmup.atol):
+        return
+    nan = int(np.count_nonzero(np.isnan(left)))
+    with np.errstate(invalid="ignore"):
+        difference = np.nanmax(np.abs(left - right), initial=0.0)
+    raise WarmupFailed(
+        f"{where} differs from what is expected by up to {difference:.6g} (rtol {warmup.rtol:g}, atol {warmup.atol:g})"
+        + (f"; {nan} of {left.size} values are NaN" if nan else "")
+    )
+
+
+def _read(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: _as_tensor(archive[name]) for name in archive.files}
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise PackageError(f"{path.name} is not an .npz archive of arrays: {error}") from None
+
+
+def _as_tensor(array: Array) -> Array:
+    """BYTES stand in the archive as fixed-width strings, since it may hold no Python objects."""
+    if array.dtype.kind not in "SU":
+        return array
+    items = np.empty(array.shape, dtype=object)
+    for index, item in enumerate(array.flat):
+        items.flat[index] = item.encode() if isinstance(item, str) else bytes(item)
+    return items

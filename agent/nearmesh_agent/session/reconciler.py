@@ -1,0 +1,201 @@
+"""Makes the node serve what is wanted: pulls, proves and swaps versions, and says how far it has come.
+
+A new version is loaded and proven beside the old one and takes over in one step; the old one answers what it has
+accepted and goes. A version that fails never serves, and the old one stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from nearmesh.errors import MeshError, Unreachable
+from nearmesh.tls import write_private
+from nearmesh.v1 import node_pb2 as pb
+from nearmesh_agent.serving.replica import Replica
+from nearmesh_agent.serving.table import ReplicaTable
+
+log = logging.getLogger(__name__)
+
+# A version that could not be had is tried again, less and less often; one that proved wrong is not.
+RETRY_S = (1.0, 60.0)
+
+Load = Callable[[Path, str], Awaitable[Replica]]
+
+
+class Source(Protocol):
+    """Where a version's files come from."""
+
+    async def __call__(self, model: str, digest: str, registry_url: str) -> Path:
+        """The version's folder on this node. Raises MeshError."""
+        ...
+
+
+@dataclass(slots=True)
+class _Progress:
+    state: pb.ReplicaState
+    detail: str = ""
+
+
+class Reconciler:
+    """Works towards the newest wanted state, one version at a time."""
+
+    def __init__(
+        self, table: ReplicaTable, source: Source, load: Load, *, keep: Path, on_progress: Callable[[], None]
+    ) -> None:
+        self._table = table
+        self._source = source
+        self._load = load
+        self._keep = keep
+        self._on_progress = on_progress
+        self._wanted = pb.WantedState()
+        self._progress: dict[str, _Progress] = {}
+        self._models: dict[str, str] = {}
+        # By digest: on its way to serving, and on its way out. A version may be both when minds change quickly.
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._retiring: dict[str, asyncio.Task[None]] = {}
+        # Loading takes all cores for a moment; one at a time leaves some for serving.
+        self._one_at_a_time = asyncio.Lock()
+        self.restored = self._read()
+
+    @property
+    def wanted(self) -> pb.WantedState:
+        """What the control plane said last, also before the last restart."""
+        return self._wanted
+
+    def want(self, state: pb.WantedState) -> None:
+        """Takes over a wanted state and writes it to disk, so that a restart needs no control plane."""
+        if state.versions != self._wanted.versions or state.removed_nodes != self._wanted.removed_nodes:
+            write_private(self._keep, state.SerializeToString())
+        self._wanted = state
+        self._start()
+
+    def resume(self) -> None:
+        """Works towards what was wanted before the restart."""
+        if self.restored:
+            log.info("serving from the local store until the control plane speaks")
+            self._start()
+
+    def statuses(self) -> list[pb.ReplicaStatus]:
+        """Every version that this node has, or is working on."""
+        found = []
+        for digest, progress in self._progress.items():
+            status = pb.ReplicaStatus(
+                model=self._models[digest], digest=digest, state=progress.state, detail=progress.detail
+            )
+            replica = self._table.by_digest(digest)
+            if replica:
+                _measure(status, replica)
+            found.append(status)
+        return found
+
+    async def close(self) -> None:
+        """Stops working and closes every replica. Safe to repeat."""
+        tasks = [*self._tasks.values(), *self._retiring.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(replica.close() for replica in self._table))
+
+    def _read(self) -> bool:
+        try:
+            self._wanted = pb.WantedState.FromString(self._keep.read_bytes())
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _start(self) -> None:
+        wanted = {version.digest: version for version in self._wanted.versions}
+        for digest, task in list(self._tasks.items()):
+            if task.done() or digest not in wanted:
+                task.cancel()
+                del self._tasks[digest]
+        for digest, version in wanted.items():
+            self._models[digest] = version.model
+            if digest not in self._tasks and not self._settled(digest):
+                self._tasks[digest] = asyncio.create_task(self._bring(version), name=f"bring {version.model}")
+        for digest in [d for d in self._progress if d not in wanted]:
+            model = self._models[digest]
+            replaced = any(v.model == model for v in wanted.values())
+            # While its successor is on the way, the old version serves.
+            if not replaced or self._table.by_digest(digest) is None:
+                self._retiring[digest] = asyncio.create_task(self._retire(digest), name=f"retire {model}")
+        self._retiring = {digest: task for digest, task in self._retiring.items() if not task.done()}
+
+    def _settled(self, digest: str) -> bool:
+        """Nothing left to do: it serves, or it has proven wrong."""
+        replica = self._table.by_digest(digest)
+        if replica:
+            return self._table.serving(replica)
+        progress = self._progress.get(digest)
+        return progress is not None and progress.state == pb.REPLICA_STATE_FAILED
+
+    async def _bring(self, version: pb.WantedVersion) -> None:
+        wait_s = RETRY_S[0]
+        while True:
+            try:
+                await self._bring_once(version)
+                return
+            except MeshError as error:
+                self._set(version, pb.REPLICA_STATE_FAILED, f"{error.reason}: {error.message}")
+                log.warning("version failed model=%s digest=%s: %s", version.model, version.digest, error.message)
+                if not _worth_another_try(error):
+                    return
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+            wait_s = min(2 * wait_s, RETRY_S[1])
+
+    async def _bring_once(self, version: pb.WantedVersion) -> None:
+        replica = self._table.by_digest(version.digest)
+        if replica is None:
+            replica = await self._get(version)
+        self._table.forget(version.model)
+        before = self._table.put(replica)
+        self._set(version, pb.REPLICA_STATE_READY)
+        log.info("serving model=%s version=%s digest=%s", version.model, version.version, version.digest)
+        for digest in [d for d in self._progress if self._models[d] == version.model and d != version.digest]:
+            await self._retire(digest)
+        if before is not None:
+            await before.close()
+
+    async def _get(self, version: pb.WantedVersion) -> Replica:
+        self._table.expect(version.model, "being loaded")
+        self._set(version, pb.REPLICA_STATE_PULLING)
+        folder = await self._source(version.model, version.digest, self._wanted.registry_url)
+        async with self._one_at_a_time:
+            self._set(version, pb.REPLICA_STATE_LOADING)
+            return await self._load(folder, version.digest)
+
+    async def _retire(self, digest: str) -> None:
+        replica = self._table.remove(digest)
+        if replica is not None:
+            self._progress[digest] = _Progress(pb.REPLICA_STATE_UNLOADING)
+            self._on_progress()
+            await replica.close()
+            log.info("unloaded model=%s digest=%s", self._models[digest], digest)
+        progress = self._progress.get(digest)
+        if progress and (progress.state == pb.REPLICA_STATE_UNLOADING or digest not in self._tasks):
+            del self._progress[digest]
+        self._on_progress()
+
+    def _set(self, version: pb.WantedVersion, state: pb.ReplicaState, detail: str = "") -> None:
+        self._progress[version.digest] = _Progress(state, detail)
+        self._on_progress()
+
+
+def _worth_another_try(error: MeshError) -> bool:
+    """Bytes that were wrong or missing may come right with another download; a version that proved wrong stays so."""
+    return isinstance(error, Unreachable) or error.reason in ("DIGEST_MISMATCH", "NOT_FOUND")
+
+
+def _measure(status: pb.ReplicaStatus, replica: Replica) -> None:
+    stats = replica.stats()
+    status.variant = replica.engine.variant
+    status.service_ms_p50, status.service_ms_p95 = stats.service_ms_p50, stats.service_ms_p95
+    status.inferences_per_second, status.in_flight = stats.inferences_per_second, stats.in_flight
+    if not replica.ready and status.state == pb.REPLICA_STATE_READY:
+        status.state, status.detail = pb.REPLICA_STATE_FAILED, "an engine call hangs"

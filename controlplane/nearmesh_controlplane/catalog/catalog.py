@@ -1,0 +1,211 @@
+"""The catalog: published versions, which of them is deployed where, and each model's route policy."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from nearmesh.errors import AlreadyExists, InvalidInput, NotFound
+from nearmesh.oci import Manifest
+from nearmesh.package import RoutePolicy
+from nearmesh.routing import Objective, parse_objective
+from nearmesh_controlplane import database as tables
+from nearmesh_controlplane.database import Database
+from nearmesh_controlplane.generation import Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """One published version."""
+
+    digest: str
+    model: str
+    version: str
+    size_bytes: int
+    created_at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """A version that was made the wanted one; `sites` empty for everywhere."""
+
+    id: int
+    model: str
+    version: str
+    digest: str
+    sites: tuple[str, ...]
+    created_at_s: float
+    actor: str
+
+    def covers(self, site: str) -> bool:
+        return not self.sites or site in self.sites
+
+
+class Catalog:
+    """Reads from memory; every change is on disk before it is seen."""
+
+    def __init__(self, db: Database, changes: Generation) -> None:
+        self._db = db
+        self._changes = changes
+        self._versions: dict[str, Version] = {}
+        self._deployments: list[Deployment] = []
+        self._policies: dict[str, RoutePolicy] = {}
+        # Two publishers of one version must not both find its name free.
+        self._adding = asyncio.Lock()
+
+    async def restore(self) -> None:
+        """Reads the durable state; called once, before anyone is served."""
+        versions, deployments, policies = await self._db.run(_read_all)
+        self._versions = {version.digest: version for version in versions}
+        self._deployments, self._policies = deployments, policies
+
+    # What is asked
+
+    def models(self) -> list[str]:
+        return sorted({version.model for version in self._versions.values()})
+
+    def versions(self, model: str) -> list[Version]:
+        """Newest first. Raises NotFound."""
+        found = [version for version in self._versions.values() if version.model == model]
+        if not found:
+            raise NotFound(f"no model {model!r}; published are {', '.join(self.models()) or 'none yet'}")
+        return sorted(found, key=lambda version: version.created_at_s, reverse=True)
+
+    def version(self, model: str, version: str) -> Version:
+        """The version of that name. Raises NotFound."""
+        found = self.versions(model)
+        for candidate in found:
+            if candidate.version == version:
+                return candidate
+        raise NotFound(f"no version {version!r} of {model!r}; published are {', '.join(v.version for v in found)}")
+
+    def version_of(self, digest: str) -> str:
+        """The name of the version with that digest; empty when it is not in the catalog."""
+        found = self._versions.get(digest)
+        return found.version if found else ""
+
+    def deployed(self, model: str, site: str) -> Deployment | None:
+        """The newest deployment of `model` that covers `site`."""
+        return next((d for d in reversed(self._deployments) if d.model == model and d.covers(site)), None)
+
+    def deployments(self, model: str) -> list[Deployment]:
+        """Newest first."""
+        return [d for d in reversed(self._deployments) if d.model == model]
+
+    def policy(self, model: str) -> RoutePolicy:
+        return self._policies.get(model, RoutePolicy())
+
+    # What changes
+
+    def check_new(self, manifest: Manifest, digest: str) -> Version | None:
+        """The version, if it is published already. Raises AlreadyExists when its name is taken by other bytes."""
+        for known in self._versions.values():
+            if (known.model, known.version) == (manifest.model, manifest.version):
+                if known.digest == digest:
+                    return known
+                raise AlreadyExists(
+                    f"{manifest.model}@{manifest.version} is published with other contents ({known.digest}); "
+                    "versions never change: raise `version` in model.toml"
+                )
+        return None
+
+    async def add(self, manifest: Manifest, digest: str, policy: RoutePolicy) -> Version:
+        """Records a version whose blobs are all in the layout. Raises AlreadyExists."""
+        async with self._adding:
+            known = self.check_new(manifest, digest)
+            if known:
+                return known
+            version = Version(
+                digest=digest,
+                model=manifest.model,
+                version=manifest.version,
+                size_bytes=manifest.size_bytes,
+                created_at_s=time.time(),
+            )
+            self._policies[version.model] = await self._db.run(_insert_version, version, policy)
+            self._versions[digest] = version
+        self._changes.bump()
+        return version
+
+    async def deploy(self, model: str, version: str, sites: tuple[str, ...], actor: str) -> Deployment:
+        """Raises NotFound."""
+        found = self.version(model, version)
+        deployment = await self._db.run(_insert_deployment, found, sites, actor, time.time())
+        self._deployments.append(deployment)
+        self._changes.bump()
+        return deployment
+
+    async def rollback(self, model: str, actor: str) -> Deployment:
+        """Deploys the version before the present one, to the same sites. Raises NotFound, InvalidInput."""
+        self.versions(model)
+        history = self.deployments(model)
+        if not history:
+            raise InvalidInput(f"{model!r} has never been deployed, so there is nothing to roll back")
+        present = history[0]
+        earlier = next((d for d in history if d.digest != present.digest), None)
+        if earlier is None:
+            raise InvalidInput(f"{model!r} has been deployed in one version only ({present.version})")
+        return await self.deploy(model, earlier.version, present.sites, actor)
+
+    async def set_policy(self, model: str, objective: str, deadline_ms: float) -> RoutePolicy:
+        """Empty or 0 leaves a value as it is. Raises NotFound, InvalidInput."""
+        self.versions(model)
+        now = self.policy(model)
+        if not 0 <= deadline_ms < 1e7:
+            raise InvalidInput(f"a deadline of {deadline_ms} ms is not between 0 and 10,000,000")
+        wanted: Objective = parse_objective(objective) if objective else now.objective
+        policy = RoutePolicy(objective=wanted, deadline_ms=deadline_ms or now.deadline_ms)
+        await self._db.run(_write_policy, model, policy, True)
+        self._policies[model] = policy
+        self._changes.bump()
+        return policy
+
+
+def _read_all(connection: sa.Connection) -> tuple[list[Version], list[Deployment], dict[str, RoutePolicy]]:
+    versions = [Version(**row._mapping) for row in connection.execute(sa.select(tables.versions))]
+    deployments = connection.execute(sa.select(tables.deployments).order_by(tables.deployments.c.id))
+    policies = connection.execute(sa.select(tables.policies))
+    return versions, [_deployment(row) for row in deployments], {row.model: _policy(row) for row in policies}
+
+
+def _deployment(row: sa.Row[Any]) -> Deployment:
+    return Deployment(**{**row._mapping, "sites": tuple(row.sites)})
+
+
+def _policy(row: sa.Row[Any]) -> RoutePolicy:
+    return RoutePolicy(objective=row.objective, deadline_ms=row.deadline_ms)
+
+
+def _insert_version(connection: sa.Connection, version: Version, policy: RoutePolicy) -> RoutePolicy:
+    row = {name: getattr(version, name) for name in ("digest", "model", "version", "size_bytes", "created_at_s")}
+    connection.execute(sa.insert(tables.versions).values(**row))
+    known = connection.execute(sa.select(tables.policies).where(tables.policies.c.model == version.model)).one_or_none()
+    if known is not None and known.by_operator:
+        return _policy(known)
+    _write_policy(connection, version.model, policy, False)
+    return policy
+
+
+def _write_policy(connection: sa.Connection, model: str, policy: RoutePolicy, by_operator: bool) -> None:
+    values = {"objective": policy.objective, "deadline_ms": policy.deadline_ms, "by_operator": by_operator}
+    connection.execute(sa.delete(tables.policies).where(tables.policies.c.model == model))
+    connection.execute(sa.insert(tables.policies).values(model=model, **values))
+
+
+def _insert_deployment(
+    connection: sa.Connection, version: Version, sites: tuple[str, ...], actor: str, now_s: float
+) -> Deployment:
+    values = {
+        "model": version.model,
+        "version": version.version,
+        "digest": version.digest,
+        "sites": list(sites),
+        "created_at_s": now_s,
+        "actor": actor,
+    }
+    insert = sa.insert(tables.deployments).values(**values).returning(tables.deployments)
+    return _deployment(connection.execute(insert).one())

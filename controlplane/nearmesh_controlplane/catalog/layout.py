@@ -1,0 +1,103 @@
+"""The OCI image layout on disk: blobs by digest, an index of manifests. A blob that is there is whole and synced."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from nearmesh.errors import DigestMismatch, NotFound, TooLarge
+from nearmesh.ids import check_digest
+from nearmesh.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor
+from nearmesh.tls import fsync_folder, write_private
+
+REF_NAME = "org.opencontainers.image.ref.name"
+
+
+class BlobWriter:
+    """One blob on its way in; it appears in the layout when its bytes have proven right."""
+
+    def __init__(self, folder: Path, expected: Descriptor) -> None:
+        self._expected = expected
+        self._target = folder / expected.digest.removeprefix("sha256:")
+        fd, name = tempfile.mkstemp(dir=folder, prefix=".incoming-")
+        self._draft, self._file = Path(name), os.fdopen(fd, "wb")
+        self._sha = hashlib.sha256()
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        """Raises TooLarge as soon as there is more than was announced."""
+        self._size += len(data)
+        if self._size > self._expected.size_bytes:
+            raise TooLarge(f"blob {self._expected.digest} exceeds the {self._expected.size_bytes} bytes announced")
+        self._sha.update(data)
+        self._file.write(data)
+
+    def commit(self) -> None:
+        """Puts the blob in place, on disk. Raises DigestMismatch when the bytes are not the announced ones."""
+        got = "sha256:" + self._sha.hexdigest()
+        if got != self._expected.digest or self._size != self._expected.size_bytes:
+            raise DigestMismatch(
+                f"blob {self._expected.digest} ({self._expected.size_bytes} bytes) came as {got} ({self._size} bytes)"
+            )
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._draft.chmod(0o644)
+        self._draft.replace(self._target)
+        fsync_folder(self._target.parent)
+
+    def abandon(self) -> None:
+        """Leaves nothing behind; harmless after `commit`."""
+        self._file.close()
+        self._draft.unlink(missing_ok=True)
+
+
+class Layout:
+    """An OCI image layout in one folder, which any OCI tool can read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._blobs = folder / "blobs" / "sha256"
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        for stale in self._blobs.glob(".incoming-*"):
+            stale.unlink()
+        if not (folder / "oci-layout").exists():
+            self._write("index.json", {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": []})
+            self._write("oci-layout", {"imageLayoutVersion": "1.0.0"})
+
+    def has(self, digest: str) -> bool:
+        return self._path(digest).exists()
+
+    def path(self, digest: str) -> Path:
+        """The blob's file. Raises NotFound."""
+        path = self._path(digest)
+        if not path.exists():
+            raise NotFound(f"no blob {digest}")
+        return path
+
+    def writer(self, expected: Descriptor) -> BlobWriter:
+        return BlobWriter(self._blobs, expected)
+
+    def add_manifest(self, manifest: bytes, digest: str, ref: str) -> None:
+        """Stores the manifest and names it in the index."""
+        writer = self.writer(Descriptor(MANIFEST_TYPE, digest, len(manifest)))
+        try:
+            writer.write(manifest)
+            writer.commit()
+        finally:
+            writer.abandon()
+        index = json.loads((self._folder / "index.json").read_bytes())
+        entry = {"mediaType": MANIFEST_TYPE, "digest": digest, "size": len(manifest), "annotations": {REF_NAME: ref}}
+        if entry not in index["manifests"]:
+            index["manifests"].append(entry)
+            self._write("index.json", index)
+
+    def _path(self, digest: str) -> Path:
+        return self._blobs / check_digest(digest).removeprefix("sha256:")
+
+    def _write(self, name: str, body: dict[str, Any]) -> None:
+        write_private(self._folder / name, json.dumps(body, indent=1).encode(), mode=0o644)

@@ -1,0 +1,67 @@
+"""`mesh.toml`: what an operator decides about one control plane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nearmesh.errors import InvalidInput
+from nearmesh.ids import check_label
+from nearmesh_controlplane.routing.table import Listener
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """Where the three listeners bind, host:port."""
+
+    # TLS and bearer token: Join, Resolve, catalog, admin, clients' ADS.
+    public: str = "0.0.0.0:7400"
+    # TLS with a certificate of the mesh: Session, Renew, gateways' ADS.
+    mesh: str = "0.0.0.0:7401"
+    # HTTPS: the OCI pull API.
+    http: str = "0.0.0.0:7480"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointOverride:
+    """Clients of one region reach one node at another address: a proxy or a translated network."""
+
+    client_region: str
+    node: str
+    address: str
+    listener: Listener = "public"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshConfig:
+    """The control plane's configuration."""
+
+    # A DNS label; it stands in every certificate, so it cannot change later.
+    mesh: str
+    # Keys, database and model artifacts.
+    data: Path
+    listen: Listen = field(default_factory=Listen)
+    # Host that nodes and clients reach the control plane at; it is put into join tokens and the server's certificate.
+    advertise_host: str = "127.0.0.1"
+    # A node whose session broke is tried last for this long and then leaves the routes. Longer than a node takes to
+    # reconnect after a restart of the control plane, short enough not to keep the dead.
+    lease_s: float = 10.0
+    # Certificates of nodes and gateways; renewed after two thirds of it.
+    certificate_lifetime_s: float = 24 * 3600.0
+    # Largest model file that may be published.
+    max_blob_bytes: int = 8 * 1024**3
+    endpoint_override: tuple[EndpointOverride, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_label("mesh", self.mesh)
+        for name in ("lease_s", "certificate_lifetime_s", "max_blob_bytes"):
+            if getattr(self, name) <= 0:
+                raise InvalidInput(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+def port_of(address: str) -> int:
+    """The port of "host:port". Raises InvalidInput."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise InvalidInput(f"address {address!r} is not host:port")
+    return int(port)

@@ -1,0 +1,153 @@
+"""The control plane's durable state: its tables, and one way to change them.
+
+SQLite in WAL mode with `synchronous = FULL`: a transaction that has returned is on disk, whatever is killed next.
+Every transaction runs in one thread, so that the serving loop never waits for the disk and writers never collide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import alembic.command
+import alembic.config
+import sqlalchemy as sa
+
+T = TypeVar("T")
+
+metadata = sa.MetaData()
+
+join_tokens = sa.Table(
+    "join_tokens",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("expires_at_s", sa.Float, nullable=False),
+    # Set in the same transaction that registers the machine, so that a token works once.
+    sa.Column("used_at_s", sa.Float),
+)
+
+nodes = sa.Table(
+    "nodes",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("site", sa.String, nullable=False),
+    sa.Column("region", sa.String, nullable=False),
+    sa.Column("public_address", sa.String, nullable=False, default=""),
+    sa.Column("mesh_address", sa.String, nullable=False, default=""),
+    sa.Column("metrics_address", sa.String, nullable=False, default=""),
+    sa.Column("hardware", sa.String, nullable=False, default=""),
+    sa.Column("agent_version", sa.String, nullable=False, default=""),
+    # From the node's own configuration, and the operator's, which wins.
+    sa.Column("own_usd_per_hour", sa.Float, nullable=False, default=0.0),
+    sa.Column("set_usd_per_hour", sa.Float),
+    sa.Column("draining", sa.Boolean, nullable=False, default=False),
+    sa.Column("cordoned", sa.Boolean, nullable=False, default=False),
+    sa.Column("removed", sa.Boolean, nullable=False, default=False),
+    sa.Column("joined_at_s", sa.Float, nullable=False),
+)
+
+# What each node said last of each version; kept so that a restart of the control plane knows whom to route to.
+replicas = sa.Table(
+    "replicas",
+    metadata,
+    sa.Column("node", sa.String, primary_key=True),
+    sa.Column("digest", sa.String, primary_key=True),
+    # A serialized nearmesh.v1.ReplicaStatus.
+    sa.Column("status", sa.LargeBinary, nullable=False),
+)
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("digest", sa.String, primary_key=True),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("version", sa.String, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+    sa.UniqueConstraint("model", "version"),
+)
+
+deployments = sa.Table(
+    "deployments",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("model", sa.String, nullable=False, index=True),
+    sa.Column("version", sa.String, nullable=False),
+    sa.Column("digest", sa.String, nullable=False),
+    # JSON list; empty for every site.
+    sa.Column("sites", sa.JSON, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+    sa.Column("actor", sa.String, nullable=False),
+)
+
+policies = sa.Table(
+    "policies",
+    metadata,
+    sa.Column("model", sa.String, primary_key=True),
+    sa.Column("objective", sa.String, nullable=False),
+    sa.Column("deadline_ms", sa.Float, nullable=False),
+    # A policy that an operator set is not overwritten by the next published package.
+    sa.Column("by_operator", sa.Boolean, nullable=False, default=False),
+)
+
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at_s", sa.Float, nullable=False),
+    sa.Column("actor", sa.String, nullable=False),
+    sa.Column("action", sa.String, nullable=False),
+    sa.Column("subject", sa.String, nullable=False),
+    sa.Column("detail", sa.String, nullable=False),
+)
+
+
+class Database:
+    """Runs transactions on the control plane's state, one after another, off the event loop."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url, poolclass=sa.pool.StaticPool, connect_args={"check_same_thread": False})
+        sa.event.listen(self._engine, "connect", _make_durable)
+        self._thread = ThreadPoolExecutor(1, "database")
+
+    @classmethod
+    def open(cls, path: Path) -> Database:
+        """The database in the file `path`, created or migrated to the present schema."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        database = cls(f"sqlite:///{path}")
+        migrate(database._engine)
+        return database
+
+    async def run(self, change: Callable[..., T], *args: Any) -> T:
+        """`change(connection, *args)` in one transaction. What it wrote is on disk when this returns."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transaction, change, *args)
+
+    def _transaction(self, change: Callable[..., T], *args: Any) -> T:
+        with self._engine.begin() as connection:
+            return change(connection, *args)
+
+    def close(self) -> None:
+        """Waits for the transaction in progress."""
+        self._thread.shutdown(wait=True)
+        self._engine.dispose()
+
+
+def migrate(engine: sa.Engine) -> None:
+    """Brings the schema to the newest revision."""
+    settings = alembic.config.Config()
+    settings.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        settings.attributes["connection"] = connection
+        alembic.command.upgrade(settings, "head")
+
+
+def _make_durable(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA busy_timeout = 5000")

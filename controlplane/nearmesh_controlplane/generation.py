@@ -1,0 +1,33 @@
+"""A number that grows, and those who wait for it to grow: how a change wakes whoever must act on it."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Generation:
+    """Counts changes. Any number of tasks may wait; none misses a change, several may share one wake-up."""
+
+    def __init__(self) -> None:
+        self.value = 1
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def bump(self) -> int:
+        """Counts one change and wakes every waiter."""
+        self.value += 1
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        return self.value
+
+    async def above(self, seen: int) -> int:
+        """The present value, as soon as it is above `seen`."""
+        while self.value <= seen:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.discard(waiter)
+        return self.value

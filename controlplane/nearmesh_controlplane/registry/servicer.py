@@ -1,0 +1,108 @@
+"""NodeService: join, renew, and the session that is a node's lease."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from nearmesh.errors import InvalidInput, PermissionDenied
+from nearmesh.ids import Kind, MachineId
+from nearmesh.rpc import Identity, caller
+from nearmesh.v1 import node_pb2 as pb
+from nearmesh.v1 import node_pb2_grpc
+from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.registry.authority import Authority
+from nearmesh_controlplane.registry.join import Admission
+from nearmesh_controlplane.registry.nodes import Registry
+
+log = logging.getLogger(__name__)
+
+# A live node reports about once a second; one that has been silent for this long is frozen or cut off.
+SILENCE_S = 4.0
+
+
+class NodeServicer(node_pb2_grpc.NodeServiceServicer):
+    """Answers machines."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        admission: Admission,
+        registry: Registry,
+        changes: Generation,
+        wanted: Callable[[str], pb.WantedState],
+    ) -> None:
+        self._authority = authority
+        self._admission = admission
+        self._registry = registry
+        self._changes = changes
+        self._wanted = wanted
+
+    async def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:
+        try:
+            node, certificate = await self._admission.join(request.token, request.csr_pem)
+        except PermissionDenied as error:
+            log.warning("join refused peer=%s: %s", context.peer(), error.message)
+            raise
+        log.info("joined %s=%s site=%s region=%s", node.kind, node.id, node.site, node.region)
+        return pb.JoinResponse(
+            certificate_pem=certificate, ca_pem=self._authority.ca_pem, jwks_json=self._authority.jwks_json
+        )
+
+    async def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewResponse:
+        who = _machine(self._authority.mesh, caller())
+        certificate = self._admission.renew(who, request.csr_pem)
+        log.info("renewed %s=%s", who.kind, who.id)
+        return pb.RenewResponse(
+            certificate_pem=certificate, ca_pem=self._authority.ca_pem, jwks_json=self._authority.jwks_json
+        )
+
+    async def Session(self, requests: AsyncIterator[pb.NodeReport], context: Any) -> AsyncIterator[pb.WantedState]:
+        node_id = caller().name
+        self._registry.get(node_id)
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("report") != "hello":
+            raise InvalidInput("a session begins with a hello")
+        await self._registry.hello(node_id, first.hello)
+        self._registry.session_opened(node_id)
+        log.info(
+            "session opened node=%s public=%s mesh=%s", node_id, first.hello.public_address, first.hello.mesh_address
+        )
+        reader = asyncio.create_task(self._read(node_id, requests))
+        try:
+            async for state in self._write(node_id, reader):
+                yield state
+            await reader
+        finally:
+            reader.cancel()
+            self._registry.session_closed(node_id)
+            log.info("session closed node=%s", node_id)
+
+    async def _read(self, node_id: str, requests: AsyncIterator[pb.NodeReport]) -> None:
+        while True:
+            async with asyncio.timeout(SILENCE_S):
+                report = await anext(requests, None)
+            if report is None:
+                return
+            if report.WhichOneof("report") == "status":
+                await self._registry.status(node_id, report.status)
+
+    async def _write(self, node_id: str, reader: asyncio.Task[None]) -> AsyncIterator[pb.WantedState]:
+        """The wanted state now and whenever it changes, until the node stops talking or is removed."""
+        sent, seen = None, 0
+        while not reader.done() and node_id not in self._registry.removed_ids():
+            seen, state = self._changes.value, self._wanted(node_id)
+            if state != sent:
+                sent = pb.WantedState.FromString(state.SerializeToString())
+                state.generation = seen
+                yield state
+            change = asyncio.ensure_future(self._changes.above(seen))
+            await asyncio.wait({change, reader}, return_when=asyncio.FIRST_COMPLETED)
+            change.cancel()
+
+
+def _machine(mesh: str, who: Identity) -> MachineId:
+    kind: Kind = "node" if who.role == "node" else "gateway"
+    return MachineId(mesh, kind, who.name)

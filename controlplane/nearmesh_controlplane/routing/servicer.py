@@ -1,0 +1,126 @@
+"""RouteService: the router's decisions for SDKs and people, and the latencies that they report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from nearmesh.ids import check_label
+from nearmesh.routing import Ranked, parse_objective
+from nearmesh.rpc import caller
+from nearmesh.v1 import route_pb2 as pb
+from nearmesh.v1 import route_pb2_grpc
+from nearmesh_controlplane.catalog.catalog import Catalog
+from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.registry.nodes import Registry
+from nearmesh_controlplane.routing.latency import LatencyBook
+from nearmesh_controlplane.routing.router import Decision, Router
+
+# A watcher hears of a changed order or price at once, and of times that merely drifted this often.
+REFRESH_S = 5.0
+
+
+class RouteServicer(route_pb2_grpc.RouteServiceServicer):
+    """Answers who asks for a route, or for the reason of one."""
+
+    def __init__(
+        self, router: Router, registry: Registry, catalog: Catalog, latencies: LatencyBook, changes: Generation
+    ) -> None:
+        self._router = router
+        self._registry = registry
+        self._catalog = catalog
+        self._latencies = latencies
+        self._changes = changes
+
+    async def Resolve(self, request: pb.ResolveRequest, context: Any) -> pb.Route:
+        return self._route(self._decide(request), everyone=False)
+
+    async def Explain(self, request: pb.ResolveRequest, context: Any) -> pb.Route:
+        return self._route(self._decide(request), everyone=True)
+
+    async def Watch(self, request: pb.ResolveRequest, context: Any) -> AsyncIterator[pb.Route]:
+        sent: tuple[Any, ...] = ()
+        sent_at = 0.0
+        while True:
+            seen = self._changes.value
+            route = self._route(self._decide(request), everyone=False)
+            now = time.monotonic()
+            if _gist(route) != sent or now - sent_at > REFRESH_S:
+                sent, sent_at = _gist(route), now
+                yield route
+            await self._changes.above(seen)
+
+    async def ReportLatency(self, request: pb.ReportLatencyRequest, context: Any) -> pb.ReportLatencyResponse:
+        known = {node.id for node in self._registry.serving_nodes()}
+        for sample in request.samples:
+            if sample.node in known:
+                self._latencies.report(
+                    request.region,
+                    sample.node,
+                    sample.network_ms,
+                    from_gateway=caller().role == "gateway",
+                    now_s=time.monotonic(),
+                )
+        self._changes.bump()
+        return pb.ReportLatencyResponse()
+
+    async def ListLatencies(self, request: pb.ListLatenciesRequest, context: Any) -> pb.ListLatenciesResponse:
+        regions = sorted({node.region for node in self._registry.all() if not node.removed})
+        found = []
+        for region in regions:
+            for node in self._registry.serving_nodes():
+                p50, p95, measured = self._router.network_time(region, node)
+                found.append(
+                    pb.Latency(region=region, node=node.id, network_ms_p50=p50, network_ms_p95=p95, measured=measured)
+                )
+        return pb.ListLatenciesResponse(latencies=found)
+
+    def _decide(self, request: pb.ResolveRequest) -> Decision:
+        check_label("region", request.region)
+        objective = parse_objective(request.objective) if request.objective else None
+        return self._router.decide(request.model, request.region, objective)
+
+    def _route(self, decision: Decision, *, everyone: bool) -> pb.Route:
+        # The version of the newest deployment; nodes on their way to it say their own in each receipt.
+        deployed = next(iter(self._catalog.deployments(decision.model)), None)
+        return pb.Route(
+            model=decision.model,
+            version=deployed.version if deployed else "",
+            digest=deployed.digest if deployed else "",
+            region=decision.region,
+            objective=decision.objective,
+            deadline_ms=decision.deadline_ms,
+            candidates=[
+                self._candidate(decision.region, ranked)
+                for ranked in decision.ranking
+                if everyone or ranked.candidate.ready
+            ],
+        )
+
+    def _candidate(self, region: str, ranked: Ranked) -> pb.Candidate:
+        c = ranked.candidate
+        node = self._registry.get(c.node)
+        return pb.Candidate(
+            node=c.node,
+            site=c.site,
+            region=c.region,
+            address=self._router.address(region, node, "public"),
+            server_name=self._router.server_name(c.node),
+            ready=c.ready,
+            network_ms_p50=c.network_ms_p50,
+            network_ms_p95=c.network_ms_p95,
+            network_measured=c.network_measured,
+            service_ms_p50=c.service_ms_p50,
+            service_ms_p95=c.service_ms_p95,
+            usd_per_hour=c.usd_per_hour,
+            usd_per_1000=c.usd_per_1000,
+            in_time=ranked.in_time,
+            why=ranked.why,
+        )
+
+
+def _gist(route: pb.Route) -> tuple[Any, ...]:
+    """What a watcher must hear of at once."""
+    order = tuple((c.node, c.address, c.in_time, float(f"{c.usd_per_1000:.2g}")) for c in route.candidates)
+    return route.digest, route.objective, route.deadline_ms, order

@@ -1,0 +1,234 @@
+"""The control plane's one process: builds every part, wires them, serves until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import grpc
+from envoy.service.discovery.v3 import ads_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
+
+from nearmesh.listeners import listen, new_server
+from nearmesh.process import only_one
+from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper
+from nearmesh.tls import Credentials
+from nearmesh.v1 import admin_pb2_grpc, catalog_pb2_grpc, node_pb2_grpc, route_pb2_grpc
+from nearmesh_controlplane.admin import AdminServicer
+from nearmesh_controlplane.audit import Audit
+from nearmesh_controlplane.catalog.catalog import Catalog
+from nearmesh_controlplane.catalog.layout import Layout
+from nearmesh_controlplane.catalog.servicer import CatalogServicer
+from nearmesh_controlplane.config import MeshConfig, port_of
+from nearmesh_controlplane.database import Database
+from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.registry.authority import Authority
+from nearmesh_controlplane.registry.join import Addresses, Admission
+from nearmesh_controlplane.registry.nodes import Registry
+from nearmesh_controlplane.registry.servicer import NodeServicer
+from nearmesh_controlplane.registry.wanted import wanted_state
+from nearmesh_controlplane.routing.latency import LatencyBook
+from nearmesh_controlplane.routing.router import Router
+from nearmesh_controlplane.routing.servicer import RouteServicer
+from nearmesh_controlplane.web.peer import HttpsServer
+from nearmesh_controlplane.web.registry_api import application
+from nearmesh_controlplane.xds.ads import AggregatedDiscovery
+
+log = logging.getLogger(__name__)
+
+# Manifests and pieces of blobs; models themselves travel in pieces.
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+# How often leases are looked at, and the server's certificate.
+TICK_S = 0.5
+# Calls in progress get this long when the process is told to stop.
+GRACE_S = 2.0
+
+ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+POLICY = {
+    "/grpc.health.v1.Health/": EVERYONE,
+    # The join token is the proof.
+    "/nearmesh.v1.NodeService/Join": EVERYONE,
+    "/nearmesh.v1.NodeService/Renew": MACHINES,
+    "/nearmesh.v1.NodeService/Session": {"node"},
+    "/nearmesh.v1.RouteService/": PEOPLE | MACHINES,
+    "/nearmesh.v1.CatalogService/List": PEOPLE,
+    "/nearmesh.v1.CatalogService/Get": PEOPLE,
+    "/nearmesh.v1.CatalogService/": OPERATORS,
+    "/nearmesh.v1.AdminService/": OPERATORS,
+    # gRPC's own xDS client cannot send a token as metadata; the servicer looks for it in the first message.
+    ADS: EVERYONE,
+}
+
+
+@dataclass(slots=True)
+class ControlPlane:
+    """Every part of one control plane, wired."""
+
+    config: MeshConfig
+    authority: Authority
+    db: Database
+    changes: Generation
+    registry: Registry
+    catalog: Catalog
+    layout: Layout
+    router: Router
+    latencies: LatencyBook
+    admission: Admission
+    audit: Audit
+
+    @classmethod
+    async def open(cls, config: MeshConfig) -> ControlPlane:
+        """Reads or creates the durable state below `config.data`."""
+        authority = Authority.open(config.mesh, config.data / "authority")
+        db = Database.open(config.data / "state.db")
+        changes = Generation()
+        registry = Registry(db, changes, config.lease_s, time.monotonic)
+        catalog = Catalog(db, changes)
+        await registry.restore()
+        await catalog.restore()
+        latencies = LatencyBook()
+        router = Router(
+            config.mesh, registry, catalog, latencies, changes, config.endpoint_override, clock=time.monotonic
+        )
+        admission = Admission(
+            db,
+            registry,
+            authority,
+            authority.verifier(),
+            addresses=_advertised(config),
+            certificate_lifetime=timedelta(seconds=config.certificate_lifetime_s),
+        )
+        layout = Layout(config.data / "oci")
+        return cls(config, authority, db, changes, registry, catalog, layout, router, latencies, admission, Audit(db))
+
+    def add_servicers(self, server: grpc.aio.Server, gatekeeper: Gatekeeper) -> None:
+        """Every gRPC service of the control plane."""
+        registry_url = f"https://{self.config.advertise_host}:{port_of(self.config.listen.http)}"
+
+        def wanted(node_id: str) -> Any:
+            return wanted_state(
+                node_id, self.registry, self.catalog, jwks_json=self.authority.jwks_json, registry_url=registry_url
+            )
+
+        node_pb2_grpc.add_NodeServiceServicer_to_server(
+            NodeServicer(self.authority, self.admission, self.registry, self.changes, wanted), server
+        )
+        route_pb2_grpc.add_RouteServiceServicer_to_server(
+            RouteServicer(self.router, self.registry, self.catalog, self.latencies, self.changes), server
+        )
+        catalog_pb2_grpc.add_CatalogServiceServicer_to_server(
+            CatalogServicer(self.catalog, self.layout, self.registry, self.audit, self.config.max_blob_bytes), server
+        )
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(
+            AdminServicer(self.authority, self.admission, self.registry, self.catalog, self.audit), server
+        )
+        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(
+            AggregatedDiscovery(
+                source=self.router,
+                mesh=self.config.mesh,
+                verifier=self.authority.verifier(),
+                jwks_json=lambda: self.authority.jwks_json,
+                check=lambda who: gatekeeper.check(who, ADS),
+            ),
+            server,
+        )
+
+
+async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
+    """Runs the control plane until `stop` is set. Raises ConfigError, AlreadyRunning."""
+    with only_one(config.data, "a control plane"):
+        plane = await ControlPlane.open(config)
+        certificate = ServerCertificate(plane)
+        server = _grpc_server(plane, certificate)
+        https = _https_server(plane, certificate)
+        await server.start()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                web = tasks.create_task(https.serve())
+                tick = tasks.create_task(_tick(plane, certificate, https))
+                log.info(
+                    "serving mesh=%s public=%s mesh_listener=%s http=%s",
+                    config.mesh,
+                    config.listen.public,
+                    config.listen.mesh,
+                    config.listen.http,
+                )
+                await stop.wait()
+                log.info("stopping")
+                tick.cancel()
+                https.should_exit = True
+                await server.stop(GRACE_S)
+                await web
+        finally:
+            await server.stop(0)
+            plane.db.close()
+
+
+class ServerCertificate:
+    """The control plane's own certificate: made at the start and again when two thirds of its life are over."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+        self.folder = plane.config.data / "server"
+        self.renew()
+
+    def renew(self) -> None:
+        self.current: Credentials = self._plane.authority.server_credentials([self._plane.config.advertise_host])
+        self.current.write(self.folder)
+
+    @property
+    def due(self) -> bool:
+        return self.current.renew_in_s() == 0
+
+
+def _grpc_server(plane: ControlPlane, certificate: ServerCertificate) -> grpc.aio.Server:
+    gatekeeper = Gatekeeper(
+        mesh=plane.config.mesh,
+        verifier=plane.authority.verifier(),
+        policy=POLICY,
+        removed=plane.registry.removed_ids,
+    )
+    server = new_server(gatekeeper, MAX_MESSAGE_BYTES)
+    plane.add_servicers(server, gatekeeper)
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    listen(server, plane.config.listen.public, lambda: certificate.current, mesh=False)
+    listen(server, plane.config.listen.mesh, lambda: certificate.current, mesh=True)
+    return server
+
+
+def _https_server(plane: ControlPlane, certificate: ServerCertificate) -> HttpsServer:
+    app = application(
+        plane.layout,
+        plane.catalog,
+        mesh=plane.config.mesh,
+        verifier=plane.authority.verifier(),
+        removed=plane.registry.removed_ids,
+    )
+    host, _, port = plane.config.listen.http.rpartition(":")
+    return HttpsServer(
+        app,
+        host=host,
+        port=int(port),
+        certificate=certificate.folder / Credentials.CERTIFICATE,
+        key=certificate.folder / Credentials.KEY,
+        ca=certificate.folder / Credentials.CA,
+    )
+
+
+async def _tick(plane: ControlPlane, certificate: ServerCertificate, https: HttpsServer) -> None:
+    while True:
+        await asyncio.sleep(TICK_S)
+        plane.registry.expire()
+        if certificate.due:
+            certificate.renew()
+            https.reload_certificate()
+
+
+def _advertised(config: MeshConfig) -> Addresses:
+    host = config.advertise_host
+    return Addresses(public=f"{host}:{port_of(config.listen.public)}", mesh=f"{host}:{port_of(config.listen.mesh)}")

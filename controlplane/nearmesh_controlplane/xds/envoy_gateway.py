@@ -1,0 +1,257 @@
+"""The clusters and routes of Envoy gateways. What changes with the mesh is here; the listener stays as it is.
+
+Envoy drains every connection of a listener that changes, so routes travel apart from it (RDS).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.route.v3 import route_pb2
+from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2  # noqa: F401  known by being imported
+from envoy.extensions.retry.priority.previous_priorities.v3 import previous_priorities_config_pb2  # noqa: F401
+from envoy.extensions.transport_sockets.tls.v3 import tls_pb2  # noqa: F401
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2  # noqa: F401
+from google.protobuf.json_format import ParseDict
+
+from nearmesh.gateway.metadata import CA_SECRET, CERTIFICATE_SECRET, GatewayMetadata
+from nearmesh.routing import OBJECTIVE_HEADER
+from nearmesh_controlplane.routing.table import Endpoint, RouteTable
+from nearmesh_controlplane.xds.envoy_listener import (
+    BUFFER_BYTES,
+    CONNECTION_WINDOW_BYTES,
+    EXTRACTION_FILTER,
+    LISTENER_NAME,
+    MODEL_HEADER,
+    NAMING_METHODS,
+    ROUTES_NAME,
+    SERVICE,
+    STREAM_WINDOW_BYTES,
+    gateway_listener,
+    secret,
+)
+from nearmesh_controlplane.xds.resources import (
+    CLUSTER,
+    ENDPOINTS,
+    LISTENER,
+    ROUTES,
+    STREAM_INFER_PATH,
+    cluster_name,
+    load_assignment,
+    node_identities,
+    packed,
+    typed,
+)
+
+# No model can be called so: an underscore is no part of a label.
+NEAREST = "_nearest"
+
+# Enough to go once round a large mesh; how far a retry gets is bounded by the call's deadline.
+_RETRIES = 6
+_RETRY = {
+    # Overloaded nodes answer RESOURCE_EXHAUSTED; another node may have room.
+    "retry_on": "unavailable,cancelled,resource-exhausted,connect-failure,reset,refused-stream",
+    "num_retries": _RETRIES,
+    "retry_back_off": {"base_interval": "0.010s", "max_interval": "0.1s"},
+    "retry_priority": {
+        "name": "previous-priorities",
+        "typed_config": typed(
+            "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig", update_frequency=1
+        ),
+    },
+    "retry_host_predicate": [
+        {
+            "name": "previous-hosts",
+            "typed_config": typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
+        }
+    ],
+    "host_selection_retry_max_attempts": 3,
+}
+
+# UNIMPLEMENTED and INTERNAL would count among the 5xx, and they say something about a request, not about a node.
+_OUTLIERS = {
+    "interval": "0.5s",
+    "base_ejection_time": "3s",
+    "max_ejection_time": "30s",
+    "max_ejection_percent": 100,
+    "split_external_local_origin_errors": True,
+    "consecutive_gateway_failure": 5,
+    "enforcing_consecutive_gateway_failure": 100,
+    "consecutive_local_origin_failure": 3,
+    "enforcing_consecutive_local_origin_failure": 100,
+    "enforcing_consecutive_5xx": 0,
+    "enforcing_success_rate": 0,
+    "enforcing_local_origin_success_rate": 0,
+}
+
+# The defaults (1,024 requests, 3 retries at once) would fail calls just when a node dies under load.
+_NO_BREAKER = 1_000_000
+
+# A frozen node's kernel still acknowledges: only unanswered HTTP/2 pings show it. Any byte that arrives counts as an
+# answer, so a long upload over a slow line is not mistaken for a frozen node.
+_KEEPALIVE = {"interval": "1s", "timeout": "2s", "connection_idle_interval": "5s"}
+
+_NAMELESS = tuple(f"/{SERVICE}/{method}" for method in ("ServerLive", "ServerReady", "ServerMetadata"))
+_NAMELESS += (f"/{SERVICE}/RepositoryIndex", f"/{SERVICE}/ModelStatistics")
+_NAMELESS_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.v1alpha.ServerReflection/")
+_REPOSITORY = tuple(f"/{SERVICE}/{method}" for method in ("RepositoryModelLoad", "RepositoryModelUnload"))
+
+_GRPC = {"INVALID_ARGUMENT": "3", "NOT_FOUND": "5", "PERMISSION_DENIED": "7", "UNIMPLEMENTED": "12"}
+
+
+def gateway_resources(
+    table: RouteTable, mesh: str, metadata: GatewayMetadata, jwks_json: str
+) -> dict[str, dict[str, bytes]]:
+    """Everything that one gateway asks for."""
+    clusters, endpoints = {}, {}
+    for name, members in _clusters(table):
+        clusters[name] = _cluster(name, mesh, metadata)
+        endpoints[name] = packed(load_assignment(name, members))
+    shape = tuple(sorted((model, tuple(sorted(r.by_objective))) for model, r in table.models.items()))
+    return {
+        CLUSTER: clusters,
+        ENDPOINTS: endpoints,
+        LISTENER: {LISTENER_NAME: gateway_listener(mesh, metadata, jwks_json)},
+        ROUTES: {ROUTES_NAME: gateway_routes(shape)},
+    }
+
+
+def _clusters(table: RouteTable) -> Iterator[tuple[str, tuple[Endpoint, ...]]]:
+    yield NEAREST, table.nearest
+    for model, routes in table.models.items():
+        yield cluster_name(model, None), routes.by_objective[routes.default_objective]
+        for objective, members in routes.by_objective.items():
+            yield cluster_name(model, objective), members
+
+
+@lru_cache(maxsize=1024)
+def _cluster(name: str, mesh: str, metadata: GatewayMetadata) -> bytes:
+    """The same for any set of endpoints: Envoy would warm up a changed cluster anew.
+
+    Panic routing keeps its default. It starts only when no endpoint of any priority is fit, and then any is tried:
+    better than an error for everybody after one client's bad luck.
+    """
+    limits = {"max_connections": _NO_BREAKER, "max_pending_requests": _NO_BREAKER}
+    limits |= {"max_requests": _NO_BREAKER, "max_retries": _NO_BREAKER}
+    cluster = {
+        "name": name,
+        "type": "EDS",
+        "eds_cluster_config": {"eds_config": {"ads": {}, "resource_api_version": "V3"}},
+        # TCP and TLS handshakes half way round the earth take about 0.6 s.
+        "connect_timeout": "1.5s",
+        "per_connection_buffer_limit_bytes": BUFFER_BYTES,
+        "circuit_breakers": {"thresholds": [limits]},
+        "outlier_detection": _OUTLIERS,
+        "ignore_health_on_host_removal": True,
+        "upstream_connection_options": {"tcp_keepalive": {"keepalive_time": 10, "keepalive_interval": 5}},
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _http2()},
+        "transport_socket": {"name": "tls", "typed_config": _tls(mesh, metadata)},
+    }
+    return packed(ParseDict(cluster, cluster_pb2.Cluster()))
+
+
+def _http2() -> dict[str, Any]:
+    options = {
+        "initial_stream_window_size": STREAM_WINDOW_BYTES,
+        "initial_connection_window_size": CONNECTION_WINDOW_BYTES,
+        "connection_keepalive": _KEEPALIVE,
+    }
+    return typed(
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        explicit_http_config={"http2_protocol_options": options},
+    )
+
+
+def _tls(mesh: str, metadata: GatewayMetadata) -> dict[str, Any]:
+    validation = {
+        "default_validation_context": {
+            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": node_identities(mesh)}]
+        },
+        "validation_context_sds_secret_config": secret(CA_SECRET, metadata.ca_sds),
+    }
+    return typed(
+        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        common_tls_context={
+            "alpn_protocols": ["h2"],
+            "tls_certificate_sds_secret_configs": [secret(CERTIFICATE_SECRET, metadata.certificate_sds)],
+            "combined_validation_context": validation,
+        },
+    )
+
+
+@lru_cache(maxsize=64)
+def gateway_routes(models: tuple[tuple[str, tuple[str, ...]], ...]) -> bytes:
+    """The route table for (model, objectives) pairs, first match wins.
+
+    A request is matched twice: on arrival, and again once the model's name was read from its body into a header.
+    """
+    routes = [_refusal({"path": path}, "PERMISSION_DENIED", 403, _NO_REPOSITORY) for path in _REPOSITORY]
+    routes += [_unknown_objective(sorted({name for _, names in models for name in names}))]
+    for model, objectives in models:
+        routes += _model_routes(model, objectives)
+    any_model = [{"name": MODEL_HEADER, "present_match": True}]
+    routes += [_refusal({"prefix": "/", "headers": any_model}, "NOT_FOUND", 404, _NO_MODEL)]
+    routes += [_forward({"path": path}, NEAREST) for path in _NAMELESS]
+    routes += [_forward({"prefix": prefix}, NEAREST) for prefix in _NAMELESS_SERVICES]
+    routes += [_refusal({"path": f"/{SERVICE}/{m}"}, "INVALID_ARGUMENT", 400, _NO_NAME) for m in NAMING_METHODS]
+    routes += [_refusal({"prefix": "/"}, "UNIMPLEMENTED", 404, _NO_METHOD)]
+    host = {"name": ROUTES_NAME, "domains": ["*"], "routes": routes}
+    return packed(ParseDict({"name": ROUTES_NAME, "virtual_hosts": [host]}, route_pb2.RouteConfiguration()))
+
+
+_NO_REPOSITORY = "models are loaded by 'nearmesh model deploy', not through a gateway"
+_NO_MODEL = f"model '%REQ({MODEL_HEADER})%' is not served by this mesh; 'nearmesh model list' shows what is"
+_NO_NAME = "the request names no model"
+_NO_METHOD = "the gateway offers no method %REQ(:path)%"
+
+
+def _model_routes(model: str, objectives: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for objective in (*objectives, None):
+        headers = [_exactly(MODEL_HEADER, model), *([_exactly(OBJECTIVE_HEADER, objective)] if objective else [])]
+        cluster = cluster_name(model, objective)
+        yield _forward({"path": STREAM_INFER_PATH, "headers": headers}, cluster, named=True)
+        yield _forward({"prefix": "/", "headers": headers}, cluster, named=True)
+
+
+def _exactly(header: str, value: str) -> dict[str, Any]:
+    return {"name": header, "string_match": {"exact": value}}
+
+
+def _forward(match: dict[str, Any], cluster: str, *, named: bool = False) -> dict[str, Any]:
+    """To a cluster, until the caller's own deadline; `named`: the header is there, so the body need not be read.
+
+    The deadline is kept by the stream's duration, not by the route's timeout: that one counts as the node's failure,
+    and a client with hopeless deadlines would have nodes ejected for all others.
+    """
+    action = {"cluster": cluster, "timeout": "0s", "max_stream_duration": {"grpc_timeout_header_max": "0s"}}
+    if match.get("path") == STREAM_INFER_PATH:
+        action["idle_timeout"] = "0s"
+    else:
+        action["retry_policy"] = _RETRY
+    route = {"match": match, "route": action, "request_body_buffer_limit": BUFFER_BYTES}
+    if named:
+        off = typed("envoy.config.route.v3.FilterConfig", disabled=True)
+        route["typed_per_filter_config"] = {EXTRACTION_FILTER: off}
+    return route
+
+
+def _unknown_objective(known: list[str]) -> dict[str, Any]:
+    unknown = {"name": OBJECTIVE_HEADER, "string_match": {"safe_regex": {"regex": "|".join(known)}}}
+    headers = [{"name": OBJECTIVE_HEADER, "present_match": True}, unknown | {"invert_match": True}]
+    message = f"{OBJECTIVE_HEADER} '%REQ({OBJECTIVE_HEADER})%' is not one of {', '.join(known)}"
+    return _refusal({"prefix": "/", "headers": headers}, "INVALID_ARGUMENT", 400, message)
+
+
+def _refusal(match: dict[str, Any], status: str, http_status: int, message: str) -> dict[str, Any]:
+    """An answer of the gateway's own; Envoy's translation of HTTP into gRPC statuses is corrected by a header."""
+    headers = {"grpc-status": _GRPC[status], "grpc-message": message}
+    added = [
+        {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        for key, value in headers.items()
+    ]
+    answer = {"status": http_status, "body": {"inline_string": json.dumps({"error": status})}}
+    return {"match": match, "direct_response": answer, "response_headers_to_add": added}

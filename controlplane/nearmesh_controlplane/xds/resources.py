@@ -1,0 +1,106 @@
+"""What both kinds of xDS resources are made of: type names, packing, and endpoints in order of preference."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from envoy.config.core.v3 import address_pb2, base_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
+from google.protobuf import any_pb2, wrappers_pb2
+from google.protobuf.message import Message
+
+from nearmesh_controlplane.routing.table import Endpoint
+
+log = logging.getLogger(__name__)
+
+_TYPES = "type.googleapis.com/"
+LISTENER = _TYPES + "envoy.config.listener.v3.Listener"
+ROUTES = _TYPES + "envoy.config.route.v3.RouteConfiguration"
+CLUSTER = _TYPES + "envoy.config.cluster.v3.Cluster"
+ENDPOINTS = _TYPES + "envoy.config.endpoint.v3.ClusterLoadAssignment"
+
+# Clusters and their endpoints go out before the listeners and routes that name them.
+PUSH_ORDER = (CLUSTER, ENDPOINTS, LISTENER, ROUTES)
+
+STREAM_INFER_PATH = "/inference.GRPCInferenceService/ModelStreamInfer"
+
+# Resources by type and name, each packed and serialized, so that a comparison of bytes tells what changed.
+Resources = Mapping[str, Mapping[str, bytes]]
+
+
+def packed(message: Message) -> bytes:
+    """A serialized Any; equal messages give equal bytes."""
+    return any_of(message).SerializeToString(deterministic=True)
+
+
+def any_of(message: Message) -> any_pb2.Any:
+    """The message in an Any, serialized the same way each time."""
+    wrapped = any_pb2.Any()
+    wrapped.Pack(message, deterministic=True)
+    return wrapped
+
+
+def typed(name: str, **fields: Any) -> dict[str, Any]:
+    """The JSON form of an Any that holds the message of that full name."""
+    return {"@type": _TYPES + name} | fields
+
+
+def cluster_name(model: str, objective: str | None) -> str:
+    """`MODEL` follows the model's policy, `MODEL/OBJECTIVE` a call's own wish."""
+    return model if objective is None else f"{model}/{objective}"
+
+
+def node_identities(mesh: str) -> dict[str, str]:
+    """Matches the name in every node's certificate, and in no gateway's."""
+    return {"prefix": f"spiffe://{mesh}/node/"}
+
+
+def load_assignment(cluster: str, endpoints: Iterable[Endpoint]) -> endpoint_pb2.ClusterLoadAssignment:
+    """One locality with a priority of its own for each endpoint, so that all traffic stays on the first that lives.
+
+    Neither gRPC nor Envoy resolves names in endpoints, and both refuse the whole set for one bad address: an endpoint
+    that is not IP:port is left out.
+    """
+    assignment = endpoint_pb2.ClusterLoadAssignment(cluster_name=cluster)
+    for endpoint in endpoints:
+        address = socket_address(endpoint.address)
+        if address is None:
+            log.warning("left out node=%s cluster=%s: %r is not IP:port", endpoint.node, cluster, endpoint.address)
+            continue
+        # Priorities must have no gaps.
+        _add_locality(assignment, endpoint, address, priority=len(assignment.endpoints))
+    return assignment
+
+
+def _add_locality(
+    assignment: endpoint_pb2.ClusterLoadAssignment,
+    endpoint: Endpoint,
+    address: address_pb2.Address,
+    *,
+    priority: int,
+) -> None:
+    one = wrappers_pb2.UInt32Value(value=1)
+    member = endpoint_components_pb2.LbEndpoint(
+        endpoint=endpoint_components_pb2.Endpoint(address=address), load_balancing_weight=one
+    )
+    assignment.endpoints.add(
+        locality=base_pb2.Locality(region=endpoint.region, zone=endpoint.site, sub_zone=endpoint.node),
+        lb_endpoints=[member],
+        load_balancing_weight=one,
+        priority=priority,
+    )
+
+
+def socket_address(text: str) -> address_pb2.Address | None:
+    """`IP:port` or `[IPv6]:port` as xDS writes it, or None when it is neither."""
+    host, _, port = text.rpartition(":")
+    try:
+        ip = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return None
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        return None
+    return address_pb2.Address(socket_address=address_pb2.SocketAddress(address=str(ip), port_value=int(port)))

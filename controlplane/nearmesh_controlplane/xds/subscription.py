@@ -1,0 +1,113 @@
+"""One discovery stream's memory: what it asked for, what it was sent, and therefore what it must be sent now.
+
+State-of-the-world xDS, without sockets: requests go in, responses come out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf import any_pb2
+
+from nearmesh_controlplane.xds.resources import CLUSTER, ENDPOINTS, LISTENER, PUSH_ORDER, Resources
+
+log = logging.getLogger(__name__)
+
+# Of these, a response lists everything; of the others, what changed is enough.
+_WHOLE_TYPES = frozenset({CLUSTER, LISTENER})
+
+
+@dataclass(slots=True)
+class _Type:
+    """What the stream knows of one resource type."""
+
+    names: frozenset[str]
+    # No names in the first request: everything there is, now and later.
+    wildcard: bool
+    version: int = 0
+    nonce: str = ""
+    sent: dict[str, bytes] = field(default_factory=dict)
+    # A response is due even if nothing changed: the first one, and one that a client waits for.
+    due: bool = True
+
+
+class Subscription:
+    """The state of one stream; `peer` stands in log lines."""
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+        self._types: dict[str, _Type] = {}
+        self.refused = 0
+
+    @property
+    def listeners(self) -> frozenset[str]:
+        """The names of the listeners that the stream asks for."""
+        kind = self._types.get(LISTENER)
+        return kind.names if kind else frozenset()
+
+    def take(self, request: discovery_pb2.DiscoveryRequest) -> None:
+        """Notes what a request asks for, accepts or refuses."""
+        names = frozenset(request.resource_names)
+        known = self._types.get(request.type_url)
+        if known is None:
+            if request.type_url in PUSH_ORDER:
+                self._types[request.type_url] = _Type(names - {"*"}, not names or "*" in names)
+            return
+        if request.response_nonce != known.nonce:
+            return  # Crossed with a response that is still on its way; the answer to that one tells what is wanted.
+        if request.HasField("error_detail"):
+            self.refused += 1
+            log.warning("xds refused peer=%s type=%s: %s", self._peer, request.type_url, request.error_detail.message)
+        self._retarget(known, names)
+
+    def _retarget(self, known: _Type, names: frozenset[str]) -> None:
+        if known.wildcard and not names:
+            return
+        known.due = known.due or bool(names - known.names)
+        known.names = names - {"*"}
+        known.sent = {name: data for name, data in known.sent.items() if known.wildcard or name in names}
+
+    def pending(self, resources: Resources) -> Iterator[discovery_pb2.DiscoveryResponse]:
+        """What has to be sent so that the stream knows `resources`, in the order it has to be sent."""
+        for type_url in PUSH_ORDER:
+            known = self._types.get(type_url)
+            if known is None:
+                continue
+            current = resources.get(type_url, {})
+            wanted = {name: data for name, data in current.items() if known.wildcard or name in known.names}
+            response = self._response(type_url, known, wanted)
+            if response is not None:
+                yield response
+
+    def _response(
+        self, type_url: str, known: _Type, wanted: dict[str, bytes]
+    ) -> discovery_pb2.DiscoveryResponse | None:
+        changed = {name: data for name, data in wanted.items() if known.sent.get(name) != data}
+        gone = known.sent.keys() - wanted.keys()
+        whole = type_url in _WHOLE_TYPES
+        if not (changed or known.due or (whole and gone)):
+            return None
+        if type_url == CLUSTER and changed:
+            self._forget_endpoints()
+        known.version += 1
+        known.nonce = str(known.version)
+        known.sent = wanted
+        known.due = False
+        return _pack(type_url, known, wanted if whole else changed)
+
+    def _forget_endpoints(self) -> None:
+        """A cluster that is new or has changed waits for its endpoints, even for those it was sent before."""
+        if ENDPOINTS in self._types:
+            self._types[ENDPOINTS].sent = {}
+
+
+def _pack(type_url: str, known: _Type, chosen: dict[str, bytes]) -> discovery_pb2.DiscoveryResponse:
+    return discovery_pb2.DiscoveryResponse(
+        type_url=type_url,
+        version_info=str(known.version),
+        nonce=known.nonce,
+        resources=[any_pb2.Any.FromString(data) for _, data in sorted(chosen.items())],
+    )

@@ -1,0 +1,59 @@
+"""The voice-activity package: its warm-up, synthesized speech, and a minute of recorded speech where it is at hand."""
+
+import csv
+import os
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nearmesh.devmesh.samples import WrongAnswer, voice_activity_sample, voice_activity_sequence
+from nearmesh.devmesh.samples.voice import CONTEXT, RATE_HZ, WINDOW
+
+RECORDED = os.environ.get("NEARMESH_TEST_DATA")
+
+
+def answer_all(run, calls):
+    """Carries the state from call to call, as a node does for a sequence."""
+    state = np.zeros((2, 1, 128), np.float32)
+    answers = []
+    for call in calls:
+        answers.append(run({**call, "state": state}))
+        state = answers[-1]["stateN"]
+    return answers
+
+
+def test_warmup(warmup_matches):
+    warmup_matches()
+
+
+def test_one_call_tells_speech_from_silence(run):
+    sample = voice_activity_sample()
+    sample.check(run(sample.inputs))
+
+
+def test_a_sequence_tells_speech_from_silence(run):
+    sequence = voice_activity_sequence()
+    sequence.check(answer_all(run, sequence.calls))
+
+
+def test_a_sequence_in_the_wrong_order_is_noticed(run):
+    sequence = voice_activity_sequence()
+    with pytest.raises(WrongAnswer, match="expected silence, speech, silence"):
+        sequence.check(answer_all(run, sequence.calls)[::-1][8:] + answer_all(run, sequence.calls)[:8])
+
+
+@pytest.mark.skipif(RECORDED is None, reason="set NEARMESH_TEST_DATA to the development data's folder")
+def test_a_minute_of_recorded_speech(run):
+    data = Path(str(RECORDED)) / "onnx_silero_vad"
+    with wave.open(str(data / "speech_16khz.wav")) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
+    with (data / "expected_speech_probability.csv").open() as table:
+        expected = [float(row["speech_probability"]) for row in csv.DictReader(table)]
+    padded = np.concatenate([np.zeros(CONTEXT, np.float32), samples])
+    windows = [padded[None, n * WINDOW : (n + 1) * WINDOW + CONTEXT] for n in range(len(expected))]
+    answers = answer_all(run, [{"input": window, "sr": np.array(RATE_HZ, np.int64)} for window in windows])
+    heard = [float(answer["output"][0, 0]) for answer in answers]
+    assert len(heard) == 1875
+    np.testing.assert_allclose(heard, expected, atol=1e-4)

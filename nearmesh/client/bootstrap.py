@@ -1,0 +1,112 @@
+"""The bootstrap file of a client: what a gRPC `xds:///` channel reads, and all that the SDK needs, in one JSON file.
+
+gRPC's xDS client can send no bearer token of its own, so the token travels as node metadata; the control plane takes
+it from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nearmesh.errors import ConfigError
+from nearmesh.tls import write_private
+
+# Name of the certificate provider that the mesh's xDS clusters ask for.
+CERTIFICATE_PROVIDER = "mesh"
+
+# How often gRPC looks at the CA file again.
+_REFRESH_S = 60
+
+ENVIRONMENT = "GRPC_XDS_BOOTSTRAP"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientBootstrap:
+    """What a client holds: an address, a CA, a token, and where it is."""
+
+    control_plane: str
+    """host:port of the control plane's public listener."""
+
+    ca_path: Path
+    token: str
+    region: str
+    site: str = ""
+
+    @property
+    def ca_pem(self) -> bytes:
+        """The mesh's CA. Raises ConfigError when the file cannot be read."""
+        try:
+            return self.ca_path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"the mesh's CA cannot be read: {error}") from None
+
+
+def grpc_bootstrap(
+    control_plane: str, ca_path: Path, token: str, region: str, site: str = "", *, fallbacks: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The JSON for `GRPC_XDS_BOOTSTRAP`; `fallbacks` are further xDS servers, tried in order."""
+    ca = str(ca_path.resolve())
+    interval = f"{_REFRESH_S}s"
+    servers = [
+        {
+            "server_uri": address,
+            "channel_creds": [{"type": "tls", "config": {"ca_certificate_file": ca, "refresh_interval": interval}}],
+            "server_features": ["xds_v3"],
+        }
+        for address in (control_plane, *fallbacks)
+    ]
+    provider = {
+        "plugin_name": "file_watcher",
+        "config": {"ca_certificate_file": ca, "refresh_interval": interval},
+    }
+    return {
+        "xds_servers": servers,
+        "node": {
+            "id": f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}",
+            "locality": {"region": region, "zone": site},
+            "metadata": {"token": token},
+        },
+        "certificate_providers": {CERTIFICATE_PROVIDER: provider},
+    }
+
+
+def write_bootstrap(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes the file readable by its owner alone: it holds a token."""
+    write_private(path, json.dumps(content, indent=2).encode() + b"\n")
+
+
+def read_bootstrap(path: Path | None = None) -> ClientBootstrap:
+    """What the SDK needs from a bootstrap file; by default the one that `GRPC_XDS_BOOTSTRAP` names.
+
+    Raises ConfigError that says what is missing and which command writes the file.
+    """
+    if path is None:
+        named = os.environ.get(ENVIRONMENT)
+        if not named:
+            raise ConfigError(f"no bootstrap file: set {ENVIRONMENT}, or write one with 'nearmesh client bootstrap'")
+        path = Path(named)
+    try:
+        return _parse(json.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; 'nearmesh client bootstrap' writes one") from None
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ConfigError(f"{path}: not a client bootstrap of this mesh: {error!r}") from None
+
+
+def _parse(content: Mapping[str, Any]) -> ClientBootstrap:
+    node = content["node"]
+    provider = content["certificate_providers"][CERTIFICATE_PROVIDER]
+    return ClientBootstrap(
+        control_plane=content["xds_servers"][0]["server_uri"],
+        ca_path=Path(provider["config"]["ca_certificate_file"]),
+        token=node["metadata"]["token"],
+        region=node["locality"]["region"],
+        site=node["locality"].get("zone", ""),
+    )

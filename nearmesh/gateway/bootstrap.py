@@ -1,0 +1,158 @@
+"""The small file that Envoy starts from: who it is and where the control plane is; all else comes by ADS."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nearmesh.gateway.metadata import CA_SECRET, CERTIFICATE_SECRET, GatewayMetadata
+from nearmesh.tls import Credentials, write_private
+
+_TYPES = "type.googleapis.com/"
+_TLS = "envoy.extensions.transport_sockets.tls.v3"
+
+CONTROL_PLANE = "control-plane"
+BOOTSTRAP_FILE = "envoy.json"
+CERTIFICATE_FILE, CA_FILE = "sds-certificate.json", "sds-ca.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayIdentity:
+    """Which gateway of which mesh this is, and who configures it."""
+
+    id: str
+    mesh: str
+    region: str
+    site: str
+    control_plane: Sequence[str]
+    """host:port of mesh listeners that serve ADS, the preferred one first."""
+
+    control_plane_name: str
+    """DNS name or IP address in the control plane's certificate."""
+
+
+def write_secrets(data: Path, credentials: Path) -> tuple[Path, Path]:
+    """Writes the two files by which Envoy finds certificate and CA in `credentials`; gives their paths.
+
+    Envoy watches the folder: a renewed certificate that is moved into it is in use from then on.
+    """
+    watched = {"path": str(credentials.resolve())}
+    pair = {
+        "certificate_chain": _file(credentials / Credentials.CERTIFICATE),
+        "private_key": _file(credentials / Credentials.KEY),
+        "watched_directory": watched,
+    }
+    trusted = {"trusted_ca": _file(credentials / Credentials.CA), "watched_directory": watched}
+    paths = data / CERTIFICATE_FILE, data / CA_FILE
+    _write(paths[0], _secret(CERTIFICATE_SECRET, {"tls_certificate": pair}))
+    _write(paths[1], _secret(CA_SECRET, {"validation_context": trusted}))
+    return paths
+
+
+def write_bootstrap(data: Path, who: GatewayIdentity, metadata: GatewayMetadata, admin_port: int = 0) -> Path:
+    """Writes Envoy's bootstrap into `data` and gives its path."""
+    path = data / BOOTSTRAP_FILE
+    _write(path, envoy_bootstrap(who, metadata, admin_port))
+    return path
+
+
+def envoy_bootstrap(who: GatewayIdentity, metadata: GatewayMetadata, admin_port: int = 0) -> dict[str, Any]:
+    """The bootstrap as JSON."""
+    ads = {"ads": {}, "resource_api_version": "V3"}
+    service = {
+        "api_type": "GRPC",
+        "transport_api_version": "V3",
+        "set_node_on_first_message_only": True,
+        "grpc_services": [{"envoy_grpc": {"cluster_name": CONTROL_PLANE}}],
+    }
+    bootstrap: dict[str, Any] = {
+        "node": {
+            "id": who.id,
+            "cluster": who.mesh,
+            "locality": {"region": who.region, "zone": who.site},
+            "metadata": metadata.to_struct(),
+        },
+        "dynamic_resources": {"ads_config": service, "cds_config": ads, "lds_config": ads},
+        "static_resources": {"clusters": [_control_plane(who, metadata)]},
+    }
+    if admin_port:
+        bootstrap["admin"] = {"address": _socket("127.0.0.1", admin_port)}
+    return bootstrap
+
+
+def _control_plane(who: GatewayIdentity, metadata: GatewayMetadata) -> dict[str, Any]:
+    """The control planes in order: the next one is used while those before it do not answer."""
+    keepalive = {"interval": "5s", "timeout": "5s"}
+    http2 = {
+        "@type": _TYPES + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {"connection_keepalive": keepalive}},
+    }
+    localities = [
+        {"priority": priority, "lb_endpoints": [{"endpoint": {"address": _split(address)}}]}
+        for priority, address in enumerate(who.control_plane)
+    ]
+    return {
+        "name": CONTROL_PLANE,
+        "type": "STRICT_DNS",
+        "connect_timeout": "3s",
+        # A connection that fails takes that control plane out of the choice, so that the next one is tried.
+        "outlier_detection": {"interval": "1s", "base_ejection_time": "5s", "consecutive_5xx": 2},
+        "load_assignment": {"cluster_name": CONTROL_PLANE, "endpoints": localities},
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2},
+        "transport_socket": {"name": "tls", "typed_config": _tls(who, metadata)},
+    }
+
+
+def _tls(who: GatewayIdentity, metadata: GatewayMetadata) -> dict[str, Any]:
+    kind = "IP_ADDRESS" if _is_ip(who.control_plane_name) else "DNS"
+    name = {"san_type": kind, "matcher": {"exact": who.control_plane_name}}
+    return {
+        "@type": f"{_TYPES}{_TLS}.UpstreamTlsContext",
+        # TLS has no place for an IP address in its server name.
+        "sni": who.control_plane_name if kind == "DNS" else "",
+        "common_tls_context": {
+            "alpn_protocols": ["h2"],
+            "tls_certificate_sds_secret_configs": [_from_file(CERTIFICATE_SECRET, metadata.certificate_sds)],
+            "combined_validation_context": {
+                "default_validation_context": {"match_typed_subject_alt_names": [name]},
+                "validation_context_sds_secret_config": _from_file(CA_SECRET, metadata.ca_sds),
+            },
+        },
+    }
+
+
+def _is_ip(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _from_file(name: str, path: str) -> dict[str, Any]:
+    return {"name": name, "sds_config": {"path_config_source": {"path": path}, "resource_api_version": "V3"}}
+
+
+def _secret(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {"resources": [{"@type": f"{_TYPES}{_TLS}.Secret", "name": name} | content]}
+
+
+def _file(path: Path) -> dict[str, str]:
+    return {"filename": str(path.resolve())}
+
+
+def _split(address: str) -> dict[str, Any]:
+    host, _, port = address.rpartition(":")
+    return _socket(host.removeprefix("[").removesuffix("]"), int(port))
+
+
+def _socket(host: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_private(path, json.dumps(content, indent=2).encode())

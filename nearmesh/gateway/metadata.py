@@ -1,0 +1,57 @@
+"""What a gateway tells the control plane about itself in its xDS node, so that its listener can be made for it.
+
+Written by the gateway into its bootstrap, read by the control plane from the first discovery request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nearmesh.errors import InvalidInput
+
+# Secrets by these names stand in the files that the metadata points to.
+CERTIFICATE_SECRET, CA_SECRET = "certificate", "ca"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayMetadata:
+    """Where a gateway listens and where it keeps its secrets; the paths are on the gateway's own machine."""
+
+    host: str
+    port: int
+    # Plain text beside TLS, for stock clients on the same machine.
+    plaintext: bool
+    certificate_sds: str
+    ca_sds: str
+
+    def to_struct(self) -> dict[str, str | bool]:
+        """The metadata as JSON; the port travels as text, since a protobuf Struct knows no integers."""
+        return {
+            "host": self.host,
+            "port": str(self.port),
+            "plaintext": self.plaintext,
+            "certificate_sds": self.certificate_sds,
+            "ca_sds": self.ca_sds,
+        }
+
+    @classmethod
+    def parse(cls, struct: Mapping[str, object]) -> GatewayMetadata:
+        """Reads what `to_struct` wrote. Raises InvalidInput that names the bad key."""
+        port = _text(struct, "port")
+        if not port.isdecimal() or not 0 < int(port) < 65536:
+            raise InvalidInput(f"gateway metadata: port {port!r} is not 1 to 65535")
+        return cls(
+            host=_text(struct, "host"),
+            port=int(port),
+            plaintext=struct.get("plaintext") is True,
+            certificate_sds=_text(struct, "certificate_sds"),
+            ca_sds=_text(struct, "ca_sds"),
+        )
+
+
+def _text(struct: Mapping[str, object], key: str) -> str:
+    value = struct.get(key)
+    if not isinstance(value, str) or not value:
+        raise InvalidInput(f"gateway metadata: {key!r} must be a non-empty text, got {value!r}")
+    return value

@@ -1,0 +1,142 @@
+"""How a machine becomes a member of a mesh and stays one: joining with a token, and renewing its certificate."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import grpc
+
+from nearmesh.errors import ConfigError, InvalidInput, MeshError
+from nearmesh.ids import Kind, MachineId
+from nearmesh.rpc import from_rpc_error
+from nearmesh.tls import Credentials, certificate_request, key_from_pem, key_to_pem, new_key, write_private
+from nearmesh.tokens import read_join_token
+from nearmesh.v1 import node_pb2, node_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+MEMBERSHIP_FILE = "membership.json"
+# A control plane that does not answer a join within this is not there.
+JOIN_TIMEOUT_S = 20.0
+# Between attempts to renew; the certificate still has a third of its life by then.
+RENEW_RETRY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """Who this machine is in which mesh, and where the control plane is. Kept beside its credentials."""
+
+    mesh: str
+    kind: Kind
+    id: str
+    site: str
+    region: str
+    # host:port of the control plane's public and mesh listeners.
+    control_plane: str
+    control_plane_mesh: str
+    jwks_json: str
+
+    @property
+    def machine(self) -> MachineId:
+        return MachineId(self.mesh, self.kind, self.id)
+
+    @classmethod
+    def read(cls, folder: Path) -> Membership | None:
+        """What `write` left in `folder`, or None. Raises ConfigError when the file is damaged."""
+        path = folder / MEMBERSHIP_FILE
+        if not path.exists():
+            return None
+        try:
+            return cls(**json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path} is damaged ({error}); remove the folder and join again") from None
+
+    def write(self, folder: Path) -> None:
+        write_private(folder / MEMBERSHIP_FILE, json.dumps(asdict(self), indent=1).encode())
+
+
+async def join(token: str, kind: Kind, folder: Path) -> Membership:
+    """Makes a key here, has it certified, and keeps both in `folder`; the key never leaves the machine.
+
+    Raises InvalidInput for something that is not a join token of that kind, JoinRefused, Unreachable.
+    """
+    ticket = read_join_token(token)
+    if ticket.kind != kind:
+        raise InvalidInput(f"this token lets a {ticket.kind} join, not a {kind}")
+    key = new_key()
+    who = MachineId(ticket.mesh, ticket.kind, ticket.name)
+    request = node_pb2.JoinRequest(token=token.strip(), csr_pem=certificate_request(key, who))
+    async with grpc.aio.secure_channel(ticket.control_plane, grpc.ssl_channel_credentials(ticket.ca_pem)) as channel:
+        try:
+            answer = await node_pb2_grpc.NodeServiceStub(channel).Join(request, timeout=JOIN_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+    membership = Membership(
+        mesh=ticket.mesh,
+        kind=kind,
+        id=ticket.name,
+        site=ticket.site,
+        region=ticket.region,
+        control_plane=ticket.control_plane,
+        control_plane_mesh=ticket.control_plane_mesh,
+        jwks_json=answer.jwks_json,
+    )
+    membership.write(folder)
+    Credentials(key_to_pem(key), answer.certificate_pem, answer.ca_pem).write(folder)
+    log.info("joined mesh=%s id=%s site=%s region=%s", who.mesh, who.id, ticket.site, ticket.region)
+    return membership
+
+
+async def member(folder: Path, kind: Kind, token: str | None) -> Membership:
+    """The membership kept in `folder`, or a new one through `token`. Raises ConfigError when there is neither."""
+    known = Membership.read(folder)
+    if known and Credentials.read(folder):
+        return known
+    if not token:
+        raise ConfigError(f"{folder} holds no membership yet: give a join token (`nearmesh node token` makes one)")
+    return await join(token, kind, folder)
+
+
+class Renewal:
+    """Keeps a machine's certificate young. `current` is what to show now."""
+
+    def __init__(self, membership: Membership, folder: Path, on_renewed: Callable[[], None] | None = None) -> None:
+        self._membership = membership
+        self._folder = folder
+        self._on_renewed = on_renewed
+        found = Credentials.read(folder)
+        if found is None:
+            raise ConfigError(f"{folder} holds no certificate; remove it and join again")
+        self.current = found
+
+    async def run(self) -> None:
+        """Renews when two thirds of the certificate's life are over, for ever; tries again when it fails."""
+        while True:
+            await asyncio.sleep(self.current.renew_in_s())
+            try:
+                await self._renew()
+            except MeshError as error:
+                log.warning("renewal failed, the certificate ends %s: %s", self.current.expires_at, error.message)
+                await asyncio.sleep(RENEW_RETRY_S * random.uniform(0.5, 1.5))
+
+    async def _renew(self) -> None:
+        csr = certificate_request(key_from_pem(self.current.key_pem), self._membership.machine)
+        target = self._membership.control_plane_mesh
+        async with grpc.aio.secure_channel(target, self.current.channel_credentials()) as channel:
+            try:
+                answer = await node_pb2_grpc.NodeServiceStub(channel).Renew(
+                    node_pb2.RenewRequest(csr_pem=csr), timeout=JOIN_TIMEOUT_S
+                )
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from None
+        self.current = Credentials(self.current.key_pem, answer.certificate_pem, answer.ca_pem)
+        self.current.write(self._folder)
+        log.info("certificate renewed id=%s until=%s", self._membership.id, self.current.expires_at)
+        if self._on_renewed:
+            self._on_renewed()

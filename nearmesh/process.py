@@ -1,0 +1,49 @@
+"""What the mesh's long-lived processes share: one of a kind per folder, logging, and an orderly end on a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nearmesh.errors import AlreadyRunning
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+
+def configure_logging(level: str) -> None:
+    """Standard logging to stderr; libraries below WARNING stay silent."""
+    logging.basicConfig(format=LOG_FORMAT, level=logging.WARNING)
+    for name in ("nearmesh", "nearmesh_agent", "nearmesh_controlplane"):
+        logging.getLogger(name).setLevel(level.upper())
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGTERM or SIGINT sets. Call it inside the running loop."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+@contextmanager
+def only_one(folder: Path, what: str) -> Iterator[None]:
+    """Holds `folder` for this process alone; the lock falls with the process. Raises AlreadyRunning."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise AlreadyRunning(f"{what} in {folder} is running already (pid {file.read().strip()})") from None
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,109 @@
+"""Manifests: they survive the round trip, equal ones have equal bytes, and hostile ones are refused as such."""
+
+import copy
+import hashlib
+import json
+
+import pytest
+
+from nearmesh import oci
+from nearmesh.errors import PackageError
+from nearmesh.oci import Descriptor, Manifest
+
+ONE, TWO, THREE = (oci.digest_bytes(text) for text in (b"one", b"two", b"three"))
+
+MANIFEST = Manifest(
+    "file-type",
+    "3.3",
+    Descriptor(oci.CONFIG_TYPE, ONE, 3),
+    (Descriptor(oci.FILE_TYPE, TWO, 3, "model.toml"), Descriptor(oci.FILE_TYPE, THREE, 5, "fp32.onnx")),
+)
+
+
+def test_round_trip():
+    assert Manifest.from_bytes(MANIFEST.to_bytes()) == MANIFEST
+
+
+def test_bytes_are_canonical():
+    body = json.loads(MANIFEST.to_bytes())
+    shuffled = json.dumps(dict(reversed(body.items())), indent=4).encode()
+    assert Manifest.from_bytes(shuffled).to_bytes() == MANIFEST.to_bytes()
+    assert body["mediaType"] == oci.MANIFEST_TYPE and body["schemaVersion"] == 2
+
+
+def test_equal_files_are_one_blob():
+    twice = Manifest("m", "1", Descriptor(oci.CONFIG_TYPE, ONE, 3), (*MANIFEST.files, MANIFEST.files[0]))
+    assert [blob.digest for blob in twice.blobs] == [ONE, TWO, THREE]
+    assert twice.size_bytes == 11
+
+
+def changed(*path, to):
+    """The manifest as JSON with one value replaced."""
+    body = copy.deepcopy(json.loads(MANIFEST.to_bytes()))
+    place = body
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = to
+    return json.dumps(body).encode()
+
+
+def titled(title):
+    return changed("layers", 0, "annotations", to={oci.TITLE: title})
+
+
+HOSTILE = {
+    "nothing": b"",
+    "not JSON": b"\x00\x01",
+    "not UTF-8": b"\xff\xfe{}",
+    "cut off": MANIFEST.to_bytes()[:-1],
+    "a list": b"[]",
+    "a number": b"7",
+    "null": b"null",
+    "an image": changed("artifactType", to="application/vnd.oci.image.config.v1+json"),
+    "no name": changed("annotations", to={}),
+    "annotations as a list": changed("annotations", to=[1]),
+    "a name that is no label": changed("annotations", oci.TITLE, to="../etc"),
+    "a name that is a number": changed("annotations", oci.TITLE, to=5),
+    "a version with a slash": changed("annotations", "org.opencontainers.image.version", to="1/0"),
+    "layers as a number": changed("layers", to=3),
+    "a layer that is text": changed("layers", 0, to="model.toml"),
+    "a layer without a digest": changed("layers", 0, to={"mediaType": "x", "size": 1}),
+    "a digest of another kind": changed("layers", 0, "digest", to="md5:abc"),
+    "a digest that is a path": changed("layers", 0, "digest", to="sha256:../../etc/passwd"),
+    "a digest in capitals": changed("layers", 0, "digest", to="sha256:" + "A" * 64),
+    "a digest that is a number": changed("config", "digest", to=1),
+    "a negative size": changed("layers", 0, "size", to=-1),
+    "a size that is text": changed("layers", 0, "size", to="large"),
+    "a size that is null": changed("config", "size", to=None),
+    "a title that climbs": titled("../../etc/passwd"),
+    "an absolute title": titled("/etc/passwd"),
+    "a title that is a folder": titled(".."),
+    "a title that is here": titled("."),
+    "a title that is a number": titled(5),
+    "a title that is a list": titled(["/"]),
+    "a title with a drive": titled("C:model.toml"),
+    "a size that is true": changed("layers", 0, "size", to=True),
+    "a media type that is a number": changed("config", "mediaType", to=1),
+    "a title with a zero": titled("model\x00.toml"),
+    "an infinite size": changed("layers", 0, "size", to=float("inf")),
+    "too deep": b"[" * 100_000,
+    "two files of one title": changed("layers", 0, "annotations", to={oci.TITLE: "fp32.onnx"}),
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_manifests(data):
+    with pytest.raises(PackageError):
+        Manifest.from_bytes(data)
+
+
+def test_a_manifest_has_a_largest_size():
+    with pytest.raises(PackageError, match="above the limit"):
+        Manifest.from_bytes(b" " * (oci.MAX_MANIFEST_BYTES + 1))
+
+
+def test_digests(tmp_path):
+    content = bytes(range(256)) * 9000
+    path = tmp_path / "blob"
+    path.write_bytes(content)
+    assert oci.digest_file(path) == oci.digest_bytes(content) == "sha256:" + hashlib.sha256(content).hexdigest()

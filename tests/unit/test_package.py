@@ -1,0 +1,118 @@
+"""model.toml: what is read from it, and that every mistake is named with its place and remedy."""
+
+import textwrap
+
+import pytest
+
+from nearmesh.errors import PackageError
+from nearmesh.package import MANIFEST_FILE, State, TensorSpec, load, read_labels
+
+GOOD = """
+name = "adder"
+version = "1.0"
+description = "Adds one"
+licence = "Apache-2.0"
+credit = "The project"
+inputs = [{ name = "x", dtype = "FP32", shape = [-1, 2] }]
+outputs = [{ name = "y", dtype = "FP32", shape = [-1, 2] }]
+variants = [{ name = "fp32", source = { path = "adder.onnx" } }]
+"""
+SHA256 = "0" * 64
+
+
+def read(folder, text):
+    (folder / MANIFEST_FILE).write_text(textwrap.dedent(text), "utf-8")
+    return load(folder)
+
+
+def test_defaults(tmp_path):
+    package = read(tmp_path, GOOD)
+    assert package.inputs == (TensorSpec(name="x", dtype="FP32", shape=(-1, 2)),)
+    assert package.variants[0].file == "fp32.onnx" and package.variants[0].hardware == "any"
+    assert (package.batching.max_batch, package.instances, package.sequence, package.files) == (0, 1, None, ())
+    assert (package.route.objective, package.route.deadline_ms) == ("cheapest-in-time", 300)
+
+
+def test_everything_that_may_be_said(tmp_path):
+    more = f"""
+    labels = "labels.txt"
+    instances = 0
+    batching = {{ max_batch = 8 }}
+    route = {{ objective = "nearest", deadline_ms = 50 }}
+    warmup = [{{ file = "one.npz" }}, {{ file = "two.npz", rtol = 0.1, atol = 0 }}]
+    sequence = {{ idle_s = 5, state = [{{ input = "x", output = "y", shape = [1, 2] }}] }}
+    [[variants]]
+    name = "int8"
+    hardware = "CUDAExecutionProvider"
+    source = {{ pypi = "adder", version = "1", file = "a/b.onnx", sha256 = "{SHA256}" }}
+    """
+    text = GOOD.replace("variants = [{", "[[variants]]\n").replace(" } }]", " }").replace('"fp32", ', '"fp32"\n')
+    top, _, variants = text.partition("[[variants]]")
+    own, _, second = textwrap.dedent(more).partition("[[variants]]")
+    package = read(tmp_path, f"{top}{own}[[variants]]{variants}[[variants]]{second}")
+    assert [variant.file for variant in package.variants] == ["fp32.onnx", "int8.onnx"]
+    assert package.files == ("one.npz", "two.npz", "labels.txt")
+    assert package.sequence is not None and package.sequence.state == (State(input="x", output="y", shape=(1, 2)),)
+    assert package.warmup[1].atol == 0
+
+
+MISTAKES = [
+    ("an unknown key", 'licence = "Apache', 'license = "Apache', "unknown key 'license'; did you mean 'licence'?"),
+    ("a missing key", 'credit = "The project"', "", "key 'credit' is missing"),
+    ("a key of a tensor", 'dtype = "FP32", shape = [-1, 2] }]\nv', 'type = "FP32", shape = [2] }]\nv', "outputs[0]"),
+    ("an unknown dtype", 'name = "x", dtype = "FP32"', 'name = "x", dtype = "FLOAT"', "'FLOAT' is not one of 'BOOL'"),
+    ("a bad dimension", "shape = [-1, 2] }]\no", "shape = [-2, 2] }]\no", "shape [-2, 2] of 'x'"),
+    ("a shape that is no list", "shape = [-1, 2] }]\no", "shape = 2 }]\no", "inputs[0]: shape: expected a list, got 2"),
+    ("a dimension that is no number", "shape = [-1, 2] }]\no", 'shape = ["n"] }]\no', "expected int, got 'n'"),
+    ("no inputs", 'inputs = [{ name = "x", dtype = "FP32", shape = [-1, 2] }]', "inputs = []", "at least one"),
+    ("no source", '{ path = "adder.onnx" }', "{}", "either `path`"),
+    ("two sources", '{ path = "adder.onnx" }', '{ path = "a.onnx", pypi = "adder" }', "either `path`"),
+    ("half a source", '{ path = "adder.onnx" }', '{ pypi = "adder", version = "1" }', "needs `version`, `file`"),
+    ("a digest that is none", '{ path = "adder.onnx" }', '{ path = "a.onnx", sha256 = "../up" }', "64 lower-case hex"),
+    ("a name that cannot stand in DNS", '"adder"', '"Adder_1"', "model 'Adder_1' must be"),
+    ("a version with a blank", '"1.0"', '"1 0"', "version '1 0' must be"),
+    ("not TOML", 'name = "adder"', "name = adder", "model.toml"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "said"), [row[1:] for row in MISTAKES], ids=[row[0] for row in MISTAKES])
+def test_mistakes(tmp_path, right, wrong, said):
+    assert right in GOOD
+    with pytest.raises(PackageError) as caught:
+        read(tmp_path, GOOD.replace(right, wrong, 1))
+    assert said in caught.value.message and str(tmp_path / MANIFEST_FILE) in caught.value.message
+
+
+def test_state_of_a_tensor_that_is_not_there(tmp_path):
+    state = '{ input = "h", output = "y", shape = [1] }'
+    with pytest.raises(PackageError, match="sequence state 'h' -> 'y': no such input or output"):
+        read(tmp_path, f"{GOOD}sequence = {{ state = [{state}] }}")
+
+
+def test_no_manifest(tmp_path):
+    with pytest.raises(PackageError, match=r"model\.toml: no such file"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        (b"a\nb\n", ("a", "b")),
+        (b"a\nb", ("a", "b")),
+        ("<blank>\n\u2028\n \n".encode(), ("<blank>", "\u2028", " ")),
+        (b"one\r\ntwo\n", ("one\r", "two")),
+    ],
+)
+def test_labels(tmp_path, content, labels):
+    path = tmp_path / "labels.txt"
+    path.write_bytes(content)
+    assert read_labels(path) == labels
+
+
+def test_labels_that_cannot_be_read(tmp_path):
+    path = tmp_path / "labels.txt"
+    with pytest.raises(PackageError, match=r"labels.*labels\.txt"):
+        read_labels(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(PackageError, match="utf-8"):
+        read_labels(path)
