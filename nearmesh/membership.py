@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -106,10 +105,9 @@ async def member(folder: Path, kind: Kind, token: str | None) -> Membership:
 class Renewal:
     """Keeps a machine's certificate young. `current` is what to show now."""
 
-    def __init__(self, membership: Membership, folder: Path, on_renewed: Callable[[], None] | None = None) -> None:
+    def __init__(self, membership: Membership, folder: Path) -> None:
         self._membership = membership
         self._folder = folder
-        self._on_renewed = on_renewed
         found = Credentials.read(folder)
         if found is None:
             raise ConfigError(f"{folder} holds no certificate; remove it and join again")
@@ -138,5 +136,3 @@ class Renewal:
         self.current = Credentials(self.current.key_pem, answer.certificate_pem, answer.ca_pem)
         self.current.write(self._folder)
         log.info("certificate renewed id=%s until=%s", self._membership.id, self.current.expires_at)
-        if self._on_renewed:
-            self._on_renewed()

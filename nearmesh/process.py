@@ -7,12 +7,15 @@ import fcntl
 import logging
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from nearmesh.errors import AlreadyRunning
 
+# In a folder that one process holds for itself; it contains that process's id.
+LOCK_FILE = ".lock"
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
@@ -36,7 +39,7 @@ def stop_on_signals() -> asyncio.Event:
 def only_one(folder: Path, what: str) -> Iterator[None]:
     """Holds `folder` for this process alone; the lock falls with the process. Raises AlreadyRunning."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    with (folder / LOCK_FILE).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -47,3 +50,25 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+# Runs before the command takes its place. The parent may have died before the call: then nobody would end the command.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+parent, command = int(sys.argv[1]), sys.argv[2:]
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() != parent:
+    sys.exit("the parent is gone")
+os.execvp(command[0], command)
+"""
+
+
+def tied_to_this_process(command: Sequence[str]) -> list[str]:
+    """The command line for a child that the kernel ends when this process is gone, even by SIGKILL.
+
+    A launcher arranges that and then becomes the command, under the same process id: code of ours between fork and
+    exec could meet a lock that another thread held. Where the kernel offers no such thing the command is unchanged.
+    """
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), *command]

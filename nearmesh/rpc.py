@@ -154,8 +154,12 @@ class _Guard:
     async def checked(self, who: Identity, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         """The request stream; ends with an error once the caller has been removed."""
         async for request in requests:
-            self._gatekeeper.check(who, self._method)
+            self.still(who)
             yield _readable(request)
+
+    def still(self, who: Identity) -> None:
+        """Raises PermissionDenied once the caller of an open stream has been removed."""
+        self._gatekeeper.check(who, self._method)
 
     async def fail(self, context: Any, error: Exception) -> None:
         if isinstance(error, MeshError):
@@ -206,6 +210,7 @@ def _wrap(handler: Any, guard: _Guard) -> Any:
         try:
             who = guard.enter(context)
             async for response in inner(guard.checked(who, request) if streams_in else _readable(request), context):
+                guard.still(who)
                 yield response
         except Exception as error:
             await guard.fail(context, error)

@@ -124,7 +124,7 @@ class Credentials:
         return context
 
 
-def machine_in(certificate: x509.Certificate | x509.CertificateSigningRequest) -> MachineId | None:
+def machine_in(certificate: x509.Certificate) -> MachineId | None:
     """Whose certificate it is, or None when it names no machine of a mesh."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -102,7 +102,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             hardware=node.hardware,
             agent_version=node.agent_version,
             usd_per_hour=node.usd_per_hour,
-            live=self._registry.presence(node.id) == "live",
+            live=self._registry.live(node),
             draining=node.draining,
             cordoned=node.cordoned,
             removed=node.removed,

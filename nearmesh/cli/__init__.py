@@ -1,0 +1,1 @@
+"""The command line `nearmesh`: tables for people, `--json` for programs."""

@@ -70,7 +70,7 @@ class Delivery:
 
 
 async def deliver(call: Call, transport: Transport, experience: Experience) -> Delivery:
-    """Raises the error that no other node can mend, or at the deadline the last one (DeadlineExceeded if there is none)."""
+    """Raises the error that no other node can mend; at the deadline the last one, DeadlineExceeded if none failed."""
     race = _Race(call, transport, experience)
     try:
         return await race.run()
@@ -142,7 +142,8 @@ class _Race:
 
     async def _settle(self, newest: asyncio.Task[Reply] | None, patience_s: float) -> Delivery | None:
         """Waits until an attempt succeeds (returned), the newest one fails, or patience is over."""
-        until_s = min(self._clock() + patience_s, self._call.deadline_s)
+        patient_until_s = self._clock() + patience_s
+        until_s = min(patient_until_s, self._call.deadline_s)
         while (left_s := until_s - self._clock()) > 0:
             if not self._running:
                 await asyncio.sleep(left_s)
@@ -154,7 +155,8 @@ class _Race:
                     return delivery
             if newest in done:
                 return None
-        if newest in self._running:
+        # A caller's short deadline proves nothing against the node.
+        if newest in self._running and patient_until_s <= self._call.deadline_s:
             self._experience.failed(self._running[newest].choice.node, now_s=self._clock())
         return None
 
@@ -207,6 +209,7 @@ class _Race:
 
     def _too_late(self) -> MeshError:
         if self._running or isinstance(self._last_error, DeadlineExceeded):
-            nodes = ", ".join(runner.choice.node for runner in self._running.values()) or "nobody"
-            return DeadlineExceeded(f"{self._model}: no answer within the call's deadline; still silent: {nodes}")
+            asked = [*(attempt.node for attempt in self._done), *(r.choice.node for r in self._running.values())]
+            names = ", ".join(dict.fromkeys(asked))
+            return DeadlineExceeded(f"{self._model}: no answer within the call's deadline; asked: {names}")
         return self._last_error or NoRoute(f"no node serves {self._model} at present")

@@ -6,6 +6,7 @@ that it measured itself, and the nodes that have just failed it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from nearmesh.v1 import route_pb2
 # of it: a short pause (a swap, a full core) is not worth a second request.
 PATIENCE_FACTOR = 4.0
 PATIENCE_FLOOR_S = 0.25
-# A transport that has just been opened sends about this much in its first round trip, twice that in the next, and so on.
+# A new connection sends about this much in its first round trip, twice that in the next, and so on.
 FIRST_WINDOW_BYTES = 64 * 1024
 
 
@@ -59,6 +60,12 @@ class Route:
             deadline_ms=message.deadline_ms or routing.DEFAULT_DEADLINE_MS,
             endpoints=tuple(_endpoint(candidate) for candidate in message.candidates),
         )
+
+    def keeping(self, left: Collection[Endpoint]) -> Route:
+        """With nodes that were in it until lately, as not ready: after a restart the control plane may know few."""
+        here = {endpoint.node for endpoint in self.endpoints}
+        gone = tuple(_unready(endpoint) for endpoint in left if endpoint.node not in here)
+        return dataclasses.replace(self, endpoints=self.endpoints + gone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +111,26 @@ def order(
 
 def patience_s(candidate: routing.Candidate, request_bytes: int) -> float:
     """How long a call waits for this node alone before it asks the next one as well."""
-    p95_ms = candidate.total_ms_p95 + _transfer_ms(candidate.network_ms_p95, request_bytes)
-    return max(PATIENCE_FACTOR * p95_ms / 1000, PATIENCE_FLOOR_S + p95_ms / 1000)
+    p95_s = candidate.total_ms_p95 / 1000
+    return max(PATIENCE_FACTOR * p95_s, PATIENCE_FLOOR_S + p95_s) + _transfer_s(candidate, request_bytes)
 
 
-def _transfer_ms(round_trip_ms: float, request_bytes: int) -> float:
+def _transfer_s(candidate: routing.Candidate, request_bytes: int) -> float:
     """Extra round trips of a large request while the windows of TCP and HTTP/2 open, doubling each time."""
-    return round_trip_ms * math.log2(max(1.0, request_bytes / FIRST_WINDOW_BYTES))
+    doublings = math.log2(max(1.0, request_bytes / FIRST_WINDOW_BYTES))
+    return doublings * candidate.network_ms_p95 / 1000
 
 
 def _with_own(candidate: routing.Candidate, measured: Mapping[str, tuple[float, float]]) -> routing.Candidate:
     own = measured.get(candidate.node)
     return routing.with_network(candidate, *own) if own else candidate
+
+
+def _unready(endpoint: Endpoint) -> Endpoint:
+    why = "the control plane no longer names it"
+    return dataclasses.replace(
+        endpoint, candidate=dataclasses.replace(endpoint.candidate, ready=False, unready_why=why)
+    )
 
 
 def _endpoint(message: route_pb2.Candidate) -> Endpoint:

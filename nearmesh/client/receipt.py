@@ -17,6 +17,8 @@ ASK = "nearmesh_receipt"
 SITE, NODE, REGION = "nearmesh_site", "nearmesh_node", "nearmesh_region"
 DIGEST, VARIANT = "nearmesh_digest", "nearmesh_variant"
 QUEUE_MS, COMPUTE_MS, SERVICE_MS = "nearmesh_queue_ms", "nearmesh_compute_ms", "nearmesh_service_ms"
+# The reason of an error that came on a stream.
+REASON = "nearmesh_reason"
 
 # What ended an attempt that did not end by itself.
 OVERTAKEN = "silent; another node answered first"

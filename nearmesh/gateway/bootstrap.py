@@ -16,6 +16,8 @@ _TYPES = "type.googleapis.com/"
 _TLS = "envoy.extensions.transport_sockets.tls.v3"
 
 CONTROL_PLANE = "control-plane"
+# Below the usual limit of open files, so that a flood of connections is refused and not fatal.
+MAX_CONNECTIONS = 10_000
 BOOTSTRAP_FILE = "envoy.json"
 CERTIFICATE_FILE, CA_FILE = "sds-certificate.json", "sds-ca.json"
 
@@ -78,10 +80,17 @@ def envoy_bootstrap(who: GatewayIdentity, metadata: GatewayMetadata, admin_port:
         },
         "dynamic_resources": {"ads_config": service, "cds_config": ads, "lds_config": ads},
         "static_resources": {"clusters": [_control_plane(who, metadata)]},
+        "overload_manager": {"resource_monitors": [_connection_limit()]},
     }
     if admin_port:
         bootstrap["admin"] = {"address": _socket("127.0.0.1", admin_port)}
     return bootstrap
+
+
+def _connection_limit() -> dict[str, Any]:
+    monitor = "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
+    config = {"@type": _TYPES + monitor, "max_active_downstream_connections": MAX_CONNECTIONS}
+    return {"name": "envoy.resource_monitors.global_downstream_max_connections", "typed_config": config}
 
 
 def _control_plane(who: GatewayIdentity, metadata: GatewayMetadata) -> dict[str, Any]:
@@ -98,6 +107,8 @@ def _control_plane(who: GatewayIdentity, metadata: GatewayMetadata) -> dict[str,
     return {
         "name": CONTROL_PLANE,
         "type": "STRICT_DNS",
+        # A name may have addresses of both families and a server on one of them only.
+        "dns_lookup_family": "ALL",
         "connect_timeout": "3s",
         # A connection that fails takes that control plane out of the choice, so that the next one is tried.
         "outlier_detection": {"interval": "1s", "base_ejection_time": "5s", "consecutive_5xx": 2},

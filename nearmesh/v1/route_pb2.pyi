@@ -91,8 +91,10 @@ class ReportLatencyResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ListLatenciesRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("region",)
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    def __init__(self, region: _Optional[str] = ...) -> None: ...
 
 class ListLatenciesResponse(_message.Message):
     __slots__ = ("latencies",)
@@ -101,15 +103,19 @@ class ListLatenciesResponse(_message.Message):
     def __init__(self, latencies: _Optional[_Iterable[_Union[Latency, _Mapping]]] = ...) -> None: ...
 
 class Latency(_message.Message):
-    __slots__ = ("region", "node", "network_ms_p50", "network_ms_p95", "measured")
+    __slots__ = ("region", "node", "network_ms_p50", "network_ms_p95", "measured", "address", "server_name")
     REGION_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     NETWORK_MS_P50_FIELD_NUMBER: _ClassVar[int]
     NETWORK_MS_P95_FIELD_NUMBER: _ClassVar[int]
     MEASURED_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_NAME_FIELD_NUMBER: _ClassVar[int]
     region: str
     node: str
     network_ms_p50: float
     network_ms_p95: float
     measured: bool
-    def __init__(self, region: _Optional[str] = ..., node: _Optional[str] = ..., network_ms_p50: _Optional[float] = ..., network_ms_p95: _Optional[float] = ..., measured: _Optional[bool] = ...) -> None: ...
+    address: str
+    server_name: str
+    def __init__(self, region: _Optional[str] = ..., node: _Optional[str] = ..., network_ms_p50: _Optional[float] = ..., network_ms_p95: _Optional[float] = ..., measured: _Optional[bool] = ..., address: _Optional[str] = ..., server_name: _Optional[str] = ...) -> None: ...

@@ -93,7 +93,7 @@ class RouteServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListLatencies(self, request, context):
-        """Every region pair and the network time the router believes in.
+        """The network time that the router believes in, from one region or from all, to every node.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 async def target(handler: Handler = echo) -> AsyncIterator[str]:
     server = await asyncio.start_server(handler, "127.0.0.1", 0)
     try:
-        yield "127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
 
@@ -72,7 +72,7 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: 
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the kernel's doing, there is no event for it
             await asyncio.sleep(0.005)
 
 
@@ -179,9 +179,12 @@ async def test_freeze_keeps_connections_open_and_silent_until_healed() -> None:
 
 
 async def test_a_throttle_spreads_bytes_over_time() -> None:
-    async with target() as address, wan_to(address, round_trip_ms=0.0, bytes_per_s=1e6) as (_, link):
-        async with client(link) as streams:
-            assert await ask(*streams, os.urandom(200_000)) >= 0.2
+    async with (
+        target() as address,
+        wan_to(address, round_trip_ms=0.0, bytes_per_s=1e6) as (_, link),
+        client(link) as streams,
+    ):
+        assert await ask(*streams, os.urandom(200_000)) >= 0.2
 
 
 async def test_a_stalled_reader_stops_the_sender_and_memory_stays_bounded() -> None:
@@ -193,18 +196,21 @@ async def test_a_stalled_reader_stops_the_sender_and_memory_stays_bounded() -> N
         writer.close()
 
     limit, sent = 1024 * 1024, 24 * 1024 * 1024
-    async with target(stalled) as address, wan_to(address, buffer_bytes=limit) as (_, link):
-        async with client(link) as (reader, writer):
-            writer.write(b"x" * sent)
-            writer.write_eof()
-            await until(lambda: link.stats()["held_bytes"] > limit)
-            # Everything that can move has moved once the sender itself is stuck.
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(1):
-                    await writer.drain()
-            assert link.stats()["held_bytes"] <= limit + 256 * 1024
-            release.set()
-            assert await reader.read() == str(sent).encode()
+    async with (
+        target(stalled) as address,
+        wan_to(address, buffer_bytes=limit) as (_, link),
+        client(link) as (reader, writer),
+    ):
+        writer.write(b"x" * sent)
+        writer.write_eof()
+        await until(lambda: link.stats()["held_bytes"] > limit)
+        # Everything that can move has moved once the sender itself is stuck.
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await writer.drain()
+        assert link.stats()["held_bytes"] <= limit + 256 * 1024
+        release.set()
+        assert await reader.read() == str(sent).encode()
 
 
 async def test_a_thousand_short_connections_leave_nothing_behind() -> None:

@@ -114,7 +114,7 @@ def test_other_spellings_of_a_dtype(dtype):
 
 def test_not_contiguous():
     array = np.arange(12, dtype=np.int32).reshape(3, 4).T
-    assert same(tensors.decode_request(tensors.encode_request("m", {"x": array}))["x"], np.ascontiguousarray(array))
+    assert same(tensors.decode_request(tensors.encode_request("m", {"x": array}))["x"], array)
 
 
 numeric = st.sampled_from([sample.dtype for name, sample in SAMPLES.items() if name != "BYTES"])
@@ -123,7 +123,7 @@ numeric = st.sampled_from([sample.dtype for name, sample in SAMPLES.items() if n
 @given(st.data(), numeric)
 def test_any_array_there_and_back(data, dtype):
     array = data.draw(hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=4)))
-    assert same(tensors.decode_request(tensors.encode_request("m", {"x": array}))["x"], np.ascontiguousarray(array))
+    assert same(tensors.decode_request(tensors.encode_request("m", {"x": array}))["x"], array)
 
 
 @given(st.lists(st.binary(max_size=40), max_size=20))

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -15,13 +16,22 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nearmesh.errors import JoinRefused
 from nearmesh.ids import MachineId
-from nearmesh.tls import Credentials, key_from_pem, key_to_pem, machine_in, new_key, write_private
+from nearmesh.tls import Credentials, key_from_pem, key_to_pem, new_key, write_private
 from nearmesh.tokens import TokenIssuer, TokenVerifier
 
 CA_LIFETIME = timedelta(days=3650)
 SERVER_LIFETIME = timedelta(days=30)
 # Machines' clocks may be behind the control plane's by this much.
 BACKDATE = timedelta(minutes=5)
+
+# What a request that a stranger made can raise while it is read.
+_UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    x509.InvalidVersion,
+)
 
 
 @dataclass(slots=True)
@@ -94,14 +104,27 @@ class Authority:
 def _checked_request(csr_pem: bytes, who: MachineId) -> x509.CertificateSigningRequest:
     try:
         csr = x509.load_pem_x509_csr(csr_pem)
-        asked = machine_in(csr)
-    except ValueError as error:
+        sound = csr.is_signature_valid and _is_mesh_key(csr.public_key())
+        asked = _names_in(csr)
+    except _UNREADABLE as error:
         raise JoinRefused(f"join refused: not a certificate request: {error}") from None
-    if not csr.is_signature_valid or not isinstance(csr.public_key(), ec.EllipticCurvePublicKey):
-        raise JoinRefused("join refused: the certificate request is not validly signed by an EC key")
-    if asked != who:
-        raise JoinRefused(f"join refused: the request is for {asked.spiffe if asked else 'nobody'}, not {who.spiffe}")
+    if not sound:
+        raise JoinRefused("join refused: the certificate request is not validly signed by an ECDSA P-256 key")
+    if asked != {x509.UniformResourceIdentifier(who.spiffe), x509.DNSName(who.dns)}:
+        names = ", ".join(sorted(str(name.value) for name in asked)) or "nobody"
+        raise JoinRefused(f"join refused: the request is for {names}, not {who.spiffe} and {who.dns}")
     return csr
+
+
+def _is_mesh_key(key: object) -> bool:
+    return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
+
+
+def _names_in(csr: x509.CertificateSigningRequest) -> set[x509.GeneralName]:
+    try:
+        return set(csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except x509.ExtensionNotFound:
+        return set()
 
 
 def _self_signed(mesh: str, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:

@@ -170,6 +170,16 @@ class Registry:
         seen.lost_at = self._clock()
         self.expire()
 
+    def heard(self, gateway_id: str) -> None:
+        """A gateway has no session; it is there while its measurements arrive."""
+        seen = self._seen.setdefault(gateway_id, _Seen())
+        seen.lost_at, seen.at_s = self._clock(), time.time()
+
+    def live(self, node: Node) -> bool:
+        """For people: the node's session is open, or the gateway was heard of within the lease."""
+        presence = self.presence(node.id)
+        return presence == "live" or (node.kind == "gateway" and presence == "suspect")
+
     def expire(self) -> None:
         """Wakes those who route when some node's presence is no longer what it was."""
         present = {node_id: self.presence(node_id) for node_id in self._nodes}

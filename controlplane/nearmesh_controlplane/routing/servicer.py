@@ -13,9 +13,10 @@ from nearmesh.v1 import route_pb2 as pb
 from nearmesh.v1 import route_pb2_grpc
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.generation import Generation
-from nearmesh_controlplane.registry.nodes import Registry
+from nearmesh_controlplane.registry.nodes import Node, Registry
 from nearmesh_controlplane.routing.latency import LatencyBook
 from nearmesh_controlplane.routing.router import Decision, Router
+from nearmesh_controlplane.routing.table import Listener
 
 # A watcher hears of a changed order or price at once, and of times that merely drifted this often.
 REFRESH_S = 5.0
@@ -52,6 +53,9 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
             await self._changes.above(seen)
 
     async def ReportLatency(self, request: pb.ReportLatencyRequest, context: Any) -> pb.ReportLatencyResponse:
+        from_gateway = caller().role == "gateway"
+        if from_gateway:
+            self._registry.heard(caller().name)
         known = {node.id for node in self._registry.serving_nodes()}
         for sample in request.samples:
             if sample.node in known:
@@ -59,22 +63,32 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
                     request.region,
                     sample.node,
                     sample.network_ms,
-                    from_gateway=caller().role == "gateway",
+                    from_gateway=from_gateway,
                     now_s=time.monotonic(),
                 )
         self._changes.bump()
         return pb.ReportLatencyResponse()
 
     async def ListLatencies(self, request: pb.ListLatenciesRequest, context: Any) -> pb.ListLatenciesResponse:
-        regions = sorted({node.region for node in self._registry.all() if not node.removed})
-        found = []
-        for region in regions:
-            for node in self._registry.serving_nodes():
-                p50, p95, measured = self._router.network_time(region, node)
-                found.append(
-                    pb.Latency(region=region, node=node.id, network_ms_p50=p50, network_ms_p95=p95, measured=measured)
-                )
-        return pb.ListLatenciesResponse(latencies=found)
+        regions = [request.region] if request.region else self._regions()
+        listener: Listener = "mesh" if caller().role == "gateway" else "public"
+        pairs = [(region, node) for region in regions for node in self._registry.serving_nodes()]
+        return pb.ListLatenciesResponse(latencies=[self._latency(region, node, listener) for region, node in pairs])
+
+    def _regions(self) -> list[str]:
+        return sorted({node.region for node in self._registry.all() if not node.removed})
+
+    def _latency(self, region: str, node: Node, listener: Listener) -> pb.Latency:
+        p50, p95, measured = self._router.network_time(region, node)
+        return pb.Latency(
+            region=region,
+            node=node.id,
+            network_ms_p50=p50,
+            network_ms_p95=p95,
+            measured=measured,
+            address=self._router.address(region, node, listener),
+            server_name=self._router.server_name(node.id),
+        )
 
     def _decide(self, request: pb.ResolveRequest) -> Decision:
         check_label("region", request.region)

@@ -27,11 +27,12 @@ MODEL_HEADER = "nearmesh-model"
 SERVICE = "inference.GRPCInferenceService"
 EXTRACTION_FILTER = "grpc-field-extraction"
 
-# A request is kept whole until its answer begins, so that it can be sent again; larger ones are sent once.
-BUFFER_BYTES = 32 * 2**20
-# Flow control must not cost round trips for a request of several MB.
-STREAM_WINDOW_BYTES = 16 * 2**20
-CONNECTION_WINDOW_BYTES = 32 * 2**20
+# A request is kept whole until its answer begins, so that it can be sent again: 32 MiB and some framing. One that is
+# larger is refused while its model is read from the body, and with the model in the header is sent once.
+BUFFER_BYTES = 34 * 2**20
+# Flow control must not cost round trips; and in Envoy a stream's window also bounds what a filter may keep of it.
+STREAM_WINDOW_BYTES = BUFFER_BYTES
+CONNECTION_WINDOW_BYTES = 2 * BUFFER_BYTES
 
 # Which field of which method's request names the model.
 NAMING_METHODS = {

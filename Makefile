@@ -1,0 +1,60 @@
+# Two commands: `make up` and `make test`. Both do all the set-up first, and are safe to repeat.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+.DEFAULT_GOAL := help
+.PHONY: help setup up test lint types imports stubs check-stubs check bench soak clean
+
+help: ## Show what can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## Make the virtual environment with every pinned package
+
+$(STAMP): requirements.txt pyproject.toml agent/pyproject.toml controlplane/pyproject.toml
+	@echo "making $(VENV) and installing the pinned packages (about a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed, $(VENV) has " + sys.version)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e . -e agent -e controlplane
+	@touch $@
+
+up: $(STAMP) ## Start the mesh on this machine and show it at work (ONCE=1: stop after the table)
+	@$(BIN)/nearmesh dev up $(if $(ONCE),--once)
+
+test: $(STAMP) ## Run the test suite
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## Check types
+	$(BIN)/mypy
+
+imports: $(STAMP) ## Check who imports whom
+	$(BIN)/lint-imports
+
+PROTOS := $(wildcard protos/nearmesh/v1/*.proto)
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
+
+stubs: $(STAMP) ## Generate the gRPC stubs from protos/
+	$(call PROTOC,.)
+
+check-stubs: $(STAMP) ## Fail when the committed stubs are not those of protos/
+	@rm -rf build/stubs && mkdir -p build/stubs
+	@$(call PROTOC,build/stubs)
+	@for file in build/stubs/nearmesh/v1/*; do cmp $$file nearmesh/v1/$$(basename $$file) || exit 1; done
+	@echo "stubs are fresh"
+
+check: lint types imports check-stubs ## Everything but the tests
+
+bench: $(STAMP) ## Measure, and write benchmarks/results
+	$(BIN)/python -m benchmarks.overhead
+
+soak: $(STAMP) ## The fault and fuzz runs at full counts; results go to tests/soak
+	$(BIN)/python -m tests.faults.soak
+
+clean: ## Remove the virtual environment, the local mesh's state and everything built
+	@rm -rf $(VENV) .nearmesh build dist *.egg-info agent/*.egg-info controlplane/*.egg-info
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,251 @@
+"""`nearmesh infer`: one inference from the command line, and its receipt beside what the router predicted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nearmesh.cli.output import NOTHING, ms, print_facts, print_json, print_table, usd
+from nearmesh.cli.route import objective_option
+from nearmesh.cli.session import Session, json_option, pass_session
+
+if TYPE_CHECKING:
+    from nearmesh.cli.images import Scaling
+    from nearmesh.cli.model_metadata import Metadata
+    from nearmesh.cli.records import Record
+    from nearmesh.client.receipt import Answer, Receipt
+    from nearmesh.routing import Objective
+    from nearmesh.tensors import Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the command line asks for."""
+
+    model: str
+    region: str
+    inputs: dict[str, str]
+    # Output name and the file to keep it in.
+    outputs: dict[str, Path]
+    objective: Objective | None
+    deadline_s: float | None
+    scaling: Scaling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The answer, and what the router said of every node just before."""
+
+    answer: Answer
+    route: Record
+
+
+def _numbers(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a number, nor numbers with commas between") from None
+
+
+def _size(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    width, _, height = value.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise click.BadParameter(f"{value!r} is not WIDTHxHEIGHT, such as 640x480")
+    return int(width), int(height)
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    required=True,
+    metavar="NAME=FILE|VALUE",
+    help=".npy, .npz, .json, an image, or a number or JSON array written out; for text inputs any file or text.",
+)
+@click.option("--from", "region", metavar="REGION", help="Where you are; in a local mesh one of its client regions.")
+@objective_option
+@click.option("--deadline-ms", type=click.FloatRange(0, min_open=True), help="How long to wait, failover included.")
+@click.option("--output", "outputs", multiple=True, metavar="NAME=FILE", help="Keep an output as .npy or .json.")
+@click.option("--labels", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="One label a line.")
+@click.option(
+    "--mean", callback=_numbers, metavar="M[,M,M]", help="Images: taken from pixels that were scaled to 0..1."
+)
+@click.option("--std", callback=_numbers, metavar="S[,S,S]", help="Images: what pixels are divided by after that.")
+@click.option("--resize", callback=_size, metavar="WIDTHxHEIGHT", help="Images: instead of the size they have.")
+@json_option
+@pass_session
+def infer(session: Session, model: str, labels: Path | None, as_json: bool, **given: Any) -> None:
+    """Ask MODEL, print its answer, who gave it, how fast, and at what price."""
+    from nearmesh.package import read_labels
+
+    request = _request(session, model, **given)
+    names = read_labels(labels) if labels else ()
+    result = asyncio.run(_ask(session, request))
+    if as_json:
+        print_json(_record(request, result, names))
+    else:
+        _print(request, result, names)
+
+
+def _request(
+    session: Session,
+    model: str,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    region: str | None,
+    objective: Objective | None,
+    deadline_ms: float | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    resize: tuple[int, int] | None,
+) -> Request:
+    from nearmesh.cli.images import Scaling
+    from nearmesh.cli.tensor_input import split
+
+    regions = [region] if region else session.place.regions
+    if not regions:
+        raise click.UsageError("--from REGION is needed: where the request comes from decides who answers")
+    return Request(
+        model=model,
+        region=regions[0],
+        inputs=split(inputs, "--input"),
+        outputs={name: _checked(Path(file)) for name, file in split(outputs, "--output").items()},
+        objective=objective,
+        deadline_s=deadline_ms / 1000 if deadline_ms else None,
+        scaling=Scaling(mean=mean or (0.0,), std=std or (1.0,), size=resize),
+    )
+
+
+def _checked(path: Path) -> Path:
+    if path.suffix not in (".npy", ".json"):
+        raise click.UsageError(f"--output {path}: an output is kept as .npy or .json")
+    return path
+
+
+async def _ask(session: Session, request: Request) -> Result:
+    """The route first, as it was when the request left; then the request."""
+    from nearmesh.cli import records
+    from nearmesh.cli.model_metadata import ask
+    from nearmesh.client import connect
+
+    place = session.place
+    async with session.dial() as admin:
+        route = await admin.explain(request.model, request.region, objective=request.objective or "")
+    metadata = await ask(place, route)
+    arrays = _arrays(request, metadata)
+    async with connect(
+        control_plane=place.control_plane, ca=place.ca_pem, token=place.token, region=request.region
+    ) as mesh:
+        answer = await mesh.infer(request.model, arrays, objective=request.objective, deadline_s=request.deadline_s)
+    _keep(request, answer)
+    return Result(answer=answer, route=records.route(route))
+
+
+def _arrays(request: Request, metadata: Metadata) -> dict[str, Array]:
+    from nearmesh.cli.tensor_input import pick, read_input
+
+    for name in request.outputs:
+        pick(name, metadata.outputs, "output")
+    return {
+        name: read_input(text, pick(name, metadata.inputs, "input"), request.scaling)
+        for name, text in request.inputs.items()
+    }
+
+
+def _keep(request: Request, answer: Answer) -> None:
+    import json
+
+    import numpy as np
+
+    from nearmesh.cli.answer_text import nested
+    from nearmesh.errors import InvalidInput
+
+    for name, path in request.outputs.items():
+        array = answer[name]
+        if path.suffix == ".json":
+            path.write_text(json.dumps(nested(array)), "utf-8")
+        elif array.dtype.kind == "O":
+            raise InvalidInput(f"output {name!r} is BYTES, which .npy cannot hold; name a .json file")
+        else:
+            np.save(path, array, allow_pickle=False)
+
+
+# For programs.
+
+
+def _record(request: Request, result: Result, labels: Sequence[str]) -> Record:
+    from nearmesh.cli.answer_text import to_json
+
+    answer = result.answer
+    return {
+        "model": answer.model,
+        "version": answer.version,
+        "client_region": request.region,
+        "outputs": {name: to_json(array, labels) for name, array in answer.items()},
+        "receipt": _receipt_record(answer.receipt),
+        "route": result.route,
+    }
+
+
+def _receipt_record(receipt: Receipt) -> Record:
+    import dataclasses
+
+    return dataclasses.asdict(receipt)
+
+
+# For people.
+
+
+def _print(request: Request, result: Result, labels: Sequence[str]) -> None:
+    from nearmesh.cli.answer_text import describe
+
+    answer, receipt = result.answer, result.answer.receipt
+    for name, array in answer.items():
+        click.echo(describe(name, array, labels))
+    click.echo()
+    node = f"{receipt.node} at {receipt.site}, {receipt.region}"
+    facts = [
+        ("model", f"{answer.model}@{answer.version}, {receipt.variant}"),
+        ("answered by", f"{node}, for a client in {request.region}"),
+        ("price", f"{usd(receipt.usd_per_1000)} USD per 1,000"),
+        ("why", receipt.why),
+        *_others(result),
+        *(("failed", f"{a.node} after {ms(a.ms)} ms: {a.error}") for a in receipt.attempts if a.error),
+    ]
+    print_facts(facts)
+    click.echo()
+    print_table(("time, ms", "predicted p95", "actual"), _times(result))
+
+
+def _others(result: Result) -> list[tuple[str, str]]:
+    """The next best node, with the reason why it was not the best."""
+    others = [c for c in result.route["candidates"] if c["node"] != result.answer.receipt.node and c["ready"]]
+    return [("runner-up", f"{others[0]['node']}: {others[0]['why']}")] if others else []
+
+
+def _times(result: Result) -> list[tuple[str, str, str]]:
+    """What the router expected of the node that answered, beside what happened."""
+    receipt = result.answer.receipt
+    found = next((c for c in result.route["candidates"] if c["node"] == receipt.node), None)
+
+    def predicted(value: Callable[[Record], float]) -> str:
+        return ms(value(found)) if found else NOTHING
+
+    on_node = receipt.queue_ms + receipt.compute_ms
+    return [
+        ("network", predicted(lambda c: c["network_ms_p95"]), ms(receipt.network_ms)),
+        ("on the node", predicted(lambda c: c["service_ms_p95"]), ms(on_node)),
+        ("total", predicted(lambda c: c["total_ms_p95"]), ms(receipt.total_ms)),
+    ]

@@ -1,0 +1,90 @@
+"""Models on a screen: the list of all, and one in full."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from nearmesh.cli.output import NOTHING, moment, ms, print_table, size
+
+if TYPE_CHECKING:
+    from nearmesh.cli.records import Record
+
+# Of a digest; enough to tell versions apart at a glance, `--json` has all of it.
+DIGEST_CHARACTERS = 19
+# Deployments before that are of interest to the audit log only.
+LATEST = 5
+
+
+def print_models(found: list[Record], *, title: str = "") -> None:
+    """A line for each model."""
+    rows = [
+        (
+            record["model"],
+            _present(record),
+            str(len(record["versions"])),
+            str(sum(replica["state"] == "ready" and replica["live"] for replica in record["replicas"])),
+            str(sum(replica["state"] == "failed" and replica["live"] for replica in record["replicas"])),
+            record["objective"],
+            ms(record["deadline_ms"]),
+        )
+        for record in found
+    ]
+    columns = ("model", "deployed", "versions", "nodes ready", "nodes failed", "objective", "deadline, ms")
+    print_table(columns, rows, title=title, empty="nothing published yet: `nearmesh model publish FOLDER` does it")
+
+
+def _present(record: Record) -> str:
+    """The version deployed last, and where if not everywhere."""
+    if not record["deployments"]:
+        return NOTHING
+    latest = record["deployments"][0]
+    return f"{latest['version']} at {', '.join(latest['sites'])}" if latest["sites"] else str(latest["version"])
+
+
+def print_model(record: Record) -> None:
+    """Everything about one model."""
+    click.echo(f"{record['model']}: {record['objective']} within {ms(record['deadline_ms'])} ms\n")
+    _print_versions(record)
+    click.echo()
+    _print_deployments(record)
+    click.echo()
+    _print_replicas(record)
+
+
+def _print_versions(record: Record) -> None:
+    rows = [
+        (v["version"], v["digest"][:DIGEST_CHARACTERS], size(v["size_bytes"]), moment(v["created_at_s"]))
+        for v in record["versions"]
+    ]
+    print_table(("version", "digest", "size", "published, UTC"), rows, title="Versions, newest first")
+
+
+def _print_deployments(record: Record) -> None:
+    rows = [
+        (d["version"], ", ".join(d["sites"]) or "every site", moment(d["created_at_s"]), d["actor"])
+        for d in record["deployments"][:LATEST]
+    ]
+    more = len(record["deployments"]) - LATEST
+    title = "Deployments, newest first" + (f" ({more} older ones not shown)" if more > 0 else "")
+    print_table(("version", "where", "when, UTC", "who"), rows, title=title, empty="not deployed")
+
+
+def _print_replicas(record: Record) -> None:
+    columns = ("node", "version", "state", "variant", "service p50, ms", "p95, ms", "inferences per s", "detail")
+    rows = [_replica_row(replica) for replica in record["replicas"]]
+    print_table(columns, rows, title="Nodes", empty="no node has it")
+
+
+def _replica_row(replica: Record) -> tuple[str, ...]:
+    state = replica["state"] if replica["live"] else f"gone (was {replica['state']})"
+    version = replica["version"] or replica["digest"][:DIGEST_CHARACTERS]
+    measured = (NOTHING, NOTHING, NOTHING)
+    if replica["inferences_per_second"]:
+        measured = (
+            ms(replica["service_ms_p50"]),
+            ms(replica["service_ms_p95"]),
+            f"{replica['inferences_per_second']:.0f}",
+        )
+    return (replica["node"], version, state, replica["variant"] or NOTHING, *measured, replica["detail"])

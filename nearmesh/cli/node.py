@@ -1,0 +1,117 @@
+"""`nearmesh node`: join machines, take them out of service, price them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nearmesh.cli.output import NOTHING, ago, note, print_json, print_table, usd
+from nearmesh.cli.session import Failure, Session, json_option, pass_session
+
+if TYPE_CHECKING:
+    from nearmesh.cli.records import Record
+
+COLUMNS = ("node", "kind", "site", "region", "state", "ready replicas", "USD per hour", "last seen", "hardware")
+
+_undo = click.option("--undo", is_flag=True, help="Take it back.")
+
+
+@click.group()
+def node() -> None:
+    """Join machines, look after them, price them."""
+
+
+@node.command()
+@click.argument("name", metavar="NODE")
+@click.option("--site", required=True, help="The place it stands in.")
+@click.option("--region", required=True, help="As the clouds name it, such as europe-west1.")
+@click.option("--kind", type=click.Choice(("node", "gateway")), default="node", show_default=True)
+@click.option("--hours", type=click.FloatRange(0, 168, min_open=True), default=1.0, show_default=True)
+@pass_session
+def token(session: Session, name: str, site: str, region: str, kind: Any, hours: float) -> None:
+    """Print a single-use token that lets one machine join as NODE."""
+    made = session.ask(lambda admin: admin.join_token(name, site, region, kind=kind, lifetime_s=3600 * hours))
+    click.echo(made.token)
+    start = "nearmesh-agent --data DIR --token" if kind == "node" else "nearmesh gateway run --config FILE --token"
+    note(f"For {kind} {name} alone, once, within {hours:g} h. On that machine: {start} TOKEN")
+
+
+@node.command("list")
+@json_option
+@pass_session
+def list_(session: Session, as_json: bool) -> None:
+    """Every node and gateway."""
+    from nearmesh.cli import records
+
+    found = [records.node(message) for message in session.ask(lambda admin: admin.nodes())]
+    if as_json:
+        print_json(found)
+    else:
+        print_nodes(found)
+
+
+def print_nodes(found: list[Record], *, title: str = "") -> None:
+    """The table of nodes and gateways."""
+    now_s = time.time()
+    empty = "no node has joined yet: `nearmesh node token` makes the token for the first"
+    print_table(COLUMNS, [_row(record, now_s) for record in found], title=title, empty=empty)
+
+
+def _row(record: Record, now_s: float) -> tuple[str, ...]:
+    place = (record["node"], record["kind"], record["site"], record["region"], record["state"])
+    if record["kind"] == "gateway":
+        return (*place, *[NOTHING] * 4)
+    seen = ago(record["last_seen_s"], now_s)
+    return (*place, str(record["ready_replicas"]), usd(record["usd_per_hour"]), seen, record["hardware"] or NOTHING)
+
+
+@node.command()
+@click.argument("name", metavar="NODE")
+@_undo
+@pass_session
+def drain(session: Session, name: str, undo: bool) -> None:
+    """Take NODE out of the routes; it answers what it has begun."""
+    session.ask(lambda admin: admin.drain(name, undo=undo))
+    click.echo(f"{name} is back in the routes" if undo else f"{name} gets no new requests")
+
+
+@node.command()
+@click.argument("name", metavar="NODE")
+@_undo
+@pass_session
+def cordon(session: Session, name: str, undo: bool) -> None:
+    """Keep NODE serving what it serves, and give it no new versions."""
+    session.ask(lambda admin: admin.cordon(name, undo=undo))
+    click.echo(f"{name} gets new versions again" if undo else f"{name} keeps its versions and gets no new ones")
+
+
+@node.command()
+@click.argument("name", metavar="NODE")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_session
+def remove(session: Session, name: str, yes: bool) -> None:
+    """Put NODE out of the mesh for good: its certificate is refused everywhere from now on."""
+    if not yes:
+        _ask_whether_to_remove(name)
+    session.ask(lambda admin: admin.remove(name))
+    click.echo(f"{name} is removed; the machine can join again under another name")
+
+
+def _ask_whether_to_remove(name: str) -> None:
+    if not sys.stdin.isatty():
+        raise click.UsageError("without a terminal to ask at, `remove` needs --yes")
+    if not click.confirm(f"Remove {name} for good? Its name cannot be used again.", err=True):
+        raise Failure(f"{name} was not removed")
+
+
+@node.command()
+@click.argument("name", metavar="NODE")
+@click.argument("usd_per_hour", metavar="USD_PER_HOUR", type=click.FloatRange(0))
+@pass_session
+def price(session: Session, name: str, usd_per_hour: float) -> None:
+    """Say what an hour of NODE costs; it wins over the price in the node's own configuration."""
+    found = session.ask(lambda admin: admin.set_price(name, usd_per_hour))
+    click.echo(f"{name} costs {usd(found.usd_per_hour)} USD per hour")

@@ -1,0 +1,121 @@
+"""How values look on a screen: tables, JSON, and the numbers in them. Units stand in the headings."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Of a pipe or a file, which has no width of its own: lines should not break there.
+PIPE_COLUMNS = 240
+NOTHING = "-"
+PRICE_DIGITS = 4
+
+
+def console(*, err: bool = False) -> Console:
+    """Rich without its guesses: nothing in a message is markup."""
+    from rich.console import Console
+
+    stream = sys.stderr if err else sys.stdout
+    width = None if stream.isatty() else PIPE_COLUMNS
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def print_json(value: Any) -> None:
+    """The only thing on stdout of a command with `--json`."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", empty: str = "") -> None:
+    """A table with a heading for each column; columns whose heading has a unit or a number are set right.
+
+    `empty` is printed instead of a table without rows.
+    """
+    from rich.table import Table
+
+    rows = list(rows)
+    screen = console()
+    if title:
+        screen.print(title, style="bold")
+    if not rows:
+        screen.print(empty, style="dim")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=any(columns))
+    for index, heading in enumerate(columns):
+        table.add_column(heading, justify=_side([row[index] for row in rows]), overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    screen.print(table)
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Names and values, one pair a line."""
+    print_table(("", ""), facts)
+
+
+def note(text: str) -> None:
+    """A word for people, beside what programs read."""
+    click.echo(text, err=True)
+
+
+def _side(cells: Sequence[str]) -> Literal["left", "right"]:
+    numbers = [cell for cell in cells if cell != NOTHING]
+    return "right" if numbers and all(_is_number(cell) for cell in numbers) else "left"
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+# Numbers.
+
+
+def ms(value: float) -> str:
+    """A time in milliseconds: tenths below a hundred."""
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def usd(value: float) -> str:
+    """A price with four significant digits and no exponent; free is 0."""
+    if value <= 0:
+        return "0"
+    decimals = PRICE_DIGITS - 1 - math.floor(math.log10(value))
+    return f"{value:.{max(0, decimals)}f}"
+
+
+def size(size_bytes: int) -> str:
+    """Bytes in the unit that leaves one to three digits before the point."""
+    value, unit = float(size_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def moment(at_s: float) -> str:
+    """Seconds since the epoch as date and time of day, UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at_s)) if at_s else NOTHING
+
+
+def ago(at_s: float, now_s: float) -> str:
+    """How long since, in the largest unit that fits."""
+    if not at_s:
+        return "never"
+    seconds = max(0.0, now_s - at_s)
+    for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length_s:
+            return f"{seconds / length_s:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"

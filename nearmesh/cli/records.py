@@ -1,0 +1,150 @@
+"""The mesh's messages as plain values: exactly what `--json` prints, and what the tables are made of.
+
+The names are a promise to programs: they are added to, never changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nearmesh.v1 import admin_pb2, catalog_pb2, node_pb2, route_pb2
+
+Record = dict[str, Any]
+
+_REPLICA_STATES = {
+    node_pb2.REPLICA_STATE_PULLING: "pulling",
+    node_pb2.REPLICA_STATE_LOADING: "loading",
+    node_pb2.REPLICA_STATE_READY: "ready",
+    node_pb2.REPLICA_STATE_FAILED: "failed",
+    node_pb2.REPLICA_STATE_UNLOADING: "unloading",
+}
+
+
+def node(message: admin_pb2.Node) -> Record:
+    return {
+        "node": message.id,
+        "kind": "gateway" if message.kind == admin_pb2.NODE_KIND_GATEWAY else "node",
+        "site": message.site,
+        "region": message.region,
+        "state": node_state(message),
+        "live": message.live,
+        "draining": message.draining,
+        "cordoned": message.cordoned,
+        "removed": message.removed,
+        "ready_replicas": message.ready_replicas,
+        "usd_per_hour": message.usd_per_hour,
+        "hardware": message.hardware,
+        "agent_version": message.agent_version,
+        "public_address": message.public_address,
+        "mesh_address": message.mesh_address,
+        "metrics_address": message.metrics_address,
+        "last_seen_s": message.last_seen_s,
+    }
+
+
+def node_state(message: admin_pb2.Node) -> str:
+    """In one word, or two: the most final one first. A gateway reports nothing, so that it joined is all we know."""
+    if message.removed:
+        return "removed"
+    here = "joined" if message.kind == admin_pb2.NODE_KIND_GATEWAY else "live" if message.live else "gone"
+    marks = [word for word, on in (("draining", message.draining), ("cordoned", message.cordoned)) if on]
+    return ", ".join([here, *marks])
+
+
+def version(message: catalog_pb2.ModelVersion) -> Record:
+    return {
+        "model": message.model,
+        "version": message.version,
+        "digest": message.digest,
+        "size_bytes": message.size_bytes,
+        "created_at_s": message.created_at_s,
+    }
+
+
+def deployment(message: catalog_pb2.Deployment) -> Record:
+    return {
+        "model": message.model,
+        "version": message.version,
+        "digest": message.digest,
+        "sites": list(message.sites),
+        "created_at_s": message.created_at_s,
+        "actor": message.actor,
+    }
+
+
+def replica(message: catalog_pb2.Replica) -> Record:
+    status = message.status
+    return {
+        "node": message.node,
+        "version": message.version,
+        "digest": status.digest,
+        "state": replica_state(status),
+        "live": message.live,
+        "detail": status.detail,
+        "variant": status.variant,
+        "service_ms_p50": status.service_ms_p50,
+        "service_ms_p95": status.service_ms_p95,
+        "inferences_per_second": status.inferences_per_second,
+        "in_flight": status.in_flight,
+    }
+
+
+def replica_state(status: node_pb2.ReplicaStatus) -> str:
+    return _REPLICA_STATES.get(status.state, "unknown")
+
+
+def model(message: catalog_pb2.Model) -> Record:
+    return {
+        "model": message.name,
+        "objective": message.objective,
+        "deadline_ms": message.deadline_ms,
+        "versions": [version(found) for found in message.versions],
+        "deployments": [deployment(found) for found in message.deployments],
+        "replicas": [replica(found) for found in message.replicas],
+    }
+
+
+def policy(message: admin_pb2.Policy) -> Record:
+    return {"model": message.model, "objective": message.objective, "deadline_ms": message.deadline_ms}
+
+
+def route(message: route_pb2.Route) -> Record:
+    return {
+        "model": message.model,
+        "version": message.version,
+        "digest": message.digest,
+        "client_region": message.region,
+        "objective": message.objective,
+        "deadline_ms": message.deadline_ms,
+        "candidates": [candidate(found) for found in message.candidates],
+    }
+
+
+def candidate(message: route_pb2.Candidate) -> Record:
+    return {
+        "node": message.node,
+        "site": message.site,
+        "region": message.region,
+        "address": message.address,
+        "ready": message.ready,
+        "network_ms_p50": message.network_ms_p50,
+        "network_ms_p95": message.network_ms_p95,
+        "network_measured": message.network_measured,
+        "service_ms_p50": message.service_ms_p50,
+        "service_ms_p95": message.service_ms_p95,
+        "total_ms_p95": message.network_ms_p95 + message.service_ms_p95,
+        "usd_per_hour": message.usd_per_hour,
+        "usd_per_1000": message.usd_per_1000,
+        "in_time": message.in_time,
+        "why": message.why,
+    }
+
+
+def audit_entry(message: admin_pb2.AuditEntry) -> Record:
+    return {
+        "at_s": message.at_s,
+        "actor": message.actor,
+        "action": message.action,
+        "subject": message.subject,
+        "detail": message.detail,
+    }

@@ -1,0 +1,135 @@
+"""`nearmesh route`: which node answers whom, why, and what the router is to aim for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nearmesh.cli.output import NOTHING, console, ms, print_json, print_table, usd
+from nearmesh.cli.session import Session, json_option, pass_session
+from nearmesh.routing import OBJECTIVES
+
+if TYPE_CHECKING:
+    from nearmesh.cli.records import Record
+    from nearmesh.client.admin import AdminClient
+
+CANDIDATE_COLUMNS = (
+    "node",
+    "site",
+    "region",
+    "ready",
+    "network p95, ms",
+    "service p95, ms",
+    "total p95, ms",
+    "USD per 1,000",
+    "in time",
+    "why",
+)
+
+objective_option = click.option("--objective", type=click.Choice(OBJECTIVES), help="Instead of the model's own.")
+
+
+@click.group()
+def route() -> None:
+    """Which node answers whom, and why."""
+
+
+@route.command()
+@click.argument("model", metavar="MODEL")
+@json_option
+@pass_session
+def show(session: Session, model: str, as_json: bool) -> None:
+    """For each client region, the node that answers under each objective."""
+    found = session.ask(lambda admin: _choices(admin, model))
+    if as_json:
+        print_json(found)
+        return
+    regions = sorted({choice["client_region"] for choice in found})
+    cells = {(choice["client_region"], choice["objective"]): _cell(choice) for choice in found}
+    rows = [(region, *(cells[region, objective] for objective in OBJECTIVES)) for region in regions]
+    headings = [f"{objective} (total p95, USD per 1,000)" for objective in OBJECTIVES]
+    print_table(("client region", *headings), rows, title=model, empty="no node has joined yet")
+
+
+async def _choices(admin: AdminClient, model: str) -> list[Record]:
+    await admin.model(model)  # An unknown model is an error, also while the mesh has no node.
+    regions = await client_regions(admin)
+    pairs = [(region, objective) for region in regions for objective in OBJECTIVES]
+    return await asyncio.gather(*(choice(admin, model, region, objective) for region, objective in pairs))
+
+
+async def client_regions(admin: AdminClient) -> list[str]:
+    """The regions of the mesh's machines, gateways included."""
+    return sorted({latency.region for latency in await admin.latencies()})
+
+
+async def choice(admin: AdminClient, model: str, region: str, objective: str = "") -> Record:
+    """Who answers a client of that region; `node` is None when nobody can."""
+    from nearmesh.cli import records
+
+    found = records.route(await admin.explain(model, region, objective=objective))
+    first = next((candidate for candidate in found["candidates"] if candidate["ready"]), None)
+    keys = ("node", "site", "region", "total_ms_p95", "usd_per_1000", "in_time", "why")
+    chosen = {key: first[key] if first else None for key in keys}
+    return {"model": model, "client_region": region, "objective": found["objective"], **chosen}
+
+
+def _cell(chosen: Record) -> str:
+    if chosen["node"] is None:
+        return NOTHING
+    late = "" if chosen["in_time"] else ", late"
+    return f"{chosen['node']} ({ms(chosen['total_ms_p95'])} ms{late}, {usd(chosen['usd_per_1000'])})"
+
+
+@route.command()
+@click.option("--from", "region", required=True, metavar="REGION", help="Where the client is.")
+@click.option("--model", required=True)
+@objective_option
+@json_option
+@pass_session
+def explain(session: Session, region: str, model: str, objective: str | None, as_json: bool) -> None:
+    """Every node's chances to answer a client of one region, with the reason each won or lost."""
+    from nearmesh.cli import records
+
+    found = records.route(session.ask(lambda admin: admin.explain(model, region, objective=objective or "")))
+    if as_json:
+        print_json(found)
+        return
+    version = f"{model}@{found['version']}" if found["version"] else f"{model}, not deployed"
+    wanted = f"{found['objective']} within {ms(found['deadline_ms'])} ms"
+    rows = [_candidate_row(candidate) for candidate in found["candidates"]]
+    print_table(CANDIDATE_COLUMNS, rows, title=f"{version} from {region}: {wanted}", empty="no node has joined yet")
+    if any(not candidate["network_measured"] for candidate in found["candidates"]):
+        console().print("~ estimated from the distance: nobody has measured it yet", style="dim")
+
+
+def _candidate_row(c: Record) -> tuple[str, ...]:
+    estimate = "" if c["network_measured"] else "~"
+    place = (c["node"], c["site"], c["region"])
+    network = estimate + ms(c["network_ms_p95"])
+    if not c["ready"]:
+        return (*place, "no", network, NOTHING, NOTHING, NOTHING, NOTHING, c["why"])
+    times = (network, ms(c["service_ms_p95"]), ms(c["total_ms_p95"]))
+    return (*place, "yes", *times, usd(c["usd_per_1000"]), "yes" if c["in_time"] else "no", c["why"])
+
+
+@route.command("set")
+@click.argument("model", metavar="MODEL")
+@click.option("--objective", type=click.Choice(OBJECTIVES), help="What the router aims for.")
+@click.option("--deadline-ms", type=click.FloatRange(0, min_open=True), help="Within which an answer is wanted.")
+@json_option
+@pass_session
+def set_(session: Session, model: str, objective: str | None, deadline_ms: float | None, as_json: bool) -> None:
+    """Change what the router aims for with MODEL; it wins over the model's package from now on."""
+    from nearmesh.cli import records
+
+    if objective is None and deadline_ms is None:
+        raise click.UsageError("nothing to set: give --objective, --deadline-ms, or both")
+    changed: dict[str, Any] = {"objective": objective or "", "deadline_ms": deadline_ms or 0.0}
+    found = records.policy(session.ask(lambda admin: admin.set_policy(model, **changed)))
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(f"{model}: {found['objective']} within {ms(found['deadline_ms'])} ms")

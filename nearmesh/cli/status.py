@@ -1,0 +1,58 @@
+"""`nearmesh status`: the mesh on one screen."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from nearmesh.cli.model_tables import print_models
+from nearmesh.cli.node import print_nodes
+from nearmesh.cli.output import NOTHING, ms, print_json, print_table, usd
+from nearmesh.cli.route import choice, client_regions
+from nearmesh.cli.session import Session, json_option, pass_session
+
+if TYPE_CHECKING:
+    from nearmesh.cli.records import Record
+    from nearmesh.client.admin import AdminClient
+
+
+@click.command()
+@json_option
+@pass_session
+def status(session: Session, as_json: bool) -> None:
+    """The mesh on one screen: nodes, models, and who answers each region under each model's own objective."""
+    found = session.ask(_look)
+    if as_json:
+        print_json(found)
+        return
+    print_nodes(found["nodes"], title="Nodes")
+    click.echo()
+    print_models(found["models"], title="Models")
+    click.echo()
+    rows = [_route_row(chosen) for chosen in found["routes"]]
+    columns = ("client region", "model", "node", "region", "total p95, ms", "USD per 1,000", "why")
+    print_table(columns, rows, title="Routes", empty="no model is deployed, or no node has joined")
+
+
+async def _look(admin: AdminClient) -> Record:
+    from nearmesh.cli import records
+
+    nodes, models, regions = await asyncio.gather(admin.nodes(), admin.models(), client_regions(admin))
+    deployed = [model.name for model in models if model.deployments]
+    pairs = [(region, name) for region in regions for name in deployed]
+    routes = await asyncio.gather(*(choice(admin, name, region) for region, name in pairs))
+    return {
+        "nodes": [records.node(node) for node in nodes],
+        "models": [records.model(model) for model in models],
+        "routes": routes,
+    }
+
+
+def _route_row(chosen: Record) -> tuple[str, ...]:
+    place = (chosen["client_region"], chosen["model"])
+    if chosen["node"] is None:
+        return (*place, *[NOTHING] * 4, "no node serves it")
+    prices = (ms(chosen["total_ms_p95"]), usd(chosen["usd_per_1000"]))
+    return (*place, chosen["node"], chosen["region"], *prices, chosen["why"])

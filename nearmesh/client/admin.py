@@ -1,0 +1,217 @@
+"""What operators ask of the control plane, one method for each call: the operator's half of the SDK.
+
+Answers are the contract's own messages. Every failure is an error of `nearmesh.errors`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+import grpc
+
+from nearmesh import oci
+from nearmesh.errors import Unreachable
+from nearmesh.ids import Kind
+from nearmesh.rpc import REASON_KEY, from_rpc_error
+from nearmesh.v1 import admin_pb2, admin_pb2_grpc, catalog_pb2, catalog_pb2_grpc, route_pb2, route_pb2_grpc
+
+T = TypeVar("T")
+
+# A healthy control plane answers within milliseconds; this leaves room for a slow disk and a far away operator.
+CALL_LIMIT_S = 15.0
+# Publishing lasts as long as the upload; only a connection that froze ends it, by keepalive.
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+)
+PART_BYTES = 1024 * 1024
+
+_KINDS: dict[Kind, admin_pb2.NodeKind] = {
+    "node": admin_pb2.NODE_KIND_NODE,
+    "gateway": admin_pb2.NODE_KIND_GATEWAY,
+}
+
+# Told how many bytes of how many have been handed to the connection.
+OnProgress = Callable[[int, int], None]
+
+
+class Publishable(Protocol):
+    """A model version with all its bytes; `nearmesh.packaging.build` makes them."""
+
+    @property
+    def manifest(self) -> oci.Manifest: ...
+
+    @property
+    def manifest_bytes(self) -> bytes: ...
+
+    @property
+    def blobs(self) -> Mapping[str, Path | bytes]: ...
+
+
+class AdminClient:
+    """A connection to the control plane's public listener; enter it with `async with`.
+
+    Every method raises PermissionDenied or Unauthenticated when the token does not do, Unreachable when the control
+    plane cannot be reached, DeadlineExceeded after `CALL_LIMIT_S`, and what its own line names.
+    """
+
+    def __init__(self, control_plane: str, ca_pem: bytes, token: str) -> None:
+        self._address = control_plane
+        self._ca_pem = ca_pem
+        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._channel: grpc.aio.Channel
+        self._admin: admin_pb2_grpc.AdminServiceStub
+        self._catalog: catalog_pb2_grpc.CatalogServiceStub
+        self._routes: route_pb2_grpc.RouteServiceStub
+
+    async def __aenter__(self) -> AdminClient:
+        credentials = grpc.ssl_channel_credentials(self._ca_pem)
+        self._channel = grpc.aio.secure_channel(self._address, credentials, _OPTIONS)
+        self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
+        self._catalog = catalog_pb2_grpc.CatalogServiceStub(self._channel)
+        self._routes = route_pb2_grpc.RouteServiceStub(self._channel)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    # Tokens
+
+    async def join_token(
+        self, node: str, site: str, region: str, *, kind: Kind = "node", lifetime_s: float = 3600.0
+    ) -> admin_pb2.CreateJoinTokenResponse:
+        """A single-use token for one machine. Raises InvalidInput, AlreadyExists."""
+        request = admin_pb2.CreateJoinTokenRequest(
+            kind=_KINDS[kind], node=node, site=site, region=region, lifetime_s=lifetime_s
+        )
+        return await self._call(self._admin.CreateJoinToken, request)
+
+    async def issue_token(self, subject: str, role: str, *, lifetime_s: float) -> admin_pb2.IssueTokenResponse:
+        """A bearer token for a person or an app. Raises InvalidInput."""
+        request = admin_pb2.IssueTokenRequest(subject=subject, role=role, lifetime_s=lifetime_s)
+        return await self._call(self._admin.IssueToken, request)
+
+    # Nodes
+
+    async def nodes(self) -> list[admin_pb2.Node]:
+        """Every node and gateway, removed ones too."""
+        response = await self._call(self._admin.ListNodes, admin_pb2.ListNodesRequest())
+        return list(response.nodes)
+
+    async def drain(self, node: str, *, undo: bool = False) -> admin_pb2.Node:
+        """Takes the node out of the routes. Raises NotFound."""
+        return await self._call(self._admin.DrainNode, admin_pb2.DrainNodeRequest(node=node, undo=undo))
+
+    async def cordon(self, node: str, *, undo: bool = False) -> admin_pb2.Node:
+        """Gives the node no new versions. Raises NotFound."""
+        return await self._call(self._admin.CordonNode, admin_pb2.CordonNodeRequest(node=node, undo=undo))
+
+    async def remove(self, node: str) -> admin_pb2.Node:
+        """Refuses the node's certificate from now on, for good. Raises NotFound."""
+        return await self._call(self._admin.RemoveNode, admin_pb2.RemoveNodeRequest(node=node))
+
+    async def set_price(self, node: str, usd_per_hour: float) -> admin_pb2.Node:
+        """Raises NotFound, InvalidInput."""
+        request = admin_pb2.SetPriceRequest(node=node, usd_per_hour=usd_per_hour)
+        return await self._call(self._admin.SetPrice, request)
+
+    async def audit(self, limit: int = 100) -> list[admin_pb2.AuditEntry]:
+        """The latest changes that operators made, newest first."""
+        response = await self._call(self._admin.ListAudit, admin_pb2.ListAuditRequest(limit=limit))
+        return list(response.entries)
+
+    # Models
+
+    async def publish(self, artifact: Publishable, on_progress: OnProgress | None = None) -> catalog_pb2.ModelVersion:
+        """Uploads a version; answered when all of it is on the control plane's disk.
+
+        Raises AlreadyExists when the version's name is taken by other contents, PackageError, TooLarge.
+        """
+        parts = _parts(artifact, on_progress or _silent)
+        return await self._translated(self._catalog.Publish(parts, metadata=self._metadata))
+
+    async def models(self) -> list[catalog_pb2.Model]:
+        """Every model with its versions, deployments and replicas."""
+        response = await self._call(self._catalog.List, catalog_pb2.ListModelsRequest())
+        return list(response.models)
+
+    async def model(self, name: str) -> catalog_pb2.Model:
+        """Raises NotFound."""
+        return await self._call(self._catalog.Get, catalog_pb2.GetModelRequest(model=name))
+
+    async def deploy(self, model: str, version: str, sites: Iterable[str] = ()) -> catalog_pb2.Deployment:
+        """Makes the version the wanted one at `sites`, everywhere if there are none. Raises NotFound."""
+        request = catalog_pb2.DeployRequest(model=model, version=version, sites=sites)
+        return await self._call(self._catalog.Deploy, request)
+
+    async def rollback(self, model: str) -> catalog_pb2.Deployment:
+        """Deploys the version before the present one. Raises NotFound, InvalidInput when there is none."""
+        return await self._call(self._catalog.Rollback, catalog_pb2.RollbackRequest(model=model))
+
+    # Routes
+
+    async def set_policy(self, model: str, *, objective: str = "", deadline_ms: float = 0.0) -> admin_pb2.Policy:
+        """Empty or 0 leaves a value as it is. Raises NotFound, InvalidInput."""
+        request = admin_pb2.SetPolicyRequest(model=model, objective=objective, deadline_ms=deadline_ms)
+        return await self._call(self._admin.SetPolicy, request)
+
+    async def explain(self, model: str, region: str, *, objective: str = "", site: str = "") -> route_pb2.Route:
+        """Every node's chances for one model and client region, the choice first. Raises NotFound, InvalidInput."""
+        request = route_pb2.ResolveRequest(model=model, region=region, site=site, objective=objective)
+        return await self._call(self._routes.Explain, request)
+
+    async def latencies(self) -> list[route_pb2.Latency]:
+        """The round trip between every region and every node, as the router believes it to be."""
+        response = await self._call(self._routes.ListLatencies, route_pb2.ListLatenciesRequest())
+        return list(response.latencies)
+
+    async def _call(self, method: Callable[..., Awaitable[T]], request: Any) -> T:
+        return await self._translated(method(request, timeout=CALL_LIMIT_S, metadata=self._metadata))
+
+    async def _translated(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            found = from_rpc_error(error)
+            of_the_mesh = any(key == REASON_KEY for key, _ in error.trailing_metadata() or ())
+            if isinstance(found, Unreachable) and not of_the_mesh:
+                found = Unreachable(f"the control plane at {self._address} cannot be reached: {found.message}")
+            raise found from None
+
+
+async def _parts(artifact: Publishable, on_progress: OnProgress) -> AsyncIterator[catalog_pb2.PublishRequest]:
+    """The manifest, then each blob once, in parts."""
+    yield catalog_pb2.PublishRequest(manifest_json=artifact.manifest_bytes)
+    sent, total = 0, artifact.manifest.size_bytes
+    for blob in artifact.manifest.blobs:
+        async for data in _pieces(artifact.blobs[blob.digest]):
+            yield catalog_pb2.PublishRequest(blob=catalog_pb2.BlobPart(digest=blob.digest, data=data))
+            sent += len(data)
+            on_progress(sent, total)
+
+
+async def _pieces(blob: Path | bytes) -> AsyncIterator[bytes]:
+    """At least one piece, since an empty blob has to be named as well."""
+    if isinstance(blob, bytes):
+        for start in range(0, max(1, len(blob)), PART_BYTES):
+            yield blob[start : start + PART_BYTES]
+        return
+    file = await asyncio.to_thread(blob.open, "rb")
+    try:
+        yield await asyncio.to_thread(file.read, PART_BYTES)
+        while data := await asyncio.to_thread(file.read, PART_BYTES):
+            yield data
+    finally:
+        file.close()
+
+
+def _silent(sent_bytes: int, total_bytes: int) -> None:
+    """For publishers who do not watch."""

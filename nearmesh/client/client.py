@@ -1,0 +1,235 @@
+"""The SDK's front: `connect`, and the Mesh that it opens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import service_pb2
+
+from nearmesh import routing, tensors
+from nearmesh.client import picker, receipt
+from nearmesh.client.attempts import Call, deliver
+from nearmesh.client.channels import Channels
+from nearmesh.client.experience import Experience
+from nearmesh.client.picker import Choice, Route
+from nearmesh.client.receipt import Answer
+from nearmesh.client.routes import Routes, control_channel
+from nearmesh.client.sequences import Sequence
+from nearmesh.client.settings import ConnectSettings, Token, from_arguments, from_bootstrap
+from nearmesh.client.upkeep import Prober, report
+from nearmesh.errors import ConfigError, InvalidInput
+from nearmesh.v1 import route_pb2_grpc
+
+# The caller's patience when it names none: this, or ten times the model's own deadline if that is more. Nobody should
+# see an error because a site is being replaced.
+MIN_DEADLINE_S = 10.0
+DEADLINE_FACTOR = 10.0
+
+Inputs = Mapping[str, np.ndarray[Any, Any]]
+Parameters = Mapping[str, bool | int | float | str]
+
+
+def connect(
+    bootstrap: Path | str | None = None,
+    *,
+    control_plane: str | None = None,
+    ca: Path | str | bytes | None = None,
+    token: Path | str | None = None,
+    region: str | None = None,
+    site: str = "",
+) -> Mesh:
+    """A Mesh to enter with `async with`: from a bootstrap file, or from the other arguments.
+
+    `control_plane` is host:port, `ca` a PEM file or its bytes, `token` the bearer token or a `Path` to its file.
+    Raises ConfigError.
+    """
+    if bootstrap is not None:
+        return Mesh(from_bootstrap(Path(bootstrap)))
+    if not (control_plane and ca and token and region):
+        raise ConfigError("connect() needs a bootstrap file, or all of control_plane, ca, token and region")
+    return Mesh(from_arguments(control_plane=control_plane, ca=ca, token=token, region=region, site=site))
+
+
+class Mesh:
+    """A connection to the mesh: routes, channels to the nodes, and what was measured about them."""
+
+    def __init__(self, settings: ConnectSettings) -> None:
+        self.settings = settings
+        self._experience = Experience(on_failed=self._failed)
+        # The choice in use for each model and objective; it keeps its place against a near tie.
+        self._current: dict[tuple[str, str], str] = {}
+        self._stack = AsyncExitStack()
+        self._channels: Channels
+        self._routes: Routes
+        self._prober: Prober
+
+    async def __aenter__(self) -> Mesh:
+        settings, token = self.settings, Token(self.settings)
+        clock = asyncio.get_running_loop().time
+        token.metadata(clock())  # a token that cannot be read is told now, not at the first call
+        control = control_channel(settings)
+        self._stack.push_async_callback(control.close)
+        stub = route_pb2_grpc.RouteServiceStub(control)
+        self._channels = Channels(settings.ca_pem, token)
+        self._stack.push_async_callback(self._channels.close)
+        self._prober = Prober(self._channels, self._experience)
+        self._stack.push_async_callback(self._prober.close)
+        self._routes = Routes(stub, settings, token, self._routes_changed)
+        self._stack.push_async_callback(self._routes.close)
+        reporting = report(stub, self._experience, settings.region, lambda: token.metadata(clock()))
+        await self._stack.enter_async_context(_background(reporting))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends everything; harmless when repeated."""
+        await self._stack.aclose()
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        outputs: Iterable[str] | None = None,
+        objective: routing.Objective | None = None,
+        deadline_s: float | None = None,
+        version: str = "",
+        idempotent: bool = True,
+        parameters: Parameters | None = None,
+    ) -> Answer:
+        """One inference: arrays in, arrays out.
+
+        `inputs` are arrays by input name, with the shapes and dtypes of the model's manifest; BYTES tensors are arrays
+        of `bytes` or `str`. `outputs` names those wanted, all if None. `objective` overrides the model's policy for
+        this call. `deadline_s` is how long the caller waits, failover included: by default 10 s, or ten times the
+        model's `deadline_ms` if that is more. That policy is another thing: the time that routing aims for.
+
+        An idempotent call (the default) that fails or stalls on one node is made on another, and may then run on both.
+        With `idempotent=False` it is made again only if it cannot have left this machine.
+
+        Raises NotFound (unknown model or version), InvalidInput (wrong name, shape, dtype or value), TooLarge,
+        Unauthenticated and PermissionDenied at once; DeadlineExceeded, or the last node's error, at the deadline.
+        """
+        clock = asyncio.get_running_loop().time
+        start_s = clock()
+        request = make_request(model, inputs, outputs, version=version, parameters=parameters)
+        route = await self._route(model, objective, deadline_s)
+        limit_s = default_deadline_s(route) if deadline_s is None else deadline_s
+        key = (model, objective or "")
+        call = Call(
+            request=request,
+            deadline_s=start_s + limit_s,
+            idempotent=idempotent,
+            plan=lambda: self._plan(self._routes.latest(route, *key), key),
+        )
+        found = await deliver(call, self._channels, self._experience)
+        return receipt.answer(
+            found.response,
+            found.choice,
+            self._routes.latest(route, *key),
+            attempt_ms=found.attempt_ms,
+            total_ms=1000 * (clock() - start_s),
+            attempts=found.attempts,
+        )
+
+    @asynccontextmanager
+    async def sequence(
+        self,
+        model: str,
+        *,
+        objective: routing.Objective | None = None,
+        deadline_s: float | None = None,
+        version: str = "",
+        parameters: Parameters | None = None,
+    ) -> AsyncIterator[Sequence]:
+        """A sequence of calls to a stateful model, on one stream to one node; `deadline_s` is for each call.
+
+        Raises as `infer`; its calls raise SequenceLost when the node is lost.
+        """
+        route = await self._route(model, objective, deadline_s)
+        key = (model, objective or "")
+        sequence = Sequence(
+            self._channels,
+            self._experience,
+            lambda: self._routes.latest(route, *key),
+            lambda: self._plan(self._routes.latest(route, *key), key),
+            lambda inputs, outputs: make_request(model, inputs, outputs, version=version, parameters=parameters),
+            default_deadline_s(route) if deadline_s is None else deadline_s,
+        )
+        async with sequence:
+            yield sequence
+
+    async def _route(self, model: str, objective: str | None, deadline_s: float | None) -> Route:
+        if objective is not None:
+            routing.parse_objective(objective)
+        return await self._routes.get(model, objective or "", MIN_DEADLINE_S if deadline_s is None else deadline_s)
+
+    def _plan(self, route: Route, key: tuple[str, str]) -> list[Choice]:
+        now_s = asyncio.get_running_loop().time()
+        found = picker.order(
+            route,
+            measured=self._experience.measured(now_s=now_s),
+            out=self._experience.out(route.model, now_s=now_s),
+            current=self._current.get(key),
+        )
+        if found:
+            self._current[key] = found[0].node
+        return found
+
+    def _routes_changed(self) -> None:
+        endpoints = self._routes.endpoints()
+        self._channels.retain(endpoints)
+        self._prober.follow(endpoints)
+
+    def _failed(self, node: str) -> None:
+        self._prober.wake(node)
+
+
+def default_deadline_s(route: Route) -> float:
+    """How long a caller waits who did not say."""
+    return max(MIN_DEADLINE_S, DEADLINE_FACTOR * route.deadline_ms / 1000)
+
+
+def make_request(
+    model: str,
+    inputs: Inputs,
+    outputs: Iterable[str] | None,
+    *,
+    version: str = "",
+    parameters: Parameters | None = None,
+) -> service_pb2.ModelInferRequest:
+    """The message for one inference, with the wish for a receipt. Raises InvalidInput."""
+    arrays = {name: np.asarray(array) for name, array in inputs.items()}
+    request = tensors.encode_request(model, arrays, version=version, outputs=outputs or ())
+    for name, value in {receipt.ASK: True, **(parameters or {})}.items():
+        setattr(request.parameters[name], _parameter_field(name, value), value)
+    return request
+
+
+def _parameter_field(name: str, value: object) -> str:
+    # bool first: it is an int as well.
+    for kind, field in ((bool, "bool_param"), (int, "int64_param"), (float, "double_param"), (str, "string_param")):
+        if isinstance(value, kind):
+            return field
+    raise InvalidInput(f"parameter {name!r} is {value!r}; expected a bool, int, float or str")
+
+
+@asynccontextmanager
+async def _background(work: Any) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

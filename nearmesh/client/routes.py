@@ -1,0 +1,160 @@
+"""The routes in use, each kept current by a watch on the control plane.
+
+When the control plane is away the last route goes on being used. A model that the control plane does not know is an
+error for whoever asks, at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import grpc
+
+from nearmesh.client.backoff import Backoff
+from nearmesh.client.channels import CHANNEL_OPTIONS
+from nearmesh.client.picker import Endpoint, Route
+from nearmesh.client.settings import ConnectSettings, Token
+from nearmesh.errors import InvalidInput, MeshError, NotFound, PermissionDenied, Unauthenticated, Unreachable
+from nearmesh.rpc import from_rpc_error
+from nearmesh.v1 import route_pb2, route_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+# Waiting helps against none of these; who has no route yet is told at once.
+_FINAL = (NotFound, InvalidInput, Unauthenticated, PermissionDenied)
+_FIRST_RETRY_S, _MAX_RETRY_S = 0.2, 5.0
+
+# A node that has left a route is kept as a last resort for this long.
+LEFT_KEPT_S = 60.0
+
+# A model and the objective that was asked for, "" for the model's own.
+Key = tuple[str, str]
+
+
+def control_channel(settings: ConnectSettings) -> grpc.aio.Channel:
+    """A channel to the control plane's public listener."""
+    return grpc.aio.secure_channel(
+        settings.control_plane, grpc.ssl_channel_credentials(settings.ca_pem), CHANNEL_OPTIONS
+    )
+
+
+@dataclass(slots=True)
+class _Watched:
+    """One route, or the latest error while there is none."""
+
+    route: Route | None = None
+    error: MeshError | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    # Every endpoint that the route had lately, by node, and when it was last named.
+    seen: dict[str, tuple[Endpoint, float]] = field(default_factory=dict)
+
+    def take(self, route: Route, now_s: float) -> None:
+        """The control plane has spoken."""
+        self.seen |= {endpoint.node: (endpoint, now_s) for endpoint in route.endpoints}
+        self.seen = {node: (e, last_s) for node, (e, last_s) in self.seen.items() if last_s > now_s - LEFT_KEPT_S}
+        self.route, self.error = route.keeping([endpoint for endpoint, _ in self.seen.values()]), None
+        self.changed.set()
+
+
+class Routes:
+    """The cache. `on_change` is told when any route has changed. `close` when done."""
+
+    def __init__(
+        self,
+        stub: route_pb2_grpc.RouteServiceStub,
+        settings: ConnectSettings,
+        token: Token,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._stub = stub
+        self._settings = settings
+        self._token = token
+        self._on_change = on_change
+        self._watched: dict[Key, _Watched] = {}
+
+    async def get(self, model: str, objective: str, timeout_s: float) -> Route:
+        """The present route; waits for the first one.
+
+        Raises NotFound for an unknown model, other final errors of the control plane, and Unreachable when no route
+        came within `timeout_s`.
+        """
+        watched = self._watch(model, objective)
+        if watched.route is None:
+            try:
+                await asyncio.wait_for(watched.changed.wait(), timeout_s)
+            except TimeoutError:
+                raise self._no_route(model, watched.error) from None
+        if watched.route is None:
+            assert watched.error is not None
+            raise watched.error
+        return watched.route
+
+    def latest(self, route: Route, model: str, objective: str) -> Route:
+        """The newest route for the key that `route` came from."""
+        watched = self._watched.get((model, objective))
+        return watched.route if watched and watched.route else route
+
+    def endpoints(self) -> list[Endpoint]:
+        """Every endpoint of every route, by node once."""
+        routes = [watched.route for watched in self._watched.values() if watched.route]
+        return list({endpoint.node: endpoint for route in routes for endpoint in route.endpoints}.values())
+
+    async def close(self) -> None:
+        """Ends every watch."""
+        tasks = [watched.task for watched in self._watched.values() if watched.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._watched.clear()
+
+    def _watch(self, model: str, objective: str) -> _Watched:
+        key = (model, objective)
+        watched = self._watched.get(key)
+        if watched is None:
+            watched = self._watched[key] = _Watched()
+            watched.task = asyncio.create_task(self._keep(key, watched), name=f"watch {model}")
+        return watched
+
+    async def _keep(self, key: Key, watched: _Watched) -> None:
+        backoff = Backoff(_FIRST_RETRY_S, _MAX_RETRY_S)
+        while True:
+            try:
+                await self._follow(key, watched, backoff)
+                error: MeshError = Unreachable("the control plane ended the watch")
+            except grpc.aio.AioRpcError as failure:
+                error = from_rpc_error(failure)
+            except MeshError as failure:
+                error = failure
+            watched.error = error
+            if isinstance(error, NotFound) or (watched.route is None and isinstance(error, _FINAL)):
+                self._drop(key, watched)
+                return
+            log.debug("watch model=%s failed: %s", key[0], error)
+            await asyncio.sleep(backoff.next_s())
+
+    async def _follow(self, key: Key, watched: _Watched, backoff: Backoff) -> None:
+        request = route_pb2.ResolveRequest(
+            model=key[0], objective=key[1], region=self._settings.region, site=self._settings.site
+        )
+        metadata = self._token.metadata(asyncio.get_running_loop().time())
+        async for message in self._stub.Watch(request, metadata=metadata):
+            watched.take(Route.from_message(message), asyncio.get_running_loop().time())
+            backoff.reset()
+            self._on_change()
+
+    def _drop(self, key: Key, watched: _Watched) -> None:
+        """Tells whoever waits; the next one who asks starts a new watch."""
+        log.info("no route model=%s: %s", key[0], watched.error)
+        watched.route = None
+        watched.changed.set()
+        if self._watched.get(key) is watched:
+            del self._watched[key]
+        self._on_change()
+
+    def _no_route(self, model: str, error: MeshError | None) -> Unreachable:
+        why = error.message if error else "it has not answered"
+        return Unreachable(f"no route for {model} from the control plane at {self._settings.control_plane}: {why}")

@@ -1,0 +1,122 @@
+"""What runs beside the calls: probes that keep connections warm and round trips known, and reports of what they found.
+
+A node is probed (ServerLive) as soon as a route names it, a few times in a row, then every few seconds; a node that
+failed is probed when its time out is over, and the probe's answer brings it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable
+
+import grpc
+
+from nearmesh.client.experience import MIN_SAMPLES, Experience
+from nearmesh.client.picker import Endpoint
+from nearmesh.client.transport import Transport
+from nearmesh.errors import MeshError
+from nearmesh.v1 import route_pb2, route_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+PROBE_EVERY_S = 3.0
+# Of a probe: a few round trips for a new connection, however far.
+PROBE_LIMIT_S = 2.0
+REPORT_EVERY_S = 1.0
+_REPORT_LIMIT_S = 2.0
+
+
+class Prober:
+    """One task for each node in use. `follow` whenever routes change; `close` when done."""
+
+    def __init__(self, transport: Transport, experience: Experience) -> None:
+        self._transport = transport
+        self._experience = experience
+        self._nodes: dict[str, tuple[Endpoint, asyncio.Task[None], asyncio.Event]] = {}
+
+    def follow(self, endpoints: Iterable[Endpoint]) -> None:
+        """Probes exactly these from now on."""
+        wanted = {endpoint.node: endpoint for endpoint in endpoints}
+        for node, (endpoint, task, _) in list(self._nodes.items()):
+            if node not in wanted or _place(wanted[node]) != _place(endpoint):
+                task.cancel()
+                del self._nodes[node]
+                if node not in wanted:
+                    self._experience.forget(node)
+        for node in wanted.keys() - self._nodes.keys():
+            wake = asyncio.Event()
+            task = asyncio.create_task(self._keep(wanted[node], wake), name=f"probe {node}")
+            self._nodes[node] = (wanted[node], task, wake)
+
+    def wake(self, node: str) -> None:
+        """The node has failed: look when its next probe is due."""
+        if node in self._nodes:
+            self._nodes[node][2].set()
+
+    async def close(self) -> None:
+        tasks = [task for _, task, _ in self._nodes.values()]
+        self._nodes.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _keep(self, endpoint: Endpoint, wake: asyncio.Event) -> None:
+        # The first probe opens the connection, so it is no sample.
+        for _ in range(MIN_SAMPLES + 1):
+            if not await self._probe(endpoint):
+                break
+        while True:
+            await self._wait(endpoint.node, wake)
+            await self._probe(endpoint)
+
+    async def _wait(self, node: str, wake: asyncio.Event) -> None:
+        """Until the next regular probe, or until a failed node's time out is over."""
+        clock = asyncio.get_running_loop().time
+        regular_s = clock() + PROBE_EVERY_S * random.uniform(0.8, 1.2)
+        while True:
+            due_s = self._experience.probe_due_s(node) or regular_s
+            try:
+                await asyncio.wait_for(wake.wait(), max(0.0, due_s - clock()))
+            except TimeoutError:
+                return
+            wake.clear()
+
+    async def _probe(self, endpoint: Endpoint) -> bool:
+        clock = asyncio.get_running_loop().time
+        start_s = clock()
+        try:
+            warm = await self._transport.live(endpoint, PROBE_LIMIT_S)
+        except MeshError as error:
+            log.debug("probe node=%s failed: %s", endpoint.node, error)
+            self._experience.failed(endpoint.node, now_s=clock())
+            return False
+        self._experience.answered(endpoint.node)
+        if warm:
+            self._experience.sample(endpoint.node, 1000 * (clock() - start_s), now_s=clock())
+        return True
+
+
+def _place(endpoint: Endpoint) -> tuple[str, str]:
+    return (endpoint.address, endpoint.server_name)
+
+
+async def report(
+    stub: route_pb2_grpc.RouteServiceStub,
+    experience: Experience,
+    region: str,
+    metadata: Callable[[], tuple[tuple[str, str], ...]],
+) -> None:
+    """Sends new network times about every second, for ever; what cannot be sent is dropped, newer ones follow."""
+    while True:
+        await asyncio.sleep(REPORT_EVERY_S * random.uniform(0.8, 1.2))
+        found = experience.take_unreported()
+        if not found:
+            continue
+        samples = [route_pb2.LatencySample(node=node, network_ms=values) for node, values in found.items()]
+        try:
+            request = route_pb2.ReportLatencyRequest(region=region, samples=samples)
+            await stub.ReportLatency(request, timeout=_REPORT_LIMIT_S, metadata=metadata())
+        except grpc.aio.AioRpcError as error:
+            log.debug("latency report failed: %s", error.details())

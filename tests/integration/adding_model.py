@@ -1,0 +1,71 @@
+"""Packages of a model that adds a constant: y = x + add. What a version answers tells which one it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from nearmesh.packaging.build import Artifact, build
+
+MODEL_TOML = """
+name = "{name}"
+version = "{version}"
+description = "adds {add}"
+licence = "Apache-2.0"
+credit = "the project"
+inputs = [{{ name = "x", dtype = "FP32", shape = [-1] }}]
+outputs = [{{ name = "y", dtype = "FP32", shape = [-1] }}]
+variants = [{{ name = "fp32", source = {{ path = "weights.onnx" }} }}]
+warmup = [{{ file = "warmup.npz" }}]
+"""
+
+
+def adding(
+    folder: Path, name: str, version: str, add: float, *, expected: float | None = None, more: str = ""
+) -> Artifact:
+    """A version that adds `add`; its warm-up expects `expected`, so that it is proven wrong where the two differ."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.toml").write_text(MODEL_TOML.format(name=name, version=version, add=add) + more)
+    (folder / "weights.onnx").write_bytes(_graph(add))
+    given = np.array([1.0, 2.0], np.float32)
+    promised = given + np.float32(add if expected is None else expected)
+    np.savez(folder / "warmup.npz", **{"input.x": given, "output.y": promised})
+    return build(folder, folder / "cache")
+
+
+def _graph(add: float) -> bytes:
+    constant = helper.make_tensor("c", TensorProto.FLOAT, [1], [add])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows"]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "c"], ["y"])], "adding", ends[:1], ends[1:], [constant])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+@dataclass(frozen=True, slots=True)
+class Tampered:
+    """An artifact whose blobs are not all what its manifest says."""
+
+    artifact: Artifact
+    blobs: Mapping[str, Path | bytes]
+
+    @property
+    def manifest(self):
+        return self.artifact.manifest
+
+    @property
+    def manifest_bytes(self) -> bytes:
+        return self.artifact.manifest_bytes
+
+
+def tampered(artifact: Artifact) -> Tampered:
+    """The same manifest with weights of which one bit is another."""
+    weights = next(file for file in artifact.manifest.files if file.title == "fp32.onnx")
+    blob = artifact.blobs[weights.digest]
+    assert isinstance(blob, Path)
+    data = bytearray(blob.read_bytes())
+    data[len(data) // 2] ^= 1
+    return Tampered(artifact, {**artifact.blobs, weights.digest: bytes(data)})

@@ -1,0 +1,250 @@
+"""The SDK against real gRPC servers over the emulated WAN: right answers, failover, life without a control plane."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nearmesh.client
+from nearmesh import errors
+from nearmesh.client import Mesh
+from nearmesh.client.blocking import BlockingMesh
+from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
+from tests.client_mesh import MODEL, TOKEN, FakeMesh, fake_mesh
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.fixture
+async def fakes() -> AsyncIterator[FakeMesh]:
+    async with fake_mesh() as found:
+        yield found
+
+
+@pytest.fixture
+async def mesh(fakes: FakeMesh) -> AsyncIterator[Mesh]:
+    async with fakes.client() as found:
+        yield found
+
+
+async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
+    async with asyncio.timeout(limit_s):
+        while not condition():  # noqa: ASYNC110 - probes and reconnects say nothing to a test
+            await asyncio.sleep(0.01)
+
+
+async def until_near_answers(mesh: Mesh) -> None:
+    async with asyncio.timeout(30):
+        while (await mesh.infer(MODEL, {"x": X})).receipt.node != "near":  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.05)
+
+
+async def test_the_nearest_node_answers_with_a_receipt(fakes: FakeMesh, mesh: Mesh) -> None:
+    answer = await mesh.infer(MODEL, {"x": X})
+    np.testing.assert_array_equal(answer["y"], X + 1)
+    receipt = answer.receipt
+    assert (receipt.node, receipt.region, receipt.site) == ("near", "near-region", "near-site")
+    assert receipt.attempts[-1].node == "near" and "nearest" in receipt.why
+    assert receipt.total_ms >= receipt.network_ms > 10
+
+
+async def test_a_bootstrap_file_is_all_it_takes_and_nothing_is_left_running(fakes: FakeMesh, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_bytes(fakes.authority.pem)
+    address = f"127.0.0.1:{fakes.control_server.port}"
+    write_bootstrap(tmp_path / "b.json", grpc_bootstrap(address, tmp_path / "ca.pem", TOKEN, "here"))
+    before = asyncio.all_tasks()
+    async with nearmesh.client.connect(tmp_path / "b.json") as mesh:
+        assert (await mesh.infer(MODEL, {"x": X}))["y"].tolist() == (X + 1).tolist()
+    ours = {task for task in asyncio.all_tasks() - before if "nearmesh/client" in str(task.get_coro())}
+    assert not ours
+    await mesh.close()
+
+
+async def test_what_the_client_measures_itself_decides(fakes: FakeMesh, mesh: Mesh) -> None:
+    assert (await mesh.infer(MODEL, {"x": X})).receipt.node == "near"
+    fakes.control.say(fakes.candidate("near", network_ms_p50=500, network_ms_p95=500), fakes.candidate("far"))
+    await until(lambda: len(mesh._experience.measured(now_s=asyncio.get_running_loop().time())) == 2)
+    answer = await mesh.infer(MODEL, {"x": X})
+    assert answer.receipt.node == "near" and answer.receipt.predicted_network_ms < 500
+
+
+async def test_latencies_are_reported(fakes: FakeMesh, mesh: Mesh) -> None:
+    await mesh.infer(MODEL, {"x": X})
+    await until(lambda: fakes.control.reported.keys() == {"near", "far"})
+    assert min(fakes.control.reported["near"]) >= 10
+    assert min(fakes.control.reported["far"]) >= 40
+
+
+async def test_a_cheaper_node_takes_over_when_the_price_moves(fakes: FakeMesh, mesh: Mesh) -> None:
+    async def node() -> str:
+        return (await mesh.infer(MODEL, {"x": X}, objective="cheapest-in-time")).receipt.node
+
+    assert await node() == "near"
+    fakes.control.say(fakes.candidate("near"), fakes.candidate("far", usd_per_1000=0.1))
+    async with asyncio.timeout(2):
+        while await node() != "far":
+            pass
+
+
+async def test_no_call_fails_when_the_answering_node_is_killed_and_it_is_back_after_a_restart(
+    fakes: FakeMesh, mesh: Mesh
+) -> None:
+    await mesh.infer(MODEL, {"x": X})
+    calls = []
+    for index in range(40):
+        calls.append(asyncio.create_task(mesh.infer(MODEL, {"x": X})))
+        await asyncio.sleep(0.02)
+        if index == 20:
+            await fakes.servers["near"].kill()
+    answers = await asyncio.gather(*calls)
+    assert answers[0].receipt.node == "near" and answers[-1].receipt.node == "far"
+    await fakes.servers["near"].start()
+    await until_near_answers(mesh)
+
+
+async def test_a_frozen_node_costs_the_calls_under_way_a_moment_and_no_error(fakes: FakeMesh, mesh: Mesh) -> None:
+    await mesh.infer(MODEL, {"x": X})
+    fakes.links["near"].freeze()
+    answers = await asyncio.gather(*(mesh.infer(MODEL, {"x": X}) for _ in range(20)))
+    assert {answer.receipt.node for answer in answers} == {"far"}
+    assert max(answer.receipt.total_ms for answer in answers) < 3000
+    again = await mesh.infer(MODEL, {"x": X})
+    assert again.receipt.node == "far" and len(again.receipt.attempts) == 1
+    await fakes.links["near"].heal()
+    await until_near_answers(mesh)
+
+
+async def test_a_cut_link_is_survived(fakes: FakeMesh, mesh: Mesh) -> None:
+    await mesh.infer(MODEL, {"x": X})
+    await fakes.links["near"].cut()
+    answers = await asyncio.gather(*(mesh.infer(MODEL, {"x": X}) for _ in range(10)))
+    assert {answer.receipt.node for answer in answers} == {"far"}
+
+
+async def test_large_requests_survive_a_cut_on_their_way(fakes: FakeMesh, mesh: Mesh) -> None:
+    await mesh.infer(MODEL, {"x": X})
+    big = np.random.default_rng(1).random((1500, 1000), dtype=np.float32)
+    call = asyncio.create_task(mesh.infer(MODEL, {"x": big}))
+    before = fakes.links["near"].up.delivered_bytes
+    await until(lambda: fakes.links["near"].up.delivered_bytes > before + 100_000)
+    await fakes.links["near"].cut()
+    answer = await call
+    np.testing.assert_array_equal(answer["y"], big + 1)
+    assert answer.receipt.node == "far"
+
+
+async def test_an_overloaded_node_sheds_to_the_next(fakes: FakeMesh, mesh: Mesh) -> None:
+    fakes.nodes["near"].error = errors.Overloaded("the queue is full", retry_after_ms=100)
+    answer = await mesh.infer(MODEL, {"x": X})
+    assert [attempt.node for attempt in answer.receipt.attempts] == ["near", "far"]
+    assert answer.receipt.attempts[0].error.startswith("OVERLOADED")
+
+
+async def test_calls_go_on_without_the_control_plane_and_follow_it_again_after_its_restart(
+    fakes: FakeMesh, mesh: Mesh
+) -> None:
+    await mesh.infer(MODEL, {"x": X})
+    await fakes.control_server.kill()
+    for _ in range(5):
+        await mesh.infer(MODEL, {"x": X})
+    await fakes.servers["near"].kill()
+    assert (await mesh.infer(MODEL, {"x": X})).receipt.node == "far"
+    await fakes.servers["near"].start()
+    # It comes back and knows no node yet: those that were known still serve.
+    fakes.control.say()
+    await fakes.control_server.start()
+    await until(lambda: "no longer names it" in repr(mesh._routes.endpoints()))
+    assert (await mesh.infer(MODEL, {"x": X})).receipt.node in ("near", "far")
+    fakes.control.say(fakes.candidate("far"))
+    await until(lambda: any(e.node == "far" and e.candidate.ready for e in mesh._routes.endpoints()))
+    assert (await mesh.infer(MODEL, {"x": X})).receipt.node == "far"
+
+
+async def test_a_first_call_without_a_control_plane_says_so_at_its_deadline(fakes: FakeMesh, mesh: Mesh) -> None:
+    await fakes.control_server.kill()
+    with pytest.raises(errors.Unreachable, match="no route for adder from the control plane at 127"):
+        await mesh.infer(MODEL, {"x": X}, deadline_s=0.5)
+
+
+async def test_an_unknown_model_is_not_found_at_once(mesh: Mesh) -> None:
+    for _ in range(2):
+        start = time.monotonic()
+        with pytest.raises(errors.NotFound, match="no model is called 'moon'"):
+            await mesh.infer("moon", {"x": X})
+        assert time.monotonic() - start < 2
+
+
+async def test_a_wrong_input_is_the_callers_error(fakes: FakeMesh, mesh: Mesh) -> None:
+    with pytest.raises(errors.InvalidInput, match="'x' is expected"):
+        await mesh.infer(MODEL, {"z": X})
+    with pytest.raises(errors.InvalidInput, match="'fastest' is not one of"):
+        await mesh.infer(MODEL, {"x": X}, objective="fastest")  # type: ignore[arg-type]
+
+
+async def test_a_deadline_is_kept(fakes: FakeMesh, mesh: Mesh) -> None:
+    await mesh.infer(MODEL, {"x": X})
+    for node in fakes.nodes.values():
+        node.wait_s = 30
+    start = time.monotonic()
+    with pytest.raises(errors.DeadlineExceeded):
+        await mesh.infer(MODEL, {"x": X}, deadline_s=0.5)
+    assert 0.5 <= time.monotonic() - start < 5
+
+
+async def test_a_sequence_keeps_its_state_on_one_node(fakes: FakeMesh, mesh: Mesh) -> None:
+    async with mesh.sequence(MODEL) as sequence:
+        assert sequence.node is None
+        for expected in (1, 2, 3):
+            answer = await sequence.infer({"x": np.ones(1, np.int64)})
+            assert answer["y"].tolist() == [expected] and answer.receipt.node == "near"
+        with pytest.raises(errors.InvalidInput, match="no x"):
+            await sequence.infer({"z": np.ones(1, np.int64)})
+        assert (await sequence.infer({"x": np.ones(1, np.int64)}, last=True))["y"].tolist() == [4]
+        with pytest.raises(errors.SequenceLost, match="its last call was made"):
+            await sequence.infer({"x": np.ones(1, np.int64)})
+
+
+async def test_a_sequence_begins_elsewhere_when_the_first_choice_is_gone(fakes: FakeMesh, mesh: Mesh) -> None:
+    await mesh.infer(MODEL, {"x": X})
+    await fakes.servers["near"].kill()
+    async with mesh.sequence(MODEL) as sequence:
+        answer = await sequence.infer({"x": np.ones(1, np.int64)})
+    assert answer.receipt.node == "far"
+
+
+@pytest.mark.parametrize("how", ["kill", "cut", "freeze"])
+async def test_a_sequence_is_lost_with_its_node(fakes: FakeMesh, mesh: Mesh, how: str) -> None:
+    async with mesh.sequence(MODEL, deadline_s=3.0) as sequence:
+        await sequence.infer({"x": np.ones(1, np.int64)})
+        if how == "kill":
+            await fakes.servers["near"].kill()
+        elif how == "cut":
+            await fakes.links["near"].cut()
+        else:
+            fakes.links["near"].freeze()
+        start = time.monotonic()
+        with pytest.raises(errors.SequenceLost, match="on node near was lost"):
+            await sequence.infer({"x": np.ones(1, np.int64)})
+        assert time.monotonic() - start < 6
+        with pytest.raises(errors.SequenceLost, match="begin a new one"):
+            await sequence.infer({"x": np.ones(1, np.int64)})
+        assert sequence.node == "near"
+
+
+async def test_the_sync_face_answers_and_closes(fakes: FakeMesh) -> None:
+    def script() -> list[float]:
+        with BlockingMesh(Mesh(fakes.settings())) as mesh:
+            answer = mesh.infer(MODEL, {"x": X})
+            with mesh.sequence(MODEL) as sequence:
+                sequence.infer({"x": np.ones(1, np.int64)})
+                assert sequence.node == "near"
+            with pytest.raises(errors.NotFound):
+                mesh.infer("moon", {"x": X})
+        return [float(value) for value in answer["y"].flat]
+
+    assert await asyncio.to_thread(script) == [1, 2, 3, 4, 5, 6]
