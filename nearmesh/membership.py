@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 MEMBERSHIP_FILE = "membership.json"
 # A control plane that does not answer a join within this is not there.
 JOIN_TIMEOUT_S = 20.0
-# Between attempts to renew; the certificate still has a third of its life by then.
+# Between attempts to renew, unless the certificate ends so soon that only a quarter of the rest can be waited.
 RENEW_RETRY_S = 30.0
+# A machine whose clock is wrong must not ask without end.
+RENEW_AT_LEAST_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +118,14 @@ class Renewal:
     async def run(self) -> None:
         """Renews when two thirds of the certificate's life are over, for ever; tries again when it fails."""
         while True:
-            await asyncio.sleep(self.current.renew_in_s())
+            await asyncio.sleep(max(RENEW_AT_LEAST_S, self.current.renew_in_s()))
             try:
                 await self._renew()
             except MeshError as error:
                 log.warning("renewal failed, the certificate ends %s: %s", self.current.expires_at, error.message)
-                await asyncio.sleep(RENEW_RETRY_S * random.uniform(0.5, 1.5))
+                left_s = self.current.left_s()
+                wait_s = min(RENEW_RETRY_S, left_s / 4) if left_s else RENEW_RETRY_S
+                await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))
 
     async def _renew(self) -> None:
         csr = certificate_request(key_from_pem(self.current.key_pem), self._membership.machine)

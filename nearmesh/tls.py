@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import ssl
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
@@ -17,6 +17,9 @@ from cryptography.x509.oid import NameOID
 
 from nearmesh.errors import ConfigError
 from nearmesh.ids import MachineId
+
+# A certificate begins this long before it is signed, since machines' clocks may be behind the control plane's.
+BACKDATE = timedelta(minutes=5)
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -107,11 +110,15 @@ class Credentials:
         return self.certificate.not_valid_after_utc
 
     def renew_in_s(self, now: datetime | None = None) -> float:
-        """Seconds until two thirds of the certificate's life are over; 0 when that has passed."""
-        certificate = self.certificate
-        start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        due = start + (end - start) * 2 / 3
+        """Seconds until two thirds of the certificate's life since it was signed are over; 0 when that has passed."""
+        end = self.expires_at
+        signed = min(self.certificate.not_valid_before_utc + BACKDATE, end)
+        due = signed + (end - signed) * 2 / 3
         return max(0.0, (due - (now or datetime.now(UTC))).total_seconds())
+
+    def left_s(self, now: datetime | None = None) -> float:
+        """Seconds until the certificate ends; 0 when it has."""
+        return max(0.0, (self.expires_at - (now or datetime.now(UTC))).total_seconds())
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """For calls to a mesh listener."""

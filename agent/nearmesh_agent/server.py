@@ -68,6 +68,7 @@ class Agent:
         place = Place(node=membership.id, site=membership.site, region=membership.region)
         self._servicer = InferenceServicer(self._table, place, metrics=self._metrics)
         self._health = health.aio.HealthServicer()
+        self._leaving = False
         self._withdrawn = asyncio.Event()
         self._addresses: dict[str, str] = {}
         self._session = Session(
@@ -117,15 +118,20 @@ class Agent:
             await self._reconciler.close()
 
     async def _leave(self, server: grpc.aio.Server) -> None:
-        """Out of the routes first, then what is in flight ends, then the listeners close."""
+        """Out of the routes first, still answering who has not heard; then what is in flight ends."""
         log.info("leaving")
-        self._servicer.draining = True
+        self._leaving = True
+        # An operator who drained the node has taken it out of the routes already.
+        if self._reconciler.wanted.withdrawn:
+            self._withdrawn.set()
         self._session.report_now()
+        await self._health.enter_graceful_shutdown()
         try:
             async with asyncio.timeout(WITHDRAW_S):
                 await self._withdrawn.wait()
         except TimeoutError:
             log.warning("the control plane did not confirm the withdrawal within %s s", WITHDRAW_S)
+        self._servicer.draining = True
         await server.stop(self._config.grace_s)
 
     def _build_server(self) -> grpc.aio.Server:
@@ -157,12 +163,12 @@ class Agent:
         )
 
     def _status(self) -> pb.NodeStatus:
-        return pb.NodeStatus(replicas=self._reconciler.statuses(), draining=self._servicer.draining)
+        return pb.NodeStatus(replicas=self._reconciler.statuses(), draining=self._leaving)
 
     def _on_wanted(self, state: pb.WantedState) -> None:
         self._verifier.update(state.jwks_json)
         self._reconciler.want(state)
-        if state.withdrawn and self._servicer.draining:
+        if state.withdrawn and self._leaving:
             self._withdrawn.set()
 
     async def _pull(self, model: str, digest: str, registry_url: str) -> Path:

@@ -28,9 +28,10 @@ def client() -> None:
 @click.option("--days", type=click.FloatRange(0, 366, min_open=True), default=30.0, show_default=True)
 @pass_session
 def bootstrap(session: Session, region: str, site: str, out: Path, with_ca: bool, days: float) -> None:
-    """Write the file that gRPC's `xds:///` channels and the SDK start from.
+    """Write the file that apps start from.
 
-    It holds a client's token: that of the local mesh, or your own if it is one, else a new one that lives --days.
+    gRPC's `xds:///` channels and the SDK both read it. The token in it is a client's: that of the local mesh, or your
+    own if it is one, else a new one that lives --days.
     """
     from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
     from nearmesh.ids import check_label

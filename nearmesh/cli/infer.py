@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearmesh.cli.output import NOTHING, ms, print_facts, print_json, print_table, usd
+from nearmesh.cli.output import NOTHING, Number, ms, print_facts, print_json, print_table, usd
 from nearmesh.cli.route import objective_option
 from nearmesh.cli.session import Session, json_option, pass_session
 
@@ -85,7 +85,7 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
 @click.option("--resize", callback=_size, metavar="WIDTHxHEIGHT", help="Images: instead of the size they have.")
 @json_option
 @pass_session
-def infer(session: Session, model: str, labels: Path | None, as_json: bool, **given: Any) -> None:
+def infer(session: Session, /, model: str, labels: Path | None, as_json: bool, **given: Any) -> None:
     """Ask MODEL, print its answer, who gave it, how fast, and at what price."""
     from nearmesh.package import read_labels
 
@@ -93,7 +93,8 @@ def infer(session: Session, model: str, labels: Path | None, as_json: bool, **gi
     names = read_labels(labels) if labels else ()
     result = asyncio.run(_ask(session, request))
     if as_json:
-        print_json(_record(request, result, names))
+        # Indented, a tensor would take a line for each number.
+        print_json(_record(request, result, names), indent=None)
     else:
         _print(request, result, names)
 
@@ -148,6 +149,8 @@ async def _ask(session: Session, request: Request) -> Result:
     async with connect(
         control_plane=place.control_plane, ca=place.ca_pem, token=place.token, region=request.region
     ) as mesh:
+        # So that the time on the receipt is that of an inference, not of opening a connection as well.
+        await mesh.warm(request.model, objective=request.objective, deadline_s=request.deadline_s)
         answer = await mesh.infer(request.model, arrays, objective=request.objective, deadline_s=request.deadline_s)
     _keep(request, answer)
     return Result(answer=answer, route=records.route(route))
@@ -226,7 +229,7 @@ def _print(request: Request, result: Result, labels: Sequence[str]) -> None:
     ]
     print_facts(facts)
     click.echo()
-    print_table(("time, ms", "predicted p95", "actual"), _times(result))
+    print_table(("time, ms", Number("predicted p95"), Number("actual")), _times(result))
 
 
 def _others(result: Result) -> list[tuple[str, str]]:

@@ -48,7 +48,11 @@ def publish(
     limit_s: float,
     as_json: bool,
 ) -> None:
-    """Fetch what the package in FOLDER lacks, check it, and upload it as a new version."""
+    """Upload the package in FOLDER as a version.
+
+    Fetches the weights that model.toml names, checks everything, and uploads it. Versions never change: publishing
+    the same files again changes nothing, and other files need another `version` in model.toml.
+    """
     from nearmesh.cli import records
 
     if sites and not and_deploy:
@@ -87,7 +91,7 @@ def _upload_bar(name: str) -> Iterator[Callable[[int, int], None]]:
 @json_option
 @pass_session
 def list_(session: Session, as_json: bool) -> None:
-    """Every model, what is deployed of it, and how many nodes serve it."""
+    """Every model, and how many nodes serve it."""
     from nearmesh.cli import records
 
     found = [records.model(message) for message in session.ask(lambda admin: admin.models())]
@@ -102,7 +106,10 @@ def list_(session: Session, as_json: bool) -> None:
 @json_option
 @pass_session
 def show(session: Session, name: str, as_json: bool) -> None:
-    """One model: its versions, deployments, route policy, and what each node makes of it."""
+    """One model in full.
+
+    Its route policy, versions and deployments, and what each node makes of it, failures included.
+    """
     from nearmesh.cli import records
 
     found = records.model(session.ask(lambda admin: admin.model(name)))
@@ -120,7 +127,10 @@ def show(session: Session, name: str, as_json: bool) -> None:
 @json_option
 @pass_session
 def deploy(session: Session, target: str, sites: tuple[str, ...], wait: bool, limit_s: float, as_json: bool) -> None:
-    """Make a published version the wanted one. The present one serves until the new one has proven itself."""
+    """Make a published version the wanted one.
+
+    On each node the present version serves until the new one has proven itself.
+    """
     name, _, version = target.partition("@")
     if not name or not version:
         raise click.UsageError(f"{target!r} is not NAME@VERSION; `nearmesh model show` lists a model's versions")
@@ -134,7 +144,10 @@ def deploy(session: Session, target: str, sites: tuple[str, ...], wait: bool, li
 @json_option
 @pass_session
 def rollback(session: Session, name: str, wait: bool, limit_s: float, as_json: bool) -> None:
-    """Deploy the version that was wanted before the present one, at the same sites."""
+    """Deploy the version before the present one.
+
+    At the same sites; it is a deployment like any other.
+    """
     _deploy(session, lambda admin: admin.rollback(name), wait, limit_s, as_json)
 
 

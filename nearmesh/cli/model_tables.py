@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nearmesh.cli.output import NOTHING, moment, ms, print_table, size
+from nearmesh.cli.output import NOTHING, Number, moment, ms, print_table, size
 
 if TYPE_CHECKING:
     from nearmesh.cli.records import Record
@@ -31,7 +31,8 @@ def print_models(found: list[Record], *, title: str = "") -> None:
         )
         for record in found
     ]
-    columns = ("model", "deployed", "versions", "nodes ready", "nodes failed", "objective", "deadline, ms")
+    counts = (Number("versions"), Number("nodes ready"), Number("nodes failed"))
+    columns = ("model", "deployed", *counts, "objective", Number("deadline, ms"))
     print_table(columns, rows, title=title, empty="nothing published yet: `nearmesh model publish FOLDER` does it")
 
 
@@ -58,7 +59,7 @@ def _print_versions(record: Record) -> None:
         (v["version"], v["digest"][:DIGEST_CHARACTERS], size(v["size_bytes"]), moment(v["created_at_s"]))
         for v in record["versions"]
     ]
-    print_table(("version", "digest", "size", "published, UTC"), rows, title="Versions, newest first")
+    print_table(("version", "digest", Number("size"), "published, UTC"), rows, title="Versions, newest first")
 
 
 def _print_deployments(record: Record) -> None:
@@ -72,7 +73,8 @@ def _print_deployments(record: Record) -> None:
 
 
 def _print_replicas(record: Record) -> None:
-    columns = ("node", "version", "state", "variant", "service p50, ms", "p95, ms", "inferences per s", "detail")
+    measured = (Number("service p50, ms"), Number("p95, ms"), Number("inferences per s"))
+    columns = ("node", "version", "state", "variant", *measured, "detail")
     rows = [_replica_row(replica) for replica in record["replicas"]]
     print_table(columns, rows, title="Nodes", empty="no node has it")
 

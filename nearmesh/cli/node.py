@@ -8,13 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearmesh.cli.output import NOTHING, ago, note, print_json, print_table, usd
+from nearmesh.cli.output import NOTHING, Number, ago, note, print_json, print_table, usd
 from nearmesh.cli.session import Failure, Session, json_option, pass_session
 
 if TYPE_CHECKING:
     from nearmesh.cli.records import Record
 
-COLUMNS = ("node", "kind", "site", "region", "state", "ready replicas", "USD per hour", "last seen", "hardware")
+COLUMNS = (
+    "node",
+    "kind",
+    "site",
+    "region",
+    "state",
+    "last seen",
+    Number("ready replicas"),
+    Number("USD per hour"),
+    "hardware",
+)
 
 _undo = click.option("--undo", is_flag=True, help="Take it back.")
 
@@ -32,7 +42,10 @@ def node() -> None:
 @click.option("--hours", type=click.FloatRange(0, 168, min_open=True), default=1.0, show_default=True)
 @pass_session
 def token(session: Session, name: str, site: str, region: str, kind: Any, hours: float) -> None:
-    """Print a single-use token that lets one machine join as NODE."""
+    """Print the token with which a machine joins.
+
+    It lets one machine join once, as NODE at that site and region. The token alone goes to stdout.
+    """
     made = session.ask(lambda admin: admin.join_token(name, site, region, kind=kind, lifetime_s=3600 * hours))
     click.echo(made.token)
     start = "nearmesh-agent --data DIR --token" if kind == "node" else "nearmesh gateway run --config FILE --token"
@@ -62,10 +75,10 @@ def print_nodes(found: list[Record], *, title: str = "") -> None:
 
 def _row(record: Record, now_s: float) -> tuple[str, ...]:
     place = (record["node"], record["kind"], record["site"], record["region"], record["state"])
-    if record["kind"] == "gateway":
-        return (*place, *[NOTHING] * 4)
     seen = ago(record["last_seen_s"], now_s)
-    return (*place, str(record["ready_replicas"]), usd(record["usd_per_hour"]), seen, record["hardware"] or NOTHING)
+    if record["kind"] == "gateway":
+        return (*place, seen, NOTHING, NOTHING, NOTHING)
+    return (*place, seen, str(record["ready_replicas"]), usd(record["usd_per_hour"]), record["hardware"] or NOTHING)
 
 
 @node.command()
@@ -73,7 +86,10 @@ def _row(record: Record, now_s: float) -> tuple[str, ...]:
 @_undo
 @pass_session
 def drain(session: Session, name: str, undo: bool) -> None:
-    """Take NODE out of the routes; it answers what it has begun."""
+    """Take NODE out of the routes.
+
+    It answers what it has begun.
+    """
     session.ask(lambda admin: admin.drain(name, undo=undo))
     click.echo(f"{name} is back in the routes" if undo else f"{name} gets no new requests")
 
@@ -83,7 +99,10 @@ def drain(session: Session, name: str, undo: bool) -> None:
 @_undo
 @pass_session
 def cordon(session: Session, name: str, undo: bool) -> None:
-    """Keep NODE serving what it serves, and give it no new versions."""
+    """Give NODE no new versions.
+
+    It goes on serving those it has.
+    """
     session.ask(lambda admin: admin.cordon(name, undo=undo))
     click.echo(f"{name} gets new versions again" if undo else f"{name} keeps its versions and gets no new ones")
 
@@ -93,7 +112,10 @@ def cordon(session: Session, name: str, undo: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_session
 def remove(session: Session, name: str, yes: bool) -> None:
-    """Put NODE out of the mesh for good: its certificate is refused everywhere from now on."""
+    """Put NODE out of the mesh for good.
+
+    Its certificate is refused everywhere from now on.
+    """
     if not yes:
         _ask_whether_to_remove(name)
     session.ask(lambda admin: admin.remove(name))
@@ -112,6 +134,9 @@ def _ask_whether_to_remove(name: str) -> None:
 @click.argument("usd_per_hour", metavar="USD_PER_HOUR", type=click.FloatRange(0))
 @pass_session
 def price(session: Session, name: str, usd_per_hour: float) -> None:
-    """Say what an hour of NODE costs; it wins over the price in the node's own configuration."""
+    """Say what an hour of NODE costs.
+
+    It wins over the price in the node's own configuration.
+    """
     found = session.ask(lambda admin: admin.set_price(name, usd_per_hour))
     click.echo(f"{name} costs {usd(found.usd_per_hour)} USD per hour")

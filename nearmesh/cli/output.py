@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,12 @@ NOTHING = "-"
 PRICE_DIGITS = 4
 
 
+class Number(str):
+    """A heading over numbers, which are set right."""
+
+    __slots__ = ()
+
+
 def console(*, err: bool = False) -> Console:
     """Rich without its guesses: nothing in a message is markup."""
     from rich.console import Console
@@ -29,16 +35,13 @@ def console(*, err: bool = False) -> Console:
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, *, indent: int | None = 2) -> None:
     """The only thing on stdout of a command with `--json`."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    click.echo(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", empty: str = "") -> None:
-    """A table with a heading for each column; columns whose heading has a unit or a number are set right.
-
-    `empty` is printed instead of a table without rows.
-    """
+    """A table with a heading for each column; `empty` is printed instead of one without rows."""
     from rich.table import Table
 
     rows = list(rows)
@@ -49,8 +52,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
         screen.print(empty, style="dim")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=any(columns))
-    for index, heading in enumerate(columns):
-        table.add_column(heading, justify=_side([row[index] for row in rows]), overflow="fold")
+    for heading in columns:
+        table.add_column(str(heading), justify="right" if isinstance(heading, Number) else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     screen.print(table)
@@ -64,19 +67,6 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
 def note(text: str) -> None:
     """A word for people, beside what programs read."""
     click.echo(text, err=True)
-
-
-def _side(cells: Sequence[str]) -> Literal["left", "right"]:
-    numbers = [cell for cell in cells if cell != NOTHING]
-    return "right" if numbers and all(_is_number(cell) for cell in numbers) else "left"
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 # Numbers.

@@ -43,10 +43,10 @@ def node(message: admin_pb2.Node) -> Record:
 
 
 def node_state(message: admin_pb2.Node) -> str:
-    """In one word, or two: the most final one first. A gateway reports nothing, so that it joined is all we know."""
+    """In one word, and what operators have set beside it."""
     if message.removed:
         return "removed"
-    here = "joined" if message.kind == admin_pb2.NODE_KIND_GATEWAY else "live" if message.live else "gone"
+    here = "live" if message.live else "gone"
     marks = [word for word, on in (("draining", message.draining), ("cordoned", message.cordoned)) if on]
     return ", ".join([here, *marks])
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearmesh.cli.output import NOTHING, console, ms, print_json, print_table, usd
+from nearmesh.cli.output import NOTHING, Number, console, ms, print_json, print_table, usd
 from nearmesh.cli.session import Session, json_option, pass_session
 from nearmesh.routing import OBJECTIVES
 
@@ -20,10 +20,10 @@ CANDIDATE_COLUMNS = (
     "site",
     "region",
     "ready",
-    "network p95, ms",
-    "service p95, ms",
-    "total p95, ms",
-    "USD per 1,000",
+    Number("network p95, ms"),
+    Number("service p95, ms"),
+    Number("total p95, ms"),
+    Number("USD per 1,000"),
     "in time",
     "why",
 )
@@ -41,7 +41,10 @@ def route() -> None:
 @json_option
 @pass_session
 def show(session: Session, model: str, as_json: bool) -> None:
-    """For each client region, the node that answers under each objective."""
+    """Who answers each client region.
+
+    For each region and each objective: the node, the time it should take, and its price.
+    """
     found = session.ask(lambda admin: _choices(admin, model))
     if as_json:
         print_json(found)
@@ -90,7 +93,10 @@ def _cell(chosen: Record) -> str:
 @json_option
 @pass_session
 def explain(session: Session, region: str, model: str, objective: str | None, as_json: bool) -> None:
-    """Every node's chances to answer a client of one region, with the reason each won or lost."""
+    """Why a node won, and the others lost.
+
+    Every node of the mesh as a client of one region sees it, the choice first.
+    """
     from nearmesh.cli import records
 
     found = records.route(session.ask(lambda admin: admin.explain(model, region, objective=objective or "")))
@@ -122,7 +128,10 @@ def _candidate_row(c: Record) -> tuple[str, ...]:
 @json_option
 @pass_session
 def set_(session: Session, model: str, objective: str | None, deadline_ms: float | None, as_json: bool) -> None:
-    """Change what the router aims for with MODEL; it wins over the model's package from now on."""
+    """Change what the router aims for.
+
+    It wins over what the package of MODEL says, also of its later versions.
+    """
     from nearmesh.cli import records
 
     if objective is None and deadline_ms is None:

@@ -9,7 +9,7 @@ import click
 
 from nearmesh.cli.model_tables import print_models
 from nearmesh.cli.node import print_nodes
-from nearmesh.cli.output import NOTHING, ms, print_json, print_table, usd
+from nearmesh.cli.output import NOTHING, Number, ms, print_json, print_table, usd
 from nearmesh.cli.route import choice, client_regions
 from nearmesh.cli.session import Session, json_option, pass_session
 
@@ -32,7 +32,7 @@ def status(session: Session, as_json: bool) -> None:
     print_models(found["models"], title="Models")
     click.echo()
     rows = [_route_row(chosen) for chosen in found["routes"]]
-    columns = ("client region", "model", "node", "region", "total p95, ms", "USD per 1,000", "why")
+    columns = ("client region", "model", "node", "region", Number("total p95, ms"), Number("USD per 1,000"), "why")
     print_table(columns, rows, title="Routes", empty="no model is deployed, or no node has joined")
 
 

@@ -82,6 +82,10 @@ class BlockingMesh:
             )
         )
 
+    def warm(self, model: str, *, objective: routing.Objective | None = None, deadline_s: float | None = None) -> None:
+        """See `Mesh.warm`."""
+        self._run(self._mesh.warm(model, objective=objective, deadline_s=deadline_s))
+
     @contextmanager
     def sequence(
         self,

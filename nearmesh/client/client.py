@@ -22,8 +22,8 @@ from nearmesh.client.receipt import Answer
 from nearmesh.client.routes import Routes, control_channel
 from nearmesh.client.sequences import Sequence
 from nearmesh.client.settings import ConnectSettings, Token, from_arguments, from_bootstrap
-from nearmesh.client.upkeep import Prober, report
-from nearmesh.errors import ConfigError, InvalidInput
+from nearmesh.client.upkeep import PROBE_LIMIT_S, Prober, report
+from nearmesh.errors import ConfigError, InvalidInput, MeshError
 from nearmesh.v1 import route_pb2_grpc
 
 # The caller's patience when it names none: this, or ten times the model's own deadline if that is more. Nobody should
@@ -141,6 +141,20 @@ class Mesh:
             total_ms=1000 * (clock() - start_s),
             attempts=found.attempts,
         )
+
+    async def warm(
+        self, model: str, *, objective: routing.Objective | None = None, deadline_s: float | None = None
+    ) -> None:
+        """Opens the connection to the node that would answer now, so that the first inference need not wait for it.
+
+        A node that cannot be reached is passed over. Raises NotFound for an unknown model, and as `infer` when no
+        route comes within `deadline_s`.
+        """
+        route = await self._route(model, objective, deadline_s)
+        for choice in self._plan(route, (model, objective or "")):
+            with suppress(MeshError):
+                await self._channels.live(choice.endpoint, PROBE_LIMIT_S)
+                return
 
     @asynccontextmanager
     async def sequence(

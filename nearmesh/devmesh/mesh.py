@@ -227,6 +227,7 @@ class LocalMesh:
             "bootstrap": {region: str(plan.bootstrap(region)) for region in REGIONS},
             "wan": {
                 "pid": self.wan.pid,
+                "control": local(plan.wan_control),
                 "rtt_ms": {a: {node_of(b): round_trip_ms(a, b) for b in REGIONS} for a in REGIONS},
             },
         }

@@ -74,6 +74,8 @@ class Plan:
     public: int
     mesh: int
     http: int
+    # Commands to the emulated WAN: cut, freeze, heal, statistics.
+    wan_control: int
     nodes: dict[str, NodePorts]
     gateways: dict[str, int]
     # By client region, node's region and listener.
@@ -84,12 +86,13 @@ class Plan:
     def make(cls, folder: Path) -> Plan:
         """With ports that are free now. Raises ConfigError when there are too few."""
         pairs = [(a, b, listener) for a in REGIONS for b in REGIONS for listener in ("public", "mesh")]
-        ports = iter(free_ports(3 + 3 * len(REGIONS) + len(REGIONS) + len(pairs)))
+        ports = iter(free_ports(4 + 3 * len(REGIONS) + len(REGIONS) + len(pairs)))
         return cls(
             folder=folder,
             public=next(ports),
             mesh=next(ports),
             http=next(ports),
+            wan_control=next(ports),
             nodes={region: NodePorts(next(ports), next(ports), next(ports)) for region in REGIONS},
             gateways={region: next(ports) for region in REGIONS},
             links={pair: next(ports) for pair in pairs},
@@ -104,7 +107,9 @@ class Plan:
         for region in REGIONS:
             self._toml(self.node_config(region), self._node(region))
             self._toml(self.gateway_config(region), self._gateway(region))
-        self.wan_config.write_text(json.dumps({"links": list(self._links())}, indent=1))
+        self.wan_config.write_text(
+            json.dumps({"links": list(self._links()), "control_port": self.wan_control}, indent=1)
+        )
 
     @property
     def control_plane_config(self) -> Path:

@@ -18,15 +18,16 @@ from nearmesh.process import tied_to_this_process
 TIMEOUT_S = 90.0
 
 
-async def tour(folder: Path) -> list[Row]:
+async def tour(folder: Path, objective: str = "") -> list[Row]:
     """Every row, by client region. Raises ChildFailed when a client process fails as a whole."""
-    found = await asyncio.gather(*(_visit(region, folder / MESH_FILE) for region in REGIONS))
+    found = await asyncio.gather(*(_visit(region, folder / MESH_FILE, objective) for region in REGIONS))
     return [row for rows in found for row in rows]
 
 
-async def _visit(region: str, state: Path) -> list[Row]:
+async def _visit(region: str, state: Path, objective: str) -> list[Row]:
+    command = [script("python"), "-m", "nearmesh.devmesh.visitor", region, str(state), objective]
     process = await asyncio.create_subprocess_exec(
-        *tied_to_this_process([script("python"), "-m", "nearmesh.devmesh.visitor", region, str(state)]),
+        *tied_to_this_process(command),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,

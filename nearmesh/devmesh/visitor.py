@@ -1,7 +1,7 @@
 """A client in one region, as a process of its own: asks every model through every way in and checks the answers.
 
-`python -m nearmesh.devmesh.visitor REGION MESH_JSON` prints one JSON object a row. A process for each region, since a
-gRPC bootstrap is per process.
+`python -m nearmesh.devmesh.visitor REGION MESH_JSON [OBJECTIVE]` prints one JSON object a row. A process for
+each region, since a gRPC bootstrap is per process.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Row:
     correct: bool = False
 
 
-def visit(region: str, gateway: str, bootstrap: Path) -> Iterator[Row]:
-    """Every row of one client region."""
-    explain = _explainer(bootstrap, region)
+def visit(region: str, gateway: str, bootstrap: Path, objective: str = "") -> Iterator[Row]:
+    """Every row of one client region; without an objective each model's own policy decides."""
+    explain = _explainer(bootstrap, region, objective)
     for name, make in WAYS.items():
         way = make(gateway, bootstrap)
         try:
             for sample in samples():
-                yield _row(region, name, way, sample, explain)
+                yield _row(region, name, _Asking(way, objective), sample, explain)
         finally:
             way.close()
 
@@ -72,9 +72,9 @@ def samples() -> list[Sample | SequenceSample]:
 Explain = Callable[[str, str], tuple[float, str]]
 
 
-def _row(region: str, name: str, way: Way, sample: Sample | SequenceSample, explain: Explain) -> Row:
+def _row(region: str, name: str, asking: _Asking, sample: Sample | SequenceSample, explain: Explain) -> Row:
     try:
-        replies, answer = _ask(way, sample)
+        replies, answer = asking.ask(sample)
     except WrongAnswer as wrong:
         return Row(region=region, way=name, model=sample.model, answer=f"wrong: {wrong}")
     except Exception as error:  # noqa: BLE001  # whatever a client library raises is a row that is not right
@@ -94,26 +94,31 @@ def _row(region: str, name: str, way: Way, sample: Sample | SequenceSample, expl
     )
 
 
-def _ask(way: Way, sample: Sample | SequenceSample) -> tuple[Sequence[Reply], str]:
-    """The replies that count for the times, and the answer in words. Raises WrongAnswer."""
-    if isinstance(sample, SequenceSample):
-        replies = way.sequence(sample.model, sample.calls, timeout_s=TIMEOUT_S)
-        return replies, sample.check([reply.outputs for reply in replies])
-    answer = ""
-    for _ in range(CALLS):
-        reply = way.infer(sample.model, sample.inputs, timeout_s=TIMEOUT_S)
-        answer = sample.check(reply.outputs)
-    return [reply], answer
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    way: Way
+    objective: str
+
+    def ask(self, sample: Sample | SequenceSample) -> tuple[Sequence[Reply], str]:
+        """The replies that count for the times, and the answer in words. Raises WrongAnswer."""
+        if isinstance(sample, SequenceSample):
+            replies = self.way.sequence(sample.model, sample.calls, objective=self.objective, timeout_s=TIMEOUT_S)
+            return replies, sample.check([reply.outputs for reply in replies])
+        answer = ""
+        for _ in range(CALLS):
+            reply = self.way.infer(sample.model, sample.inputs, objective=self.objective, timeout_s=TIMEOUT_S)
+            answer = sample.check(reply.outputs)
+        return [reply], answer
 
 
-def _explainer(bootstrap: Path, region: str) -> Explain:
+def _explainer(bootstrap: Path, region: str, objective: str) -> Explain:
     """Asks the control plane for the price of a node and why it was, or was not, the choice."""
     settings = read_bootstrap(bootstrap)
     channel = grpc.secure_channel(settings.control_plane, grpc.ssl_channel_credentials(settings.ca_pem))
     stub = route_pb2_grpc.RouteServiceStub(channel)
 
     def explain(model: str, node: str) -> tuple[float, str]:
-        request = route_pb2.ResolveRequest(model=model, region=region)
+        request = route_pb2.ResolveRequest(model=model, region=region, objective=objective)
         metadata = [("authorization", f"Bearer {settings.token}")]
         route = stub.Explain(request, metadata=metadata, timeout=TIMEOUT_S)
         found = next(candidate for candidate in route.candidates if candidate.node == node)
@@ -123,11 +128,11 @@ def _explainer(bootstrap: Path, region: str) -> Explain:
 
 
 def main() -> None:
-    region, state_path = sys.argv[1:]
+    region, state_path, *rest = sys.argv[1:]
     state: Mapping[str, Any] = json.loads(Path(state_path).read_text())
     bootstrap = Path(state["bootstrap"][region])
     os.environ["GRPC_XDS_BOOTSTRAP"] = str(bootstrap)
-    for row in visit(region, state["gateways"][region]["address"], bootstrap):
+    for row in visit(region, state["gateways"][region]["address"], bootstrap, *rest):
         sys.stdout.write(json.dumps(asdict(row)) + "\n")
         sys.stdout.flush()
 

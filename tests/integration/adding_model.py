@@ -1,4 +1,4 @@
-"""Packages of a model that adds a constant: y = x + add. What a version answers tells which one it is."""
+"""Packages made on the spot: one that adds a constant, which tells versions apart, and one that takes its time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper
 
 from nearmesh.packaging.build import Artifact, build
@@ -41,6 +42,43 @@ def _graph(add: float) -> bytes:
     constant = helper.make_tensor("c", TensorProto.FLOAT, [1], [add])
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows"]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Add", ["x", "c"], ["y"])], "adding", ends[:1], ends[1:], [constant])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def counting(folder: Path, name: str) -> Artifact:
+    """y = x, reached by counting up to it: a request that takes as long as its caller likes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    toml = MODEL_TOML.format(name=name, version="1", add="one again and again").replace("FP32", "INT64")
+    (folder / "model.toml").write_text(toml.replace("shape = [-1]", "shape = [1]"))
+    (folder / "weights.onnx").write_bytes(_loop())
+    arrays = {"input.x": np.array([3], np.int64), "output.y": np.array([3], np.int64)}
+    np.savez(folder / "warmup.npz", **arrays)
+    return build(folder, folder / "cache")
+
+
+def _loop() -> bytes:
+    def value(name: str, kind: int, *shape: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Add", ["sum", "one"], ["sum_out"])],
+        "body",
+        [value("round", TensorProto.INT64), value("go", TensorProto.BOOL), value("sum", TensorProto.INT64, 1)],
+        [value("go_on", TensorProto.BOOL), value("sum_out", TensorProto.INT64, 1)],
+        [one],
+    )
+    nodes = [
+        helper.make_node("Squeeze", ["x"], ["times"]),
+        helper.make_node("Loop", ["times", "yes", "zero"], ["y"], body=body),
+    ]
+    start = [
+        helper.make_tensor("yes", TensorProto.BOOL, [], [True]),
+        helper.make_tensor("zero", TensorProto.INT64, [1], [0]),
+    ]
+    ends = [value(name, TensorProto.INT64, 1) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "counting", ends[:1], ends[1:], start)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     return bytes(model.SerializeToString())
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -43,10 +45,20 @@ def request(command: dict[str, Any]) -> Any:
     return made
 
 
+def held_open(first: Any) -> Iterator[Any]:
+    """A request stream that sends no more and does not end either."""
+    yield first
+    threading.Event().wait()
+
+
 def call(command: dict[str, Any]) -> dict[str, Any]:
     more = {"timeout": command.get("timeout_s", 10), "metadata": list(command.get("metadata", {}).items())}
     if command.get("stream"):
-        answer = next(stub(command["model"]).ModelStreamInfer(iter([request(command)]), **more)).infer_response
+        answers = stub(command["model"]).ModelStreamInfer(held_open(request(command)), **more)
+        answer = next(answers).infer_response
+        if command["stream"] == "to the end":
+            print(json.dumps({"begun": True}), flush=True)
+            next(answers)
     else:
         answer = stub(command["model"]).ModelInfer(request(command), **more)
     return {"node": answer.parameters["node"].string_param, "bytes": answer.parameters["bytes"].int64_param}

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from nearmesh_controlplane.registry.authority import Authority
+from nearmesh_controlplane.routing.table import Endpoint, Listener, ModelRoutes, RouteTable
+from nearmesh_controlplane.xds.ads import AggregatedDiscovery, add_to_server
 
 from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
 from nearmesh.gateway.bootstrap import GatewayIdentity, write_secrets
@@ -24,9 +28,6 @@ from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.ids import Kind, MachineId
 from nearmesh.rpc import EVERYONE, MACHINES, CallInterceptor, Gatekeeper
 from nearmesh.tls import Credentials, certificate_request, key_to_pem, new_key
-from nearmesh_controlplane.registry.authority import Authority
-from nearmesh_controlplane.routing.table import Endpoint, Listener, ModelRoutes, RouteTable
-from nearmesh_controlplane.xds.ads import AggregatedDiscovery, add_to_server
 
 MESH = "test-mesh"
 ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/"
@@ -116,7 +117,9 @@ class SmallMesh:
     removed: set[str] = field(default_factory=set)
     token: str = ""
 
-    def order(self, listener: Listener, names: Sequence[str], models: Sequence[str] = ("digits", "other"), **by: str) -> None:
+    def order(
+        self, listener: Listener, names: Sequence[str], models: Sequence[str] = ("digits", "other"), **by: str
+    ) -> None:
         """Puts the nodes in that order for every model; `by` puts one node first for an objective."""
         self.source.set(listener, self.table(names, models, **by))
 
@@ -132,7 +135,9 @@ class SmallMesh:
 
 
 @asynccontextmanager
-async def small_mesh(folder: Path, listener: Listener, names: Sequence[str] = ("a", "b", "c")) -> AsyncIterator[SmallMesh]:
+async def small_mesh(
+    folder: Path, listener: Listener, names: Sequence[str] = ("a", "b", "c")
+) -> AsyncIterator[SmallMesh]:
     """Discovery on both listeners, and node stand-ins for one of them, in the order of their names."""
     async with AsyncExitStack() as stack:
         authority = Authority.open(MESH, folder / "authority")
@@ -171,8 +176,6 @@ async def small_mesh(folder: Path, listener: Listener, names: Sequence[str] = ("
 
 def access_token(authority: Authority, role: str = "client", **more: Any) -> str:
     """A bearer token for an app."""
-    import time
-
     return authority.issuer.access("app", role, **({"now_s": time.time(), "lifetime_s": 600} | more))
 
 
@@ -190,7 +193,9 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateway(small: SmallMesh, name: str = "gw", *, plaintext: bool = True, admin_port: int = 0) -> AsyncIterator[Gateway]:
+async def gateway(
+    small: SmallMesh, name: str = "gw", *, plaintext: bool = True, admin_port: int = 0
+) -> AsyncIterator[Gateway]:
     """Envoy, configured by the mesh's discovery service alone, ready to serve."""
     data = small.folder / name
     credentials = machine(small.authority, "gateway", name, data / "credentials")
@@ -203,7 +208,10 @@ async def gateway(small: SmallMesh, name: str = "gw", *, plaintext: bool = True,
         id=name, mesh=MESH, region=REGION, site="", control_plane=[small.mesh], control_plane_name="localhost"
     )
     config = GatewayConfig(
-        data=data, plaintext=plaintext, envoy_threads=1, envoy_log_level=os.environ.get("ENVOY_LOG", "error")  # type: ignore[arg-type]
+        data=data,
+        plaintext=plaintext,
+        envoy_threads=1,
+        envoy_log_level=os.environ.get("ENVOY_LOG", "error"),  # type: ignore[arg-type]
     )
     command = envoy_command(envoy_binary(), write_envoy(data, identity, metadata, admin_port), config)
     envoy, ready = Envoy(command, ("127.0.0.1", port)), asyncio.Event()
@@ -223,8 +231,13 @@ class XdsClient:
         self._process = process
 
     async def call(self, model: str = "digits", **more: Any) -> dict[str, Any]:
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
         self._process.stdin.write(json.dumps({"model": model, **more}).encode() + b"\n")
+        return await self.more()
+
+    async def more(self) -> dict[str, Any]:
+        """The next line of the client, for a call that prints more than one."""
+        assert self._process.stdout
         line = await asyncio.wait_for(self._process.stdout.readline(), 60)
         answer: dict[str, Any] = json.loads(line)
         return answer

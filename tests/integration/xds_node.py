@@ -22,7 +22,7 @@ from nearmesh.tls import Credentials
 OPTIONS = [
     ("grpc.max_receive_message_length", 64 * 2**20),
     ("grpc.so_reuseport", 0),
-    ("grpc.http2.lookahead_bytes", 0),
+    ("grpc.http2.lookahead_bytes", 16 * 2**20),
 ]
 
 

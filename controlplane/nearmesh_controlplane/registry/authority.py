@@ -16,13 +16,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nearmesh.errors import JoinRefused
 from nearmesh.ids import MachineId
-from nearmesh.tls import Credentials, key_from_pem, key_to_pem, new_key, write_private
+from nearmesh.tls import BACKDATE, Credentials, key_from_pem, key_to_pem, new_key, write_private
 from nearmesh.tokens import TokenIssuer, TokenVerifier
 
 CA_LIFETIME = timedelta(days=3650)
 SERVER_LIFETIME = timedelta(days=30)
-# Machines' clocks may be behind the control plane's by this much.
-BACKDATE = timedelta(minutes=5)
 
 # What a request that a stranger made can raise while it is read.
 _UNREADABLE = (

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 # Where a gRPC client's bootstrap carries its bearer token.
 TOKEN_KEY = "token"
 
+# Clients name their own region, so what is kept for them must have a bound.
+_KEPT_REGIONS = 64
+
 # What a stream's resources are made of, at this moment, for this subscription.
 Builder = Callable[[Subscription], Resources]
 
@@ -118,6 +121,8 @@ class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # t
             kept = self._built.get(region)
             # A region's clients all get the same: built once for all of them.
             if kept is None or kept[0] != table:
+                if len(self._built) >= _KEPT_REGIONS:
+                    self._built.clear()
                 kept = self._built[region] = (table, client_resources(table, self._mesh))
             return with_unknown(kept[1], subscription.listeners)
 

@@ -196,7 +196,8 @@ def gateway_routes(models: tuple[tuple[str, tuple[str, ...]], ...]) -> bytes:
     routes += [_refusal({"prefix": "/", "headers": any_model}, "NOT_FOUND", 404, _NO_MODEL)]
     routes += [_forward({"path": path}, NEAREST) for path in _NAMELESS]
     routes += [_forward({"prefix": prefix}, NEAREST) for prefix in _NAMELESS_SERVICES]
-    routes += [_refusal({"path": f"/{SERVICE}/{m}"}, "INVALID_ARGUMENT", 400, _NO_NAME) for m in NAMING_METHODS]
+    naming = [path for method in NAMING_METHODS if (path := f"/{SERVICE}/{method}") not in _NAMELESS]
+    routes += [_refusal({"path": path}, "INVALID_ARGUMENT", 400, _NO_NAME) for path in naming]
     routes += [_refusal({"prefix": "/"}, "UNIMPLEMENTED", 404, _NO_METHOD)]
     host = {"name": ROUTES_NAME, "domains": ["*"], "routes": routes}
     return packed(ParseDict({"name": ROUTES_NAME, "virtual_hosts": [host]}, route_pb2.RouteConfiguration()))

@@ -71,32 +71,35 @@ class Subscription:
         known.sent = {name: data for name, data in known.sent.items() if known.wildcard or name in names}
 
     def pending(self, resources: Resources) -> Iterator[discovery_pb2.DiscoveryResponse]:
-        """What has to be sent so that the stream knows `resources`, in the order it has to be sent."""
-        for type_url in PUSH_ORDER:
-            known = self._types.get(type_url)
-            if known is None:
-                continue
-            current = resources.get(type_url, {})
-            wanted = {name: data for name, data in current.items() if known.wildcard or name in known.names}
-            response = self._response(type_url, known, wanted)
-            if response is not None:
-                yield response
+        """What has to be sent so that the stream knows `resources`, in the order it has to be sent.
 
-    def _response(
-        self, type_url: str, known: _Type, wanted: dict[str, bytes]
-    ) -> discovery_pb2.DiscoveryResponse | None:
+        Clusters that are gone leave last, after the routes that named them.
+        """
+        for type_url in PUSH_ORDER:
+            yield from self._send(type_url, resources, keep_gone=type_url == CLUSTER)
+        yield from self._send(CLUSTER, resources)
+
+    def _send(
+        self, type_url: str, resources: Resources, *, keep_gone: bool = False
+    ) -> Iterator[discovery_pb2.DiscoveryResponse]:
+        known = self._types.get(type_url)
+        if known is None:
+            return
+        current = resources.get(type_url, {})
+        wanted = {name: data for name, data in current.items() if known.wildcard or name in known.names}
+        if keep_gone:
+            wanted = known.sent | wanted
         changed = {name: data for name, data in wanted.items() if known.sent.get(name) != data}
-        gone = known.sent.keys() - wanted.keys()
         whole = type_url in _WHOLE_TYPES
-        if not (changed or known.due or (whole and gone)):
-            return None
+        if not (changed or known.due or (whole and known.sent.keys() - wanted.keys())):
+            return
         if type_url == CLUSTER and changed:
             self._forget_endpoints()
         known.version += 1
         known.nonce = str(known.version)
         known.sent = wanted
         known.due = False
-        return _pack(type_url, known, wanted if whole else changed)
+        yield _pack(type_url, known, wanted if whole else changed)
 
     def _forget_endpoints(self) -> None:
         """A cluster that is new or has changed waits for its endpoints, even for those it was sent before."""

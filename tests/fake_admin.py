@@ -1,0 +1,183 @@
+"""A control plane that is only pretended, and a bench to run the command line on over it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from nearmesh.cli.main import main
+from nearmesh.cli.place import Place
+from nearmesh.errors import InvalidInput, NotFound
+from nearmesh.v1 import admin_pb2, catalog_pb2, node_pb2, route_pb2
+
+DIGEST = "sha256:" + "ab" * 32
+OTHER = "sha256:" + "cd" * 32
+
+
+class FakeAdmin:
+    """An AdminClient that knows a small mesh by heart, and notes what it was asked to do."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.done: list[tuple[Any, ...]] = []
+        self.error: Exception | None = None
+        self.node_list = [
+            node("node-a", "site-a", "europe-west1", usd_per_hour=0.7, ready_replicas=1),
+            node("node-b", "site-b", "us-east1", live=False, last_seen_s=0),
+            node("gateway-a", "site-a", "europe-west1", kind=admin_pb2.NODE_KIND_GATEWAY),
+        ]
+        self.replica_list = [replica("node-a", node_pb2.REPLICA_STATE_READY)]
+
+    async def __aenter__(self) -> FakeAdmin:
+        if self.error:
+            raise self.error
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    async def nodes(self) -> list[admin_pb2.Node]:
+        return self.node_list
+
+    async def join_token(self, name: str, site: str, region: str, **more: Any) -> Any:
+        self.done.append(("join_token", name, site, region, more))
+        return admin_pb2.CreateJoinTokenResponse(token="join.me.once", expires_at_s=1)
+
+    async def issue_token(self, subject: str, role: str, **more: Any) -> Any:
+        self.done.append(("issue_token", subject, role, more))
+        return admin_pb2.IssueTokenResponse(token="fresh.client.token", expires_at_s=1)
+
+    async def drain(self, name: str, *, undo: bool) -> Any:
+        self.done.append(("drain", name, undo))
+        return self._node(name)
+
+    async def cordon(self, name: str, *, undo: bool) -> Any:
+        self.done.append(("cordon", name, undo))
+        return self._node(name)
+
+    async def remove(self, name: str) -> Any:
+        self.done.append(("remove", name))
+        return self._node(name)
+
+    async def set_price(self, name: str, usd_per_hour: float) -> Any:
+        found = self._node(name)
+        found.usd_per_hour = usd_per_hour
+        return found
+
+    def _node(self, name: str) -> admin_pb2.Node:
+        for found in self.node_list:
+            if found.id == name:
+                return found
+        raise NotFound(f"no node {name!r};\n the mesh has some")
+
+    async def models(self) -> list[catalog_pb2.Model]:
+        return [await self.model("digits")]
+
+    async def model(self, name: str) -> catalog_pb2.Model:
+        version = catalog_pb2.ModelVersion(model=name, version="1", digest=DIGEST, size_bytes=1_234_567, created_at_s=1)
+        return catalog_pb2.Model(
+            name=name,
+            versions=[version],
+            deployments=[deployment(name)],
+            replicas=self.replica_list,
+            objective="nearest",
+            deadline_ms=300,
+        )
+
+    async def deploy(self, name: str, version: str, sites: tuple[str, ...]) -> catalog_pb2.Deployment:
+        self.done.append(("deploy", name, version, sites))
+        return deployment(name, sites)
+
+    async def rollback(self, name: str) -> catalog_pb2.Deployment:
+        raise InvalidInput(f"{name!r} has been deployed in one version only (1)")
+
+    async def explain(self, name: str, region: str, *, objective: str = "", site: str = "") -> route_pb2.Route:
+        return route_pb2.Route(
+            model=name,
+            version="1",
+            digest=DIGEST,
+            region=region,
+            objective=objective or "nearest",
+            deadline_ms=300,
+            candidates=[
+                candidate("node-a", True, 0.0000228, "nearest: 10.0 ms round trip"),
+                candidate("node-b", False, 0.0, "not ready: gone"),
+            ],
+        )
+
+    async def latencies(self) -> list[route_pb2.Latency]:
+        return [route_pb2.Latency(region=region, node="node-a") for region in ("us-east1", "europe-west1", "us-east1")]
+
+    async def set_policy(self, name: str, *, objective: str, deadline_ms: float) -> admin_pb2.Policy:
+        return admin_pb2.Policy(model=name, objective=objective or "nearest", deadline_ms=deadline_ms or 300)
+
+    async def audit(self, limit: int) -> list[admin_pb2.AuditEntry]:
+        return [admin_pb2.AuditEntry(at_s=0.5, actor="operator/me", action="drain", subject="node-a", detail="[x]")][
+            :limit
+        ]
+
+
+def node(name: str, site: str, region: str, **more: Any) -> admin_pb2.Node:
+    values = {"kind": admin_pb2.NODE_KIND_NODE, "live": True, "last_seen_s": 1.0, **more}
+    return admin_pb2.Node(id=name, site=site, region=region, **values)
+
+
+def replica(name: str, state: node_pb2.ReplicaState, detail: str = "", digest: str = DIGEST) -> catalog_pb2.Replica:
+    status = node_pb2.ReplicaStatus(model="digits", digest=digest, state=state, detail=detail, variant="fp32")
+    return catalog_pb2.Replica(node=name, version="1", status=status, live=True)
+
+
+def deployment(name: str, sites: tuple[str, ...] = ()) -> catalog_pb2.Deployment:
+    return catalog_pb2.Deployment(model=name, version="1", digest=DIGEST, sites=sites, created_at_s=1, actor="me")
+
+
+def candidate(name: str, ready: bool, price: float, why: str) -> route_pb2.Candidate:
+    return route_pb2.Candidate(
+        node=name,
+        site=f"site-{name}",
+        region="europe-west1",
+        ready=ready,
+        network_ms_p95=12.0,
+        service_ms_p95=30.5,
+        usd_per_1000=price,
+        in_time=ready,
+        why=why,
+    )
+
+
+def local_mesh(folder: Path) -> Path:
+    """The folder of a local mesh below `folder`."""
+    mesh = folder / ".nearmesh" / "dev"
+    mesh.mkdir(parents=True)
+    state = {"control_plane": {"grpc": "127.0.0.1:7400"}, "ca": "ca.pem", "bootstrap": {"us-east1": "b.json"}}
+    (mesh / "mesh.json").write_text(json.dumps(state))
+    (mesh / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    (mesh / "operator.jwt").write_text("eyJ.operator.x\n")
+    return mesh
+
+
+class Bench:
+    """Runs commands, each with a FakeAdmin of its own, and keeps the latest one."""
+
+    def __init__(self, mesh: Path) -> None:
+        self.mesh = mesh
+        self._values: dict[str, Any] = {}
+        self.admin: FakeAdmin
+
+    def pretend(self, **values: Any) -> None:
+        """From now on the FakeAdmin has these attributes."""
+        self._values = values
+
+    def __call__(self, *arguments: str, env: dict[str, str] | None = None, bare: bool = False) -> Result:
+        """Runs one command; `bare` leaves the mesh for it to find."""
+        where = () if bare else ("--mesh", str(self.mesh))
+        return CliRunner().invoke(main, [*where, *arguments], obj=self._dial, env=env)
+
+    def _dial(self, place: Place) -> FakeAdmin:
+        self.admin = FakeAdmin(place)
+        for name, value in self._values.items():
+            setattr(self.admin, name, value)
+        return self.admin

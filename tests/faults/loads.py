@@ -1,0 +1,145 @@
+"""Loads from separate client processes against a local mesh, and what must be true of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from nearmesh.devmesh.children import script
+from nearmesh.devmesh.load import LoadResult
+from nearmesh.devmesh.mesh import MESH_FILE, LocalMesh
+from nearmesh.process import tied_to_this_process
+
+WAYS = ("gateway", "xds", "sdk")
+RATE = 20.0
+# A client process imports its libraries, connects across the WAN and gets a first answer.
+READY_WITHIN_S = 60.0
+# Beyond its own seconds, a load waits for its last calls.
+DONE_WITHIN_S = 30.0
+# The share of planned calls that must have been sent for a result to count.
+SENT_SHARE = 0.95
+
+
+@dataclass(slots=True)
+class Loads:
+    """Loads that run side by side; `results` are there when the context has been left."""
+
+    results: list[LoadResult] = field(default_factory=list)
+    _processes: list[asyncio.subprocess.Process] = field(default_factory=list)
+
+    def stop(self) -> None:
+        """Ends the loads early; what they saw is kept."""
+        for process in self._processes:
+            if process.returncode is None:
+                process.terminate()
+
+
+@asynccontextmanager
+async def loads(
+    mesh: LocalMesh,
+    model: str,
+    *,
+    region: str = "europe-west1",
+    ways: Sequence[str] = WAYS,
+    rate: float = RATE,
+    seconds: float,
+    objective: str = "",
+) -> AsyncIterator[Loads]:
+    """One client process for each way in, all past their first right answer. Leaving waits for their ends."""
+    found = Loads()
+    try:
+        for way in ways:
+            found._processes.append(await _start(mesh, model, region, way, rate, seconds, objective))
+        ready = asyncio.gather(*(_line(process, "ready") for process in found._processes))
+        await asyncio.wait_for(ready, READY_WITHIN_S)
+        yield found
+        ends = asyncio.gather(*(_line(process, "result") for process in found._processes))
+        for content in await asyncio.wait_for(ends, seconds + DONE_WITHIN_S):
+            found.results.append(LoadResult.parse(content))
+    finally:
+        for process in found._processes:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+async def _start(
+    mesh: LocalMesh, model: str, region: str, way: str, rate: float, seconds: float, objective: str
+) -> asyncio.subprocess.Process:
+    command = [script("python"), "-m", "nearmesh.devmesh.load", "--mesh", str(mesh.plan.folder / MESH_FILE)]
+    command += ["--region", region, "--way", way, "--model", model, "--rate", str(rate), "--seconds", str(seconds)]
+    command += ["--objective", objective] if objective else []
+    # A result has every call in one line.
+    return await asyncio.create_subprocess_exec(
+        *tied_to_this_process(command), stdout=asyncio.subprocess.PIPE, limit=64 * 1024 * 1024
+    )
+
+
+async def _line(process: asyncio.subprocess.Process, event: str) -> dict[str, object]:
+    assert process.stdout is not None
+    line = await process.stdout.readline()
+    assert line, f"a load process ended with code {await process.wait()} before its {event}"
+    content: dict[str, object] = json.loads(line)
+    assert content.pop("event") == event
+    return content
+
+
+def check_no_error(results: Iterable[LoadResult]) -> None:
+    """No call failed, and enough were sent to say so. Prints the figures."""
+    for result in results:
+        figures = summary(result)
+        print(json.dumps(figures))
+        assert not result.errors, f"{len(result.errors)} of {len(result.calls)} calls failed on {result.way}: " + str(
+            Counter(result.errors).most_common(3)
+        )
+        assert len(result.calls) >= SENT_SHARE * result.planned, figures
+
+
+def check_moved(
+    results: Iterable[LoadResult], *, away_from: str, after_s: float, until_s: float, within_s: float = 2.0
+) -> None:
+    """No call that started `within_s` after the moment, and before `until_s`, was answered by that node."""
+    for result in results:
+        later = [c for c in result.calls if after_s + within_s < c.started_s < until_s]
+        stayed = [c for c in later if c.node == away_from]
+        assert not stayed, f"{result.way}: {len(stayed)} of {len(later)} calls went to {away_from} after {within_s} s"
+        assert later, f"{result.way}: the load ended too early"
+
+
+def check_before(results: Iterable[LoadResult], *, node: str, until_s: float) -> None:
+    """The calls that ended before the moment were that node's: the fault met the traffic."""
+    for result in results:
+        nodes = {c.node for c in result.calls if c.started_s + c.ms / 1000 < until_s}
+        assert nodes == {node}, f"{result.way}: {nodes} answered before"
+
+
+def moved_after_s(results: Iterable[LoadResult], *, away_from: str, after_s: float, until_s: float) -> float:
+    """Seconds from the moment until the last call that still went to the node was started; 0 when none did."""
+    calls = [c for result in results for c in result.calls if c.node == away_from and after_s < c.started_s < until_s]
+    return max((call.started_s - after_s for call in calls), default=0.0)
+
+
+def summary(result: LoadResult) -> dict[str, object]:
+    """The figures of one load."""
+    times = sorted(call.ms for call in result.calls) or [0.0]
+    return {
+        "way": result.way,
+        "model": result.model,
+        "region": result.region,
+        "rate": result.rate,
+        "planned": result.planned,
+        "sent": len(result.calls),
+        "errors": len(result.errors),
+        "p50_ms": round(_at(times, 0.5), 1),
+        "p99_ms": round(_at(times, 0.99), 1),
+        "max_ms": round(times[-1], 1),
+        "by_node": dict(Counter(call.node for call in result.calls if call.node)),
+    }
+
+
+def _at(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

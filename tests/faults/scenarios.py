@@ -1,0 +1,181 @@
+"""What is done to a running mesh while clients call it; used once by the test suite and many times by the soak.
+
+Each scenario checks what it promises, leaves the mesh as it found it, and returns its figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from nearmesh import tensors
+from nearmesh.devmesh.load import unary_sample
+from nearmesh.devmesh.mesh import LocalMesh
+from nearmesh.devmesh.plan import local, node_of
+from nearmesh.errors import Unreachable
+from nearmesh.ids import node_server_name
+from tests.faults.loads import (
+    WAYS,
+    check_before,
+    check_moved,
+    check_no_error,
+    loads,
+    moved_after_s,
+    summary,
+)
+
+# Steady traffic before a fault, so that it meets calls that are under way.
+BEFORE_S = 2.0
+# Traffic has moved within this.
+MOVED_WITHIN_S = 2.0
+# A node that was killed is started again this long after.
+DOWN_S = 4.0
+# A restarted node imports its libraries, proves its models and is measured.
+BACK_WITHIN_S = 30.0
+LOOK_AGAIN_S = 0.05
+
+# Three ways at once would ask more of two cores than the models' own time allows.
+HEAVY = ("text-detector", "text-recognizer")
+
+Figures = dict[str, Any]
+
+
+def groups(model: str) -> list[tuple[str, ...]]:
+    """The ways in that are loaded side by side for this model."""
+    return [(way,) for way in WAYS] if model in HEAVY else [WAYS]
+
+
+async def price_moves_traffic(mesh: LocalMesh, region: str, model: str, ways: Sequence[str] = WAYS) -> Figures:
+    """Makes another node, within the deadline, the cheapest while every way in is under load."""
+    async with mesh.admin() as admin:
+        before, other = await _choice_and_other(mesh, model, region)
+        prices = {node.id: node.usd_per_hour for node in await admin.nodes()}
+        try:
+            async with loads(mesh, model, region=region, ways=ways, seconds=BEFORE_S + 5.0) as found:
+                await asyncio.sleep(BEFORE_S)
+                asked_s = time.time()
+                await admin.set_price(other, prices[before] / 2)
+            end_s = time.time()
+            check_before(found.results, node=before, until_s=asked_s)
+            check_no_error(found.results)
+            check_moved(found.results, away_from=before, after_s=asked_s, until_s=end_s)
+        finally:
+            await admin.set_price(other, prices[other])
+    await until(lambda: _chosen(mesh, model, region, before))
+    moved = moved_after_s(found.results, away_from=before, after_s=asked_s, until_s=end_s)
+    return {"moved_within_s": round(moved, 3), "loads": [summary(result) for result in found.results]}
+
+
+async def killed_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[str] = WAYS) -> Figures:
+    """kill -9 of the node that answers, under load; then it is started again and comes back by itself."""
+    before, _ = await _choice_and_other(mesh, model, region)
+    child = mesh.find(before)
+    async with loads(mesh, model, region=region, ways=ways, seconds=BEFORE_S + DOWN_S + 3.0) as found:
+        await asyncio.sleep(BEFORE_S)
+        killed_s = time.time()
+        await child.kill()
+        await asyncio.sleep(DOWN_S)
+        started_s = time.time()
+        await child.start()
+    check_before(found.results, node=before, until_s=killed_s)
+    check_no_error(found.results)
+    check_moved(found.results, away_from=before, after_s=killed_s, until_s=started_s)
+    await until(lambda: _chosen(mesh, model, region, before))
+    back_s = time.time() - started_s
+    mesh.write_state()
+    moved = moved_after_s(found.results, away_from=before, after_s=killed_s, until_s=started_s)
+    return {
+        "moved_within_s": round(moved, 3),
+        "back_within_s": round(back_s, 1),
+        "loads": [summary(result) for result in found.results],
+    }
+
+
+async def killed_control_plane(mesh: LocalMesh, region: str, seconds: float) -> Figures:
+    """kill -9 of the control plane under load; a node restarts meanwhile; then the control plane comes back."""
+    before = await _known(mesh)
+    restarted = node_of("asia-northeast1")
+    async with loads(mesh, "file-type", region=region, seconds=BEFORE_S + seconds + 3.0) as found:
+        await asyncio.sleep(BEFORE_S)
+        killed_s = time.time()
+        await mesh.control_plane.kill()
+        await mesh.find(restarted).kill()
+        await mesh.find(restarted).start()
+        await until(lambda: _serves_by_itself(mesh, "asia-northeast1"))
+        served_after_s = time.time() - killed_s
+        await asyncio.sleep(max(0.0, seconds - served_after_s))
+        away_s = time.time() - killed_s
+        await mesh.control_plane.start()
+    check_no_error(found.results)
+    await until(lambda: _is_known(mesh, before))
+    mesh.write_state()
+    return {
+        "away_s": round(away_s, 1),
+        "node_served_from_its_store_after_s": round(served_after_s, 1),
+        "loads": [summary(result) for result in found.results],
+    }
+
+
+async def until(holds: Callable[[], Awaitable[bool]], within_s: float = BACK_WITHIN_S) -> None:
+    """Waits for something that other processes bring about. Raises TimeoutError."""
+    async with asyncio.timeout(within_s):
+        while True:
+            if await holds():
+                return
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+
+async def _choice_and_other(mesh: LocalMesh, model: str, region: str) -> tuple[str, str]:
+    """The node that answers now, and the next one that would be in time."""
+    async with mesh.admin() as admin:
+        route = await admin.explain(model, region)
+    in_time = [candidate.node for candidate in route.candidates if candidate.ready and candidate.in_time]
+    assert len(in_time) > 1, f"only {in_time} would answer {model} in time"
+    return in_time[0], in_time[1]
+
+
+async def _chosen(mesh: LocalMesh, model: str, region: str, node: str) -> bool:
+    async with mesh.admin() as admin:
+        first = (await admin.explain(model, region)).candidates[0]
+    return bool(first.node == node and first.ready)
+
+
+async def _known(mesh: LocalMesh) -> dict[str, Any]:
+    """What the control plane must not forget."""
+    async with mesh.admin() as admin:
+        nodes = {n.id: (n.site, n.region, n.public_address, n.usd_per_hour, n.removed) for n in await admin.nodes()}
+        models = {m.name: [(v.version, v.digest) for v in m.versions] for m in await admin.models()}
+        deployed = {m.name: [(d.version, tuple(d.sites)) for d in m.deployments] for m in await admin.models()}
+    return {"nodes": nodes, "models": models, "deployed": deployed}
+
+
+async def _is_known(mesh: LocalMesh, before: dict[str, Any]) -> bool:
+    """The same as before, and every node is back."""
+    try:
+        async with mesh.admin() as admin:
+            live = all(node.live for node in await admin.nodes())
+    except Unreachable:
+        return False
+    return live and await _known(mesh) == before
+
+
+async def _serves_by_itself(mesh: LocalMesh, region: str) -> bool:
+    """Asks a node at its own listener."""
+    sample = unary_sample("file-type")
+    credentials = grpc.ssl_channel_credentials(mesh.ca_path.read_bytes())
+    options = [("grpc.ssl_target_name_override", node_server_name("dev", node_of(region)))]
+    metadata = (("authorization", f"Bearer {mesh.token('client')}"),)
+    address = local(mesh.plan.nodes[region].public)
+    async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        request: service_pb2.ModelInferRequest = tensors.encode_request(sample.model, sample.inputs)
+        try:
+            response = await stub.ModelInfer(request, metadata=metadata, timeout=2.0)
+        except grpc.RpcError:
+            return False
+    return bool(sample.check(tensors.decode_response(response)))

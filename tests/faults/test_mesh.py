@@ -1,0 +1,49 @@
+"""The promises, on a whole mesh of real processes: what users see while parts of it are killed or change."""
+
+from __future__ import annotations
+
+import pytest
+
+from nearmesh.devmesh.mesh import LocalMesh
+from nearmesh.devmesh.plan import MODELS, REGIONS, site_of
+from nearmesh.devmesh.tour import tour
+from nearmesh.devmesh.wan.control import ControlClient
+from tests.faults import scenarios
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
+
+
+async def test_every_model_is_right_from_every_region_through_every_way_in(mesh: LocalMesh) -> None:
+    rows = await tour(mesh.plan.folder)
+    assert len(rows) == len(REGIONS) * 3 * len(MODELS)
+    assert [row for row in rows if not row.correct] == []
+
+
+async def test_the_nearest_site_answers_when_asked_for(mesh: LocalMesh) -> None:
+    rows = await tour(mesh.plan.folder, objective="nearest")
+    assert len(rows) == len(REGIONS) * 3 * len(MODELS)
+    assert [row for row in rows if not row.correct or row.site != site_of(row.region)] == []
+
+
+async def test_the_wan_carries_the_traffic(mesh: LocalMesh) -> None:
+    links = (await ControlClient(mesh.plan.wan_control).send("stats"))["links"]
+    carried = {name for name, link in links.items() if link["bytes_up"] > 0 and link["bytes_down"] > 0}
+    # Gateways measure the way to every node; the tours took the public ways to the nearest and the cheapest.
+    assert {name for name in links if name.endswith(":mesh")} <= carried
+    assert {f"{region}:{region}:public" for region in REGIONS} <= carried
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_cheaper_price_moves_traffic_within_two_seconds(mesh: LocalMesh, model: str) -> None:
+    for ways in scenarios.groups(model):
+        await scenarios.price_moves_traffic(mesh, "europe-west1", model, ways)
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_p1_a_killed_node_costs_no_error(mesh: LocalMesh, model: str) -> None:
+    for ways in scenarios.groups(model):
+        await scenarios.killed_node(mesh, "europe-west1", model, ways)
+
+
+async def test_p2_p3_inference_goes_on_without_the_control_plane_and_it_forgets_nothing(mesh: LocalMesh) -> None:
+    await scenarios.killed_control_plane(mesh, "europe-west1", seconds=8.0)

@@ -1,0 +1,314 @@
+"""A real Envoy, configured by our discovery service alone, between stock clients and three nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc.aio as stock
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from nearmesh.gateway.bootstrap import write_secrets
+from tests.integration.xds_fixtures import Gateway, SmallMesh, access_token, gateway, machine, small_mesh
+
+LARGE = 6_500_000
+Stub = service_pb2_grpc.GRPCInferenceServiceStub
+
+
+def request(model: str = "digits", size: int = 0, **parameters: int) -> Any:
+    made = service_pb2.ModelInferRequest(model_name=model)
+    made.raw_input_contents.append(bytes(size))
+    for key, value in parameters.items():
+        made.parameters[key].int64_param = value
+    return made
+
+
+async def infer(stub: Stub, *args: Any, objective: str = "", timeout_s: float = 15, **parameters: int) -> str:
+    """The node that answered."""
+    metadata = [("nearmesh-objective", objective)] if objective else []
+    answer = await stub.ModelInfer(request(*args, **parameters), timeout=timeout_s, metadata=metadata)
+    return str(answer.parameters["node"].string_param)
+
+
+@asynccontextmanager
+async def plain_stub(running: Gateway) -> AsyncIterator[Stub]:
+    options = [("grpc.max_send_message_length", -1)]
+    async with grpc.aio.insecure_channel(running.address, options=options) as channel:
+        yield Stub(channel)
+
+
+@asynccontextmanager
+async def setting(folder: Path) -> AsyncIterator[tuple[SmallMesh, Gateway, Stub]]:
+    async with small_mesh(folder, "mesh") as small, gateway(small) as running, plain_stub(running) as stub:
+        yield small, running, stub
+        assert small.service.refused == 0
+
+
+async def until(condition: Any, within_s: float = 10) -> None:
+    async with asyncio.timeout(within_s):
+        while not await condition():  # noqa: ASYNC110  what is waited for happens in other processes
+            await asyncio.sleep(0.01)
+
+
+class Load:
+    """Steady calls in the background, and what became of them."""
+
+    def __init__(self, stub: Stub, per_s: float = 40) -> None:
+        self._stub = stub
+        self._pause_s = 1 / per_s
+        self.nodes: list[tuple[float, str]] = []
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Load:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        # Any error of any call fails the test here.
+        await asyncio.gather(*self._calls)
+
+    async def _run(self) -> None:
+        while True:
+            self._calls.add(asyncio.create_task(self._one()))
+            await asyncio.sleep(self._pause_s)
+
+    async def _one(self) -> None:
+        node = await infer(self._stub)
+        self.nodes.append((time.monotonic(), node))
+
+    async def all_on(self, node: str, last: int = 10) -> None:
+        """Waits until the latest answers came from that node alone."""
+
+        async def moved() -> bool:
+            return [name for _, name in self.nodes[-last:]] == [node] * last
+
+        await until(moved)
+
+
+async def test_a_stock_client_without_any_header_reaches_the_first_node(tmp_path: Path) -> None:
+    async with small_mesh(tmp_path, "mesh") as small, gateway(small) as running:
+        client = stock.InferenceServerClient(running.address)
+        tensor = stock.InferInput("x", [1, 4], "FP32")
+        tensor.set_data_from_numpy(np.zeros((1, 4), np.float32))
+        answer = await client.infer("digits", [tensor])
+        assert answer.get_response().parameters["node"].string_param == "a"
+        assert await client.is_model_ready("digits")
+        assert await client.is_server_live()
+        assert (await client.get_server_metadata()).name == "c", "calls that name no model go to the nearest"
+        await client.close()
+        assert small.service.refused == 0
+
+
+async def test_what_the_gateway_answers_by_itself(tmp_path: Path) -> None:
+    async with setting(tmp_path) as (_, _, stub):
+        cases = [
+            (stub.ModelInfer(request("nope")), "NOT_FOUND", "'nope'"),
+            (stub.ModelInfer(request("")), "INVALID_ARGUMENT", "no model"),
+            (stub.ModelReady(service_pb2.ModelReadyRequest(name="nope")), "NOT_FOUND", "'nope'"),
+            (
+                stub.ModelInfer(request(), metadata=[("nearmesh-objective", "fastest")]),
+                "INVALID_ARGUMENT",
+                "'fastest' is not one of cheapest, cheapest-in-time, nearest",
+            ),
+            (
+                stub.RepositoryModelLoad(service_pb2.RepositoryModelLoadRequest(model_name="digits")),
+                "PERMISSION_DENIED",
+                "model deploy",
+            ),
+            (
+                stub.RepositoryModelUnload(service_pb2.RepositoryModelUnloadRequest(model_name="digits")),
+                "PERMISSION_DENIED",
+                "model deploy",
+            ),
+            (stub.LogSettings(service_pb2.LogSettingsRequest()), "UNIMPLEMENTED", "LogSettings"),
+        ]
+        for call, status, words in cases:
+            start = time.monotonic()
+            with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
+                await call
+            assert caught.value.code().name == status
+            assert time.monotonic() - start < 1
+
+
+async def test_the_headers_route_too(tmp_path: Path) -> None:
+    async with setting(tmp_path) as (small, _, stub):
+        small.order("mesh", "abc", nearest="c", cheapest="b")
+
+        async def known() -> bool:
+            return await infer(stub, objective="nearest") == "c"
+
+        await until(known)
+        assert await infer(stub, objective="cheapest") == "b"
+        assert await infer(stub) == "a"
+        answer = await stub.ModelInfer(request(), metadata=[("nearmesh-model", "other")])
+        assert answer.model_name == "digits", "the header routes, the body is the node's to judge"
+
+
+async def test_tokens_on_tls_and_in_plain_text(tmp_path: Path) -> None:
+    async with setting(tmp_path) as (small, running, plain):
+        stranger = access_token(type(small.authority).open("test-mesh", tmp_path / "elsewhere"))
+        expired = access_token(small.authority, now_s=time.time() - 7200)
+        credentials = grpc.ssl_channel_credentials(small.authority.ca_pem)
+        options = [("grpc.ssl_target_name_override", running.server_name)]
+        async with grpc.aio.secure_channel(running.address, credentials, options=options) as channel:
+            secure = Stub(channel)
+            for token in (None, stranger, expired, "nonsense"):
+                for stub in (secure, plain) if token else (secure,):
+                    with pytest.raises(grpc.aio.AioRpcError) as caught:
+                        await stub.ModelInfer(request(), metadata=bearer(token))
+                    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            answer = await secure.ModelInfer(request(), metadata=bearer(small.token))
+            assert answer.parameters["node"].string_param == "a"
+
+
+def bearer(token: str | None) -> list[tuple[str, str]]:
+    return [("authorization", f"Bearer {token}")] if token else []
+
+
+async def test_plain_text_is_refused_unless_it_was_asked_for(tmp_path: Path) -> None:
+    async with small_mesh(tmp_path, "mesh", "a") as small, gateway(small, plaintext=False) as running:
+        async with plain_stub(running) as stub:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await infer(stub)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_requests_up_to_32_mib_pass_and_a_killed_node_costs_none_of_them(tmp_path: Path) -> None:
+    async with setting(tmp_path) as (small, _, stub):
+        answer = await stub.ModelInfer(request(size=32 * 2**20))
+        assert answer.parameters["bytes"].int64_param == 32 * 2**20
+        calls = [asyncio.create_task(infer(stub, "digits", LARGE, sleep_ms=700)) for _ in range(4)]
+        await asyncio.sleep(0.4)
+        await small.nodes["a"].kill()
+        assert set(await asyncio.gather(*calls)) == {"b"}
+        assert await infer(stub, "digits", LARGE) == "b"
+
+
+async def test_a_changed_order_moves_traffic_and_a_killed_node_too_without_an_error(tmp_path: Path) -> None:
+    async with setting(tmp_path) as (small, _, stub), Load(stub) as load:
+        await load.all_on("a")
+        start = time.monotonic()
+        small.order("mesh", "cba")
+        await load.all_on("c")
+        await small.nodes["c"].kill()
+        await load.all_on("b")
+        assert time.monotonic() - start < 5
+
+
+async def test_a_frozen_node_delays_calls_and_fails_none(tmp_path: Path) -> None:
+    async with setting(tmp_path) as (small, _, stub), Load(stub, per_s=10) as load:
+        await load.all_on("a")
+        small.nodes["a"].process.send_signal(signal.SIGSTOP)
+        await load.all_on("b")
+
+
+async def test_one_clients_hopeless_deadlines_or_bad_requests_eject_no_node(tmp_path: Path) -> None:
+    async with setting(tmp_path) as (_, _, stub):
+        hopeless = [infer(stub, "digits", sleep_ms=400, timeout_s=0.05) for _ in range(20)]
+        bad = [infer(stub, "digits", status=grpc.StatusCode.INVALID_ARGUMENT.value[0]) for _ in range(20)]
+        outcomes = await asyncio.gather(*hopeless, *bad, return_exceptions=True)
+        assert all(isinstance(one, grpc.aio.AioRpcError) for one in outcomes)
+        assert await infer(stub) == "a"
+
+
+async def test_a_stream_stays_on_its_node_and_ends_with_it(tmp_path: Path) -> None:
+    async with setting(tmp_path) as (small, _, stub):
+        stream = stub.ModelStreamInfer()
+        for moved in ("abc", "bca"):
+            small.order("mesh", moved)
+            await stream.write(request())
+            answer = await stream.read()
+            assert answer.infer_response.parameters["node"].string_param == "a"
+        await small.nodes["a"].kill()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream.read()
+        # Envoy can say no more once an answer has begun; the SDK turns this into SequenceLost.
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+
+
+async def test_a_model_may_come_and_go_while_another_is_in_use(tmp_path: Path) -> None:
+    async with setting(tmp_path) as (small, _, stub), Load(stub) as load:
+        await load.all_on("a")
+        small.order("mesh", "abc", ("digits", "fresh"))
+
+        async def served() -> bool:
+            try:
+                return await infer(stub, "fresh") == "a"
+            except grpc.aio.AioRpcError as error:
+                assert error.code().name in ("NOT_FOUND", "UNAVAILABLE")
+                return False
+
+        await until(served)
+        small.order("mesh", "abc", ("digits",))
+
+        async def gone() -> bool:
+            return not await served()
+
+        await until(gone)
+
+
+async def test_a_renewed_certificate_is_taken_up_without_a_restart(tmp_path: Path) -> None:
+    async with small_mesh(tmp_path, "mesh", "a") as small, gateway(small) as running:
+        before = await shown_certificate(running)
+        machine(small.authority, "gateway", "gw", tmp_path / "gw" / "credentials")
+        write_secrets(tmp_path / "gw", tmp_path / "gw" / "credentials")
+
+        async def renewed() -> bool:
+            return await shown_certificate(running) != before
+
+        await until(renewed)
+        async with plain_stub(running) as stub:
+            assert await infer(stub) == "a"
+
+
+async def shown_certificate(running: Gateway) -> bytes:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    host, port = running.address.split(":")
+    _, writer = await asyncio.open_connection(host, int(port), ssl=context)
+    found: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return found
+
+
+async def test_envoy_comes_back_after_a_crash_and_leaves_with_its_gateway(tmp_path: Path) -> None:
+    async with setting(tmp_path) as (_, running, stub):
+        first = running.envoy.pid
+        assert first
+        os.kill(first, signal.SIGKILL)
+
+        async def answers() -> bool:
+            try:
+                return await infer(stub) == "a"
+            except grpc.aio.AioRpcError:
+                return False
+
+        await until(answers, 30)
+        assert running.envoy.restarts == 1
+        assert running.envoy.pid != first
+    assert running.envoy.pid is None
+
+
+async def test_a_removed_gateway_hears_no_more(tmp_path: Path) -> None:
+    async with setting(tmp_path) as (small, _, stub):
+        assert await infer(stub) == "a"
+        assert small.service.streams == 1
+        small.removed.add("gw")
+        small.order("mesh", "bca")
+
+        async def closed() -> bool:
+            return small.service.streams == 0
+
+        await until(closed)
+        assert await infer(stub) == "a", "it goes on with what it knows; nodes refuse its certificate"

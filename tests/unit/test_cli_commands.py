@@ -1,0 +1,202 @@
+"""The commands over a control plane that is only pretended: what is asked of it, and what is printed where."""
+
+from __future__ import annotations
+
+import base64
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from nearmesh.v1 import node_pb2
+from tests.fake_admin import DIGEST, OTHER, Bench, local_mesh, replica
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    for name in ("NEARMESH_MESH", "NEARMESH_CONTROL_PLANE", "NEARMESH_CA", "NEARMESH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    return Bench(local_mesh(tmp_path))
+
+
+def test_tokens_stand_alone_on_stdout(run: Bench) -> None:
+    done = run(
+        "node", "token", "node-c", "--site", "site-a", "--region", "us-east1", "--kind", "gateway", "--hours", "2"
+    )
+    assert (done.exit_code, done.stdout) == (0, "join.me.once\n")
+    assert "nearmesh gateway run" in done.stderr
+    assert run.admin.done == [("join_token", "node-c", "site-a", "us-east1", {"kind": "gateway", "lifetime_s": 7200.0})]
+    done = run("token", "issue", "--subject", "app", "--role", "client", "--days", "0.5")
+    assert done.stdout == "fresh.client.token\n"
+    assert run.admin.done == [("issue_token", "app", "client", {"lifetime_s": 43200.0})]
+
+
+def test_nodes_as_a_table_and_as_json(run: Bench) -> None:
+    done = run("node", "list")
+    assert done.exit_code == 0
+    assert "USD per hour" in done.stdout
+    assert "0.7000" in done.stdout
+    assert "never" in done.stdout
+    found = json.loads(run("node", "list", "--json").stdout)
+    assert [(n["node"], n["kind"], n["state"]) for n in found] == [
+        ("node-a", "node", "live"),
+        ("node-b", "node", "gone"),
+        ("gateway-a", "gateway", "live"),
+    ]
+    assert found[0].keys() >= {"site", "region", "usd_per_hour", "ready_replicas", "draining", "cordoned", "removed"}
+
+
+def test_an_empty_mesh_says_what_to_do(run: Bench) -> None:
+    run.pretend(node_list=[])
+    assert "nearmesh node token" in run("node", "list").stdout
+    assert run("node", "list", "--json").stdout == "[]\n"
+
+
+def test_nodes_are_changed(run: Bench) -> None:
+    assert run("node", "drain", "node-a").exit_code == 0
+    assert run.admin.done == [("drain", "node-a", False)]
+    assert run("node", "cordon", "node-a", "--undo").exit_code == 0
+    assert run.admin.done == [("cordon", "node-a", True)]
+    assert run("node", "remove", "node-a", "--yes").exit_code == 0
+    assert run.admin.done == [("remove", "node-a")]
+    assert run("node", "price", "node-a", "0.25").stdout == "node-a costs 0.2500 USD per hour\n"
+
+
+def test_an_unknown_node_is_one_line(run: Bench) -> None:
+    done = run("node", "drain", "nope")
+    assert (done.exit_code, done.stderr) == (1, "error: no node 'nope'; the mesh has some\n")
+
+
+def test_models(run: Bench) -> None:
+    failed = replica("node-b", node_pb2.REPLICA_STATE_FAILED, "warm-up gave 3, expected 4", OTHER)
+    run.pretend(replica_list=[replica("node-a", node_pb2.REPLICA_STATE_READY), failed])
+    shown = run("model", "show", "digits").stdout
+    assert "1.2 MB" in shown
+    assert "warm-up gave 3, expected 4" in shown
+    found = json.loads(run("model", "list", "--json").stdout)
+    assert [r["state"] for r in found[0]["replicas"]] == ["ready", "failed"]
+    assert found[0]["versions"][0]["size_bytes"] == 1_234_567
+    assert json.loads(run("model", "show", "digits", "--json").stdout) == found[0]
+
+
+def test_deploy_waits_for_the_live_nodes(run: Bench) -> None:
+    done = run("model", "deploy", "digits@1", "--site", "site-a")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "digits@1 is wanted at site-a; 1 of 1 live nodes serve it\n"
+    assert run.admin.done == [("deploy", "digits", "1", ("site-a",))]
+    record = json.loads(run("model", "deploy", "digits@1", "--json").stdout)
+    assert record["progress"] == {"serving": ["node-a"], "pending": {}, "failed": {}}
+    assert record["digest"] == DIGEST
+
+
+def test_deploy_that_is_not_waited_for(run: Bench) -> None:
+    assert json.loads(run("model", "deploy", "digits@1", "--no-wait", "--json").stdout)["progress"] is None
+    assert "nearmesh model show digits" in run("model", "deploy", "digits@1", "--no-wait").stdout
+
+
+def test_deploy_that_fails_on_a_node(run: Bench) -> None:
+    run.pretend(replica_list=[replica("node-a", node_pb2.REPLICA_STATE_FAILED, "the warm-up is wrong")])
+    done = run("model", "deploy", "digits@1")
+    assert (done.exit_code, done.stderr) == (1, "error: digits@1 failed on node-a: the warm-up is wrong\n")
+
+
+def test_deploy_that_takes_too_long(run: Bench) -> None:
+    run.pretend(replica_list=[replica("node-a", node_pb2.REPLICA_STATE_LOADING)])
+    done = run("model", "deploy", "digits@1", "--timeout", "0.01")
+    assert done.exit_code == 1
+    assert "node-a (loading)" in done.stderr
+
+
+def test_rollback_that_cannot_be(run: Bench) -> None:
+    done = run("model", "rollback", "digits")
+    assert (done.exit_code, done.stderr) == (1, "error: 'digits' has been deployed in one version only (1)\n")
+
+
+def test_routes(run: Bench) -> None:
+    choices = json.loads(run("route", "show", "digits", "--json").stdout)
+    assert {(c["client_region"], c["objective"]) for c in choices} == {
+        (region, objective)
+        for region in ("europe-west1", "us-east1")
+        for objective in ("cheapest-in-time", "nearest", "cheapest")
+    }
+    assert {c["node"] for c in choices} == {"node-a"}
+    assert "0.00002280" in run("route", "show", "digits").stdout
+    explained = json.loads(run("route", "explain", "--from", "us-east1", "--model", "digits", "--json").stdout)
+    assert explained["candidates"][0]["total_ms_p95"] == 42.5
+    table = run("route", "explain", "--from", "us-east1", "--model", "digits", "--objective", "cheapest").stdout
+    assert "digits@1 from us-east1: cheapest within 300 ms" in table
+    assert "not ready: gone" in table
+    assert "estimated from the distance" in table
+
+
+def test_route_set(run: Bench) -> None:
+    assert run("route", "set", "digits", "--deadline-ms", "150").stdout == "digits: nearest within 150 ms\n"
+    record = json.loads(run("route", "set", "digits", "--objective", "cheapest", "--json").stdout)
+    assert record == {"model": "digits", "objective": "cheapest", "deadline_ms": 300}
+
+
+def test_audit_prints_words_as_they_are(run: Bench) -> None:
+    assert "1970-01-01 00:00:00  operator/me  drain  node-a  [x]" in run("audit").stdout
+    assert json.loads(run("audit", "--json").stdout)[0]["detail"] == "[x]"
+
+
+def test_status(run: Bench) -> None:
+    done = run("status")
+    assert done.exit_code == 0
+    assert [word for word in ("Nodes", "Models", "Routes", "gateway-a", "digits") if word not in done.stdout] == []
+    found = json.loads(run("status", "--json").stdout)
+    assert found.keys() == {"nodes", "models", "routes"}
+    assert len(found["routes"]) == 2
+
+
+# ---- client bootstrap
+
+
+def token_of(role: str) -> str:
+    body = base64.urlsafe_b64encode(json.dumps({"role": role, "sub": "me"}).encode()).decode().rstrip("=")
+    return f"eyJh.{body}.signature"
+
+
+def bootstrap_token(path: Path) -> str:
+    return str(json.loads(path.read_text())["node"]["metadata"]["token"])
+
+
+def test_a_bootstrap_never_holds_an_operators_token(run: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "b.json"
+    (run.mesh / "operator.jwt").write_text(token_of("operator"))
+    done = run("client", "bootstrap", "--region", "us-east1", "--out", str(out))
+    assert (done.exit_code, done.stdout) == (0, f"{out}\n")
+    assert bootstrap_token(out) == "fresh.client.token"
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    (run.mesh / "client.jwt").write_text("eyJ.kept.x")
+    run("client", "bootstrap", "--region", "us-east1", "--out", str(out))
+    assert bootstrap_token(out) == "eyJ.kept.x"
+
+
+def test_a_clients_own_token_goes_into_its_bootstrap(run: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "b.json"
+    own = token_of("client")
+    done = run("--token", own, "client", "bootstrap", "--region", "us-east1", "--site", "roof", "--out", str(out))
+    assert done.exit_code == 0, done.output
+    assert bootstrap_token(out) == own
+    assert json.loads(out.read_text())["node"]["locality"] == {"region": "us-east1", "zone": "roof"}
+
+
+def test_the_ca_is_copied_and_no_other_one_replaced(run: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "ship" / "b.json"
+    out.parent.mkdir()
+    arguments = ("client", "bootstrap", "--region", "us-east1", "--out", str(out), "--with-ca")
+    assert run(*arguments).exit_code == 0
+    assert (out.parent / "ca.pem").read_bytes() == (run.mesh / "ca.pem").read_bytes()
+    assert run(*arguments).exit_code == 0, "the same again is no conflict"
+    (out.parent / "ca.pem").write_text("of another mesh")
+    done = run(*arguments)
+    assert done.exit_code == 1
+    assert (out.parent / "ca.pem").read_text() == "of another mesh"
+
+
+def test_a_region_that_cannot_be(run: Bench, tmp_path: Path) -> None:
+    done = run("client", "bootstrap", "--region", "Mars!", "--out", str(tmp_path / "b.json"))
+    assert done.exit_code == 1
+    assert "'Mars!'" in done.stderr

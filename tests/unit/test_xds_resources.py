@@ -1,0 +1,182 @@
+"""What xDS resources say, for gRPC clients and for Envoy gateways, read back from their bytes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
+from google.protobuf import any_pb2
+from nearmesh_controlplane.routing.table import Endpoint, ModelRoutes, RouteTable
+from nearmesh_controlplane.xds.envoy_gateway import NEAREST, gateway_resources
+from nearmesh_controlplane.xds.grpc_client import NOWHERE, client_resources, with_unknown
+from nearmesh_controlplane.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTES, load_assignment, socket_address
+
+from nearmesh.gateway.metadata import GatewayMetadata
+
+OBJECTIVES = ("cheapest-in-time", "nearest", "cheapest")
+METADATA = GatewayMetadata(host="127.0.0.1", port=8001, plaintext=True, certificate_sds="/c.json", ca_sds="/ca.json")
+STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+
+
+def endpoint(name: str, address: str = "127.0.0.1:8001") -> Endpoint:
+    return Endpoint(node=name, site=f"site-{name}", region=f"region-{name}", address=address)
+
+
+def table(names: str = "abc", models: Iterable[str] = ("digits",)) -> RouteTable:
+    members = tuple(endpoint(name) for name in names)
+    orders = {"cheapest-in-time": members, "nearest": members[::-1], "cheapest": members}
+    routes = ModelRoutes(default_objective="nearest", by_objective=orders)
+    return RouteTable(region="here", models=dict.fromkeys(models, routes), nearest=members[::-1])
+
+
+def read(kind: Any, packed: bytes) -> Any:
+    message = kind()
+    assert any_pb2.Any.FromString(packed).Unpack(message)
+    return message
+
+
+def nodes(assignment: Any) -> list[str]:
+    return [locality.locality.sub_zone for locality in assignment.endpoints]
+
+
+def test_each_endpoint_has_a_priority_of_its_own_in_the_tables_order() -> None:
+    assignment = load_assignment("digits", (endpoint("b", "10.0.0.2:8001"), endpoint("a", "[::1]:9")))
+    assert [locality.priority for locality in assignment.endpoints] == [0, 1]
+    assert nodes(assignment) == ["b", "a"]
+    first = assignment.endpoints[0]
+    assert (first.locality.region, first.locality.zone) == ("region-b", "site-b")
+    assert first.load_balancing_weight.value == 1
+    address = first.lb_endpoints[0].endpoint.address.socket_address
+    assert (address.address, address.port_value) == ("10.0.0.2", 8001)
+
+
+def test_an_address_that_xds_cannot_carry_leaves_no_gap(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assignment = load_assignment("digits", (endpoint("a", "node-a.example:8001"), endpoint("b")))
+    assert nodes(assignment) == ["b"]
+    assert assignment.endpoints[0].priority == 0
+    assert "node-a.example:8001" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "x:1", "1.2.3:1"])
+def test_what_is_no_socket_address(text: str) -> None:
+    assert socket_address(text) is None
+
+
+def test_a_client_gets_a_cluster_for_each_objective_and_one_for_the_policy() -> None:
+    found = client_resources(table(), "test")
+    assert set(found[LISTENER]) == {"digits"}
+    names = {"digits", "digits/cheapest-in-time", "digits/nearest", "digits/cheapest", NOWHERE}
+    assert set(found[CLUSTER]) == set(found[ENDPOINTS]) == names
+    orders = {
+        name: "".join(nodes(read(endpoint_pb2.ClusterLoadAssignment, data))) for name, data in found[ENDPOINTS].items()
+    }
+    assert orders == {
+        "digits": "cba",
+        "digits/nearest": "cba",
+        "digits/cheapest": "abc",
+        "digits/cheapest-in-time": "abc",
+        NOWHERE: "",
+    }
+
+
+def test_a_client_accepts_nodes_of_its_mesh_alone() -> None:
+    cluster = read(cluster_pb2.Cluster, client_resources(table(), "test")[CLUSTER]["digits"])
+    tls = tls_pb2.UpstreamTlsContext()
+    assert cluster.transport_socket.typed_config.Unpack(tls)
+    validation = tls.common_tls_context.validation_context
+    assert [matcher.prefix for matcher in validation.match_subject_alt_names] == ["spiffe://test/node/"]
+    assert validation.ca_certificate_provider_instance.instance_name == "mesh"
+
+
+@pytest.mark.parametrize(("names", "ejects"), [("a", False), ("ab", True)])
+def test_the_only_endpoint_is_never_ejected(names: str, ejects: bool) -> None:
+    cluster = read(cluster_pb2.Cluster, client_resources(table(names), "test")[CLUSTER]["digits"])
+    assert cluster.HasField("outlier_detection") is ejects
+
+
+def test_a_client_retries_all_but_streams_and_finds_its_objective_by_header() -> None:
+    listener = read(listener_pb2.Listener, client_resources(table(), "test")[LISTENER]["digits"])
+    manager = http_connection_manager_pb2.HttpConnectionManager()
+    assert listener.api_listener.api_listener.Unpack(manager)
+    assert [f.name for f in manager.http_filters] == ["router"]
+    seen = []
+    for route in manager.route_config.virtual_hosts[0].routes:
+        wanted = [header.string_match.exact for header in route.match.headers]
+        streams, retries = route.match.path == STREAM, route.route.HasField("retry_policy")
+        assert streams is not retries
+        seen.append((route.route.cluster, streams, *wanted))
+    assert seen[-2:] == [("digits", True), ("digits", False)], "the policy's own cluster comes last"
+    assert {entry for entry in seen[:-2] if not entry[1]} == {(f"digits/{name}", False, name) for name in OBJECTIVES}
+
+
+def test_an_unknown_name_gets_a_listener_that_says_so_and_a_known_one_its_own() -> None:
+    found = client_resources(table(), "test")
+    more = with_unknown(found, ["digits", "nope"])
+    assert set(more[LISTENER]) == {"digits", "nope"}
+    assert more[LISTENER]["digits"] == found[LISTENER]["digits"]
+    assert set(found[LISTENER]) == {"digits"}, "what others share is left as it was"
+
+
+def gateway_parts(found: RouteTable, metadata: GatewayMetadata = METADATA, jwks: str = '{"keys":[]}') -> Any:
+    return gateway_resources(found, "test", metadata, jwks)
+
+
+def test_a_changed_mesh_leaves_the_gateways_listener_and_clusters_as_they_are() -> None:
+    before, after = gateway_parts(table("abc")), gateway_parts(table("b", models=("digits", "more")))
+    assert before[LISTENER] == after[LISTENER]
+    assert before[CLUSTER].items() <= after[CLUSTER].items()
+    assert before[ROUTES] != after[ROUTES]
+    assert before[ENDPOINTS]["digits"] != after[ENDPOINTS]["digits"]
+
+
+def test_plain_text_is_there_only_when_the_gateway_asked_for_it() -> None:
+    for plaintext in (True, False):
+        metadata = GatewayMetadata.parse(METADATA.to_struct() | {"plaintext": plaintext})
+        listener = read(listener_pb2.Listener, gateway_parts(table(), metadata)[LISTENER]["gateway"])
+        protocols = [chain.filter_chain_match.transport_protocol for chain in listener.filter_chains]
+        assert protocols == (["tls", "raw_buffer"] if plaintext else ["tls"])
+
+
+def routes_of(found: RouteTable) -> list[Any]:
+    config = read(route_pb2.RouteConfiguration, gateway_parts(found)[ROUTES]["gateway"])
+    return list(config.virtual_hosts[0].routes)
+
+
+def test_a_gateway_retries_all_but_streams_and_leaves_deadlines_to_the_caller() -> None:
+    forwards = [route for route in routes_of(table()) if route.HasField("route")]
+    assert forwards
+    for route in forwards:
+        assert route.route.HasField("retry_policy") is not (route.match.path == STREAM)
+        assert route.route.timeout.ToMilliseconds() == 0
+        assert route.route.max_stream_duration.HasField("grpc_timeout_header_max")
+
+
+def test_a_gateway_sends_nameless_calls_to_the_nearest_and_refuses_the_repository() -> None:
+    by_path = {route.match.path: route for route in routes_of(table()) if route.match.path and not route.match.headers}
+    service = "/inference.GRPCInferenceService/"
+    for method in ("ServerLive", "ServerReady", "ServerMetadata", "RepositoryIndex", "ModelStatistics"):
+        assert by_path[service + method].route.cluster == NEAREST
+    for method in ("RepositoryModelLoad", "RepositoryModelUnload"):
+        assert by_path[service + method].direct_response.status == 403
+    assert by_path[service + "ModelInfer"].direct_response.status == 400
+
+
+def test_a_mesh_without_models_still_has_routes() -> None:
+    empty = RouteTable(region="here", models={}, nearest=())
+    assert routes_of(empty)
+    assert set(gateway_parts(empty)[CLUSTER]) == {NEAREST}
+    assert client_resources(empty, "test")[LISTENER] == {}
+
+
+def test_equal_tables_give_equal_bytes() -> None:
+    assert gateway_parts(table()) == gateway_parts(table())
+    assert client_resources(table(), "test") == client_resources(table(), "test")
