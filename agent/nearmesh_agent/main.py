@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from nearmesh.process import configure_logging, stop_on_signals
 from nearmesh_agent.config import Listen, NodeConfig
 
 TOKEN_VARIABLE = "NEARMESH_JOIN_TOKEN"
+# How the names of the threads begin that run engine calls.
+ENGINE_THREADS = "engine-"
 
 
 @click.group(invoke_without_command=True)
@@ -49,6 +53,7 @@ def main(
         uvloop.run(_run(node, _token(token, node)))
     except* MeshError as group:
         raise click.ClickException("; ".join(_messages(group))) from None
+    _leave_hung_engines()
 
 
 def _node_config(path: Path | None, data: Path | None, advertise_host: str | None) -> NodeConfig:
@@ -79,6 +84,13 @@ async def _run(node: NodeConfig, token: str | None) -> None:
     from nearmesh_agent.server import serve  # ONNX Runtime takes a while to import; --help should not
 
     await serve(node, token, stop_on_signals())
+
+
+def _leave_hung_engines() -> None:
+    """Ends the process although an engine call has not come back: the interpreter would wait for its thread."""
+    if any(thread.name.startswith(ENGINE_THREADS) for thread in threading.enumerate()):
+        logging.shutdown()
+        os._exit(0)
 
 
 def _messages(group: BaseExceptionGroup[Any]) -> list[str]:

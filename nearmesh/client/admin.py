@@ -6,7 +6,8 @@ Answers are the contract's own messages. Every failure is an error of `nearmesh.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+import io
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -37,7 +38,7 @@ _KINDS: dict[Kind, admin_pb2.NodeKind] = {
     "gateway": admin_pb2.NODE_KIND_GATEWAY,
 }
 
-# Told how many bytes of how many have been handed to the connection.
+# Told how many bytes of how many have been handed to the connection; called from another thread.
 OnProgress = Callable[[int, int], None]
 
 
@@ -63,7 +64,7 @@ class AdminClient:
 
     def __init__(self, control_plane: str, ca_pem: bytes, token: str) -> None:
         self._address = control_plane
-        self._ca_pem = ca_pem
+        self._credentials = grpc.ssl_channel_credentials(ca_pem)
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._channel: grpc.aio.Channel
         self._admin: admin_pb2_grpc.AdminServiceStub
@@ -71,8 +72,7 @@ class AdminClient:
         self._routes: route_pb2_grpc.RouteServiceStub
 
     async def __aenter__(self) -> AdminClient:
-        credentials = grpc.ssl_channel_credentials(self._ca_pem)
-        self._channel = grpc.aio.secure_channel(self._address, credentials, _OPTIONS)
+        self._channel = grpc.aio.secure_channel(self._address, self._credentials, _OPTIONS)
         self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
         self._catalog = catalog_pb2_grpc.CatalogServiceStub(self._channel)
         self._routes = route_pb2_grpc.RouteServiceStub(self._channel)
@@ -136,7 +136,11 @@ class AdminClient:
         Raises AlreadyExists when the version's name is taken by other contents, PackageError, TooLarge.
         """
         parts = _parts(artifact, on_progress or _silent)
-        return await self._translated(self._catalog.Publish(parts, metadata=self._metadata))
+        # Not on the asyncio channel: that one loses the answer of a server which refuses before the upload has ended
+        # (grpc/grpc#36066), and says "Internal error from Core" instead.
+        with grpc.secure_channel(self._address, self._credentials, _OPTIONS) as channel:
+            call = catalog_pb2_grpc.CatalogServiceStub(channel).Publish.future(parts, metadata=self._metadata)
+            return await self._translated(_finished(call))
 
     async def models(self) -> list[catalog_pb2.Model]:
         """Every model with its versions, deployments and replicas."""
@@ -179,38 +183,44 @@ class AdminClient:
     async def _translated(self, call: Awaitable[T]) -> T:
         try:
             return await call
-        except grpc.aio.AioRpcError as error:
+        except grpc.RpcError as error:
             found = from_rpc_error(error)
-            of_the_mesh = any(key == REASON_KEY for key, _ in error.trailing_metadata() or ())
-            if isinstance(found, Unreachable) and not of_the_mesh:
+            trailing: Iterable[Any] = error.trailing_metadata() or ()
+            if isinstance(found, Unreachable) and not any(key == REASON_KEY for key, _ in trailing):
                 found = Unreachable(f"the control plane at {self._address} cannot be reached: {found.message}")
             raise found from None
 
 
-async def _parts(artifact: Publishable, on_progress: OnProgress) -> AsyncIterator[catalog_pb2.PublishRequest]:
+async def _finished(call: Any) -> Any:
+    """The result of a blocking channel's call; leaving early cancels the call."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    call.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+    try:
+        await done.wait()
+        return call.result()
+    finally:
+        call.cancel()
+        # The callback needs the loop, so the loop waits for it.
+        await done.wait()
+
+
+def _parts(artifact: Publishable, on_progress: OnProgress) -> Iterator[catalog_pb2.PublishRequest]:
     """The manifest, then each blob once, in parts."""
     yield catalog_pb2.PublishRequest(manifest_json=artifact.manifest_bytes)
     sent, total = 0, artifact.manifest.size_bytes
     for blob in artifact.manifest.blobs:
-        async for data in _pieces(artifact.blobs[blob.digest]):
+        for data in _pieces(artifact.blobs[blob.digest]):
             yield catalog_pb2.PublishRequest(blob=catalog_pb2.BlobPart(digest=blob.digest, data=data))
             sent += len(data)
             on_progress(sent, total)
 
 
-async def _pieces(blob: Path | bytes) -> AsyncIterator[bytes]:
+def _pieces(blob: Path | bytes) -> Iterator[bytes]:
     """At least one piece, since an empty blob has to be named as well."""
-    if isinstance(blob, bytes):
-        for start in range(0, max(1, len(blob)), PART_BYTES):
-            yield blob[start : start + PART_BYTES]
-        return
-    file = await asyncio.to_thread(blob.open, "rb")
-    try:
-        yield await asyncio.to_thread(file.read, PART_BYTES)
-        while data := await asyncio.to_thread(file.read, PART_BYTES):
+    with io.BytesIO(blob) if isinstance(blob, bytes) else blob.open("rb") as file:
+        yield file.read(PART_BYTES)
+        while data := file.read(PART_BYTES):
             yield data
-    finally:
-        file.close()
 
 
 def _silent(sent_bytes: int, total_bytes: int) -> None:

@@ -11,6 +11,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nearmesh.client.picker import Endpoint
 from nearmesh.client.settings import Token
+from nearmesh.client.tasks import end
 from nearmesh.client.transport import NotSent, Reply
 from nearmesh.errors import MeshError, TooLarge, Unreachable
 from nearmesh.rpc import REASON_KEY, from_rpc_error
@@ -103,9 +104,7 @@ class Channels:
 
     async def close(self) -> None:
         """Cancels every call and closes every connection."""
-        for task in self._closing:
-            task.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        await end(self._closing)
         channels, self._channels = list(self._channels.values()), {}
         await asyncio.gather(*(found.channel.close() for found in channels))
 
@@ -120,6 +119,7 @@ class Channels:
         try:
             response = await method(request, timeout=timeout_s, metadata=self._metadata())
         except grpc.aio.AioRpcError as error:
+            raise_if_cancelled(error)
             found.warm = found.warm and error.code() is not grpc.StatusCode.UNAVAILABLE
             raise call_error(error) from None
         found.warm = True
@@ -127,6 +127,16 @@ class Channels:
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return self._token.metadata(asyncio.get_running_loop().time())
+
+
+def raise_if_cancelled(error: grpc.aio.AioRpcError) -> None:
+    """Raises CancelledError if it was the present task that was cancelled.
+
+    gRPC may report that as an ordinary status; taken for a node's failure, a task that tries again would never end.
+    """
+    task = asyncio.current_task()
+    if error.code() is grpc.StatusCode.CANCELLED and task and task.cancelling():
+        raise asyncio.CancelledError from error
 
 
 def call_error(error: grpc.aio.AioRpcError) -> MeshError:

@@ -22,6 +22,7 @@ from nearmesh.client.receipt import Answer
 from nearmesh.client.routes import Routes, control_channel
 from nearmesh.client.sequences import Sequence
 from nearmesh.client.settings import ConnectSettings, Token, from_arguments, from_bootstrap
+from nearmesh.client.tasks import end
 from nearmesh.client.upkeep import PROBE_LIMIT_S, Prober, report
 from nearmesh.errors import ConfigError, InvalidInput, MeshError
 from nearmesh.v1 import route_pb2_grpc
@@ -244,6 +245,4 @@ async def _background(work: Any) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await end([task])

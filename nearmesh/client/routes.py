@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 import grpc
 
 from nearmesh.client.backoff import Backoff
-from nearmesh.client.channels import CHANNEL_OPTIONS
+from nearmesh.client.channels import CHANNEL_OPTIONS, raise_if_cancelled
 from nearmesh.client.picker import Endpoint, Route
 from nearmesh.client.settings import ConnectSettings, Token
+from nearmesh.client.tasks import end
 from nearmesh.errors import InvalidInput, MeshError, NotFound, PermissionDenied, Unauthenticated, Unreachable
 from nearmesh.rpc import from_rpc_error
 from nearmesh.v1 import route_pb2, route_pb2_grpc
@@ -85,7 +86,8 @@ class Routes:
         watched = self._watch(model, objective)
         if watched.route is None:
             try:
-                await asyncio.wait_for(watched.changed.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await watched.changed.wait()
             except TimeoutError:
                 raise self._no_route(model, watched.error) from None
         if watched.route is None:
@@ -105,10 +107,7 @@ class Routes:
 
     async def close(self) -> None:
         """Ends every watch."""
-        tasks = [watched.task for watched in self._watched.values() if watched.task]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(watched.task for watched in self._watched.values() if watched.task)
         self._watched.clear()
 
     def _watch(self, model: str, objective: str) -> _Watched:
@@ -126,6 +125,7 @@ class Routes:
                 await self._follow(key, watched, backoff)
                 error: MeshError = Unreachable("the control plane ended the watch")
             except grpc.aio.AioRpcError as failure:
+                raise_if_cancelled(failure)
                 error = from_rpc_error(failure)
             except MeshError as failure:
                 error = failure

@@ -17,7 +17,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from nearmesh.client import picker, receipt
-from nearmesh.client.channels import Channels, call_error
+from nearmesh.client.channels import Channels, call_error, raise_if_cancelled
 from nearmesh.client.experience import Experience
 from nearmesh.client.picker import Choice, Route
 from nearmesh.client.receipt import Answer, Attempt
@@ -150,6 +150,7 @@ class Sequence:
             # The stream had ended before this request.
             raise await self._ended() from None
         except grpc.aio.AioRpcError as error:
+            raise_if_cancelled(error)
             raise call_error(error) from None
         if message is grpc.aio.EOF:
             raise await self._ended()

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable
 
 import grpc
 
+from nearmesh.client.channels import raise_if_cancelled
 from nearmesh.client.experience import MIN_SAMPLES, Experience
 from nearmesh.client.picker import Endpoint
+from nearmesh.client.tasks import end
 from nearmesh.client.transport import Transport
 from nearmesh.errors import MeshError
 from nearmesh.v1 import route_pb2, route_pb2_grpc
@@ -58,9 +60,7 @@ class Prober:
     async def close(self) -> None:
         tasks = [task for _, task, _ in self._nodes.values()]
         self._nodes.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
     async def _keep(self, endpoint: Endpoint, wake: asyncio.Event) -> None:
         # The first probe opens the connection, so it is no sample.
@@ -78,7 +78,8 @@ class Prober:
         while True:
             due_s = self._experience.probe_due_s(node) or regular_s
             try:
-                await asyncio.wait_for(wake.wait(), max(0.0, due_s - clock()))
+                async with asyncio.timeout(max(0.0, due_s - clock())):
+                    await wake.wait()
             except TimeoutError:
                 return
             wake.clear()
@@ -119,4 +120,5 @@ async def report(
             request = route_pb2.ReportLatencyRequest(region=region, samples=samples)
             await stub.ReportLatency(request, timeout=_REPORT_LIMIT_S, metadata=metadata())
         except grpc.aio.AioRpcError as error:
+            raise_if_cancelled(error)
             log.debug("latency report failed: %s", error.details())

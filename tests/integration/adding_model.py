@@ -31,17 +31,18 @@ def adding(
     """A version that adds `add`; its warm-up expects `expected`, so that it is proven wrong where the two differ."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.toml").write_text(MODEL_TOML.format(name=name, version=version, add=add) + more)
-    (folder / "weights.onnx").write_bytes(_graph(add))
+    (folder / "weights.onnx").write_bytes(_graph(f"{name} {version}", add))
     given = np.array([1.0, 2.0], np.float32)
     promised = given + np.float32(add if expected is None else expected)
     np.savez(folder / "warmup.npz", **{"input.x": given, "output.y": promised})
     return build(folder, folder / "cache")
 
 
-def _graph(add: float) -> bytes:
+def _graph(name: str, add: float) -> bytes:
+    """The name is in the bytes, so that no two versions share a blob."""
     constant = helper.make_tensor("c", TensorProto.FLOAT, [1], [add])
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows"]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Add", ["x", "c"], ["y"])], "adding", ends[:1], ends[1:], [constant])
+    graph = helper.make_graph([helper.make_node("Add", ["x", "c"], ["y"])], name, ends[:1], ends[1:], [constant])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     return bytes(model.SerializeToString())
 

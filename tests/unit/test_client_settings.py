@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -15,7 +16,7 @@ import nearmesh.client
 from nearmesh import errors
 from nearmesh.client import picker, receipt
 from nearmesh.client.bootstrap import grpc_bootstrap
-from nearmesh.client.channels import call_error
+from nearmesh.client.channels import call_error, raise_if_cancelled
 from nearmesh.client.client import default_deadline_s, make_request
 from nearmesh.client.receipt import Attempt
 from nearmesh.client.settings import ConnectSettings, Token, from_arguments, from_bootstrap
@@ -173,3 +174,20 @@ def test_a_status_means_what_its_sender_could_mean(
     trailing = grpc.aio.Metadata(*([("nearmesh-reason", reason)] if reason else []))
     error = grpc.aio.AioRpcError(grpc.StatusCode[code], grpc.aio.Metadata(), trailing, details)
     assert isinstance(call_error(error), expected)
+
+
+async def test_a_cancelled_task_ends_even_when_grpc_reports_a_status_instead() -> None:
+    error = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, grpc.aio.Metadata(), grpc.aio.Metadata(), "cancelled")
+
+    async def called() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise_if_cancelled(error)
+
+    raise_if_cancelled(error)  # the node's doing: this task was not cancelled
+    task = asyncio.create_task(called())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -1,7 +1,7 @@
 """Makes the node serve what is wanted: pulls, proves and swaps versions, and says how far it has come.
 
 A new version is loaded and proven beside the old one and takes over in one step; the old one answers what it has
-accepted and goes. A version that fails never serves, and the old one stays.
+accepted and goes. A version that fails never serves, and the old one stays, or comes back after a restart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from nearmesh.errors import MeshError, Unreachable
+from google.protobuf.message import DecodeError
+
+from nearmesh.errors import DigestMismatch, MeshError, NotFound, Unreachable
 from nearmesh.tls import write_private
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_agent.serving.replica import Replica
@@ -52,8 +54,13 @@ class Reconciler:
         self._source = source
         self._load = load
         self._keep = keep
+        # What served last of each model: when the wanted version fails after a restart, this one still answers.
+        self._keep_served = keep.with_name("served.pb")
         self._on_progress = on_progress
-        self._wanted = pb.WantedState()
+        found = _read(keep)
+        self.restored = found is not None
+        self._wanted = found or pb.WantedState()
+        self._served = {v.model: v for v in (_read(self._keep_served) or pb.WantedState()).versions}
         self._progress: dict[str, _Progress] = {}
         self._models: dict[str, str] = {}
         # By digest: on its way to serving, and on its way out. A version may be both when minds change quickly.
@@ -61,7 +68,6 @@ class Reconciler:
         self._retiring: dict[str, asyncio.Task[None]] = {}
         # Loading takes all cores for a moment; one at a time leaves some for serving.
         self._one_at_a_time = asyncio.Lock()
-        self.restored = self._read()
 
     @property
     def wanted(self) -> pb.WantedState:
@@ -102,13 +108,6 @@ class Reconciler:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(replica.close() for replica in self._table))
 
-    def _read(self) -> bool:
-        try:
-            self._wanted = pb.WantedState.FromString(self._keep.read_bytes())
-        except FileNotFoundError:
-            return False
-        return True
-
     def _start(self) -> None:
         wanted = {version.digest: version for version in self._wanted.versions}
         for digest, task in list(self._tasks.items()):
@@ -141,9 +140,11 @@ class Reconciler:
             try:
                 await self._bring_once(version)
                 return
-            except MeshError as error:
-                self._set(version, pb.REPLICA_STATE_FAILED, f"{error.reason}: {error.message}")
-                log.warning("version failed model=%s digest=%s: %s", version.model, version.digest, error.message)
+            except (MeshError, OSError) as error:
+                why = _why(error)
+                self._set(version, pb.REPLICA_STATE_FAILED, why)
+                log.warning("version failed model=%s digest=%s: %s", version.model, version.digest, why)
+                await self._fall_back(version)
                 if not _worth_another_try(error):
                     return
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
@@ -156,11 +157,34 @@ class Reconciler:
         self._table.forget(version.model)
         before = self._table.put(replica)
         self._set(version, pb.REPLICA_STATE_READY)
+        self._remember(version)
         log.info("serving model=%s version=%s digest=%s", version.model, version.version, version.digest)
         for digest in [d for d in self._progress if self._models[d] == version.model and d != version.digest]:
             await self._retire(digest)
         if before is not None:
             await before.close()
+
+    async def _fall_back(self, failed: pb.WantedVersion) -> None:
+        """Brings back what served before a restart, if nothing serves the model now."""
+        last = self._served.get(failed.model)
+        if last is None or last.digest == failed.digest or any(r.name == failed.model for r in self._table):
+            return
+        self._models[last.digest] = last.model
+        try:
+            replica = await self._get(last)
+        except (MeshError, OSError) as error:
+            log.warning("the last version failed too model=%s digest=%s: %s", last.model, last.digest, _why(error))
+            del self._progress[last.digest]
+            return
+        self._table.forget(last.model)
+        self._table.put(replica)
+        self._set(last, pb.REPLICA_STATE_READY)
+        log.info("serving the last version again model=%s digest=%s", last.model, last.digest)
+
+    def _remember(self, version: pb.WantedVersion) -> None:
+        if self._served.get(version.model) != version:
+            self._served[version.model] = version
+            write_private(self._keep_served, pb.WantedState(versions=self._served.values()).SerializeToString())
 
     async def _get(self, version: pb.WantedVersion) -> Replica:
         self._table.expect(version.model, "being loaded")
@@ -187,9 +211,24 @@ class Reconciler:
         self._on_progress()
 
 
-def _worth_another_try(error: MeshError) -> bool:
-    """Bytes that were wrong or missing may come right with another download; a version that proved wrong stays so."""
-    return isinstance(error, Unreachable) or error.reason in ("DIGEST_MISMATCH", "NOT_FOUND")
+def _read(path: Path) -> pb.WantedState | None:
+    try:
+        return pb.WantedState.FromString(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except DecodeError:
+        log.warning("%s is damaged and will be written anew", path)
+        return None
+
+
+def _why(error: MeshError | OSError) -> str:
+    return f"{error.reason}: {error.message}" if isinstance(error, MeshError) else f"STORAGE: {error}"
+
+
+def _worth_another_try(error: MeshError | OSError) -> bool:
+    """Bytes that were wrong or missing may come right with another download, and a full disk may be emptied; a version
+    that proved wrong stays so."""
+    return isinstance(error, OSError | Unreachable | DigestMismatch | NotFound)
 
 
 def _measure(status: pb.ReplicaStatus, replica: Replica) -> None:

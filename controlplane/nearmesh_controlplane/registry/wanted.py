@@ -10,7 +10,7 @@ from nearmesh_controlplane.registry.nodes import READY, Node, Registry
 
 
 def wanted_versions(node: Node, replicas: Mapping[str, pb.ReplicaStatus], catalog: Catalog) -> list[pb.WantedVersion]:
-    """By model name. A cordoned node is asked for nothing but what it serves already."""
+    """By model name. A cordoned node is asked for nothing but what it has already."""
     found = []
     for model in catalog.models():
         deployment = catalog.deployed(model, node.site)
@@ -18,12 +18,18 @@ def wanted_versions(node: Node, replicas: Mapping[str, pb.ReplicaStatus], catalo
             continue
         digest, version = deployment.digest, deployment.version
         if node.cordoned:
-            kept = next((r.digest for r in replicas.values() if r.model == model and r.state == READY), None)
+            kept = _kept(model, replicas)
             if kept is None:
                 continue
             digest, version = kept, catalog.version_of(kept)
         found.append(pb.WantedVersion(model=model, version=version, digest=digest))
     return found
+
+
+def _kept(model: str, replicas: Mapping[str, pb.ReplicaStatus]) -> str | None:
+    """The digest that the node serves, or is on its way to: after a restart it loads what it had."""
+    has = [r for r in replicas.values() if r.model == model and r.state != pb.REPLICA_STATE_UNLOADING]
+    return min(has, key=lambda r: r.state != READY).digest if has else None
 
 
 def wanted_state(
