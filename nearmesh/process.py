@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from nearmesh import leash
 from nearmesh.errors import AlreadyRunning
 
 # In a folder that one process holds for itself; it contains that process's id.
@@ -52,23 +53,9 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
         yield
 
 
-# Runs before the command takes its place. The parent may have died before the call: then nobody would end the command.
-_LAUNCHER = """
-import ctypes, os, signal, sys
-parent, command = int(sys.argv[1]), sys.argv[2:]
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-if os.getppid() != parent:
-    sys.exit("the parent is gone")
-os.execvp(command[0], command)
-"""
+def leashed(command: Sequence[str]) -> list[str]:
+    """The command line of a child that the kernel ends when this process is gone, even by SIGKILL.
 
-
-def tied_to_this_process(command: Sequence[str]) -> list[str]:
-    """The command line for a child that the kernel ends when this process is gone, even by SIGKILL.
-
-    A launcher arranges that and then becomes the command, under the same process id: code of ours between fork and
-    exec could meet a lock that another thread held. Where the kernel offers no such thing the command is unchanged.
+    The kernel goes by the thread that starts the child: start it from one that lives as long as the process.
     """
-    if sys.platform != "linux":
-        return list(command)
-    return [sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), *command]
+    return [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), *command]

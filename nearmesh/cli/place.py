@@ -50,7 +50,10 @@ class Place:
     @property
     def ca_pem(self) -> bytes:
         """Raises ConfigError."""
-        return _read(self.ca_path, "the mesh's CA")
+        pem = _read(self.ca_path, "the mesh's CA")
+        if b"BEGIN CERTIFICATE" not in pem:
+            raise ConfigError(f"{self.ca_path}: not a certificate in PEM")
+        return pem
 
     @property
     def client_token(self) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nearmesh.errors import MeshError
-from nearmesh.process import tied_to_this_process
+from nearmesh.process import leashed
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Child:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *tied_to_this_process(self._command),
+                *leashed(self._command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -13,7 +13,7 @@ from nearmesh.devmesh.children import ChildFailed, script
 from nearmesh.devmesh.mesh import MESH_FILE
 from nearmesh.devmesh.plan import REGIONS
 from nearmesh.devmesh.visitor import Row
-from nearmesh.process import tied_to_this_process
+from nearmesh.process import leashed
 
 TIMEOUT_S = 90.0
 
@@ -27,7 +27,7 @@ async def tour(folder: Path, objective: str = "") -> list[Row]:
 async def _visit(region: str, state: Path, objective: str) -> list[Row]:
     command = [script("python"), "-m", "nearmesh.devmesh.visitor", region, str(state), objective]
     process = await asyncio.create_subprocess_exec(
-        *tied_to_this_process(command),
+        *leashed(command),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,

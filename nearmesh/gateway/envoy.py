@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-import os
 import shutil
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from nearmesh.errors import ConfigError
-from nearmesh.gateway import leash
 from nearmesh.gateway.config import GatewayConfig
+from nearmesh.process import leashed
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +52,6 @@ def envoy_command(binary: Path, bootstrap: Path, config: GatewayConfig) -> list[
     command = [str(binary), "--config-path", str(bootstrap), "--disable-hot-restart"]
     command += ["--log-level", config.envoy_log_level, "--drain-time-s", "2", "--parent-shutdown-time-s", "3"]
     return command + (["--concurrency", str(config.envoy_threads)] if config.envoy_threads else [])
-
-
-def leashed(command: list[str]) -> list[str]:
-    """The same command, run so that it cannot outlive this process."""
-    # Isolated and without site: it starts in a few milliseconds and imports nothing of ours.
-    return [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), *command]
 
 
 class Envoy:

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from nearmesh.devmesh.children import script
 from nearmesh.devmesh.load import LoadResult
 from nearmesh.devmesh.mesh import MESH_FILE, LocalMesh
-from nearmesh.process import tied_to_this_process
+from nearmesh.process import leashed
 
 WAYS = ("gateway", "xds", "sdk")
 RATE = 20.0
@@ -20,8 +21,41 @@ RATE = 20.0
 READY_WITHIN_S = 60.0
 # Beyond its own seconds, a load waits for its last calls.
 DONE_WITHIN_S = 30.0
+# A result has every call in one line.
+LINE_BYTES = 64 * 1024 * 1024
 # The share of planned calls that must have been sent for a result to count.
 SENT_SHARE = 0.95
+
+
+class Conversation:
+    """A client process that says JSON lines and may be told to go on."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        self._process: asyncio.subprocess.Process
+
+    async def start(self) -> None:
+        pipe = asyncio.subprocess.PIPE
+        self._process = await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe, limit=LINE_BYTES)
+
+    async def hear(self, event: str, within_s: float = READY_WITHIN_S) -> dict[str, Any]:
+        """The next line, which must be of that event."""
+        assert self._process.stdout is not None
+        line = await asyncio.wait_for(self._process.stdout.readline(), within_s)
+        assert line, f"{self._command} ended with code {await self._process.wait()} before it said {event!r}"
+        content: dict[str, Any] = json.loads(line)
+        assert content.pop("event") == event
+        return content
+
+    def go_on(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+
+    async def close(self) -> None:
+        """Ends the process, if it has not ended."""
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
 
 
 @dataclass(slots=True)
@@ -29,13 +63,6 @@ class Loads:
     """Loads that run side by side; `results` are there when the context has been left."""
 
     results: list[LoadResult] = field(default_factory=list)
-    _processes: list[asyncio.subprocess.Process] = field(default_factory=list)
-
-    def stop(self) -> None:
-        """Ends the loads early; what they saw is kept."""
-        for process in self._processes:
-            if process.returncode is None:
-                process.terminate()
 
 
 @asynccontextmanager
@@ -51,41 +78,20 @@ async def loads(
 ) -> AsyncIterator[Loads]:
     """One client process for each way in, all past their first right answer. Leaving waits for their ends."""
     found = Loads()
-    try:
-        for way in ways:
-            found._processes.append(await _start(mesh, model, region, way, rate, seconds, objective))
-        ready = asyncio.gather(*(_line(process, "ready") for process in found._processes))
-        await asyncio.wait_for(ready, READY_WITHIN_S)
-        yield found
-        ends = asyncio.gather(*(_line(process, "result") for process in found._processes))
-        for content in await asyncio.wait_for(ends, seconds + DONE_WITHIN_S):
-            found.results.append(LoadResult.parse(content))
-    finally:
-        for process in found._processes:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-
-
-async def _start(
-    mesh: LocalMesh, model: str, region: str, way: str, rate: float, seconds: float, objective: str
-) -> asyncio.subprocess.Process:
     command = [script("python"), "-m", "nearmesh.devmesh.load", "--mesh", str(mesh.plan.folder / MESH_FILE)]
-    command += ["--region", region, "--way", way, "--model", model, "--rate", str(rate), "--seconds", str(seconds)]
+    command += ["--region", region, "--model", model, "--rate", str(rate), "--seconds", str(seconds)]
     command += ["--objective", objective] if objective else []
-    # A result has every call in one line.
-    return await asyncio.create_subprocess_exec(
-        *tied_to_this_process(command), stdout=asyncio.subprocess.PIPE, limit=64 * 1024 * 1024
-    )
-
-
-async def _line(process: asyncio.subprocess.Process, event: str) -> dict[str, object]:
-    assert process.stdout is not None
-    line = await process.stdout.readline()
-    assert line, f"a load process ended with code {await process.wait()} before its {event}"
-    content: dict[str, object] = json.loads(line)
-    assert content.pop("event") == event
-    return content
+    clients = [Conversation(leashed([*command, "--way", way])) for way in ways]
+    try:
+        for client in clients:
+            await client.start()
+        await asyncio.gather(*(client.hear("ready") for client in clients))
+        yield found
+        ends = await asyncio.gather(*(client.hear("result", seconds + DONE_WITHIN_S) for client in clients))
+        found.results += [LoadResult.parse(end) for end in ends]
+    finally:
+        for client in clients:
+            await client.close()
 
 
 def check_no_error(results: Iterable[LoadResult]) -> None:

@@ -14,13 +14,16 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nearmesh import tensors
+from nearmesh.devmesh.children import script
 from nearmesh.devmesh.load import unary_sample
-from nearmesh.devmesh.mesh import LocalMesh
+from nearmesh.devmesh.mesh import MESH_FILE, LocalMesh
 from nearmesh.devmesh.plan import local, node_of
 from nearmesh.errors import Unreachable
 from nearmesh.ids import node_server_name
+from nearmesh.process import leashed
 from tests.faults.loads import (
     WAYS,
+    Conversation,
     check_before,
     check_moved,
     check_no_error,
@@ -179,3 +182,31 @@ async def _serves_by_itself(mesh: LocalMesh, region: str) -> bool:
         except grpc.RpcError:
             return False
     return bool(sample.check(tensors.decode_response(response)))
+
+
+async def lost_sequences(mesh: LocalMesh, region: str) -> Figures:
+    """kill -9 of the node in the middle of a sequence on each way in; each ends with ABORTED, SEQUENCE_LOST."""
+    node, _ = await _choice_and_other(mesh, "voice-activity", region)
+    state = str(mesh.plan.folder / MESH_FILE)
+    command = [script("python"), "-m", "tests.faults.sequence_client"]
+    clients = [Conversation(leashed([*command, way, region, state])) for way in WAYS]
+    ended_s = {}
+    try:
+        for client in clients:
+            await client.start()
+        began = {way: (await client.hear("began"))["node"] for way, client in zip(WAYS, clients, strict=True)}
+        assert set(began.values()) == {node}, began
+        killed_s = time.time()
+        await mesh.find(node).kill()
+        for way, client in zip(WAYS, clients, strict=True):
+            client.go_on()
+            end = await client.hear("ended")
+            ended_s[way] = round(time.time() - killed_s, 2)
+            assert (end["status"], end["reason"]) == ("ABORTED", "SEQUENCE_LOST"), (way, end)
+    finally:
+        for client in clients:
+            await client.close()
+    await mesh.find(node).start()
+    await until(lambda: _chosen(mesh, "voice-activity", region, node))
+    mesh.write_state()
+    return {"ended_within_s": ended_s}

@@ -47,3 +47,7 @@ async def test_p1_a_killed_node_costs_no_error(mesh: LocalMesh, model: str) -> N
 
 async def test_p2_p3_inference_goes_on_without_the_control_plane_and_it_forgets_nothing(mesh: LocalMesh) -> None:
     await scenarios.killed_control_plane(mesh, "europe-west1", seconds=8.0)
+
+
+async def test_a_sequence_ends_with_sequence_lost_when_its_node_is_killed(mesh: LocalMesh) -> None:
+    await scenarios.lost_sequences(mesh, "europe-west1")

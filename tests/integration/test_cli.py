@@ -18,6 +18,7 @@ import grpc
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from nearmesh_controlplane.registry.authority import Authority
 
 from nearmesh.cli.main import main
 from tests import tiny_models
@@ -313,6 +314,18 @@ def test_a_control_plane_that_is_not_there(mesh: Mesh) -> None:
     (port,) = free_ports(1)
     away = Mesh(mesh.folder, f"127.0.0.1:{port}", mesh.ca, mesh.tokens)
     assert f"127.0.0.1:{port} cannot be reached" in failure(away.run("node", "list"))
+
+
+def test_another_meshs_ca_is_one_line(mesh: Mesh, tmp_path: Path) -> None:
+    """In a process of its own, since gRPC's core writes past Python's stderr."""
+    other = tmp_path / "ca.pem"
+    other.write_bytes(Authority.open("other", tmp_path / "authority").ca_pem)
+    where = ["--control-plane", mesh.control_plane, "--ca", other, "--token", mesh.tokens["operator"]]
+    command = [BIN / "nearmesh", *where, "node", "list"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=START_WITHIN_S, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: the control plane at {mesh.control_plane} cannot be reached: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_ctrl_c_ends_a_wait_quietly(mesh: Mesh) -> None:

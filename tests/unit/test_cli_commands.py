@@ -196,6 +196,15 @@ def test_the_ca_is_copied_and_no_other_one_replaced(run: Bench, tmp_path: Path) 
     assert (out.parent / "ca.pem").read_text() == "of another mesh"
 
 
+def test_a_ca_that_is_none_is_not_shipped(run: Bench, tmp_path: Path) -> None:
+    (run.mesh / "ca.pem").write_text("nonsense")
+    out = tmp_path / "ship" / "b.json"
+    out.parent.mkdir()
+    done = run("client", "bootstrap", "--region", "us-east1", "--out", str(out), "--with-ca")
+    assert (done.exit_code, done.stderr) == (1, f"error: {run.mesh / 'ca.pem'}: not a certificate in PEM\n")
+    assert not (out.parent / "ca.pem").exists()
+
+
 def test_a_region_that_cannot_be(run: Bench, tmp_path: Path) -> None:
     done = run("client", "bootstrap", "--region", "Mars!", "--out", str(tmp_path / "b.json"))
     assert done.exit_code == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from nearmesh import package as packages
 from nearmesh.errors import ConfigError, EngineFailure, InvalidInput, WarmupFailed
 from nearmesh.package import Package
-from nearmesh.quantiles import Window
+from nearmesh.quantiles import Window, quantile
 from nearmesh_agent.engines.base import Array, Engine, EngineFactory
 from nearmesh_agent.serving import warmup
 from nearmesh_agent.serving.lanes import Answer, Clock, Lanes
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 # A first engine call allocates and plans; what the node can do shows in those after it. Few and short, since nothing
 # serves meanwhile.
 _TIMED_CALLS, _TIMED_S = 5, 1.0
+# How long a measurement speaks for a replica.
+MEASURED_FOR_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +73,12 @@ class Replica:
             clock=clock,
             name=f"{package.name}-{package.version}",
         )
-        # The latest of each; an idle replica keeps what it measured last.
-        self._service_ms = Window(size=256)
-        self._compute_s = Window(size=256)
+        # The latest of each. What a busy minute left is forgotten: a node that was slow once must get another chance,
+        # and without traffic nothing else would tell that it is fast again.
+        self._service_ms = Window(size=256, max_age_s=MEASURED_FOR_S)
+        self._compute_s = Window(size=256, max_age_s=MEASURED_FOR_S)
+        # What the warm-up measured, in seconds; it speaks while nothing newer does.
+        self._proven_s: list[float] = []
 
     @classmethod
     async def load(
@@ -130,9 +135,7 @@ class Replica:
     def _time_one(self, given: Mapping[str, Array]) -> None:
         started = self._clock()
         self.engine.infer(given)
-        seconds, now = self._clock() - started, self._clock()
-        self._compute_s.add(seconds, now_s=now)
-        self._service_ms.add(seconds * 1000, now_s=now)
+        self._proven_s.append(self._clock() - started)
 
     @property
     def name(self) -> str:
@@ -149,8 +152,8 @@ class Replica:
 
     async def infer(self, inputs: Mapping[str, Array], *, timeout_s: float | None = None) -> Answer:
         """Every output for checked `inputs`. Raises Overloaded, DeadlineExceeded, NotReady, or the engine's error."""
-        median = self._compute_s.quantiles(0.5, now_s=self._clock())
-        answer = await self._lanes.run(inputs, timeout_s=timeout_s, typical_ms=median[0] * 1000 if median else 1.0)
+        typical_s = self._compute_quantile(0.5)
+        answer = await self._lanes.run(inputs, timeout_s=timeout_s, typical_ms=(typical_s or 0.001) * 1000)
         self._compute_s.add(answer.compute_ms / 1000, now_s=self._clock())
         return answer
 
@@ -164,20 +167,29 @@ class Replica:
         running_s = self._lanes.longest_running_s()
         if running_s <= self._config.stall_s:
             return True
-        usual = self._compute_s.quantiles(0.5, now_s=self._clock())
-        return usual is not None and running_s <= 10 * usual[0]
+        usual_s = self._compute_quantile(0.5)
+        return usual_s is not None and running_s <= 10 * usual_s
 
     def stats(self) -> ReplicaStats:
-        now = self._clock()
-        service = self._service_ms.quantiles(0.5, 0.95, now_s=now) or (0.0, 0.0)
-        fastest = self._compute_s.quantiles(0.1, now_s=now)
+        proven = sorted(self._proven_s)
+        service = self._service_ms.quantiles(0.5, 0.95, now_s=self._clock()) or (
+            tuple(quantile(proven, q) * 1000 for q in (0.5, 0.95)) if proven else (0.0, 0.0)
+        )
+        fastest_s = self._compute_quantile(0.1)
         return ReplicaStats(
             service_ms_p50=service[0],
             service_ms_p95=service[1],
             # The fastest tenth is what the machine can do when nothing else holds it up.
-            inferences_per_second=self.instances / fastest[0] if fastest and fastest[0] > 0 else 0.0,
+            inferences_per_second=self.instances / fastest_s if fastest_s else 0.0,
             in_flight=self._lanes.in_flight,
         )
+
+    def _compute_quantile(self, q: float) -> float | None:
+        """Seconds of an engine call, lately or else in the warm-up; None before anything was measured."""
+        lately = self._compute_s.quantiles(q, now_s=self._clock())
+        if lately:
+            return lately[0]
+        return quantile(sorted(self._proven_s), q) if self._proven_s else None
 
     async def close(self) -> None:
         """Lets what is in flight finish, within `close_s`, and gives back the engine's memory. Safe to repeat."""

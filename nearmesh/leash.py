@@ -22,7 +22,7 @@ def main(parent: int, command: list[str]) -> None:
     # The parent may have died before the setting was made.
     if os.getppid() != parent:
         sys.exit(1)
-    os.execv(command[0], command)
+    os.execvp(command[0], command)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,485 @@
+"""The control plane as operators and nodes meet it: publishing, the OCI pull API, its command line and its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from nearmesh.errors import AlreadyExists, DigestMismatch, InvalidInput, MeshError, NotFound, PackageError, TooLarge
+from nearmesh.oci import FILE_TYPE, MANIFEST_TYPE, Descriptor, Manifest, digest_bytes
+from nearmesh.packaging.build import Artifact
+from nearmesh.tls import Credentials
+from nearmesh.v1 import catalog_pb2, catalog_pb2_grpc
+from tests.integration.adding_model import Tampered, adding, tampered
+from tests.integration.mesh_processes import REGION, ControlPlane, control_plane
+from tests.integration.refusals import nothing_changes, refused
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def plane(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ControlPlane]:
+    async with control_plane(tmp_path_factory.mktemp("control-plane"), max_blob_bytes=1_000_000) as found:
+        yield found
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def artifact(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A published version."""
+    made = adding(tmp_path_factory.mktemp("package"), "adder", "1", 1.0)
+    async with plane.operator() as operator:
+        await operator.publish(made)
+    return made
+
+
+def index(plane: ControlPlane) -> list[str]:
+    """The references in the OCI layout's index."""
+    manifests = json.loads((plane.data / "oci" / "index.json").read_bytes())["manifests"]
+    return [entry["annotations"]["org.opencontainers.image.ref.name"] for entry in manifests]
+
+
+# Publishing
+
+
+async def test_what_was_published_is_an_oci_layout_as_it_was_built(plane: ControlPlane, artifact: Artifact) -> None:
+    layout = plane.data / "oci"
+    assert json.loads((layout / "oci-layout").read_bytes()) == {"imageLayoutVersion": "1.0.0"}
+    assert "adder:1" in index(plane)
+    for digest in [artifact.digest, *artifact.blobs]:
+        blob = (layout / "blobs" / "sha256" / digest.removeprefix("sha256:")).read_bytes()
+        assert digest_bytes(blob) == digest
+
+
+async def test_publishing_a_version_again_changes_nothing(plane: ControlPlane, artifact: Artifact) -> None:
+    async with nothing_changes(plane), plane.operator() as operator:
+        before = index(plane)
+        again = await operator.publish(artifact)
+        assert (again.digest, index(plane)) == (artifact.digest, before)
+
+
+async def test_a_version_never_changes(plane: ControlPlane, artifact: Artifact, tmp_path: Path) -> None:
+    async with nothing_changes(plane), plane.operator() as operator:
+        before = index(plane)
+        with pytest.raises(AlreadyExists, match="adder@1 is published with other contents"):
+            await operator.publish(adding(tmp_path, "adder", "1", 5.0))
+        assert index(plane) == before
+
+
+async def test_p5_wrong_bytes_are_not_published(plane: ControlPlane, tmp_path: Path) -> None:
+    async with nothing_changes(plane), plane.operator() as operator:
+        before = index(plane)
+        with pytest.raises(DigestMismatch):
+            await operator.publish(tampered(adding(tmp_path, "tampered", "1", 1.0)))
+        with pytest.raises(NotFound):
+            await operator.model("tampered")
+        assert index(plane) == before
+    assert not list((plane.data / "oci" / "blobs" / "sha256").glob(".incoming-*"))
+
+
+async def _upload(plane: ControlPlane, *parts: catalog_pb2.PublishRequest) -> MeshError:
+    async def stream() -> AsyncIterator[catalog_pb2.PublishRequest]:
+        for part in parts:
+            yield part
+
+    return await refused(catalog_pb2_grpc.CatalogServiceStub(plane.channel("operator")).Publish(stream()))
+
+
+def _part(digest: str, data: bytes) -> catalog_pb2.PublishRequest:
+    return catalog_pb2.PublishRequest(blob=catalog_pb2.BlobPart(digest=digest, data=data))
+
+
+def _all_parts(artifact: Artifact) -> list[catalog_pb2.PublishRequest]:
+    found = [catalog_pb2.PublishRequest(manifest_json=artifact.manifest_bytes)]
+    for digest, blob in artifact.blobs.items():
+        found.append(_part(digest, blob if isinstance(blob, bytes) else blob.read_bytes()))
+    return found
+
+
+async def test_an_upload_that_ends_early_publishes_nothing(plane: ControlPlane, tmp_path: Path) -> None:
+    artifact = adding(tmp_path, "truncated", "1", 1.0)
+    parts = _all_parts(artifact)
+    last = parts[-1].blob
+    async with nothing_changes(plane):
+        before = index(plane)
+        assert isinstance(await _upload(plane), InvalidInput)
+        for stop in range(1, len(parts)):
+            error = await _upload(plane, *parts[:stop])
+            assert isinstance(error, InvalidInput) and "nothing was published" in error.message
+        error = await _upload(plane, *parts[:-1], _part(last.digest, last.data[:-1]))
+        assert isinstance(error, DigestMismatch)
+        assert index(plane) == before
+    assert not list((plane.data / "oci" / "blobs" / "sha256").glob(".incoming-*"))
+    # What did arrive does no harm to the next attempt.
+    async with plane.operator() as operator:
+        assert (await operator.publish(artifact)).digest == artifact.digest
+
+
+async def test_a_publisher_that_goes_away_leaves_nothing(plane: ControlPlane, tmp_path: Path) -> None:
+    parts = _all_parts(adding(tmp_path, "abandoned", "1", 1.0))
+    asked = asyncio.Event()
+
+    async def stream() -> AsyncIterator[catalog_pb2.PublishRequest]:
+        for part in parts[:-1]:
+            yield part
+        yield _part(parts[-1].blob.digest, parts[-1].blob.data[:10])
+        asked.set()
+        await asyncio.get_running_loop().create_future()
+
+    async with nothing_changes(plane):
+        call = catalog_pb2_grpc.CatalogServiceStub(plane.channel("operator")).Publish(stream())
+        waiting = asyncio.ensure_future(_ended(call))
+        await asked.wait()
+        call.cancel()
+        await waiting
+    assert "abandoned:1" not in index(plane)
+
+
+async def _ended(call: Any) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def test_two_who_publish_one_version_at_once_agree(plane: ControlPlane, tmp_path: Path) -> None:
+    artifact = adding(tmp_path, "together", "1", 1.0)
+    async with plane.operator() as one, plane.operator() as other:
+        results = await asyncio.gather(*(client.publish(artifact) for client in (one, other) * 4))
+    assert {result.digest for result in results} == {artifact.digest}
+    assert index(plane).count("together:1") == 1
+
+
+async def test_of_two_who_publish_other_bytes_under_one_name_one_wins(plane: ControlPlane, tmp_path: Path) -> None:
+    rivals = [adding(tmp_path / str(add), "contested", "1", float(add)) for add in range(6)]
+    async with plane.operator() as operator:
+        results = await asyncio.gather(*map(operator.publish, rivals), return_exceptions=True)
+        won = [result.digest for result in results if not isinstance(result, BaseException)]
+        assert len(won) == 1
+        assert [type(result) for result in results].count(AlreadyExists) == 5
+        assert [version.digest for version in (await operator.model("contested")).versions] == won
+    manifests = json.loads((plane.data / "oci" / "index.json").read_bytes())["manifests"]
+    assert [entry["digest"] for entry in manifests if "contested:1" in entry["annotations"].values()] == won
+
+
+async def test_many_who_publish_at_once_all_stand_in_the_index(plane: ControlPlane, tmp_path: Path) -> None:
+    artifacts = [adding(tmp_path / str(number), "many", str(number), 1.0) for number in range(12)]
+    async with plane.operator() as operator:
+        await asyncio.gather(*map(operator.publish, artifacts))
+    assert {entry for entry in index(plane) if entry.startswith("many:")} == {f"many:{number}" for number in range(12)}
+
+
+def _with_files(artifact: Artifact, *files: Descriptor, version: str = "1") -> bytes:
+    manifest = replace(artifact.manifest, files=(*artifact.manifest.files, *files), version=version)
+    assert isinstance(manifest, Manifest)
+    return manifest.to_bytes()
+
+
+async def test_what_is_no_version_is_not_published(plane: ControlPlane, artifact: Artifact) -> None:
+    huge = Descriptor(FILE_TYPE, "sha256:" + "0" * 64, 1_000_001, "huge.bin")
+    toml = next(file for file in artifact.manifest.files if file.title == "model.toml")
+    without = replace(artifact.manifest, version="2", files=tuple(f for f in artifact.manifest.files if f is not toml))
+    cases: list[tuple[type[MeshError], str, list[catalog_pb2.PublishRequest]]] = [
+        (InvalidInput, "begins with the manifest", [_part(toml.digest, b"x")]),
+        (PackageError, "not the OCI manifest", [catalog_pb2.PublishRequest(manifest_json=b"{}")]),
+        (TooLarge, "max_blob_bytes is 1000000", [_manifest(_with_files(artifact, huge, version="2"))]),
+        (PackageError, "is of adder@1, the manifest of adder@2", [_manifest(_with_files(artifact, version="2"))]),
+        (PackageError, "has no model.toml", [_manifest(without.to_bytes())]),
+    ]
+    async with nothing_changes(plane):
+        for kind, said, parts in cases:
+            error = await _upload(plane, *parts)
+            assert (type(error), said in error.message) == (kind, True), error
+
+
+def _manifest(data: bytes) -> catalog_pb2.PublishRequest:
+    return catalog_pb2.PublishRequest(manifest_json=data)
+
+
+async def test_a_blob_longer_than_announced_is_cut_off(plane: ControlPlane, artifact: Artifact) -> None:
+    data = b"x" * 1000
+    announced = Descriptor(FILE_TYPE, digest_bytes(data), 10, "long.bin")
+    async with nothing_changes(plane):
+        error = await _upload(
+            plane, _manifest(_with_files(artifact, announced, version="3")), _part(announced.digest, data)
+        )
+        assert isinstance(error, TooLarge) and "exceeds the 10 bytes announced" in error.message
+
+
+async def test_deploying_and_rolling_back_what_is_not_there(plane: ControlPlane, artifact: Artifact) -> None:
+    async with nothing_changes(plane), plane.operator() as operator:
+        with pytest.raises(NotFound, match=r"no model 'nothing'; published are .*adder"):
+            await operator.deploy("nothing", "1")
+        with pytest.raises(NotFound, match="no version '9' of 'adder'; published are 1"):
+            await operator.deploy("adder", "9")
+        with pytest.raises(NotFound, match="no site 'nowhere'"):
+            await operator.deploy("adder", "1", ["nowhere"])
+        with pytest.raises(InvalidInput, match="never been deployed"):
+            await operator.rollback("adder")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+async def test_numbers_that_are_none_are_refused(
+    plane: ControlPlane, artifact: Artifact, value: float, tmp_path: Path
+) -> None:
+    await plane.machine(tmp_path, "number")
+    async with nothing_changes(plane), plane.operator() as operator:
+        for call in (
+            operator.set_price("number", value),
+            operator.set_policy("adder", deadline_ms=value),
+            operator.join_token("another", "site", REGION, lifetime_s=value),
+            operator.issue_token("me", "client", lifetime_s=value),
+        ):
+            with pytest.raises(InvalidInput):
+                await call
+
+
+async def test_a_policy_set_by_an_operator_outlives_the_next_package(plane: ControlPlane, tmp_path: Path) -> None:
+    route = '\n[route]\nobjective = "{}"\ndeadline_ms = {}\n'
+    async with plane.operator() as operator:
+
+        async def publish(version: str, objective: str, deadline_ms: int) -> tuple[str, float]:
+            await operator.publish(
+                adding(tmp_path / version, "policy", version, 1.0, more=route.format(objective, deadline_ms))
+            )
+            model = await operator.model("policy")
+            return model.objective, model.deadline_ms
+
+        assert await publish("1", "nearest", 100) == ("nearest", 100.0)
+        assert await publish("2", "cheapest", 200) == ("cheapest", 200.0)
+        answer = await operator.set_policy("policy", deadline_ms=50.0)
+        assert (answer.objective, answer.deadline_ms) == ("cheapest", 50.0)
+        assert await publish("3", "nearest", 100) == ("cheapest", 50.0)
+        with pytest.raises(InvalidInput, match="'best' is not one of"):
+            await operator.set_policy("policy", objective="best")
+
+
+# The OCI pull API
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def puller(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[httpx.AsyncClient]:
+    """Holds a node's certificate."""
+    folder = tmp_path_factory.mktemp("puller")
+    credentials = await plane.machine(folder, "puller")
+    async with _http(plane, credentials, folder) as found:
+        yield found
+
+
+def _http(plane: ControlPlane, credentials: Credentials, folder: Path, **more: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=f"https://{plane.http}", verify=credentials.ssl_context(folder), **more)
+
+
+def _bare(plane: ControlPlane, token: str | None = None) -> httpx.AsyncClient:
+    import ssl
+
+    context = ssl.create_default_context(cadata=plane.authority.ca_pem.decode())
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return httpx.AsyncClient(base_url=f"https://{plane.http}", verify=context, headers=headers)
+
+
+async def test_a_certificate_pulls_a_version(puller: httpx.AsyncClient, artifact: Artifact) -> None:
+    version = await puller.get("/v2/")
+    assert version.status_code == 200
+    assert version.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
+    for reference in ("1", artifact.digest):
+        manifest = await puller.get(f"/v2/adder/manifests/{reference}")
+        assert manifest.content == artifact.manifest_bytes
+        assert manifest.headers["Content-Type"] == MANIFEST_TYPE
+        assert manifest.headers["Docker-Content-Digest"] == artifact.digest
+    for blob in artifact.manifest.blobs:
+        answer = await puller.get(f"/v2/adder/blobs/{blob.digest}")
+        assert digest_bytes(answer.content) == blob.digest
+        assert answer.headers["Content-Type"] == "application/octet-stream"
+    assert (await puller.get("/v2/adder/tags/list")).json() == {"name": "adder", "tags": ["1"]}
+
+
+async def test_a_bearer_token_pulls_too(plane: ControlPlane, artifact: Artifact) -> None:
+    async with _bare(plane, plane.token("client")) as http:
+        assert (await http.get("/v2/adder/manifests/1")).content == artifact.manifest_bytes
+
+
+@pytest.mark.parametrize("shown", ["nothing", "noise", "an expired token", "a join token", "basic"])
+async def test_who_shows_nothing_that_holds_gets_401(plane: ControlPlane, artifact: Artifact, shown: str) -> None:
+    tokens = {
+        "noise": "noise",
+        "an expired token": plane.token("client", now_s=1000.0),
+        "a join token": await plane.join_token("nobody"),
+    }
+    async with _bare(plane, tokens.get(shown)) as http:
+        if shown == "basic":
+            http.headers["Authorization"] = "Basic bWU6bWU="
+        for path in ("/v2/", "/v2/adder/manifests/1", f"/v2/adder/blobs/{artifact.digest}", "/anything"):
+            answer = await http.get(path)
+            assert answer.status_code == 401
+            (error,) = answer.json()["errors"]
+            assert error["code"] == "UNAUTHORIZED" and error["message"]
+    await plane.logged("path=/v2/adder/manifests/1")
+
+
+async def test_a_removed_node_gets_403_on_an_open_connection_too(
+    plane: ControlPlane, artifact: Artifact, tmp_path: Path
+) -> None:
+    credentials = await plane.machine(tmp_path, "former")
+    async with _http(plane, credentials, tmp_path) as http:
+        assert (await http.get("/v2/adder/manifests/1")).status_code == 200
+        async with plane.operator() as operator:
+            await operator.remove("former")
+        answer = await http.get("/v2/adder/manifests/1")
+        assert (answer.status_code, answer.json()["errors"][0]["code"]) == (403, "DENIED")
+
+
+async def test_a_certificate_of_another_authority_gets_no_connection(plane: ControlPlane, tmp_path: Path) -> None:
+    from datetime import timedelta
+
+    from nearmesh_controlplane.registry.authority import Authority
+
+    from nearmesh.ids import MachineId
+    from nearmesh.tls import certificate_request, key_to_pem, new_key
+
+    key, who = new_key(), MachineId("test-mesh", "node", "puller")
+    signed = Authority.open("test-mesh", tmp_path / "other").sign(
+        certificate_request(key, who), who, timedelta(hours=1)
+    )
+    foreign = Credentials(key_to_pem(key), signed, plane.authority.ca_pem)
+    foreign.write(tmp_path)
+    async with _http(plane, foreign, tmp_path) as http:
+        with pytest.raises(httpx.HTTPError):
+            await http.get("/v2/")
+
+
+async def test_parts_and_heads_of_blobs(puller: httpx.AsyncClient, artifact: Artifact) -> None:
+    blob = max(artifact.manifest.blobs, key=lambda blob: blob.size_bytes)
+    url = f"/v2/adder/blobs/{blob.digest}"
+    whole = (await puller.get(url)).content
+    part = await puller.get(url, headers={"Range": "bytes=5-14"})
+    assert (part.status_code, part.content) == (206, whole[5:15])
+    assert part.headers["Content-Range"] == f"bytes 5-14/{blob.size_bytes}"
+    rest = await puller.get(url, headers={"Range": "bytes=20-"})
+    assert (rest.status_code, rest.content) == (206, whole[20:])
+    beyond = await puller.get(url, headers={"Range": f"bytes={blob.size_bytes + 1}-"})
+    assert beyond.status_code == 416
+    for path in (url, "/v2/adder/manifests/1"):
+        head = await puller.head(path)
+        body = await puller.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["Content-Length"] == str(len(body.content))
+
+
+async def test_what_the_registry_lacks_and_does_not_do(puller: httpx.AsyncClient, artifact: Artifact) -> None:
+    unknown = "sha256:" + "0" * 64
+    for path, status in {
+        f"/v2/adder/blobs/{unknown}": 404,
+        f"/v2/adder/manifests/{unknown}": 404,
+        "/v2/adder/manifests/9": 404,
+        f"/v2/nothing/blobs/{artifact.digest}": 404,
+        "/v2/nothing/tags/list": 404,
+        "/v2/adder/blobs/sha256:short": 400,
+        "/v2/adder/blobs/..%2f..%2fstate.db": 404,
+        "/v2/adder/blobs/sha256:..%2f..%2f..%2f..%2fstate.db": 404,
+        "/elsewhere": 404,
+    }.items():
+        answer = await puller.get(path)
+        assert (path, answer.status_code) == (path, status)
+        (error,) = answer.json()["errors"]
+        assert error["code"] and error["message"]
+    refused = await puller.put("/v2/adder/manifests/2", content=b"{}")
+    assert (refused.status_code, refused.json()["errors"][0]["code"]) == (405, "UNSUPPORTED")
+
+
+# The process
+
+
+async def _run(*arguments: str, within_s: float = 30.0) -> tuple[int, str, str]:
+    program = str(Path(sys.executable).with_name("nearmesh-controlplane"))
+    process = await asyncio.create_subprocess_exec(
+        program, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        out, error = await asyncio.wait_for(process.communicate(), within_s)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0, out.decode(), error.decode()
+
+
+async def test_a_second_control_plane_on_one_folder_says_so_in_one_line(plane: ControlPlane) -> None:
+    code, _, said = await _run("--config", str(plane.config))
+    assert code == 1
+    assert said.splitlines() == [f"Error: a control plane in {plane.data} is running already (pid {plane.child.pid})"]
+
+
+@pytest.mark.parametrize("listener", ["public", "mesh", "http"])
+async def test_a_port_that_is_taken_is_one_clear_line(plane: ControlPlane, tmp_path: Path, listener: str) -> None:
+    second = ControlPlane(tmp_path)
+    text = second.config.read_text().replace(f'"{getattr(second, listener)}"', f'"{plane.public}"')
+    second.config.write_text(text)
+    code, _, said = await _run("--config", str(second.config), "--log-level", "error")
+    assert code == 1
+    lines = [line for line in said.splitlines() if ".cc:" not in line]
+    assert len(lines) == 1 and lines[0].startswith("Error: cannot ") and plane.public in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ('mesh = "m"\ndata = "d"\nleases = 1', "unknown key 'leases'; did you mean 'lease_s'?"),
+        ('mesh = "M"\ndata = "d"', "mesh 'M' must be 1 to 63 of a-z, 0-9 and '-'"),
+        ('mesh = "m"\ndata = "d"\nlease_s = 0', "lease_s must be above 0, got 0.0"),
+        ('mesh = "m"\ndata = "d"\nlease_s = nan', "lease_s: expected a finite number, got nan"),
+        ('mesh = "m"\ndata = "d"\ncertificate_lifetime_s = inf', "expected a finite number, got inf"),
+        ('mesh = "m"\ndata = "d"\n[listen]\npublic = "7400"', "address '7400' is not host:port"),
+        ('mesh = "m"\ndata = "d"\n[listen]\nhttp = "127.0.0.1:web"', "is not host:port"),
+        (
+            'mesh = "m"\ndata = "d"\n[[endpoint_override]]\nnode = "n"',
+            "endpoint_override[0]: key 'client_region' is missing",
+        ),
+        (
+            'mesh = "m"\ndata = "d"\n[[endpoint_override]]\nclient_region = "r"\nnode = "n"\naddress = "a:1"\nlistener = "x"',
+            "listener: 'x' is not one of 'public', 'mesh'",
+        ),
+    ],
+)
+async def test_a_wrong_configuration_is_one_clear_line(tmp_path: Path, toml: str, said: str) -> None:
+    (tmp_path / "mesh.toml").write_text(toml)
+    code, _, error = await _run("--config", str(tmp_path / "mesh.toml"))
+    assert code == 1
+    (line,) = error.splitlines()
+    assert line.startswith("Error: ") and said in line
+
+
+async def test_the_first_operators_token_comes_from_the_machine_itself(plane: ControlPlane) -> None:
+    code, token, _ = await _run("--config", str(plane.config), "token", "--subject", "root")
+    assert code == 0
+    async with type(plane.operator())(plane.public, plane.authority.ca_pem, token.strip()) as operator:
+        await operator.nodes()
+    code, ca, _ = await _run("--config", str(plane.config), "ca")
+    assert (code, ca.encode()) == (0, plane.authority.ca_pem)
+
+
+async def test_sigterm_ends_it_in_order_and_it_starts_again_where_it_was(tmp_path: Path) -> None:
+    async with control_plane(tmp_path / "plane") as plane:
+        await plane.machine(tmp_path / "machine", "kept")
+        plane.child.signal(signal.SIGTERM)
+        assert await plane.exit_code(10) == 0
+        assert "Traceback" not in plane.log
+        await plane.start()
+        async with plane.operator() as operator:
+            assert [one.id for one in await operator.nodes()] == ["kept"]
+
+
+def test_the_tampered_artifact_is_tampered(tmp_path: Path) -> None:
+    """Or the test above would prove nothing."""
+    found = tampered(adding(tmp_path, "x", "1", 1.0))
+    assert isinstance(found, Tampered)
+    wrong = [digest for digest, blob in found.blobs.items() if isinstance(blob, bytes) and digest_bytes(blob) != digest]
+    assert len(wrong) == 1
