@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from nearmesh.errors import ConfigError, InvalidInput, MeshError
+from nearmesh.errors import ConfigError, DeadlineExceeded, InvalidInput, MeshError, Unreachable
 from nearmesh.ids import Kind, MachineId
 from nearmesh.rpc import from_rpc_error
 from nearmesh.tls import Credentials, certificate_request, key_from_pem, key_to_pem, new_key, write_private
@@ -77,7 +77,7 @@ async def join(token: str, kind: Kind, folder: Path) -> Membership:
         try:
             answer = await node_pb2_grpc.NodeServiceStub(channel).Join(request, timeout=JOIN_TIMEOUT_S)
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+            raise _join_error(from_rpc_error(error), ticket.control_plane) from None
     membership = Membership(
         mesh=ticket.mesh,
         kind=kind,
@@ -92,6 +92,16 @@ async def join(token: str, kind: Kind, folder: Path) -> Membership:
     Credentials(key_to_pem(key), answer.certificate_pem, answer.ca_pem).write(folder)
     log.info("joined mesh=%s id=%s site=%s region=%s", who.mesh, who.id, ticket.site, ticket.region)
     return membership
+
+
+def _join_error(error: MeshError, address: str) -> MeshError:
+    """A refusal as it is; when nobody answered, where it was tried and who says so."""
+    if not isinstance(error, Unreachable | DeadlineExceeded):
+        return error
+    return Unreachable(
+        f"no control plane of this mesh answers at {address}, where the join token says it is ({error.message}). Does "
+        "it run, is the port open from here, and is `advertise_host` in its mesh.toml a host that this machine reaches?"
+    )
 
 
 async def member(folder: Path, kind: Kind, token: str | None) -> Membership:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import uuid
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -62,7 +63,7 @@ class TokenIssuer:
         """A bearer token. Raises InvalidInput for an unknown role, an empty subject or a lifetime of 0 or less."""
         if role not in ROLES:
             raise InvalidInput(f"role {role!r} is not one of {', '.join(ROLES)}")
-        if not subject or lifetime_s <= 0:
+        if not subject or not 0 < lifetime_s < math.inf:
             raise InvalidInput(f"a token needs a subject (got {subject!r}) and a lifetime above 0 (got {lifetime_s})")
         return self._sign({"sub": subject, "role": role, "aud": _ACCESS}, now_s, lifetime_s)
 

@@ -29,8 +29,9 @@ class NodeConfig:
     # Key, certificate, models and the last wanted state.
     data: Path
     listen: Listen = field(default_factory=Listen)
-    # Host that clients and gateways reach this node at.
-    advertise_host: str = "127.0.0.1"
+    # IP that clients and gateways reach this node at. Empty: the listener's own, or this machine's on the way to the
+    # control plane; behind a translated address it has to be said.
+    advertise_host: str = ""
     # A file with the single-use join token; needed until the node has joined. NEARMESH_JOIN_TOKEN does as well.
     join_token_file: Path | None = None
     # What this machine costs; an operator's `nearmesh node price` wins over it.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import importlib
 import logging
 import os
 import shutil
 import tempfile
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -23,24 +24,23 @@ from nearmesh_agent.config import Listen, NodeConfig
 TOKEN_VARIABLE = "NEARMESH_JOIN_TOKEN"
 # How the names of the threads begin that run engine calls.
 ENGINE_THREADS = "engine-"
+# How the names of the options begin that are keys of node.toml's [listen].
+LISTEN = "listen_"
 
 
 @click.group(invoke_without_command=True)
 @click.option("--config", "path", type=click.Path(path_type=Path), help="The node.toml to run.")
-@click.option("--data", type=click.Path(path_type=Path), help="Without --config: the node's folder.")
 @click.option("--token", help=f"Join token, at the first start; {TOKEN_VARIABLE} and node.toml do as well.")
-@click.option("--advertise-host", help="Without --config: host that clients reach this node at.")
+@click.option("--data", type=click.Path(path_type=Path), help="Without --config, as are those below: the node's folder.")
+@click.option("--advertise-host", metavar="IP", help="Where clients reach this node. [default: found out]")
+@click.option("--listen-public", metavar="HOST:PORT", help=f"For clients. [default: {Listen().public}]")
+@click.option("--listen-mesh", metavar="HOST:PORT", help=f"For gateways and nodes. [default: {Listen().mesh}]")
+@click.option("--listen-metrics", metavar="HOST:PORT", help=f"For Prometheus. [default: {Listen().metrics}]")
+@click.option("--usd-per-hour", type=click.FloatRange(0), help="What this machine costs. [default: 0]")
 @click.option("--log-level", default="info", show_default=True, help="debug, info, warning or error.")
 @click.version_option(__version__)
 @click.pass_context
-def main(
-    context: click.Context,
-    path: Path | None,
-    data: Path | None,
-    token: str | None,
-    advertise_host: str | None,
-    log_level: str,
-) -> None:
+def main(context: click.Context, /, path: Path | None, token: str | None, log_level: str, **settings: Any) -> None:
     """A node of a mesh: joins once, then serves the models that the control plane wants here.
 
     Without a subcommand it serves until SIGTERM or Ctrl-C.
@@ -49,22 +49,24 @@ def main(
     if context.invoked_subcommand is not None:
         return
     try:
-        node = _node_config(path, data, advertise_host)
+        node = _node_config(path, {name: value for name, value in settings.items() if value is not None})
         uvloop.run(_run(node, _token(token, node)))
     except* MeshError as group:
         raise click.ClickException("; ".join(_messages(group))) from None
     _leave_hung_engines()
 
 
-def _node_config(path: Path | None, data: Path | None, advertise_host: str | None) -> NodeConfig:
-    if path and (data or advertise_host):
-        raise click.UsageError("--data and --advertise-host go without --config; in node.toml they are keys")
+def _node_config(path: Path | None, settings: dict[str, Any]) -> NodeConfig:
+    """From the file, or from the options that stand for its most usual keys."""
+    if path and settings:
+        options = ", ".join("--" + name.replace("_", "-") for name in settings)
+        raise click.UsageError(f"{options} cannot go with --config; in node.toml they are keys")
     if path:
         return config.load(NodeConfig, path)
-    if not data:
+    if "data" not in settings:
         raise click.UsageError("give --config node.toml, or --data DIR for a node with the default settings")
-    node = NodeConfig(data=data)
-    return dataclasses.replace(node, advertise_host=advertise_host) if advertise_host else node
+    listen = {key.removeprefix(LISTEN): settings.pop(key) for key in list(settings) if key.startswith(LISTEN)}
+    return NodeConfig(listen=Listen(**listen), **settings)
 
 
 def _token(given: str | None, node: NodeConfig) -> str | None:
@@ -81,9 +83,17 @@ def _token(given: str | None, node: NodeConfig) -> str | None:
 
 
 async def _run(node: NodeConfig, token: str | None) -> None:
-    from nearmesh_agent.server import serve  # ONNX Runtime takes a while to import; --help should not
+    await _server().serve(node, token, stop_on_signals())
 
-    await serve(node, token, stop_on_signals())
+
+def _server() -> ModuleType:
+    """ONNX Runtime takes a while to import, and --help should not. Raises ConfigError where there is none."""
+    try:
+        return importlib.import_module("nearmesh_agent.server")
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise
+        raise ConfigError("there is no ONNX Runtime: pip install 'nearmesh-agent[cpu]' or '...[gpu]'") from None
 
 
 def _leave_hung_engines() -> None:
@@ -114,8 +124,8 @@ def serve(folders: tuple[Path, ...], listen: str) -> None:
 async def _serve_alone(folders: tuple[Path, ...], listen: str) -> None:
     from nearmesh.packaging.build import build
     from nearmesh.packaging.sources import default_cache
-    from nearmesh_agent.server import serve_alone
 
+    server = _server()
     stop = stop_on_signals()
     with tempfile.TemporaryDirectory(prefix="nearmesh-") as scratch:
         ready: dict[str, Path] = {}
@@ -126,7 +136,7 @@ async def _serve_alone(folders: tuple[Path, ...], listen: str) -> None:
             for file in artifact.manifest.files:
                 _place(artifact.blobs[file.digest], target / file.title)
             ready[artifact.digest] = target
-        await serve_alone(ready, NodeConfig(data=Path(scratch), listen=Listen(public=listen)), stop)
+        await server.serve_alone(ready, NodeConfig(data=Path(scratch), listen=Listen(public=listen)), stop)
 
 
 def _place(blob: Path | bytes, target: Path) -> None:

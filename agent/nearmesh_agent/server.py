@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import socket
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from nearmesh.process import only_one
 from nearmesh.rpc import EVERYONE, MACHINES, PEOPLE, Gatekeeper
 from nearmesh.tokens import TokenVerifier
 from nearmesh.v1 import node_pb2 as pb
+from nearmesh_agent.address import advertised_host
 from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.engines.onnx import OnnxEngines
 from nearmesh_agent.health import follow_readiness
@@ -207,6 +209,8 @@ async def serve(config: NodeConfig, token: str | None, stop: asyncio.Event) -> N
     """Joins if need be, then runs the node until `stop` is set. Raises MeshError."""
     with only_one(config.data, "an agent"):
         membership = await member(config.data, "node", token)
+        host = await asyncio.to_thread(advertised_host, config, membership.control_plane)
+        config = dataclasses.replace(config, advertise_host=host)
         renewal = Renewal(membership, config.data)
         await Agent(config, membership, renewal).serve(stop)
 

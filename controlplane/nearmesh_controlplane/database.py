@@ -113,7 +113,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._engine = sa.create_engine(url, poolclass=sa.pool.StaticPool, connect_args={"check_same_thread": False})
-        sa.event.listen(self._engine, "connect", _make_durable)
+        make_durable(self._engine)
         self._thread = ThreadPoolExecutor(1, "database")
 
     @classmethod
@@ -147,7 +147,19 @@ def migrate(engine: sa.Engine) -> None:
         alembic.command.upgrade(settings, "head")
 
 
-def _make_durable(connection: Any, _record: Any) -> None:
+def make_durable(engine: sa.Engine) -> None:
+    """Every transaction whole and on disk, also one that changes the schema."""
+    sa.event.listen(engine, "connect", _set_up)
+    sa.event.listen(engine, "begin", _begin)
+
+
+def _set_up(connection: Any, _record: Any) -> None:
+    # Python's driver by itself begins a transaction before it changes rows, but not before it creates a table.
+    connection.isolation_level = None
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA busy_timeout = 5000")
+
+
+def _begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

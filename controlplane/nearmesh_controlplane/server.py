@@ -148,7 +148,7 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
         await server.start()
         try:
             async with asyncio.TaskGroup() as tasks:
-                web = tasks.create_task(https.serve())
+                web = tasks.create_task(https.run_until_stopped())
                 tick = tasks.create_task(_tick(plane, certificate, https))
                 log.info(
                     "serving mesh=%s public=%s mesh_listener=%s http=%s",
@@ -209,11 +209,9 @@ def _https_server(plane: ControlPlane, certificate: ServerCertificate) -> HttpsS
         verifier=plane.authority.verifier(),
         removed=plane.registry.removed_ids,
     )
-    host, _, port = plane.config.listen.http.rpartition(":")
     return HttpsServer(
         app,
-        host=host,
-        port=int(port),
+        address=plane.config.listen.http,
         certificate=certificate.folder / Credentials.CERTIFICATE,
         key=certificate.folder / Credentials.KEY,
         ca=certificate.folder / Credentials.CA,

@@ -102,6 +102,7 @@ async def killed_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[s
 async def killed_control_plane(mesh: LocalMesh, region: str, seconds: float) -> Figures:
     """kill -9 of the control plane under load; a node restarts meanwhile; then the control plane comes back."""
     before = await _known(mesh)
+    answering, _ = await _choice_and_other(mesh, "file-type", region)
     restarted = node_of("asia-northeast1")
     async with loads(mesh, "file-type", region=region, seconds=BEFORE_S + seconds + 3.0) as found:
         await asyncio.sleep(BEFORE_S)
@@ -116,6 +117,9 @@ async def killed_control_plane(mesh: LocalMesh, region: str, seconds: float) -> 
         await mesh.control_plane.start()
     check_no_error(found.results)
     await until(lambda: _is_known(mesh, before))
+    # The network is measured anew; until then the router goes by distance.
+    await until(lambda: _all_measured(mesh))
+    await until(lambda: _chosen(mesh, "file-type", region, answering))
     mesh.write_state()
     return {
         "away_s": round(away_s, 1),
@@ -165,6 +169,11 @@ async def _is_known(mesh: LocalMesh, before: dict[str, Any]) -> bool:
     except Unreachable:
         return False
     return live and await _known(mesh) == before
+
+
+async def _all_measured(mesh: LocalMesh) -> bool:
+    async with mesh.admin() as admin:
+        return all(latency.measured for latency in await admin.latencies())
 
 
 async def _serves_by_itself(mesh: LocalMesh, region: str) -> bool:

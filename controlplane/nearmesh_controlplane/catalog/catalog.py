@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,12 +114,18 @@ class Catalog:
                 )
         return None
 
-    async def add(self, manifest: Manifest, digest: str, policy: RoutePolicy) -> Version:
-        """Records a version whose blobs are all in the layout. Raises AlreadyExists."""
+    async def add(
+        self, manifest: Manifest, digest: str, policy: RoutePolicy, store: Callable[[], Awaitable[None]]
+    ) -> Version:
+        """Records a version whose blobs are all in the layout; `store` adds the manifest once its name proved free.
+
+        Raises AlreadyExists, and then nothing was stored.
+        """
         async with self._adding:
             known = self.check_new(manifest, digest)
             if known:
                 return known
+            await store()
             version = Version(
                 digest=digest,
                 model=manifest.model,

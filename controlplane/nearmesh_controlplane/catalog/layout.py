@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ class Layout:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._blobs = folder / "blobs" / "sha256"
+        # Held while the index is read, changed and written.
+        self._index = threading.Lock()
         self._blobs.mkdir(parents=True, exist_ok=True)
         for stale in self._blobs.glob(".incoming-*"):
             stale.unlink()
@@ -83,18 +86,19 @@ class Layout:
         return BlobWriter(self._blobs, expected)
 
     def add_manifest(self, manifest: bytes, digest: str, ref: str) -> None:
-        """Stores the manifest and names it in the index."""
+        """Stores the manifest and names it in the index, instead of what had that name. May be called in any thread."""
         writer = self.writer(Descriptor(MANIFEST_TYPE, digest, len(manifest)))
         try:
             writer.write(manifest)
             writer.commit()
         finally:
             writer.abandon()
-        index = json.loads((self._folder / "index.json").read_bytes())
         entry = {"mediaType": MANIFEST_TYPE, "digest": digest, "size": len(manifest), "annotations": {REF_NAME: ref}}
-        if entry not in index["manifests"]:
-            index["manifests"].append(entry)
-            self._write("index.json", index)
+        with self._index:
+            index = json.loads((self._folder / "index.json").read_bytes())
+            if entry not in index["manifests"]:
+                others = [other for other in index["manifests"] if other["annotations"] != entry["annotations"]]
+                self._write("index.json", index | {"manifests": [*others, entry]})
 
     def _path(self, digest: str) -> Path:
         return self._blobs / check_digest(digest).removeprefix("sha256:")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import tomllib
 from collections.abc import AsyncIterator
@@ -45,10 +46,9 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
             return _version_message(known)
         await self._receive(manifest, requests)
         package = self._package(manifest)
-        await asyncio.to_thread(
-            self._layout.add_manifest, first.manifest_json, digest, f"{manifest.model}:{manifest.version}"
-        )
-        version = await self._catalog.add(manifest, digest, package.route)
+        ref = f"{manifest.model}:{manifest.version}"
+        store = functools.partial(asyncio.to_thread, self._layout.add_manifest, first.manifest_json, digest, ref)
+        version = await self._catalog.add(manifest, digest, package.route, store)
         await self._audit.record(caller(), "publish", f"{version.model}@{version.version}", digest)
         return _version_message(version)
 

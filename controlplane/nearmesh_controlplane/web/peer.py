@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nearmesh.errors import ConfigError
 
 # Key in the ASGI scope: the URIs in the peer's verified certificate; absent without one.
 PEER_URIS = "nearmesh.peer_uris"
@@ -34,14 +37,13 @@ def _with_peer(app: Any, uris: list[str]) -> ASGIApp:
 
 
 class HttpsServer(uvicorn.Server):
-    """uvicorn inside our event loop: signals belong to the process, not to it."""
+    """uvicorn inside our event loop: signals and the reaction to a taken port are the process's, not its."""
 
-    def __init__(self, app: ASGIApp, *, host: str, port: int, certificate: Path, key: Path, ca: Path) -> None:
+    def __init__(self, app: ASGIApp, *, address: str, certificate: Path, key: Path, ca: Path) -> None:
+        self._socket = _bound(address)
         super().__init__(
             uvicorn.Config(
                 app,
-                host=host,
-                port=port,
                 http=PeerAwareProtocol,
                 lifespan="off",
                 log_config=None,
@@ -55,6 +57,10 @@ class HttpsServer(uvicorn.Server):
         )
         self._certificate, self._key = certificate, key
 
+    async def run_until_stopped(self) -> None:
+        """Serves until `should_exit` is set."""
+        await self.serve(sockets=[self._socket])
+
     def reload_certificate(self) -> None:
         """Takes over renewed files for new connections."""
         if self.config.ssl:
@@ -62,6 +68,15 @@ class HttpsServer(uvicorn.Server):
 
     def capture_signals(self) -> Any:
         return _Nothing()
+
+
+def _bound(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        return socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {address}: {error}") from None
 
 
 class _Nothing:
