@@ -153,6 +153,7 @@ def error_classes() -> dict[str, type[MeshError]]:
     todo: list[type[MeshError]] = [MeshError]
     while todo:
         cls = todo.pop()
-        found[cls.reason] = cls
+        # A subclass without a reason of its own is a matter of one side; on the wire it is its base.
+        found.setdefault(cls.reason, cls)
         todo.extend(cls.__subclasses__())
     return found

@@ -13,6 +13,7 @@ A candidate that is not ready ranks last, and only stands there for the explanat
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -29,6 +30,7 @@ OBJECTIVE_HEADER = "nearmesh-objective"
 # The present choice stays until another one is cheaper, or sooner, by this share: a price that moves by 5 % moves no
 # traffic, nor does the noise of a measurement.
 HYSTERESIS = 0.06
+PRICE_DIGITS = 4
 # Round trips that differ by less than this are the same distance.
 NEAR_MS = 0.5
 
@@ -76,6 +78,13 @@ def parse_objective(text: str) -> Objective:
 def usd_per_1000(usd_per_hour: float, inferences_per_second: float) -> float:
     """The price of 1,000 inferences on a node that does nothing else."""
     return 1000 * usd_per_hour / (3600 * inferences_per_second)
+
+
+def format_usd(value: float) -> str:
+    """A price with four significant digits and no exponent; free is 0, unknown is '?'."""
+    if value <= 0 or not math.isfinite(value):
+        return "0" if value <= 0 else "?"
+    return f"{value:.{max(0, PRICE_DIGITS - 1 - math.floor(math.log10(value)))}f}"
 
 
 def rank(
@@ -130,7 +139,7 @@ def _why_won(c: Candidate, pool: Sequence[Candidate], objective: Objective, dead
     if objective == "nearest":
         return f"nearest: {c.network_ms_p50:.1f} ms round trip"
     if objective == "cheapest":
-        return f"cheapest: ${c.usd_per_1000:.4g} per 1,000"
+        return f"cheapest: ${format_usd(c.usd_per_1000)} per 1,000"
     if c.total_ms_p95 <= deadline_ms:
         return f"cheapest in time: {c.total_ms_p95:.0f} of {deadline_ms:.0f} ms at p95"
     return f"soonest: no node is within {deadline_ms:.0f} ms, this one takes {c.total_ms_p95:.0f} ms at p95"
@@ -141,9 +150,11 @@ def _why_lost(c: Candidate, winner: Candidate, objective: Objective, deadline_ms
         return f"farther: {c.network_ms_p50:.1f} ms against {winner.network_ms_p50:.1f} ms round trip"
     if objective == "cheapest-in-time" and c.total_ms_p95 > deadline_ms:
         return f"too late: {c.total_ms_p95:.0f} ms at p95, the deadline is {deadline_ms:.0f} ms"
+    if c.usd_per_1000 == winner.usd_per_1000:
+        return f"as cheap: {c.total_ms_p95:.0f} ms against {winner.total_ms_p95:.0f} ms at p95"
     if c.usd_per_1000 < winner.usd_per_1000:
         return f"cheaper by under {HYSTERESIS:.0%}, which does not move traffic"
-    return f"dearer: ${c.usd_per_1000:.4g} against ${winner.usd_per_1000:.4g} per 1,000"
+    return f"dearer: ${format_usd(c.usd_per_1000)} against ${format_usd(winner.usd_per_1000)} per 1,000"
 
 
 def with_network(candidate: Candidate, p50_ms: float, p95_ms: float) -> Candidate:

@@ -17,7 +17,19 @@ import grpc
 from cryptography import x509
 from google.protobuf.message import DecodeError
 
-from nearmesh.errors import InvalidInput, MeshError, PermissionDenied, Unauthenticated, Unreachable, error_classes
+from nearmesh.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    InvalidInput,
+    MeshError,
+    NotFound,
+    PermissionDenied,
+    TooLarge,
+    Unauthenticated,
+    Unreachable,
+    Unsupported,
+    error_classes,
+)
 from nearmesh.ids import MachineId
 from nearmesh.tls import machine_in
 from nearmesh.tokens import TokenVerifier
@@ -230,8 +242,22 @@ def error_metadata(error: MeshError) -> tuple[tuple[str, str], ...]:
     return tuple(metadata)
 
 
-# What a status means when the other side sent no reason of ours: a proxy, or gRPC itself, made it.
-_BY_STATUS = {"UNAVAILABLE": Unreachable, "UNAUTHENTICATED": Unauthenticated, "PERMISSION_DENIED": PermissionDenied}
+# What a status means when the other side sent no reason of ours: a proxy, or gRPC itself, made it. Where nothing
+# stands here, the error is a plain MeshError: of a cause that only we know, nobody else tells.
+_BY_STATUS: dict[grpc.StatusCode, type[MeshError]] = {
+    cls.status: cls
+    for cls in (
+        AlreadyExists,
+        DeadlineExceeded,
+        InvalidInput,
+        NotFound,
+        PermissionDenied,
+        TooLarge,
+        Unauthenticated,
+        Unreachable,
+        Unsupported,
+    )
+}
 
 
 def from_rpc_error(error: grpc.RpcError) -> MeshError:
@@ -239,10 +265,7 @@ def from_rpc_error(error: grpc.RpcError) -> MeshError:
     code: grpc.StatusCode = error.code()
     metadata: Iterable[tuple[str, str | bytes]] = error.trailing_metadata() or ()  # type: ignore[assignment]
     trailing = {key: str(value) for key, value in metadata}
-    by_reason = error_classes()
-    cls = by_reason.get(trailing.get(REASON_KEY, ""))
-    if cls is None:
-        cls = _BY_STATUS.get(code.name) or next((c for c in by_reason.values() if c.status is code), MeshError)
+    cls = error_classes().get(trailing.get(REASON_KEY, "")) or _BY_STATUS.get(code, MeshError)
     retry_after = trailing.get(RETRY_AFTER_KEY)
     message = error.details() or f"the call failed with {code.name}"
     found = cls(message, retry_after_ms=int(retry_after) if retry_after else None)

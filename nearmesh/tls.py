@@ -57,6 +57,23 @@ def certificate_request(key: ec.EllipticCurvePrivateKey, who: MachineId) -> byte
 
 def write_private(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Puts `data` at `path` as one step and on disk: no reader sees half of it, and nobody else reads it."""
+    _draft(path, data, mode).replace(path)
+    fsync_folder(path.parent)
+
+
+def write_once(path: Path, data: bytes, *, mode: int = 0o600) -> bytes:
+    """As `write_private`, unless the file is there: of several processes the first wins. Returns what is there."""
+    draft = _draft(path, data, mode)
+    try:
+        path.hardlink_to(draft)
+    except FileExistsError:
+        pass
+    draft.unlink()
+    fsync_folder(path.parent)
+    return path.read_bytes()
+
+
+def _draft(path: Path, data: bytes, mode: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
@@ -64,8 +81,7 @@ def write_private(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(path)
-    fsync_folder(path.parent)
+    return draft
 
 
 def fsync_folder(folder: Path) -> None:

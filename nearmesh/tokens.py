@@ -98,7 +98,7 @@ class TokenVerifier:
         """Takes a new key set. Raises InvalidInput when it is not one."""
         try:
             self._keys = {key.key_id: key for key in jwt.PyJWKSet.from_json(jwks_json).keys}
-        except (jwt.PyJWTError, ValueError) as error:
+        except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as error:
             raise InvalidInput(f"not a JSON Web Key Set: {error}") from None
 
     def access(self, token: str) -> Bearer:
@@ -114,6 +114,8 @@ class TokenVerifier:
             return _ticket(self._verify(token, _JOIN))
         except Unauthenticated as error:
             raise JoinRefused(f"join refused: {error.message}") from None
+        except (KeyError, ValueError) as error:
+            raise JoinRefused(f"join refused: the token does not hold, it lacks {error}") from None
 
     def _verify(self, token: str, audience: str) -> dict[str, Any]:
         try:

@@ -21,6 +21,13 @@ class Listen:
     # Prometheus metrics, plain HTTP.
     metrics: str = "127.0.0.1:8002"
 
+    def __post_init__(self) -> None:
+        # Told before a single-use token is spent.
+        for address in (self.public, self.mesh, self.metrics):
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal() or int(port) > 65535:
+                raise InvalidInput(f"address {address!r} is not HOST:PORT, such as 0.0.0.0:8001")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:

@@ -31,7 +31,9 @@ LISTEN = "listen_"
 @click.group(invoke_without_command=True)
 @click.option("--config", "path", type=click.Path(path_type=Path), help="The node.toml to run.")
 @click.option("--token", help=f"Join token, at the first start; {TOKEN_VARIABLE} and node.toml do as well.")
-@click.option("--data", type=click.Path(path_type=Path), help="Without --config, as are those below: the node's folder.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="The node's folder; this and what follows go without --config."
+)
 @click.option("--advertise-host", metavar="IP", help="Where clients reach this node. [default: found out]")
 @click.option("--listen-public", metavar="HOST:PORT", help=f"For clients. [default: {Listen().public}]")
 @click.option("--listen-mesh", metavar="HOST:PORT", help=f"For gateways and nodes. [default: {Listen().mesh}]")

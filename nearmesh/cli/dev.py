@@ -27,6 +27,8 @@ _folder = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     default=DEFAULT_FOLDER,
     show_default=True,
+    envvar="NEARMESH_MESH",
+    show_envvar=True,
     help="Where the local mesh keeps its state and its logs.",
 )
 
@@ -43,6 +45,9 @@ def dev() -> None:
 @click.option("--json", "as_json", is_flag=True, help="With --once: the table's rows as JSON on stdout.")
 def up(folder: Path, once: bool, no_tour: bool, as_json: bool) -> None:
     """Start the mesh, ask every model through every way in, and stay up until Ctrl-C."""
+    from nearmesh.devmesh.needs import check_needs
+
+    check_needs()
     console = Console(stderr=True, highlight=False) if as_json else _console
     raise SystemExit(asyncio.run(_up(folder, once=once, tour=not no_tour, as_json=as_json, console=console)))
 
@@ -227,6 +232,8 @@ def _supervisor(folder: Path) -> int:
 
 
 def _alive(pid: int) -> bool:
+    if not pid:
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearmesh.cli.output import NOTHING, Number, ms, print_facts, print_json, print_table, usd
+from nearmesh.cli.output import NOTHING, Number, ms, print_facts, print_json, print_table
 from nearmesh.cli.route import objective_option
 from nearmesh.cli.session import Session, json_option, pass_session
+from nearmesh.routing import format_usd
 
 if TYPE_CHECKING:
     from nearmesh.cli.images import Scaling
@@ -222,7 +223,7 @@ def _print(request: Request, result: Result, labels: Sequence[str]) -> None:
     facts = [
         ("model", f"{answer.model}@{answer.version}, {receipt.variant}"),
         ("answered by", f"{node}, for a client in {request.region}"),
-        ("price", f"{usd(receipt.usd_per_1000)} USD per 1,000"),
+        ("price", f"{format_usd(receipt.usd_per_1000)} USD per 1,000"),
         ("why", receipt.why),
         *_others(result),
         *(("failed", f"{a.node} after {ms(a.ms)} ms: {a.error}") for a in receipt.attempts if a.error),

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearmesh.cli.output import NOTHING, Number, ago, note, print_json, print_table, usd
+from nearmesh.cli.output import NOTHING, Number, ago, note, print_json, print_table
 from nearmesh.cli.session import Failure, Session, json_option, pass_session
+from nearmesh.routing import format_usd
 
 if TYPE_CHECKING:
     from nearmesh.cli.records import Record
@@ -78,7 +79,13 @@ def _row(record: Record, now_s: float) -> tuple[str, ...]:
     seen = ago(record["last_seen_s"], now_s)
     if record["kind"] == "gateway":
         return (*place, seen, NOTHING, NOTHING, NOTHING)
-    return (*place, seen, str(record["ready_replicas"]), usd(record["usd_per_hour"]), record["hardware"] or NOTHING)
+    return (
+        *place,
+        seen,
+        str(record["ready_replicas"]),
+        format_usd(record["usd_per_hour"]),
+        record["hardware"] or NOTHING,
+    )
 
 
 @node.command()
@@ -139,4 +146,4 @@ def price(session: Session, name: str, usd_per_hour: float) -> None:
     It wins over the price in the node's own configuration.
     """
     found = session.ask(lambda admin: admin.set_price(name, usd_per_hour))
-    click.echo(f"{name} costs {usd(found.usd_per_hour)} USD per hour")
+    click.echo(f"{name} costs {format_usd(found.usd_per_hour)} USD per hour")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 # Of a pipe or a file, which has no width of its own: lines should not break there.
 PIPE_COLUMNS = 240
 NOTHING = "-"
-PRICE_DIGITS = 4
 
 
 class Number(str):
@@ -75,14 +73,6 @@ def note(text: str) -> None:
 def ms(value: float) -> str:
     """A time in milliseconds: tenths below a hundred."""
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def usd(value: float) -> str:
-    """A price with four significant digits and no exponent; free is 0."""
-    if value <= 0:
-        return "0"
-    decimals = PRICE_DIGITS - 1 - math.floor(math.log10(value))
-    return f"{value:.{max(0, decimals)}f}"
 
 
 def size(size_bytes: int) -> str:

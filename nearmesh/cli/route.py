@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearmesh.cli.output import NOTHING, Number, console, ms, print_json, print_table, usd
+from nearmesh.cli.output import NOTHING, Number, console, ms, print_json, print_table
 from nearmesh.cli.session import Session, json_option, pass_session
-from nearmesh.routing import OBJECTIVES
+from nearmesh.routing import OBJECTIVES, format_usd
 
 if TYPE_CHECKING:
     from nearmesh.cli.records import Record
@@ -83,7 +83,7 @@ def _cell(chosen: Record) -> str:
     if chosen["node"] is None:
         return NOTHING
     late = "" if chosen["in_time"] else ", late"
-    return f"{chosen['node']} ({ms(chosen['total_ms_p95'])} ms{late}, {usd(chosen['usd_per_1000'])})"
+    return f"{chosen['node']} ({ms(chosen['total_ms_p95'])} ms{late}, {format_usd(chosen['usd_per_1000'])})"
 
 
 @route.command()
@@ -118,7 +118,7 @@ def _candidate_row(c: Record) -> tuple[str, ...]:
     if not c["ready"]:
         return (*place, "no", network, NOTHING, NOTHING, NOTHING, NOTHING, c["why"])
     times = (network, ms(c["service_ms_p95"]), ms(c["total_ms_p95"]))
-    return (*place, "yes", *times, usd(c["usd_per_1000"]), "yes" if c["in_time"] else "no", c["why"])
+    return (*place, "yes", *times, format_usd(c["usd_per_1000"]), "yes" if c["in_time"] else "no", c["why"])
 
 
 @route.command("set")

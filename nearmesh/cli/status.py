@@ -9,9 +9,10 @@ import click
 
 from nearmesh.cli.model_tables import print_models
 from nearmesh.cli.node import print_nodes
-from nearmesh.cli.output import NOTHING, Number, ms, print_json, print_table, usd
+from nearmesh.cli.output import NOTHING, Number, ms, print_json, print_table
 from nearmesh.cli.route import choice, client_regions
 from nearmesh.cli.session import Session, json_option, pass_session
+from nearmesh.routing import format_usd
 
 if TYPE_CHECKING:
     from nearmesh.cli.records import Record
@@ -54,5 +55,5 @@ def _route_row(chosen: Record) -> tuple[str, ...]:
     place = (chosen["client_region"], chosen["model"])
     if chosen["node"] is None:
         return (*place, *[NOTHING] * 4, "no node serves it")
-    prices = (ms(chosen["total_ms_p95"]), usd(chosen["usd_per_1000"]))
+    prices = (ms(chosen["total_ms_p95"]), format_usd(chosen["usd_per_1000"]))
     return (*place, chosen["node"], chosen["region"], *prices, chosen["why"])

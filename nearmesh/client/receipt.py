@@ -10,6 +10,7 @@ from tritonclient.grpc import service_pb2
 
 from nearmesh import tensors
 from nearmesh.client.picker import Choice, Route
+from nearmesh.routing import format_usd
 from nearmesh.tensors import Array
 
 # Asks the node for its half of the receipt; the node's answers stand in the response's parameters under these names.
@@ -63,7 +64,7 @@ class Receipt:
         after = f"; after {'; '.join(failed)}" if failed else ""
         return (
             f"{self.node} ({self.region}) in {self.total_ms:.1f} ms, of which {self.network_ms:.1f} network, "
-            f"${self.usd_per_1000:.4g} per 1,000; {self.why}{after}"
+            f"${format_usd(self.usd_per_1000)} per 1,000; {self.why}{after}"
         )
 
 

@@ -103,10 +103,14 @@ class LocalMesh:
 
     async def _tokens(self) -> None:
         """The operator's and a client's token, from the key on this machine, and the CA beside them."""
-        for role in ("operator", "client"):
-            token = await self._control_plane_command("token", "--subject", f"dev-{role}", "--role", role)
-            write_private(self.plan.folder / f"{role}.jwt", token.strip())
-        write_private(self.ca_path, await self._control_plane_command("ca"), mode=0o644)
+        operator, client, ca = await asyncio.gather(
+            self._control_plane_command("token", "--subject", "dev-operator", "--role", "operator"),
+            self._control_plane_command("token", "--subject", "dev-client", "--role", "client"),
+            self._control_plane_command("ca"),
+        )
+        write_private(self.plan.folder / "operator.jwt", operator.strip())
+        write_private(self.plan.folder / "client.jwt", client.strip())
+        write_private(self.ca_path, ca, mode=0o644)
         for region in REGIONS:
             content = grpc_bootstrap(
                 local(self.plan.public), self.ca_path, self.token("client"), region, site_of(region)

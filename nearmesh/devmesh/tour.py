@@ -14,6 +14,7 @@ from nearmesh.devmesh.mesh import MESH_FILE
 from nearmesh.devmesh.plan import REGIONS
 from nearmesh.devmesh.visitor import Row
 from nearmesh.process import leashed
+from nearmesh.routing import format_usd
 
 TIMEOUT_S = 90.0
 
@@ -73,7 +74,7 @@ def table(rows: Iterable[Row]) -> Table:
             row.site,
             f"{row.network_ms:.1f}",
             f"{row.total_ms:.1f}",
-            f"{row.usd_per_1000:.5f}",
+            format_usd(row.usd_per_1000),
             verdict,
             row.why,
         )

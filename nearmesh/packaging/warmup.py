@@ -26,8 +26,10 @@ def record(folder: Path, inputs: Mapping[str, npt.NDArray[Any]], *, decimals: in
 
     Outputs are rounded to `decimals`, which must lie well within the warm-up's tolerance: it makes the file small.
     """
-    from onnxruntime import InferenceSession
-
+    try:
+        from onnxruntime import InferenceSession
+    except ImportError:
+        raise PackageError("recording a warm-up needs ONNX Runtime: pip install onnxruntime") from None
     package = load(folder)
     if not package.warmup:
         raise PackageError(f"{folder}: model.toml names no [[warmup]] file to write")

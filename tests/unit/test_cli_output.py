@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nearmesh.cli.output import ago, moment, ms, size, usd
+from nearmesh.cli.output import ago, moment, ms, size
 from nearmesh.cli.rollout import progress
+from nearmesh.routing import format_usd
 from nearmesh.v1 import admin_pb2, node_pb2
 from tests.fake_admin import OTHER, deployment, node, replica
 
@@ -28,7 +29,7 @@ READY, LOADING, FAILED = (
     ],
 )
 def test_prices_have_four_digits_and_no_exponent(value: float, text: str) -> None:
-    assert usd(value) == text
+    assert format_usd(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0.0"), (9.96, "10.0"), (99.94, "99.9"), (123.4, "123")])

@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nearmesh.errors import JoinRefused
 from nearmesh.ids import MachineId
-from nearmesh.tls import BACKDATE, Credentials, key_from_pem, key_to_pem, new_key, write_private
+from nearmesh.tls import BACKDATE, Credentials, key_from_pem, key_to_pem, new_key, write_once
 from nearmesh.tokens import TokenIssuer, TokenVerifier
 
 CA_LIFETIME = timedelta(days=3650)
@@ -43,11 +43,11 @@ class Authority:
 
     @classmethod
     def open(cls, mesh: str, folder: Path) -> Authority:
-        """The authority kept in `folder`; made at the first call."""
+        """The authority kept in `folder`; made at the first call, once even if several processes call at a time."""
         key = _key_in(folder / "ca-key.pem")
         ca_path = folder / "ca.pem"
         if not ca_path.exists():
-            write_private(ca_path, _self_signed(mesh, key).public_bytes(Encoding.PEM), mode=0o644)
+            write_once(ca_path, _self_signed(mesh, key).public_bytes(Encoding.PEM), mode=0o644)
         certificate = x509.load_pem_x509_certificate(ca_path.read_bytes())
         return cls(mesh, key, certificate, TokenIssuer(_key_in(folder / "token-key.pem"), mesh))
 
@@ -156,7 +156,7 @@ def _self_signed(mesh: str, key: ec.EllipticCurvePrivateKey) -> x509.Certificate
 
 def _key_in(path: Path) -> ec.EllipticCurvePrivateKey:
     if not path.exists():
-        write_private(path, key_to_pem(new_key()))
+        write_once(path, key_to_pem(new_key()))
     return key_from_pem(path.read_bytes())
 
 

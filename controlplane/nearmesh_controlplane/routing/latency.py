@@ -14,7 +14,8 @@ from nearmesh.regions import prior_round_trip_ms
 WINDOW_SAMPLES = 64
 # Older measurements are forgotten; the distance speaks again.
 MAX_AGE_S = 300.0
-# Bounds what clients can make the control plane remember and believe.
+# Bounds what clients can make the control plane remember and believe. The pair that was silent longest gives way;
+# gateways' pairs have a bound of their own, so that no client pushes them out.
 MAX_PAIRS = 20_000
 MAX_SAMPLES_PER_REPORT = 256
 MAX_ROUND_TRIP_MS = 60_000.0
@@ -39,7 +40,9 @@ class LatencyBook:
     """
 
     def __init__(self) -> None:
-        self._windows: dict[tuple[str, str, bool], Window] = {}
+        # The pair that was reported last stands last.
+        self._gateways: dict[tuple[str, str], Window] = {}
+        self._clients: dict[tuple[str, str], Window] = {}
 
     def report(self, region: str, node: str, samples_ms: Iterable[float], *, from_gateway: bool, now_s: float) -> None:
         """Takes samples over. Raises InvalidInput for impossible ones."""
@@ -50,17 +53,20 @@ class LatencyBook:
         for sample in samples:
             if not 0 <= sample <= MAX_ROUND_TRIP_MS or math.isnan(sample):
                 raise InvalidInput(f"a round trip of {sample} ms is not between 0 and {MAX_ROUND_TRIP_MS:.0f}")
-        key = (region, node, from_gateway)
-        if key not in self._windows and len(self._windows) >= MAX_PAIRS:
+        if not samples:
             return
-        window = self._windows.setdefault(key, Window(size=WINDOW_SAMPLES, max_age_s=MAX_AGE_S))
+        book = self._gateways if from_gateway else self._clients
+        window = book.pop((region, node), None) or Window(size=WINDOW_SAMPLES, max_age_s=MAX_AGE_S)
         for sample in samples:
             window.add(sample, now_s=now_s)
+        book[region, node] = window
+        if len(book) > MAX_PAIRS:
+            del book[next(iter(book))]
 
     def estimate(self, region: str, node: str, node_region: str, *, now_s: float) -> NetworkTime:
         """The best that is known of one pair."""
-        for from_gateway in (True, False):
-            window = self._windows.get((region, node, from_gateway))
+        for book in (self._gateways, self._clients):
+            window = book.get((region, node))
             found = window.quantiles(0.5, 0.95, now_s=now_s) if window else None
             if found:
                 return NetworkTime(found[0], found[1], True)
