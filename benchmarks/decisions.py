@@ -24,7 +24,7 @@ from tritonclient.grpc import service_pb2
 from benchmarks.figures import Spread
 from nearmesh import tensors
 from nearmesh.devmesh.load import unary_sample
-from nearmesh.regions import REGIONS
+from nearmesh.regions import COORDINATES
 from nearmesh.routing import Candidate, rank
 from nearmesh.v1 import node_pb2
 
@@ -150,7 +150,7 @@ def _fill(connection: sa.Connection, nodes: int, models: int) -> None:
         version = {"model": f"model-{number}", "version": "1", "digest": _digest(number)}
         connection.execute(sa.insert(tables.versions).values(**version, size_bytes=1, created_at_s=now_s))
         connection.execute(sa.insert(tables.deployments).values(**version, sites=[], created_at_s=now_s, actor="bench"))
-    places = sorted(REGIONS)
+    places = sorted(COORDINATES)
     for number in range(nodes):
         region = places[number % len(places)]
         node = {"id": f"node-{number}", "kind": "node", "site": f"{region}-a", "region": region}
@@ -168,7 +168,6 @@ def _digest(number: int) -> str:
 def _status(number: int) -> node_pb2.ReplicaStatus:
     return node_pb2.ReplicaStatus(
         model=f"model-{number}",
-        version="1",
         digest=_digest(number),
         variant="fp32",
         state=READY,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -117,15 +117,11 @@ async def clients(place: Place) -> AsyncIterator[tuple[dict[str, Client], Mappin
         await asyncio.gather(*(client.close() for client in found.values()))
 
 
-async def take_turns(
-    found: Mapping[str, Client], settings: Settings, on_cell: Callable[[Cell], None]
-) -> AsyncIterator[Cell]:
-    """Every cell, in the order in which it was measured."""
+async def take_turns(found: Mapping[str, Client], settings: Settings) -> AsyncIterator[Cell]:
+    """Every cell, as soon as it has been measured. Raises ClientFailed."""
     for number, model, callers, way in turns(settings.rounds):
         measured = await found[way].measure(model, callers, settings.seconds)
-        cell = Cell(round=number, model=model, way=way, callers=callers, **measured)
-        on_cell(cell)
-        yield cell
+        yield Cell(round=number, model=model, way=way, callers=callers, **measured)
 
 
 def turns(rounds: int) -> Iterable[tuple[int, str, int, str]]:

@@ -53,6 +53,19 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
         yield
 
 
+def holder(folder: Path) -> int | None:
+    """The process that holds `folder` through `only_one`, or None. An id alone could be an ended process's."""
+    try:
+        with (folder / LOCK_FILE).open("r") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read() or 0) or None
+    except FileNotFoundError:
+        pass
+    return None
+
+
 def leashed(command: Sequence[str]) -> list[str]:
     """The command line of a child that the kernel ends when this process is gone, even by SIGKILL.
 

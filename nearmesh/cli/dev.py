@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 
 from nearmesh.errors import MeshError, NotFound
-from nearmesh.process import stop_on_signals
+from nearmesh.process import holder, stop_on_signals
 
 DEFAULT_FOLDER = Path(".nearmesh/dev")
 # `down` waits this long for the mesh to end in order.
@@ -129,7 +129,7 @@ def down(folder: Path) -> None:
     pid = _supervisor(folder)
     os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + DOWN_WITHIN_S
-    while _alive(pid):
+    while holder(folder) == pid:
         if time.monotonic() > until:
             raise MeshError(f"the mesh (pid {pid}) has not ended within {DOWN_WITHIN_S:.0f} s")
         time.sleep(0.1)
@@ -222,11 +222,8 @@ def _pid(folder: Path, name: str) -> int:
 
 def _supervisor(folder: Path) -> int:
     """The process that runs the mesh in `folder`. Raises NotFound."""
-    try:
-        pid = int((folder / ".lock").read_text())
-    except (FileNotFoundError, ValueError):
-        pid = 0
-    if not pid or not _alive(pid):
+    pid = holder(folder)
+    if pid is None:
         raise NotFound(f"no mesh runs in {folder}; `make up` or `nearmesh dev up` starts one")
     return pid
 

@@ -84,6 +84,19 @@ async def test_p2_agents_serve_while_the_control_plane_is_dead_and_come_back_to_
             assert caller.errors == []
 
 
+async def test_a_frozen_node_counts_as_lost_and_comes_back_when_it_thaws(plane: ControlPlane, tmp_path: Path) -> None:
+    async with node(plane, tmp_path, "frozen") as agent, plane.operator() as operator:
+        agent.child.signal(signal.SIGSTOP)
+
+        async def lost() -> bool:
+            return not any(one.live for one in await operator.nodes() if one.id == "frozen")
+
+        await until(lost, within_s=10)
+        agent.child.signal(signal.SIGCONT)
+        await agent.live()
+        assert "bug in method" not in plane.log
+
+
 async def test_an_operators_price_stays_when_the_node_brings_another(plane: ControlPlane, tmp_path: Path) -> None:
     async def price() -> float:
         async with plane.operator() as operator:

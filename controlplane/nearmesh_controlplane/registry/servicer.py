@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from nearmesh.errors import InvalidInput, PermissionDenied
+from nearmesh.errors import DeadlineExceeded, InvalidInput, PermissionDenied
 from nearmesh.ids import Kind, MachineId
 from nearmesh.rpc import Identity, caller
 from nearmesh.v1 import node_pb2 as pb
@@ -82,8 +82,11 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
 
     async def _read(self, node_id: str, requests: AsyncIterator[pb.NodeReport]) -> None:
         while True:
-            async with asyncio.timeout(SILENCE_S):
-                report = await anext(requests, None)
+            try:
+                async with asyncio.timeout(SILENCE_S):
+                    report = await anext(requests, None)
+            except TimeoutError:
+                raise DeadlineExceeded(f"no report for {SILENCE_S:.0f} s") from None
             if report is None:
                 return
             if report.WhichOneof("report") == "status":

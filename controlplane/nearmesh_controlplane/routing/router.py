@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from nearmesh.ids import node_server_name
 from nearmesh.routing import OBJECTIVES, Candidate, Objective, Ranked, parse_objective, rank, usd_per_1000
@@ -18,6 +19,11 @@ from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.registry.nodes import READY, Node, Registry
 from nearmesh_controlplane.routing.latency import LatencyBook
 from nearmesh_controlplane.routing.table import Endpoint, Listener, ModelRoutes, RouteTable
+
+K, V = TypeVar("K"), TypeVar("V")
+
+# Clients say which region they are in; whatever they say, no more than this is remembered of each kind.
+MAX_KEPT = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +69,7 @@ class Router:
         known = self._tables.get((region, listener))
         if known is None or known[0] != seen:
             known = (seen, self._table(region, listener))
-            self._tables[region, listener] = known
+            _keep(self._tables, (region, listener), known)
         return known[1]
 
     def decide(self, model: str, region: str, objective: Objective | None = None) -> Decision:
@@ -75,7 +81,7 @@ class Router:
         firm = [c for c in candidates if not c.unready_why]
         ranking = rank(firm, wanted, policy.deadline_ms, current=self._current.get((region, model, wanted)))
         if ranking and ranking[0].candidate.ready:
-            self._current[region, model, wanted] = ranking[0].candidate.node
+            _keep(self._current, (region, model, wanted), ranking[0].candidate.node)
         # Whose session just broke is tried after everyone who is certain, whoever cannot serve is only explained.
         doubtful = [c for c in candidates if c.unready_why and c.ready]
         ranking += [_doubted(r) for r in rank(doubtful, wanted, policy.deadline_ms)]
@@ -163,6 +169,14 @@ class Router:
         deployed = self._catalog.deployed(model, node.site)
         replica = next((r for r in ready if deployed and r.digest == deployed.digest), ready[0])
         return replica, "" if presence == "live" else "its session just broke"
+
+
+def _keep(kept: dict[K, V], key: K, value: V) -> None:
+    """Keeps a value instead of the one that was set longest ago, once there are too many."""
+    kept.pop(key, None)
+    kept[key] = value
+    if len(kept) > MAX_KEPT:
+        del kept[next(iter(kept))]
 
 
 def _speeds(model: str, nodes: Iterable[Node], registry: Registry) -> dict[tuple[str, str], float]:

@@ -1,0 +1,173 @@
+"""The node registry: what is durable, and who counts as alive."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from nearmesh.errors import InvalidInput, NotFound
+from nearmesh.v1 import node_pb2
+from tests.control_plane_state import LEASE_S, State, digest_of, replica, state
+
+
+@pytest.fixture
+async def mesh(tmp_path: Path) -> AsyncIterator[State]:
+    async with state(tmp_path) as found:
+        yield found
+
+
+async def test_a_lease_runs_from_the_end_of_the_session(mesh: State) -> None:
+    await mesh.join("n")
+    assert mesh.registry.presence("n") == "gone"
+    mesh.registry.session_opened("n")
+    mesh.clock.now_s += 100 * LEASE_S
+    assert mesh.registry.presence("n") == "live"
+    mesh.registry.session_closed("n")
+    mesh.clock.now_s += LEASE_S - 0.01
+    assert mesh.registry.presence("n") == "suspect"
+    mesh.clock.now_s += 0.01
+    assert mesh.registry.presence("n") == "gone"
+    mesh.registry.session_opened("n")
+    assert mesh.registry.presence("n") == "live"
+
+
+async def test_a_new_session_may_open_before_the_old_one_is_known_to_be_dead(mesh: State) -> None:
+    await mesh.join("n")
+    mesh.registry.session_opened("n")
+    mesh.registry.session_opened("n")
+    mesh.registry.session_closed("n")
+    assert mesh.registry.presence("n") == "live"
+    mesh.registry.session_closed("n")
+    assert mesh.registry.presence("n") == "suspect"
+
+
+async def test_a_change_of_presence_wakes_those_who_route_and_nothing_else_does(mesh: State) -> None:
+    await mesh.node("n")
+    seen = mesh.changes.value
+    mesh.registry.expire()
+    assert mesh.changes.value == seen
+    mesh.registry.session_closed("n")
+    assert mesh.changes.value == seen + 1
+    mesh.clock.now_s += LEASE_S
+    mesh.registry.expire()
+    assert mesh.changes.value == seen + 2
+
+
+async def test_a_restart_keeps_the_facts_and_gives_everyone_a_lease(tmp_path: Path) -> None:
+    async with state(tmp_path) as before:
+        await before.node("n", usd=1.0, hardware="h")
+        await before.node("silent")
+        await before.registry.set_price("n", 2.0)
+        await before.registry.drain("n", undo=False)
+        await before.registry.cordon("n", undo=False)
+        await before.reports("n", replica())
+        expected = before.registry.get("n")
+    async with state(tmp_path) as after:
+        assert after.registry.get("n") == expected
+        assert (expected.usd_per_hour, expected.own_usd_per_hour, expected.draining) == (2.0, 1.0, True)
+        assert list(after.registry.replicas("n").values()) == [replica()]
+        # It served when it was last heard of, so it is tried, though last; the other one had nothing to lose.
+        assert (after.registry.presence("n"), after.registry.presence("silent")) == ("suspect", "gone")
+        assert after.registry.last_seen_s("n") == 0
+        after.clock.now_s += LEASE_S
+        assert after.registry.presence("n") == "gone"
+
+
+async def test_a_price_is_the_operators_else_the_nodes(mesh: State) -> None:
+    await mesh.node("n", usd=1.5)
+    assert mesh.registry.get("n").usd_per_hour == 1.5
+    await mesh.registry.set_price("n", 0.0)
+    assert mesh.registry.get("n").usd_per_hour == 0.0
+    await mesh.registry.hello("n", node_pb2.NodeHello(usd_per_hour=9.0))
+    assert (mesh.registry.get("n").usd_per_hour, mesh.registry.get("n").own_usd_per_hour) == (0.0, 9.0)
+
+
+@pytest.mark.parametrize("price", [-0.01, math.nan, math.inf, 1e6])
+async def test_what_is_no_price(mesh: State, price: float) -> None:
+    await mesh.node("n", usd=1.5)
+    with pytest.raises(InvalidInput, match="is not between 0 and 1,000,000"):
+        await mesh.registry.set_price("n", price)
+    assert mesh.registry.get("n").usd_per_hour == 1.5
+
+
+@pytest.mark.parametrize(("given", "kept"), [(-1.0, 0.0), (0.0, 0.0), (math.nan, 0.0), (2.0, 2.0)])
+async def test_a_node_that_names_no_price_is_free(mesh: State, given: float, kept: float) -> None:
+    await mesh.node("n", usd=given)
+    assert mesh.registry.get("n").own_usd_per_hour == kept
+
+
+async def test_who_leaves_is_out_until_it_comes_back(mesh: State) -> None:
+    await mesh.node("n")
+    await mesh.reports("n", draining=True)
+    assert mesh.registry.leaving("n")
+    mesh.registry.session_closed("n")
+    assert mesh.registry.leaving("n")
+    mesh.registry.session_opened("n")
+    assert not mesh.registry.leaving("n")
+    await mesh.registry.drain("n", undo=False)
+    await mesh.reports("n", draining=False)
+    assert mesh.registry.leaving("n")
+    await mesh.registry.drain("n", undo=True)
+    assert not mesh.registry.leaving("n")
+
+
+async def test_reports_are_written_only_when_a_restart_must_know(mesh: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    await mesh.node("n")
+    writes = 0
+    run = mesh.db.run
+
+    async def counted(*args: object) -> object:
+        nonlocal writes
+        writes += 1
+        return await run(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(mesh.db, "run", counted)
+    for service_ms in (1.0, 2.0, 3.0):
+        await mesh.reports("n", replica(service_ms=service_ms))
+    assert writes == 1
+    # What was measured is seen all the same.
+    assert mesh.registry.replicas("n")[digest_of("m", "1")].service_ms_p50 == 3.0
+    await mesh.reports("n", replica(state=node_pb2.REPLICA_STATE_FAILED, detail="why"))
+    await mesh.reports("n")
+    assert writes == 3
+    assert mesh.registry.replicas("n") == {}
+
+
+async def test_gateways_and_removed_nodes_serve_nobody(mesh: State) -> None:
+    await mesh.node("b")
+    await mesh.node("a")
+    await mesh.join("door", kind="gateway")
+    await mesh.registry.remove("b")
+    assert [node.id for node in mesh.registry.all()] == ["a", "b", "door"]
+    assert [node.id for node in mesh.registry.serving_nodes()] == ["a"]
+    assert mesh.registry.removed_ids() == {"b"}
+
+
+async def test_a_gateway_is_there_while_it_is_heard(mesh: State) -> None:
+    door = await mesh.join("door", kind="gateway")
+    assert not mesh.registry.live(door)
+    mesh.registry.heard("door")
+    assert mesh.registry.live(door)
+    mesh.clock.now_s += LEASE_S
+    assert not mesh.registry.live(door)
+
+
+async def test_an_unknown_node_is_named_with_those_that_are_known(mesh: State) -> None:
+    with pytest.raises(NotFound, match="no node 'x'; the mesh has none yet"):
+        mesh.registry.get("x")
+    await mesh.join("a")
+    for change in (mesh.registry.drain("x", undo=False), mesh.registry.remove("x"), mesh.registry.set_price("x", 1)):
+        with pytest.raises(NotFound, match="the mesh has a"):
+            await change
+    assert mesh.registry.presence("x") == "gone"
+
+
+async def test_changing_nothing_wakes_nobody(mesh: State) -> None:
+    await mesh.node("n")
+    await mesh.registry.drain("n", undo=False)
+    seen = mesh.changes.value
+    await mesh.registry.drain("n", undo=False)
+    assert mesh.changes.value == seen
