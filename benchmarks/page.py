@@ -127,10 +127,11 @@ def _reading(results: Results) -> str:
         "Figures are medians over the rounds, with the lowest and the highest round in brackets. Percentiles, *over A* "
         "and *times A* are of one caller that asks again as soon as it has its answer; the last two columns are of "
         "several such callers. *Over A*, *times A* and *share of A* compare within each round. *On the node* is the "
-        f"median of what the node itself reports, bytes in to bytes out; for A, of the engine call. The slowest cell had {fewest} calls a round: "
-        f"with fewer than 100, its p99 is its slowest call. {strays} C, D, E and W pass the WAN proxy, which emulates "
-        f"the {settings['round_trip_ms']:g} ms round trip inside a data centre; its timers are coarser than that, so "
-        "what it adds in truth is W less B, and the cost of C, D and E themselves is what they take beyond W."
+        "median of what the node itself reports, bytes in to bytes out; for A, of the engine call. The slowest cell "
+        f"had {fewest} calls a round: with fewer than 100, its p99 is its slowest call. {strays}\n\n"
+        f"C, D, E and W pass the WAN proxy, which emulates the {settings['round_trip_ms']:g} ms round trip inside a "
+        "data centre. Its timers are coarser than that: what it adds in truth is W less B, and the cost of C, D and E "
+        "themselves is what they take beyond W."
     )
 
 

@@ -6,6 +6,7 @@ Each scenario checks what it promises, leaves the mesh as it found it, and retur
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -219,3 +220,24 @@ async def lost_sequences(mesh: LocalMesh, region: str) -> Figures:
     await until(lambda: _chosen(mesh, "voice-activity", region, node))
     mesh.write_state()
     return {"ended_within_s": ended_s}
+
+
+async def frozen_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[str] = ("gateway", "sdk")) -> Figures:
+    """SIGSTOP of the node that answers, under load: it is there and says nothing. A plain xDS client is left out,
+    since it cannot retry by time."""
+    before, _ = await _choice_and_other(mesh, model, region)
+    child = mesh.find(before)
+    async with loads(mesh, model, region=region, ways=ways, seconds=BEFORE_S + 8.0) as found:
+        await asyncio.sleep(BEFORE_S)
+        frozen_s = time.time()
+        child.signal(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(6.0)
+        finally:
+            thawed_s = time.time()
+            child.signal(signal.SIGCONT)
+    check_before(found.results, node=before, until_s=frozen_s)
+    check_no_error(found.results)
+    await until(lambda: _chosen(mesh, model, region, before))
+    moved = moved_after_s(found.results, away_from=before, after_s=frozen_s, until_s=thawed_s)
+    return {"moved_within_s": round(moved, 3), "loads": [summary(result) for result in found.results]}

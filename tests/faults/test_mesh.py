@@ -51,3 +51,7 @@ async def test_p2_p3_inference_goes_on_without_the_control_plane_and_it_forgets_
 
 async def test_a_sequence_ends_with_sequence_lost_when_its_node_is_killed(mesh: LocalMesh) -> None:
     await scenarios.lost_sequences(mesh, "europe-west1")
+
+
+async def test_p1_a_frozen_node_costs_no_error_through_gateways_and_the_sdk(mesh: LocalMesh) -> None:
+    await scenarios.frozen_node(mesh, "europe-west1", "file-type")

@@ -1,0 +1,129 @@
+"""The fault and fuzz runs at full counts: `make soak`. Results, with every figure, go to tests/faults/results.
+
+Every scenario is run to its end even when an earlier one failed; the exit code says whether all of them held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nearmesh.devmesh.mesh import LocalMesh, local_mesh
+from nearmesh.devmesh.plan import MODELS, REGIONS, site_of
+from nearmesh.devmesh.tour import tour
+from tests.faults import scenarios
+from tests.faults.test_fuzz import fuzzed
+
+RESULTS = Path(__file__).parent / "results"
+FUZZ_COUNT, FUZZ_SEEDS = 10_000, (7, 8)
+CONTROL_PLANE_AWAY_S = 60.0
+
+Run = tuple[str, Callable[[LocalMesh], Awaitable[Any]]]
+
+
+def runs() -> Iterator[Run]:
+    """Every scenario by name, in order."""
+    yield "nearest site, every region, model and way", _nearest
+    for region in REGIONS:
+        for model in MODELS:
+            for ways in scenarios.groups(model):
+                where = f"{model} from {region} by {', '.join(ways)}"
+                yield f"cheaper price: {where}", _with(scenarios.price_moves_traffic, region, model, ways)
+                yield f"killed node: {where}", _with(scenarios.killed_node, region, model, ways)
+        yield f"frozen node: from {region}", _with(scenarios.frozen_node, region, "file-type")
+        yield f"lost sequences: from {region}", _with(scenarios.lost_sequences, region)
+    yield "control plane away", _with(scenarios.killed_control_plane, "europe-west1", CONTROL_PLANE_AWAY_S)
+
+
+def _with(scenario: Callable[..., Awaitable[Any]], *arguments: Any) -> Callable[[LocalMesh], Awaitable[Any]]:
+    return lambda mesh: scenario(mesh, *arguments)
+
+
+async def _nearest(mesh: LocalMesh) -> dict[str, Any]:
+    rows = await tour(mesh.plan.folder, objective="nearest")
+    wrong = [row for row in rows if not row.correct or row.site != site_of(row.region)]
+    assert not wrong, wrong
+    return {"rows": len(rows), "wrong": 0}
+
+
+async def _measured(name: str, run: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
+    """One scenario's entry in the results."""
+    started = time.monotonic()
+    entry: dict[str, Any] = {"name": name}
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            entry["figures"] = await run()
+        entry["held"] = True
+    except Exception as error:  # noqa: BLE001  # whatever goes wrong is this scenario's result
+        entry |= {"held": False, "error": f"{type(error).__name__}: {error}"[:2000], "said": said.getvalue()}
+        traceback.print_exc()
+    entry["seconds"] = round(time.monotonic() - started, 1)
+    print(f"{'held' if entry['held'] else 'FAILED':6s} {entry['seconds']:6.1f} s  {name}", flush=True)
+    return entry
+
+
+async def soak(only: str) -> list[dict[str, Any]]:
+    """Every entry whose name contains `only`."""
+    found = []
+    chosen = [(name, run) for name, run in runs() if only in name]
+    with tempfile.TemporaryDirectory(prefix="nearmesh-soak-") as scratch:
+        if chosen:
+            async with local_mesh(Path(scratch) / "mesh") as mesh:
+                for name, run in chosen:
+                    found.append(await _measured(name, lambda run=run: run(mesh)))  # type: ignore[misc]
+        for seed in FUZZ_SEEDS:
+            name = f"fuzz: {FUZZ_COUNT} mutated requests, seed {seed}"
+            if only in name:
+                folder = Path(scratch) / f"fuzz-{seed}"
+                folder.mkdir()
+                found.append(await _measured(name, lambda: _fuzz(folder, seed)))  # noqa: B023
+    return found
+
+
+async def _fuzz(folder: Path, seed: int) -> dict[str, Any]:
+    result = await fuzzed(folder, FUZZ_COUNT, seed)
+    assert not result["faults"], result["faults"]
+    return result
+
+
+def _machine() -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip(),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="scenarios whose name contains this; nothing is written then")
+    only = parser.parse_args().only
+    entries = asyncio.run(soak(only))
+    failed = [entry["name"] for entry in entries if not entry["held"]]
+    if not only:
+        RESULTS.mkdir(exist_ok=True)
+        content = {"machine": _machine(), "held": len(entries) - len(failed), "failed": failed, "runs": entries}
+        (RESULTS / "soak.json").write_text(json.dumps(content, indent=1) + "\n")
+    print(f"{len(entries) - len(failed)} held, {len(failed)} failed")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

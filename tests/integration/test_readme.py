@@ -1,0 +1,81 @@
+"""The README's commands and examples, run as they stand against a local mesh."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nearmesh.devmesh.children import script
+from nearmesh.devmesh.samples import CHECKOUT
+from nearmesh.devmesh.samples.file_type import features
+from nearmesh.package import read_labels
+from tests.integration.test_local_mesh import Running, wait
+
+pytestmark = pytest.mark.timeout(180)
+
+README = (CHECKOUT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+MESH_COMMANDS = [line for line in COMMANDS if line.startswith("nearmesh ")]
+LABELS = read_labels(CHECKOUT / "models" / "file-type" / "labels.txt")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder as the README has it: a mesh in .nearmesh/dev, and this README's features in readme.npy."""
+    folder = tmp_path_factory.mktemp("readme")
+    np.save(folder / "readme.npy", features(README.encode())[np.newaxis, :])
+    (folder / ".nearmesh").mkdir()
+    mesh = Running(folder / ".nearmesh" / "dev")
+    try:
+        wait(lambda: (mesh.folder / "mesh.json").exists() or mesh.process.poll() is not None, 60)
+        yield folder
+    finally:
+        mesh.close()
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=["gateway", "xds", "sdk"])
+def test_every_way_in_answers_what_this_file_is(home: Path, code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert LABELS[int(done.stdout.split()[0])] == "markdown"
+
+
+@pytest.mark.parametrize("line", MESH_COMMANDS, ids=range(len(MESH_COMMANDS)))
+def test_commands_work(home: Path, line: str) -> None:
+    environment = os.environ | {"PATH": f"{Path(script('nearmesh')).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", line], cwd=home, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_the_other_commands_are_the_makefiles() -> None:
+    assert [line for line in COMMANDS if line not in MESH_COMMANDS] == ["make up", "make test"]
+    for target, expected in (("up", "nearmesh dev up\n"), ("up ONCE=1", "nearmesh dev up --once\n")):
+        shown = subprocess.run(
+            ["make", "--dry-run", "--no-print-directory", *target.split()],
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert shown.stdout.endswith(expected)
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (CHECKOUT / target).exists(), target
+
+
+def test_the_tour_is_what_the_command_prints() -> None:
+    shown = re.search(r"<!-- tour -->\n```text\n(.*?)```\n<!-- /tour -->", README, re.DOTALL)
+    assert shown
+    for word in ("client region", "why that site", "36 of 36 rows right", "europe-west1", "gateway", "xds", "sdk"):
+        assert word in shown.group(1)

@@ -1,0 +1,86 @@
+"""The examples in deploy/ are read by the code that reads them in earnest, and show every key there is."""
+
+from __future__ import annotations
+
+import configparser
+import dataclasses
+import itertools
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from nearmesh_agent.config import NodeConfig
+from nearmesh_controlplane.config import EndpointOverride, MeshConfig
+
+from nearmesh import config
+from nearmesh.gateway.config import GatewayConfig
+from tests.commands import check_command, commands_in
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+EXAMPLES: dict[str, type[Any]] = {"mesh.toml": MeshConfig, "node.toml": NodeConfig, "gateway.toml": GatewayConfig}
+UNITS = sorted(path.name for path in (DEPLOY / "systemd").iterdir())
+
+# A key that shows its default: "#key = ...", or the head of such a table.
+_DEFAULT = re.compile(r"^#(?=\[\[?\w|\w+ = )", flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_a_configuration(name: str) -> None:
+    config.load(EXAMPLES[name], DEPLOY / name)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_defaults_that_it_shows_are_the_defaults(name: str) -> None:
+    text = (DEPLOY / name).read_text()
+    plain = config.parse(EXAMPLES[name], tomllib.loads(text), where=name, base=DEPLOY)
+    shown = config.parse(EXAMPLES[name], tomllib.loads(_DEFAULT.sub("", text)), where=name, base=DEPLOY)
+    if isinstance(shown, MeshConfig):
+        (override,) = shown.endpoint_override
+        assert override == EndpointOverride(client_region="us-east1", node="node-1", address="203.0.113.20:8001")
+        shown = dataclasses.replace(shown, endpoint_override=())
+    assert shown == plain
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_shows_every_key_with_a_comment(name: str) -> None:
+    lines = (DEPLOY / name).read_text().splitlines()
+    text = tomllib.loads(_DEFAULT.sub("", "\n".join(lines)))
+    assert text.keys() == {field.name for field in dataclasses.fields(EXAMPLES[name])}
+    for before, line in itertools.pairwise(lines):
+        if re.match(r"#?\w+ = ", line):
+            assert before.startswith("#"), f"{name}: {line} has no comment"
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_unit_starts_one_of_our_programs(name: str) -> None:
+    unit = configparser.ConfigParser(interpolation=None, strict=True)
+    unit.optionxform = str  # type: ignore[assignment]  # systemd's keys have capitals
+    unit.read(DEPLOY / "systemd" / name)
+    service = unit["Service"]
+    program, _, arguments = service["ExecStart"].partition(" ")
+    check_command(f"{Path(program).name} {arguments}")
+    (example,) = [part for part in arguments.split() if part.endswith(".toml")]
+    found = tomllib.loads((DEPLOY / Path(example).name).read_text())
+    assert found["data"] == f"/var/lib/{service['StateDirectory']}", "the folder that the unit may write to"
+    assert service["Restart"] == "always" and service["NoNewPrivileges"] == "yes"
+
+
+def test_the_join_tokens_lie_where_each_service_looks() -> None:
+    page, unit = (DEPLOY / "README.md").read_text(), (DEPLOY / "systemd" / "nearmesh-gateway.service").read_text()
+    node = tomllib.loads((DEPLOY / "node.toml").read_text())
+    assert f"/etc/nearmesh/{node['join_token_file']}" in page
+    assert "--token-file /etc/nearmesh/gateway.token" in unit and "/etc/nearmesh/gateway.token" in page
+
+
+@pytest.mark.parametrize("line", commands_in(DEPLOY / "README.md"))
+def test_the_pages_commands_exist(line: str) -> None:
+    check_command(line)
+
+
+def test_a_command_that_does_not_exist_is_noticed() -> None:
+    for line in ("nearmesh node fetch", "nearmesh node list --yaml", "nearmesh model deploy", "nearmesh audit a b"):
+        with pytest.raises(click.UsageError):
+            check_command(line)

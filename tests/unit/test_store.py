@@ -1,0 +1,215 @@
+"""The node's model store against a registry that lies, breaks off or is not there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from nearmesh_agent.store.store import ModelStore
+
+from nearmesh.errors import DigestMismatch, NotFound, PackageError, Unreachable
+from nearmesh.oci import CONFIG_TYPE, FILE_TYPE, MANIFEST_TYPE, Descriptor, Manifest, digest_bytes
+
+FILES = {"model.toml": b"name", "fp32.onnx": b"weights" * 1000, "empty": b""}
+CONFIG = b"{}"
+MANIFEST = Manifest(
+    "m",
+    "1",
+    Descriptor(CONFIG_TYPE, digest_bytes(CONFIG), len(CONFIG)),
+    tuple(Descriptor(FILE_TYPE, digest_bytes(data), len(data), title) for title, data in FILES.items()),
+).to_bytes()
+DIGEST = digest_bytes(MANIFEST)
+
+
+class Registry:
+    """Answers as a registry should, until a test changes what it has."""
+
+    def __init__(self) -> None:
+        self.manifest = MANIFEST
+        self.blobs = {digest_bytes(data): data for data in (CONFIG, *FILES.values())}
+        self.asked: list[str] = []
+        self.status = 200
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        self.asked.append(path)
+        if self.status != 200:
+            return httpx.Response(self.status)
+        if path == f"/v2/m/manifests/{DIGEST}":
+            return httpx.Response(200, content=self.manifest, headers={"Content-Type": MANIFEST_TYPE})
+        data = self.blobs.get(path.rpartition("/")[2])
+        return httpx.Response(404) if data is None else httpx.Response(200, content=data)
+
+    @property
+    def weights(self) -> str:
+        return digest_bytes(FILES["fp32.onnx"])
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry()
+
+
+@pytest.fixture
+async def client(registry: Registry) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url="https://cp", transport=httpx.MockTransport(registry)) as found:
+        yield found
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path)
+
+
+def left_over(tmp_path: Path) -> list[Path]:
+    return list(tmp_path.rglob(".incoming-*"))
+
+
+async def test_a_pulled_version_is_a_folder_with_its_files(
+    store: ModelStore, client: httpx.AsyncClient, registry: Registry, tmp_path: Path
+) -> None:
+    assert store.find(DIGEST) is None
+    manifest, folder = await store.pull("m", DIGEST, client)
+    assert (manifest.model, manifest.version) == ("m", "1")
+    assert {name: (folder / name).read_bytes() for name in FILES} == FILES
+    assert left_over(tmp_path) == []
+    # The next start needs no registry.
+    registry.status = 500
+    assert ModelStore(tmp_path).find(DIGEST) == (manifest, folder)
+    assert await store.pull("m", DIGEST, client) == (manifest, folder)
+
+
+def change(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+LIES: dict[str, tuple[Callable[[bytes], bytes], type[Exception]]] = {
+    "changed": (change, DigestMismatch),
+    "shorter": (lambda data: data[:-1], DigestMismatch),
+    "longer": (lambda data: data + b"x", DigestMismatch),
+    "nothing": (lambda data: b"", DigestMismatch),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_p5_a_blob_that_is_not_what_its_digest_says_is_not_kept(
+    store: ModelStore, client: httpx.AsyncClient, registry: Registry, tmp_path: Path, lie: str
+) -> None:
+    sound = registry.blobs[registry.weights]
+    make, error = LIES[lie]
+    registry.blobs[registry.weights] = make(sound)
+    with pytest.raises(error, match="fp32.onnx"):
+        await store.pull("m", DIGEST, client)
+    assert store.find(DIGEST) is None
+    assert left_over(tmp_path) == []
+    assert not (tmp_path / "blobs" / registry.weights.removeprefix("sha256:")).exists()
+    # What was right is not fetched again.
+    registry.blobs[registry.weights] = sound
+    registry.asked.clear()
+    await store.pull("m", DIGEST, client)
+    assert f"/v2/m/blobs/{digest_bytes(FILES['model.toml'])}" not in registry.asked
+
+
+async def test_p5_a_manifest_that_is_not_what_its_digest_says_is_refused(
+    store: ModelStore, client: httpx.AsyncClient, registry: Registry
+) -> None:
+    registry.manifest = MANIFEST + b" "
+    with pytest.raises(DigestMismatch, match="wanted " + DIGEST):
+        await store.pull("m", DIGEST, client)
+
+
+async def test_a_manifest_that_is_none_is_refused(store: ModelStore) -> None:
+    body = b'{"not": "a manifest"}'
+    answer = httpx.MockTransport(lambda request: httpx.Response(200, content=body))
+    async with httpx.AsyncClient(base_url="https://cp", transport=answer) as client:
+        with pytest.raises(PackageError):
+            await store.pull("m", digest_bytes(body), client)
+
+
+@pytest.mark.parametrize(("status", "error"), [(404, NotFound), (403, Unreachable), (500, Unreachable)])
+async def test_a_registry_that_does_not_answer_with_it(
+    store: ModelStore, client: httpx.AsyncClient, registry: Registry, status: int, error: type[Exception]
+) -> None:
+    registry.status = status
+    with pytest.raises(error):
+        await store.pull("m", DIGEST, client)
+    registry.status = 200
+    del registry.blobs[registry.weights]
+    with pytest.raises(NotFound, match=registry.weights):
+        await store.pull("m", DIGEST, client)
+
+
+async def test_a_connection_that_breaks_is_unreachable(store: ModelStore, tmp_path: Path) -> None:
+    def broken(request: httpx.Request) -> httpx.Response:
+        if "manifests" in request.url.path:
+            return httpx.Response(200, content=MANIFEST)
+
+        async def half() -> AsyncIterator[bytes]:
+            yield b"w"
+            raise httpx.ReadError("connection reset")
+
+        return httpx.Response(200, content=half())
+
+    async with httpx.AsyncClient(base_url="https://cp", transport=httpx.MockTransport(broken)) as client:
+        with pytest.raises(Unreachable, match="broke off"):
+            await store.pull("m", DIGEST, client)
+    assert left_over(tmp_path) == []
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a changed byte": lambda folder: (folder / "fp32.onnx").write_bytes(change(FILES["fp32.onnx"])),
+    "a short file": lambda folder: os.truncate(folder / "fp32.onnx", 3),
+    "a missing file": lambda folder: (folder / "fp32.onnx").unlink(),
+    "a folder instead of a file": lambda folder: ((folder / "fp32.onnx").unlink(), (folder / "fp32.onnx").mkdir()),
+    "a changed manifest": lambda folder: (folder / "manifest.json").write_bytes(MANIFEST + b" "),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_p5_what_rotted_on_disk_is_noticed_and_pulled_again(
+    store: ModelStore, client: httpx.AsyncClient, damage: str
+) -> None:
+    _, folder = await store.pull("m", DIGEST, client)
+    DAMAGES[damage](folder)
+    assert store.find(DIGEST) is None
+    _, folder = await store.pull("m", DIGEST, client)
+    assert {name: (folder / name).read_bytes() for name in FILES} == FILES
+    assert store.find(DIGEST) is not None
+
+
+async def test_two_versions_share_equal_files_and_not_their_damage_unnoticed(
+    store: ModelStore, client: httpx.AsyncClient, registry: Registry, tmp_path: Path
+) -> None:
+    """Files are hard links to blobs, so damage to one version's file may be damage to another's."""
+    second = MANIFEST.replace(b'"1"', b'"2"')
+    other = digest_bytes(second)
+    _, folder = await store.pull("m", DIGEST, client)
+
+    def both(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith(other):
+            return httpx.Response(200, content=second)
+        return registry(request)
+
+    async with httpx.AsyncClient(base_url="https://cp", transport=httpx.MockTransport(both)) as client_of_both:
+        _, its_folder = await store.pull("m", other, client_of_both)
+        assert (folder / "fp32.onnx").samefile(its_folder / "fp32.onnx")
+        with (folder / "fp32.onnx").open("r+b") as file:
+            file.write(b"X")
+        assert store.find(DIGEST) is None
+        assert store.find(other) is None
+        for digest in (DIGEST, other):
+            _, folder = await store.pull("m", digest, client_of_both)
+            assert (folder / "fp32.onnx").read_bytes() == FILES["fp32.onnx"]
+
+
+def test_what_a_killed_process_left_behind_is_swept_up(tmp_path: Path) -> None:
+    ModelStore(tmp_path)
+    (tmp_path / "blobs" / ".incoming-1").write_bytes(b"half")
+    (tmp_path / "versions" / ".incoming-2").mkdir()
+    (tmp_path / "versions" / ".incoming-2" / "file").write_bytes(b"half")
+    ModelStore(tmp_path)
+    assert left_over(tmp_path) == []
