@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from nearmesh.devmesh.children import ChildFailed, script
@@ -48,7 +49,7 @@ async def _visit(region: str, state: Path, objective: str) -> list[Row]:
 
 def table(rows: Iterable[Row]) -> Table:
     """For people."""
-    found = Table(title="Every model, from every region, through every way in", title_justify="left")
+    found = Table(title="Every model, from every region, through every way in", title_justify="left", box=SIMPLE_HEAD)
     for heading, justify in (
         ("client region", "left"),
         ("way in", "left"),

@@ -102,6 +102,7 @@ class _Asking:
     def ask(self, sample: Sample | SequenceSample) -> tuple[Sequence[Reply], str]:
         """The replies that count for the times, and the answer in words. Raises WrongAnswer."""
         if isinstance(sample, SequenceSample):
+            self.way.sequence(sample.model, sample.calls[:1], objective=self.objective, timeout_s=TIMEOUT_S)
             replies = self.way.sequence(sample.model, sample.calls, objective=self.objective, timeout_s=TIMEOUT_S)
             return replies, sample.check([reply.outputs for reply in replies])
         answer = ""

@@ -54,8 +54,8 @@ class ModelStore:
                     raise DigestMismatch(f"the stored {file.title} of {digest} is damaged")
         except FileNotFoundError:
             return None
-        except MeshError as error:
-            log.warning("discarding a damaged version: %s", error.message)
+        except (MeshError, OSError) as error:
+            log.warning("discarding a damaged version: %s", error)
             self._discard(folder)
             return None
         return manifest, folder

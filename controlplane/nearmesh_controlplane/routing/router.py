@@ -20,7 +20,8 @@ from nearmesh_controlplane.registry.nodes import READY, Node, Registry
 from nearmesh_controlplane.routing.latency import LatencyBook
 from nearmesh_controlplane.routing.table import Endpoint, Listener, ModelRoutes, RouteTable
 
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 
 # Clients say which region they are in; whatever they say, no more than this is remembered of each kind.
 MAX_KEPT = 10_000
