@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup up test lint types imports stubs check-stubs check bench soak clean
+.PHONY: help setup up test lint types imports stubs check-stubs pins check bench soak clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,12 @@ check-stubs: $(STAMP) ## Fail when the committed stubs are not those of protos/
 	@$(call PROTOC,build/stubs)
 	@for file in build/stubs/nearmesh/v1/*; do cmp $$file nearmesh/v1/$$(basename $$file) || exit 1; done
 	@echo "stubs are fresh"
+
+pins: ## Resolve requirements.in anew and write every pin to requirements.txt
+	@rm -rf build/pins && $(PYTHON) -m venv build/pins
+	@build/pins/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.in
+	@echo '# Every pin of the development environment; `make pins` writes it from requirements.in.' > requirements.txt
+	@build/pins/bin/python -m pip freeze >> requirements.txt
 
 check: lint types imports check-stubs ## Everything but the tests
 
