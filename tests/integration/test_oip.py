@@ -280,7 +280,7 @@ async def test_deadline_in_the_request(client):
     assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
 
 
-async def test_a_swap_fails_nothing(tmp_path):
+async def test_p4_a_swap_fails_nothing(tmp_path):
     """The old version answers what it had; requests without a version go to the new one."""
     old = await load(tmp_path, tiny_models.adder(tmp_path))
     new = await load(tmp_path, tiny_models.adder(tmp_path, version="2"))
@@ -320,7 +320,7 @@ async def test_metrics(running, client):
     assert value("nearmesh_in_flight") == 0
 
 
-async def test_a_client_that_gives_up_never_reaches_the_engine():
+async def test_p7_a_client_that_gives_up_never_reaches_the_engine():
     engine = Gate(is_open=False)
     described = tiny_models.package("doubler", [tiny_models.spec("x", "FP32", -1)], [tiny_models.spec("y", "FP32", -1)])
     replica = Replica(described, "sha256:1", engine, config=ReplicaConfig())
@@ -483,7 +483,7 @@ async def test_stateless_models_stream_too(stub):
     call.cancel()
 
 
-async def test_overload_on_the_wire(running, stub, monkeypatch):
+async def test_p6_overload_is_refused_on_the_wire(running, stub, monkeypatch):
     replica = running.table.get("adder")
 
     async def full(*args, **kwargs):

@@ -55,7 +55,7 @@ def folder_of(agent: Node, digest: str) -> Path:
     return agent.data / "models" / "versions" / digest.removeprefix("sha256:")
 
 
-async def test_deploy_and_rollback_fail_no_request(plane: ControlPlane, agent: Node, tmp_path: Path) -> None:
+async def test_p4_deploy_and_rollback_fail_no_request(plane: ControlPlane, agent: Node, tmp_path: Path) -> None:
     await deployed(plane, adding(tmp_path / "1", "swapped", "1", 1.0))
     await agent.serves("swapped", "1")
     async with calling(agent, "swapped") as caller, plane.operator() as operator:

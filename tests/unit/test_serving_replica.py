@@ -42,7 +42,7 @@ async def test_an_answer_and_its_times():
     await replica.close()
 
 
-async def test_a_full_queue_refuses_at_once():
+async def test_p6_a_full_queue_refuses_at_once():
     engine = Gate(is_open=False)
     replica = replica_of(engine, queue=2)
     accepted = [asyncio.create_task(replica.infer(INPUT)) for _ in range(3)]
@@ -59,7 +59,7 @@ async def test_a_full_queue_refuses_at_once():
     await replica.close()
 
 
-async def test_cancelled_requests_never_reach_the_engine():
+async def test_p7_cancelled_requests_never_reach_the_engine():
     engine = Gate(is_open=False)
     replica = replica_of(engine, queue=2)
     first = asyncio.create_task(replica.infer(INPUT))
@@ -77,7 +77,7 @@ async def test_cancelled_requests_never_reach_the_engine():
     assert engine.calls == 1
 
 
-async def test_expired_requests_never_reach_the_engine():
+async def test_p7_expired_requests_never_reach_the_engine():
     now = 0.0
     engine = Gate(is_open=False)
     replica = replica_of(engine, clock=lambda: now)
@@ -120,7 +120,7 @@ async def test_instances():
     await alone.close()
 
 
-async def test_a_hung_engine_is_not_ready():
+async def test_p10_a_hung_engine_is_not_ready():
     now = 0.0
     engine = Gate(is_open=False)
     replica = replica_of(engine, clock=lambda: now, stall_s=4.0)
