@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup up test lint types imports stubs check-stubs pins check bench soak clean
+.PHONY: help setup up test lint types imports stubs check-stubs pins check wheels bench soak clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,11 @@ pins: ## Resolve requirements.in anew and write every pin to requirements.txt
 
 check: lint types imports check-stubs ## Everything but the tests
 
+wheels: $(STAMP) ## Build the three distributions into dist/
+	@rm -rf dist build/lib build/bdist* agent/build controlplane/build
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist . ./agent ./controlplane
+	@ls dist
+
 bench: $(STAMP) ## Measure, and write benchmarks/results
 	$(BIN)/python -m benchmarks.overhead
 
@@ -62,5 +67,5 @@ soak: $(STAMP) ## The fault and fuzz runs at full counts; results go to tests/so
 	$(BIN)/python -m tests.faults.soak
 
 clean: ## Remove the virtual environment, the local mesh's state and everything built
-	@rm -rf $(VENV) .nearmesh build dist *.egg-info agent/*.egg-info controlplane/*.egg-info
+	@rm -rf $(VENV) .nearmesh build dist agent/build controlplane/build *.egg-info agent/*.egg-info controlplane/*.egg-info
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

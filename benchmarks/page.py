@@ -130,8 +130,8 @@ def _reading(results: Results) -> str:
         "median of what the node itself reports, bytes in to bytes out; for A, of the engine call. The slowest cell "
         f"had {fewest} calls a round: with fewer than 100, its p99 is its slowest call. {strays}\n\n"
         f"C, D, E and W pass the WAN proxy, which emulates the {settings['round_trip_ms']:g} ms round trip inside a "
-        "data centre. Its timers are coarser than that: what it adds in truth is W less B, and the cost of C, D and E "
-        "themselves is what they take beyond W."
+        "data centre and adds work of its own: what it adds in truth is W less B, and the cost of C, D and E themselves "
+        "is what they take beyond W."
     )
 
 

@@ -174,6 +174,9 @@ class _Guard:
         self._gatekeeper.check(who, self._method)
 
     async def fail(self, context: Any, error: Exception) -> None:
+        if isinstance(error, NotImplementedError):
+            # Generated code raises it for a method of the contract that the servicer does not have.
+            error = Unsupported(f"{self._method} is not offered here")
         if isinstance(error, MeshError):
             log.debug("failed method=%s reason=%s: %s", self._method, error.reason, error.message)
             await context.abort(error.status, error.message[:MAX_MESSAGE_CHARACTERS], error_metadata(error))

@@ -25,7 +25,7 @@ from tests.integration.mesh_processes import REGION, ControlPlane, calling, cont
 
 READY = node_pb2.REPLICA_STATE_READY
 # Each is one run of writers that a kill ends.
-SEEDS = range(5)
+SEEDS = range(4)
 
 
 def check_disk(plane: ControlPlane) -> None:
@@ -215,7 +215,7 @@ async def test_p3_a_control_plane_killed_in_its_first_moments_starts_the_next_ti
     ca = plane.authority.ca_pem
     chance = random.Random(1)
     try:
-        for _ in range(5):
+        for _ in range(3):
             await plane.child.start()
             # Somewhere between the first import and the first answer.
             await asyncio.sleep(chance.uniform(0.3, 1.0))

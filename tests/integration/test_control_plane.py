@@ -420,7 +420,7 @@ async def test_a_second_control_plane_on_one_folder_says_so_in_one_line(plane: C
     assert said.splitlines() == [f"Error: a control plane in {plane.data} is running already (pid {plane.child.pid})"]
 
 
-@pytest.mark.parametrize("listener", ["public", "mesh", "http"])
+@pytest.mark.parametrize("listener", ["public", "http"])
 async def test_a_port_that_is_taken_is_one_clear_line(plane: ControlPlane, tmp_path: Path, listener: str) -> None:
     second = ControlPlane(tmp_path)
     text = second.config.read_text().replace(f'"{getattr(second, listener)}"', f'"{plane.public}"')

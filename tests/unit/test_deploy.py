@@ -10,14 +10,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from nearmesh_agent.config import NodeConfig
 from nearmesh_controlplane.config import EndpointOverride, MeshConfig
 
 from nearmesh import config
 from nearmesh.gateway.config import GatewayConfig
-from tests.commands import check_command, commands_in
+from tests.commands import check_command
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 EXAMPLES: dict[str, type[Any]] = {"mesh.toml": MeshConfig, "node.toml": NodeConfig, "gateway.toml": GatewayConfig}
@@ -73,14 +72,3 @@ def test_the_join_tokens_lie_where_each_service_looks() -> None:
     node = tomllib.loads((DEPLOY / "node.toml").read_text())
     assert f"/etc/nearmesh/{node['join_token_file']}" in page
     assert "--token-file /etc/nearmesh/gateway.token" in unit and "/etc/nearmesh/gateway.token" in page
-
-
-@pytest.mark.parametrize("line", commands_in(DEPLOY / "README.md"))
-def test_the_pages_commands_exist(line: str) -> None:
-    check_command(line)
-
-
-def test_a_command_that_does_not_exist_is_noticed() -> None:
-    for line in ("nearmesh node fetch", "nearmesh node list --yaml", "nearmesh model deploy", "nearmesh audit a b"):
-        with pytest.raises(click.UsageError):
-            check_command(line)

@@ -181,7 +181,8 @@ def test_one_version() -> None:
 
 
 def test_the_development_environment_pins_a_version_that_each_distribution_accepts() -> None:
-    pins = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().split())
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     pins = {canonicalize_name(name): version for name, version in pins.items()}
     for distribution in FOLDERS:
         for requirement in every_requirement(distribution):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,8 @@ class Node:
         self.load_waits: dict[str, asyncio.Event] = {}
         self.pulls: list[str] = []
         self.busy = False
+        # Whether replicas stay open until they are let go.
+        self.held = False
         self.reconciler = Reconciler(
             self.table, self._pull, self._load, keep=folder / "wanted.pb", on_progress=lambda: None
         )
@@ -84,7 +87,8 @@ class Node:
         if error := self.load_errors.get(digest):
             raise error
         found = FakeReplica(folder.name, digest[-1], digest)
-        found.let_go.set()
+        if not self.held:
+            found.let_go.set()
         self.loaded.append(found)
         return found
 
@@ -105,7 +109,7 @@ class Node:
 async def until(check: Callable[[], bool]) -> None:
     """Lets the other tasks run until it is so."""
     async with asyncio.timeout(5):
-        while not check():
+        while not check():  # noqa: ASYNC110  # each turn of the loop is a step of the others
             await asyncio.sleep(0)
 
 
@@ -200,6 +204,18 @@ async def test_what_is_no_longer_wanted_goes(node: Node) -> None:
         node.table.get("m")
 
 
+async def test_a_model_that_failed_and_is_no_longer_wanted_is_unknown_again(node: Node) -> None:
+    node.load_errors[digest("m-1")] = WarmupFailed("off by one")
+    node.want("m-1")
+    await until(lambda: node.states() == {"m-1": FAILED})
+    with pytest.raises(NotReady):
+        node.table.get("m")
+    node.want()
+    await until(lambda: node.states() == {})
+    with pytest.raises(NotFound):
+        node.table.get("m")
+
+
 async def test_a_change_of_mind_while_the_new_version_is_on_its_way(node: Node) -> None:
     node.want("m-1")
     await until(lambda: node.states() == {"m-1": READY})
@@ -230,9 +246,8 @@ async def test_a_change_of_mind_while_the_old_version_is_on_its_way_out(node: No
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_whatever_was_wanted_before_the_last_wish_is_what_serves(node: Node, seed: int) -> None:
-    import random
-
     chance = random.Random(seed)
+    node.held = True
     for _ in range(30):
         wish = [
             f"{model}-{chance.randint(start, start + 2)}"
@@ -240,8 +255,14 @@ async def test_whatever_was_wanted_before_the_last_wish_is_what_serves(node: Nod
             if chance.random() < 0.8
         ]
         node.want(*wish)
+        for replica in node.loaded:
+            if chance.random() < 0.3:
+                replica.let_go.set()
         for _ in range(chance.randint(0, 8)):
             await asyncio.sleep(0)
+    node.held = False
+    for replica in node.loaded:
+        replica.let_go.set()
     await until(lambda: node.states() == dict.fromkeys(wish, READY))
     assert {version for version in wish if node.answers(version[:-2]) == version[-1]} == set(wish)
     await still(node, node.states)

@@ -63,9 +63,10 @@ class Reconciler:
         self._served = {v.model: v for v in (_read(self._keep_served) or pb.WantedState()).versions}
         self._progress: dict[str, _Progress] = {}
         self._models: dict[str, str] = {}
-        # By digest: on its way to serving, and on its way out. A version may be both when minds change quickly.
+        # By digest, on its way to serving.
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._retiring: dict[str, asyncio.Task[None]] = {}
+        # Replicas on their way out. Nobody breaks this off: what is not closed keeps its memory.
+        self._closing: set[asyncio.Task[None]] = set()
         # Loading takes all cores for a moment; one at a time leaves some for serving.
         self._one_at_a_time = asyncio.Lock()
 
@@ -102,7 +103,7 @@ class Reconciler:
 
     async def close(self) -> None:
         """Stops working and closes every replica. Safe to repeat."""
-        tasks = [*self._tasks.values(), *self._retiring.values()]
+        tasks = [*self._tasks.values(), *self._closing]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -118,13 +119,13 @@ class Reconciler:
             self._models[digest] = version.model
             if digest not in self._tasks and not self._settled(digest):
                 self._tasks[digest] = asyncio.create_task(self._bring(version), name=f"bring {version.model}")
+        models = {version.model for version in wanted.values()}
         for digest in [d for d in self._progress if d not in wanted]:
-            model = self._models[digest]
-            replaced = any(v.model == model for v in wanted.values())
             # While its successor is on the way, the old version serves.
-            if not replaced or self._table.by_digest(digest) is None:
-                self._retiring[digest] = asyncio.create_task(self._retire(digest), name=f"retire {model}")
-        self._retiring = {digest: task for digest, task in self._retiring.items() if not task.done()}
+            if self._models[digest] not in models or self._table.by_digest(digest) is None:
+                self._let_go(digest)
+        for model in {*self._models.values()} - models:
+            self._table.forget(model)
 
     def _settled(self, digest: str) -> bool:
         """Nothing left to do: it serves, or it has proven wrong."""
@@ -155,14 +156,12 @@ class Reconciler:
         if replica is None:
             replica = await self._get(version)
         self._table.forget(version.model)
-        before = self._table.put(replica)
+        self._table.put(replica)
         self._set(version, pb.REPLICA_STATE_READY)
         self._remember(version)
         log.info("serving model=%s version=%s digest=%s", version.model, version.version, version.digest)
         for digest in [d for d in self._progress if self._models[d] == version.model and d != version.digest]:
-            await self._retire(digest)
-        if before is not None:
-            await before.close()
+            self._let_go(digest)
 
     async def _fall_back(self, failed: pb.WantedVersion) -> None:
         """Brings back what served before a restart, if nothing serves the model now."""
@@ -194,16 +193,25 @@ class Reconciler:
             self._set(version, pb.REPLICA_STATE_LOADING)
             return await self._load(folder, version.digest)
 
-    async def _retire(self, digest: str) -> None:
+    def _let_go(self, digest: str) -> None:
+        """Takes a version out at once, so that a change of mind finds it gone; what it has accepted, it answers."""
         replica = self._table.remove(digest)
         if replica is not None:
             self._progress[digest] = _Progress(pb.REPLICA_STATE_UNLOADING)
-            self._on_progress()
-            await replica.close()
-            log.info("unloaded model=%s digest=%s", self._models[digest], digest)
-        progress = self._progress.get(digest)
-        if progress and (progress.state == pb.REPLICA_STATE_UNLOADING or digest not in self._tasks):
+            task = asyncio.create_task(self._close(replica), name=f"close {replica.name}")
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        elif self._progress[digest].state != pb.REPLICA_STATE_UNLOADING:
             del self._progress[digest]
+        self._on_progress()
+
+    async def _close(self, replica: Replica) -> None:
+        await replica.close()
+        log.info("unloaded model=%s digest=%s", replica.name, replica.digest)
+        progress = self._progress.get(replica.digest)
+        # It may be on its way back by now.
+        if progress and progress.state == pb.REPLICA_STATE_UNLOADING:
+            del self._progress[replica.digest]
         self._on_progress()
 
     def _set(self, version: pb.WantedVersion, state: pb.ReplicaState, detail: str = "") -> None:
