@@ -130,8 +130,8 @@ def _reading(results: Results) -> str:
         "median of what the node itself reports, bytes in to bytes out; for A, of the engine call. The slowest cell "
         f"had {fewest} calls a round: with fewer than 100, its p99 is its slowest call. {strays}\n\n"
         f"C, D, E and W pass the WAN proxy, which emulates the {settings['round_trip_ms']:g} ms round trip inside a "
-        "data centre and adds work of its own: what it adds in truth is W less B, and the cost of C, D and E themselves "
-        "is what they take beyond W."
+        "data centre and adds work of its own: what it adds in truth is W less B, and the cost of C, D and E "
+        "themselves is what they take beyond W."
     )
 
 
@@ -141,13 +141,13 @@ def _limits(results: Results) -> str:
         for line in (
             f"Everything shares this machine's {results['machine']['cores']} cores: the clients, the WAN proxy, three "
             "nodes, three gateways and the control plane. With several callers the ways compete with the node for the "
-            "cores; on machines of their own they would not, and the throughput of B to E would be nearer to A's.",
+            "cores; on machines of their own they would not, and would carry more.",
             "A has one engine call at a time, as a node's replica has. More instances or threads would move all ways.",
             "There is no GPU, no batching of requests, and no real network: no loss, no other traffic.",
             "B to E are Python clients; with several callers their interpreter's lock is part of the figure. The "
             "gateway listens in plain text for its local client and speaks TLS to the node.",
             "Connections are open and routes known: first calls are not counted. Nothing fails.",
-            "D's library asks for its token in a thread of its own for each call; B sends it as plain metadata.",
+            "D sends its token as gRPC's call credentials, B and W as plain metadata.",
         )
     )
 

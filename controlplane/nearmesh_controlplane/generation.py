@@ -11,6 +11,7 @@ class Generation:
     def __init__(self) -> None:
         self.value = 1
         self._waiters: set[asyncio.Future[None]] = set()
+        self._drifted = False
 
     def bump(self) -> int:
         """Counts one change and wakes every waiter."""
@@ -20,6 +21,19 @@ class Generation:
             if not waiter.done():
                 waiter.set_result(None)
         return self.value
+
+    def drift(self) -> None:
+        """Something measured is a little different: worth a look at the next `tick`, not at once.
+
+        Every node and every client reports each second; a look for each of them would be all that is done.
+        """
+        self._drifted = True
+
+    def tick(self) -> None:
+        """Counts everything that drifted since the last tick as one change."""
+        if self._drifted:
+            self._drifted = False
+            self.bump()
 
     async def above(self, seen: int) -> int:
         """The present value, as soon as it is above `seen`."""

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 # Manifests and pieces of blobs; models themselves travel in pieces.
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-# How often leases are looked at, and the server's certificate.
+# How often leases, drifting measurements and the server's certificate are looked at.
 TICK_S = 0.5
 # Calls in progress get this long when the process is told to stop.
 GRACE_S = 2.0
@@ -222,6 +222,7 @@ async def _tick(plane: ControlPlane, certificate: ServerCertificate, https: Http
     while True:
         await asyncio.sleep(TICK_S)
         plane.registry.expire()
+        plane.changes.tick()
         if certificate.due:
             certificate.renew()
             https.reload_certificate()

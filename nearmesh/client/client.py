@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,6 +58,21 @@ def connect(
     return Mesh(from_arguments(control_plane=control_plane, ca=ca, token=token, region=region, site=site))
 
 
+# Small calls come faster than measurements change: an order of nodes serves for this long, unless the route or what is
+# out of it changes.
+PLAN_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """An order of nodes, with what it was made from."""
+
+    route: Route
+    out: Collection[str]
+    until_s: float
+    choices: tuple[Choice, ...]
+
+
 class Mesh:
     """A connection to the mesh: routes, channels to the nodes, and what was measured about them."""
 
@@ -64,7 +80,7 @@ class Mesh:
         self.settings = settings
         self._experience = Experience(on_failed=self._failed)
         # The choice in use for each model and objective; it keeps its place against a near tie.
-        self._current: dict[tuple[str, str], str] = {}
+        self._plans: dict[tuple[str, str], _Plan] = {}
         self._stack = AsyncExitStack()
         self._channels: Channels
         self._routes: Routes
@@ -191,15 +207,14 @@ class Mesh:
 
     def _plan(self, route: Route, key: tuple[str, str]) -> list[Choice]:
         now_s = asyncio.get_running_loop().time()
-        found = picker.order(
-            route,
-            measured=self._experience.measured(now_s=now_s),
-            out=self._experience.out(route.model, now_s=now_s),
-            current=self._current.get(key),
-        )
-        if found:
-            self._current[key] = found[0].node
-        return found
+        out = self._experience.out(route.model, now_s=now_s)
+        kept = self._plans.get(key)
+        if kept is None or kept.route is not route or kept.out != out or now_s > kept.until_s:
+            measured = self._experience.measured(now_s=now_s)
+            current = kept.choices[0].node if kept and kept.choices else None
+            found = picker.order(route, measured=measured, out=out, current=current)
+            kept = self._plans[key] = _Plan(route, out, now_s + PLAN_S, tuple(found))
+        return list(kept.choices)
 
     def _routes_changed(self) -> None:
         endpoints = self._routes.endpoints()

@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from nearmesh.client.admin import AdminClient
 from nearmesh.devmesh.children import Child, script
 from nearmesh.devmesh.ports import free_ports
-from nearmesh.ids import Kind, MachineId, node_server_name
+from nearmesh.ids import Kind, node_server_name
 from nearmesh.membership import join
 from nearmesh.tls import Credentials
 from nearmesh.v1 import catalog_pb2
@@ -320,7 +320,3 @@ async def node(plane: ControlPlane, folder: Path, name: str, *, site: str = "", 
         yield agent
     finally:
         await agent.stop()
-
-
-def machine_name(name: str, kind: Kind = "node") -> MachineId:
-    return MachineId(MESH, kind, name)

@@ -115,8 +115,7 @@ ADMIN, CATALOG = admin_pb2_grpc.AdminServiceStub, catalog_pb2_grpc.CatalogServic
 NODE, ROUTE = node_pb2_grpc.NodeServiceStub, route_pb2_grpc.RouteServiceStub
 
 
-async def _hello() -> AsyncIterator[node_pb2.NodeReport]:
-    yield node_pb2.NodeReport(hello=node_pb2.NodeHello(public_address="127.0.0.1:1", mesh_address="127.0.0.1:1"))
+HELLO = node_pb2.NodeReport(hello=node_pb2.NodeHello(public_address="127.0.0.1:1", mesh_address="127.0.0.1:1"))
 
 
 async def _silence() -> AsyncIterator[Any]:
@@ -224,7 +223,7 @@ async def test_p8_a_removed_node_is_out_everywhere_on_open_streams_too(
     channel = plane.mesh_channel(credentials.channel_credentials())
     talk: asyncio.Queue[node_pb2.NodeReport] = asyncio.Queue()
     session = NODE(channel).Session(_from(talk))
-    await talk.put(await anext(_hello()))
+    await talk.put(HELLO)
     assert (await session.read()).versions[0].model == "adder"
     watch = CALLS["Watch"](channel)
     await watch.read()

@@ -67,3 +67,16 @@ async def test_who_stops_waiting_leaves_nothing() -> None:
     await asyncio.gather(waiting, return_exceptions=True)
     assert changes._waiters == set()
     assert changes.bump() == 2
+
+
+async def test_what_drifts_is_one_change_at_the_next_tick() -> None:
+    changes = Generation()
+    waiting = asyncio.ensure_future(changes.above(1))
+    changes.drift()
+    changes.drift()
+    await settled()
+    assert not waiting.done()
+    changes.tick()
+    assert await waiting == 2
+    changes.tick()
+    assert changes.value == 2

@@ -11,50 +11,17 @@ import pytest
 from nearmesh_agent.store.store import ModelStore
 
 from nearmesh.errors import DigestMismatch, NotFound, PackageError, Unreachable
-from nearmesh.oci import CONFIG_TYPE, FILE_TYPE, MANIFEST_TYPE, Descriptor, Manifest, digest_bytes
-
-FILES = {"model.toml": b"name", "fp32.onnx": b"weights" * 1000, "empty": b""}
-CONFIG = b"{}"
-MANIFEST = Manifest(
-    "m",
-    "1",
-    Descriptor(CONFIG_TYPE, digest_bytes(CONFIG), len(CONFIG)),
-    tuple(Descriptor(FILE_TYPE, digest_bytes(data), len(data), title) for title, data in FILES.items()),
-).to_bytes()
-DIGEST = digest_bytes(MANIFEST)
-
-
-class Registry:
-    """Answers as a registry should, until a test changes what it has."""
-
-    def __init__(self) -> None:
-        self.manifest = MANIFEST
-        self.blobs = {digest_bytes(data): data for data in (CONFIG, *FILES.values())}
-        self.asked: list[str] = []
-        self.status = 200
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        path = request.url.path
-        self.asked.append(path)
-        if self.status != 200:
-            return httpx.Response(self.status)
-        if path == f"/v2/m/manifests/{DIGEST}":
-            return httpx.Response(200, content=self.manifest, headers={"Content-Type": MANIFEST_TYPE})
-        data = self.blobs.get(path.rpartition("/")[2])
-        return httpx.Response(404) if data is None else httpx.Response(200, content=data)
-
-    @property
-    def weights(self) -> str:
-        return digest_bytes(FILES["fp32.onnx"])
+from nearmesh.oci import digest_bytes
+from tests.fake_registry import DIGEST, FILES, MANIFEST, FakeRegistry
 
 
 @pytest.fixture
-def registry() -> Registry:
-    return Registry()
+def registry() -> FakeRegistry:
+    return FakeRegistry()
 
 
 @pytest.fixture
-async def client(registry: Registry) -> AsyncIterator[httpx.AsyncClient]:
+async def client(registry: FakeRegistry) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url="https://cp", transport=httpx.MockTransport(registry)) as found:
         yield found
 
@@ -69,7 +36,7 @@ def left_over(tmp_path: Path) -> list[Path]:
 
 
 async def test_a_pulled_version_is_a_folder_with_its_files(
-    store: ModelStore, client: httpx.AsyncClient, registry: Registry, tmp_path: Path
+    store: ModelStore, client: httpx.AsyncClient, registry: FakeRegistry, tmp_path: Path
 ) -> None:
     assert store.find(DIGEST) is None
     manifest, folder = await store.pull("m", DIGEST, client)
@@ -96,7 +63,7 @@ LIES: dict[str, tuple[Callable[[bytes], bytes], type[Exception]]] = {
 
 @pytest.mark.parametrize("lie", LIES)
 async def test_p5_a_blob_that_is_not_what_its_digest_says_is_not_kept(
-    store: ModelStore, client: httpx.AsyncClient, registry: Registry, tmp_path: Path, lie: str
+    store: ModelStore, client: httpx.AsyncClient, registry: FakeRegistry, tmp_path: Path, lie: str
 ) -> None:
     sound = registry.blobs[registry.weights]
     make, error = LIES[lie]
@@ -114,7 +81,7 @@ async def test_p5_a_blob_that_is_not_what_its_digest_says_is_not_kept(
 
 
 async def test_p5_a_manifest_that_is_not_what_its_digest_says_is_refused(
-    store: ModelStore, client: httpx.AsyncClient, registry: Registry
+    store: ModelStore, client: httpx.AsyncClient, registry: FakeRegistry
 ) -> None:
     registry.manifest = MANIFEST + b" "
     with pytest.raises(DigestMismatch, match="wanted " + DIGEST):
@@ -131,7 +98,7 @@ async def test_a_manifest_that_is_none_is_refused(store: ModelStore) -> None:
 
 @pytest.mark.parametrize(("status", "error"), [(404, NotFound), (403, Unreachable), (500, Unreachable)])
 async def test_a_registry_that_does_not_answer_with_it(
-    store: ModelStore, client: httpx.AsyncClient, registry: Registry, status: int, error: type[Exception]
+    store: ModelStore, client: httpx.AsyncClient, registry: FakeRegistry, status: int, error: type[Exception]
 ) -> None:
     registry.status = status
     with pytest.raises(error):
@@ -182,7 +149,7 @@ async def test_p5_what_rotted_on_disk_is_noticed_and_pulled_again(
 
 
 async def test_two_versions_share_equal_files_and_not_their_damage_unnoticed(
-    store: ModelStore, client: httpx.AsyncClient, registry: Registry, tmp_path: Path
+    store: ModelStore, client: httpx.AsyncClient, registry: FakeRegistry, tmp_path: Path
 ) -> None:
     """Files are hard links to blobs, so damage to one version's file may be damage to another's."""
     second = MANIFEST.replace(b'"1"', b'"2"')

@@ -170,6 +170,32 @@ def test_keys_are_replaced_while_running(now_s: float) -> None:
     assert verifier.access(new).subject == "me"
 
 
+def test_a_token_that_held_is_remembered_until_it_ends(now_s: float) -> None:
+    clock = [now_s]
+    verifier = TokenVerifier(ISSUER.jwks_json, "mesh", clock=lambda: clock[0])
+    token = ISSUER.access("me", "client", now_s=now_s, lifetime_s=60)
+    verifier.access(token)
+    # From here on no signature can be checked, so that only what is remembered holds.
+    verifier._keys.clear()
+    clock[0] = now_s + 60 + LEEWAY_S - 2
+    assert verifier.access(token) == Bearer("me", "client")
+    clock[0] = now_s + 60 + LEEWAY_S
+    with pytest.raises(Unauthenticated):
+        verifier.access(token)
+
+
+def test_no_more_tokens_are_remembered_than_may_be(now_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nearmesh.tokens.HELD_TOKENS", 2)
+    verifier = TokenVerifier(ISSUER.jwks_json, "mesh")
+    tokens = [ISSUER.access(f"app-{n}", "client", now_s=now_s, lifetime_s=60) for n in range(3)]
+    for token in tokens:
+        verifier.access(token)
+    verifier._keys.clear()
+    with pytest.raises(Unauthenticated):
+        verifier.access(tokens[0])
+    assert verifier.access(tokens[2]).subject == "app-2"
+
+
 @pytest.mark.parametrize(
     ("token", "said"),
     [

@@ -151,12 +151,17 @@ class Registry:
         """Takes over a report; writes to disk only what a restart must know."""
         new = {replica.digest: replica for replica in status.replicas}
         old = self._replicas.get(node_id, {})
-        if _durable(new) != _durable(old):
-            await self._db.run(_write_replicas, node_id, new)
-        self._replicas[node_id] = new
         seen = self._seen[node_id]
+        changed = _durable(new) != _durable(old)
+        if changed:
+            await self._db.run(_write_replicas, node_id, new)
+        changed |= seen.leaving != status.draining
+        self._replicas[node_id] = new
         seen.leaving, seen.at_s = status.draining, time.time()
-        self._changes.bump()
+        if changed:
+            self._changes.bump()
+        else:
+            self._changes.drift()
 
     def session_opened(self, node_id: str) -> None:
         seen = self._seen.setdefault(node_id, _Seen())

@@ -66,7 +66,7 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
                     from_gateway=from_gateway,
                     now_s=time.monotonic(),
                 )
-        self._changes.bump()
+        self._changes.drift()
         return pb.ReportLatencyResponse()
 
     async def ListLatencies(self, request: pb.ListLatenciesRequest, context: Any) -> pb.ListLatenciesResponse:

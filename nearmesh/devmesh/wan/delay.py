@@ -15,7 +15,8 @@ import struct
 import time
 from collections import deque
 
-# A timer may fire this much early (uvloop counts whole milliseconds); it is then set again.
+# uvloop's timers count whole milliseconds. What is due within half of one is handed on now: waiting for the next tick
+# would make every short link late by a millisecond in each direction.
 _TIMER_STEP_S = 0.001
 # struct linger {1, 0}: close() sends RST and drops what was not sent.
 _LINGER_NONE = struct.pack("ii", 1, 0)
@@ -131,7 +132,7 @@ class Pipe:
     def _deliver(self) -> None:
         self._timer = None
         now_s = time.monotonic()
-        while self._may_move() and self._line[0][0] <= now_s:
+        while self._may_move() and self._line[0][0] <= now_s + _TIMER_STEP_S / 2:
             self._hand_on(self._line.popleft()[1])
         if self._may_move():
             wait_s = max(_TIMER_STEP_S, self._line[0][0] - now_s)
