@@ -9,6 +9,9 @@ from nearmesh.errors import InvalidInput
 from nearmesh.ids import check_label
 from nearmesh_controlplane.routing.table import Listener
 
+# Bound to one of these, a listener answers at every address of the machine, and none of them is its name.
+WILDCARDS = ("", "0.0.0.0", "::")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listen:
@@ -42,7 +45,8 @@ class MeshConfig:
     data: Path
     listen: Listen = field(default_factory=Listen)
     # Host that nodes and clients reach the control plane at; it is put into join tokens and the server's certificate.
-    advertise_host: str = "127.0.0.1"
+    # Empty: the host that the public listener binds, which must then be one.
+    advertise_host: str = ""
     # A node whose session broke is tried last for this long and then leaves the routes. Longer than a node takes to
     # reconnect after a restart of the control plane, short enough not to keep the dead.
     lease_s: float = 10.0
@@ -57,6 +61,16 @@ class MeshConfig:
         for name in ("lease_s", "certificate_lifetime_s", "max_blob_bytes"):
             if getattr(self, name) <= 0:
                 raise InvalidInput(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.host in WILDCARDS:
+            raise InvalidInput(
+                f"listening on {self.listen.public}, nodes cannot be told where that is: "
+                "set `advertise_host` to the name or the address that they reach this machine at"
+            )
+
+    @property
+    def host(self) -> str:
+        """Where others reach the control plane."""
+        return self.advertise_host or self.listen.public.rpartition(":")[0].strip("[]")
 
 
 def port_of(address: str) -> int:

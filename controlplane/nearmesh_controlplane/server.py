@@ -107,7 +107,7 @@ class ControlPlane:
 
     def add_servicers(self, server: grpc.aio.Server, gatekeeper: Gatekeeper) -> None:
         """Every gRPC service of the control plane."""
-        registry_url = f"https://{self.config.advertise_host}:{port_of(self.config.listen.http)}"
+        registry_url = f"https://{self.config.host}:{port_of(self.config.listen.http)}"
 
         def wanted(node_id: str) -> Any:
             return wanted_state(
@@ -177,7 +177,7 @@ class ServerCertificate:
         self.renew()
 
     def renew(self) -> None:
-        self.current: Credentials = self._plane.authority.server_credentials([self._plane.config.advertise_host])
+        self.current: Credentials = self._plane.authority.server_credentials([self._plane.config.host])
         self.current.write(self.folder)
 
     @property
@@ -229,5 +229,5 @@ async def _tick(plane: ControlPlane, certificate: ServerCertificate, https: Http
 
 
 def _advertised(config: MeshConfig) -> Addresses:
-    host = config.advertise_host
+    host = config.host
     return Addresses(public=f"{host}:{port_of(config.listen.public)}", mesh=f"{host}:{port_of(config.listen.mesh)}")

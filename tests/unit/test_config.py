@@ -130,6 +130,7 @@ NODE, MESH = {"data": "d"}, {"mesh": "m", "data": "d"}
 @pytest.mark.parametrize(
     ("cls", "more", "said"),
     [
+        (MeshConfig, MESH, "listening on 0.0.0.0:7400, nodes cannot be told where that is: set `advertise_host`"),
         (MeshConfig, MESH | {"mesh": "My Mesh"}, "mesh 'My Mesh' must be 1 to 63 of a-z"),
         (MeshConfig, MESH | {"lease_s": 0}, "lease_s must be above 0, got 0.0"),
         (MeshConfig, MESH | {"lease_s": float("nan")}, "lease_s: expected a finite number"),
