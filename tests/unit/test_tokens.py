@@ -228,31 +228,6 @@ def test_a_tickets_kind_is_not_taken_from_the_holder(now_s: float) -> None:
     assert VERIFIER.join(ISSUER.join(gateway, now_s=now_s, lifetime_s=60)).kind == "gateway"
 
 
-def test_a_token_that_held_is_checked_again_once_its_life_is_over(
-    now_s: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its signature is remembered, its end is not waited out."""
-    clock = [now_s]
-    verifier = TokenVerifier(ISSUER.jwks_json, "mesh", clock=lambda: clock[0])
-    token = ISSUER.access("me", "client", now_s=now_s, lifetime_s=60)
-    assert verifier.access(token) == Bearer("me", "client")
-    checks: list[str] = []
-    check = verifier._verify
-
-    def counted(text: str, audience: str) -> dict[str, Any]:
-        checks.append(text)
-        return check(text, audience)
-
-    monkeypatch.setattr(verifier, "_verify", counted)
-    verifier.access(token)
-    clock[0] = now_s + 60 + LEEWAY_S - 2
-    verifier.access(token)
-    assert checks == []
-    clock[0] = now_s + 60 + LEEWAY_S
-    verifier.access(token)
-    assert checks == [token]
-
-
 def test_what_does_not_hold_is_not_remembered(now_s: float) -> None:
     verifier = TokenVerifier(ISSUER.jwks_json, "mesh")
     token = TokenIssuer(new_key(), "mesh").access("me", "client", now_s=now_s, lifetime_s=60)
