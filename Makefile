@@ -63,7 +63,7 @@ wheels: $(STAMP) ## Build the three distributions into dist/
 bench: $(STAMP) ## Measure, and write benchmarks/results
 	$(BIN)/python -m benchmarks.overhead
 
-soak: $(STAMP) ## The fault and fuzz runs at full counts; results go to tests/soak
+soak: $(STAMP) ## The fault and fuzz runs at full counts; results go to tests/faults/results
 	$(BIN)/python -m tests.faults.soak
 
 clean: ## Remove the virtual environment, the local mesh's state and everything built

@@ -103,6 +103,21 @@ async def test_when_all_sessions_broke_all_are_still_tried(mesh: State) -> None:
     assert len(mesh.router.table(AMERICA, "public").models["m"].by_objective["nearest"]) == 3
 
 
+async def test_when_the_control_plane_lost_everyone_the_routes_stay(mesh: State) -> None:
+    await mesh.registry.drain("asia", undo=False)
+    for node in ("eu", "us", "asia"):
+        mesh.registry.session_closed(node)
+    mesh.clock.now_s += 100 * LEASE_S
+    mesh.registry.expire()
+    endpoints = mesh.router.table(EUROPE, "public")
+    assert [e.node for e in endpoints.models["m"].by_objective["nearest"]] == ["eu", "us"]
+    assert [e.node for e in endpoints.nearest] == ["eu", "us"]
+    assert why(mesh.router.decide("m", EUROPE), "eu").startswith("tried last: its session is gone")
+    # One that comes back has all the traffic again.
+    mesh.registry.session_opened("us")
+    assert [e.node for e in mesh.router.table(EUROPE, "public").models["m"].by_objective["nearest"]] == ["us"]
+
+
 async def test_a_draining_node_is_out_by_its_own_word_or_the_operators(mesh: State) -> None:
     await mesh.reports("eu", replica(), draining=True)
     await mesh.registry.drain("us", undo=False)

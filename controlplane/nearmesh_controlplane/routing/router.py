@@ -16,7 +16,7 @@ from nearmesh.v1 import node_pb2 as pb
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.config import EndpointOverride
 from nearmesh_controlplane.generation import Generation
-from nearmesh_controlplane.registry.nodes import READY, Node, Registry
+from nearmesh_controlplane.registry.nodes import READY, Node, Presence, Registry
 from nearmesh_controlplane.routing.latency import LatencyBook
 from nearmesh_controlplane.routing.table import Endpoint, Listener, ModelRoutes, RouteTable
 
@@ -120,11 +120,8 @@ class Router:
         return ModelRoutes(default_objective=self._catalog.policy(model).objective, by_objective=by_objective)
 
     def _nearest(self, region: str, listener: Listener) -> tuple[Endpoint, ...]:
-        up = [
-            node
-            for node in self._registry.serving_nodes()
-            if self._registry.presence(node.id) != "gone" and not self._registry.leaving(node.id)
-        ]
+        staying = [node for node in self._registry.serving_nodes() if not self._registry.leaving(node.id)]
+        up = [node for node in staying if self._registry.presence(node.id) != "gone"] or staying
         up.sort(key=lambda n: (self._registry.presence(n.id) != "live", self.network_time(region, n)[0], n.id))
         return tuple(self._endpoint(region, node, listener) for node in up)
 
@@ -134,10 +131,23 @@ class Router:
     def _candidates(self, model: str, region: str) -> list[Candidate]:
         nodes = self._registry.serving_nodes()
         speeds = _speeds(model, nodes, self._registry)
-        return [self._candidate(model, region, node, speeds) for node in nodes]
+        replicas = [self._replica(model, node) for node in nodes]
+        if not any(replica for replica, _ in replicas):
+            # The control plane may be the one that is cut off: nodes that it has lost are better than none.
+            replicas = [self._replica(model, node, gone_too=True) for node in nodes]
+        return [
+            self._candidate(region, node, replica, why, speeds)
+            for node, (replica, why) in zip(nodes, replicas, strict=True)
+        ]
 
-    def _candidate(self, model: str, region: str, node: Node, speeds: Mapping[tuple[str, str], float]) -> Candidate:
-        replica, why = self._replica(model, node)
+    def _candidate(
+        self,
+        region: str,
+        node: Node,
+        replica: pb.ReplicaStatus | None,
+        why: str,
+        speeds: Mapping[tuple[str, str], float],
+    ) -> Candidate:
         p50, p95, measured = self.network_time(region, node)
         speed = speeds.get((node.hardware, replica.variant), 0.0) if replica else 0.0
         return Candidate(
@@ -155,12 +165,12 @@ class Router:
             usd_per_1000=usd_per_1000(node.usd_per_hour, speed) if speed else math.inf,
         )
 
-    def _replica(self, model: str, node: Node) -> tuple[pb.ReplicaStatus | None, str]:
+    def _replica(self, model: str, node: Node, *, gone_too: bool = False) -> tuple[pb.ReplicaStatus | None, str]:
         """The node's ready replica, and a doubt or the reason why there is none."""
         presence = self._registry.presence(node.id)
         known = [r for r in self._registry.replicas(node.id).values() if r.model == model]
         ready = [r for r in known if r.state == READY]
-        if presence == "gone":
+        if presence == "gone" and not gone_too:
             return None, "its session with the control plane is gone"
         if self._registry.leaving(node.id):
             return None, "it is being drained"
@@ -169,7 +179,14 @@ class Router:
         # While versions change, both the old and the new one may be ready; the deployed one is what serves.
         deployed = self._catalog.deployed(model, node.site)
         replica = next((r for r in ready if deployed and r.digest == deployed.digest), ready[0])
-        return replica, "" if presence == "live" else "its session just broke"
+        return replica, _DOUBTS[presence]
+
+
+_DOUBTS: dict[Presence, str] = {
+    "live": "",
+    "suspect": "its session just broke",
+    "gone": "its session is gone, and so is everyone else's",
+}
 
 
 def _keep(kept: dict[K, V], key: K, value: V) -> None:
