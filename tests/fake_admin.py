@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +136,16 @@ def deployment(name: str, sites: tuple[str, ...] = ()) -> catalog_pb2.Deployment
 
 
 def candidate(name: str, ready: bool, price: float, why: str) -> route_pb2.Candidate:
+    """As the router makes them: of a node that is not ready it knows neither time nor price."""
     return route_pb2.Candidate(
         node=name,
         site=f"site-{name}",
         region="europe-west1",
         ready=ready,
         network_ms_p95=12.0,
-        service_ms_p95=30.5,
-        usd_per_1000=price,
+        service_ms_p50=20.0 if ready else math.nan,
+        service_ms_p95=30.5 if ready else math.inf,
+        usd_per_1000=price if ready else math.inf,
         in_time=ready,
         why=why,
     )

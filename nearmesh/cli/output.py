@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -34,8 +35,16 @@ def console(*, err: bool = False) -> Console:
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
-    """The only thing on stdout of a command with `--json`."""
-    click.echo(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
+    """The only thing on stdout of a command with `--json`. A number that nobody knows is null."""
+    click.echo(json.dumps(_known(value), indent=indent, ensure_ascii=False, allow_nan=False))
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _known(item) for key, item in value.items()}
+    return [_known(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", empty: str = "") -> None:

@@ -20,7 +20,7 @@ from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
 from nearmesh.devmesh.children import Child, ChildFailed, script
 from nearmesh.devmesh.plan import MESH, MODELS, REGIONS, Plan, gateway_of, local, node_of, round_trip_ms, site_of
 from nearmesh.devmesh.samples import CHECKOUT
-from nearmesh.errors import MeshError, NotFound
+from nearmesh.errors import ConfigError, MeshError, NotFound
 from nearmesh.ids import Kind
 from nearmesh.packaging.build import Artifact, build
 from nearmesh.process import LOCK_FILE, only_one
@@ -29,7 +29,6 @@ from nearmesh.v1 import node_pb2
 
 log = logging.getLogger(__name__)
 
-DEFAULT_FOLDER = Path(".nearmesh/dev")
 MESH_FILE = "mesh.json"
 # Names in this folder are of processes that shall stay down until `nearmesh dev start`.
 DOWN_FOLDER = "down"
@@ -281,11 +280,15 @@ async def local_mesh(folder: Path, say: Say = lambda line: None) -> AsyncIterato
 
 
 def _empty(folder: Path) -> None:
-    """Removes what an earlier mesh left, but for the lock that this one holds."""
-    for entry in folder.iterdir():
+    """Removes what an earlier mesh left, but for the lock that this one holds. Raises ConfigError, and removes nothing,
+    when the folder holds anything else."""
+    entries = [entry for entry in folder.iterdir() if entry.name != LOCK_FILE]
+    if entries and not (folder / Plan.WAN_CONFIG).is_file():
+        raise ConfigError(f"{folder} holds other things than a local mesh ({entries[0].name}); name an empty folder")
+    for entry in entries:
         if entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.name != LOCK_FILE:
+        else:
             entry.unlink()
 
 

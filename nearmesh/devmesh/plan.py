@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tomli_w
 
@@ -82,6 +82,9 @@ class Plan:
     links: dict[tuple[str, str, str], int]
     usd_per_hour: dict[str, float]
 
+    # Also the sign by which a folder is known to be a local mesh's.
+    WAN_CONFIG: ClassVar[str] = "wan.json"
+
     @classmethod
     def make(cls, folder: Path) -> Plan:
         """With ports that are free now. Raises ConfigError when there are too few."""
@@ -121,7 +124,7 @@ class Plan:
 
     @property
     def wan_config(self) -> Path:
-        return self.folder / "wan.json"
+        return self.folder / self.WAN_CONFIG
 
     def node_config(self, region: str) -> Path:
         return self.folder / f"{node_of(region)}.toml"

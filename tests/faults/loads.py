@@ -106,7 +106,7 @@ def check_no_error(results: Iterable[LoadResult]) -> None:
 
 
 def check_moved(
-    results: Iterable[LoadResult], *, away_from: str, after_s: float, until_s: float, within_s: float = 2.0
+    results: Iterable[LoadResult], *, away_from: str, after_s: float, until_s: float, within_s: float
 ) -> None:
     """No call that started `within_s` after the moment, and before `until_s`, was answered by that node."""
     for result in results:
@@ -117,10 +117,10 @@ def check_moved(
 
 
 def check_before(results: Iterable[LoadResult], *, node: str, until_s: float) -> None:
-    """The calls that ended before the moment were that node's: the fault met the traffic."""
+    """Calls that ended before the moment were that node's, but for a retry of a busy moment: the fault met traffic."""
     for result in results:
-        nodes = {c.node for c in result.calls if c.started_s + c.ms / 1000 < until_s}
-        assert nodes == {node}, f"{result.way}: {nodes} answered before"
+        nodes = Counter(c.node for c in result.calls if c.started_s + c.ms / 1000 < until_s)
+        assert nodes[node] > 0.9 * nodes.total(), f"{result.way}: {dict(nodes)} answered before"
 
 
 def moved_after_s(results: Iterable[LoadResult], *, away_from: str, after_s: float, until_s: float) -> float:

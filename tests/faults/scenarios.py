@@ -71,7 +71,7 @@ async def price_moves_traffic(mesh: LocalMesh, region: str, model: str, ways: Se
             end_s = time.time()
             check_before(found.results, node=before, until_s=asked_s)
             check_no_error(found.results)
-            check_moved(found.results, away_from=before, after_s=asked_s, until_s=end_s)
+            check_moved(found.results, away_from=before, after_s=asked_s, until_s=end_s, within_s=MOVED_WITHIN_S)
         finally:
             await admin.set_price(other, prices[other])
     await until(lambda: _chosen(mesh, model, region, before))
@@ -92,7 +92,7 @@ async def killed_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[s
         await child.start()
     check_before(found.results, node=before, until_s=killed_s)
     check_no_error(found.results)
-    check_moved(found.results, away_from=before, after_s=killed_s, until_s=started_s)
+    check_moved(found.results, away_from=before, after_s=killed_s, until_s=started_s, within_s=MOVED_WITHIN_S)
     await until(lambda: _chosen(mesh, model, region, before))
     back_s = time.time() - started_s
     mesh.write_state()
@@ -113,13 +113,15 @@ async def killed_control_plane(mesh: LocalMesh, region: str, seconds: float) -> 
         await asyncio.sleep(BEFORE_S)
         killed_s = time.time()
         await mesh.control_plane.kill()
-        await mesh.find(restarted).kill()
-        await mesh.find(restarted).start()
-        await until(lambda: _serves_by_itself(mesh, "asia-northeast1"))
-        served_after_s = time.time() - killed_s
-        await asyncio.sleep(max(0.0, seconds - served_after_s))
-        away_s = time.time() - killed_s
-        await mesh.control_plane.start()
+        try:
+            await mesh.find(restarted).kill()
+            await mesh.find(restarted).start()
+            await until(lambda: _serves_by_itself(mesh, "asia-northeast1"))
+            served_after_s = time.time() - killed_s
+            await asyncio.sleep(max(0.0, seconds - served_after_s))
+        finally:
+            away_s = time.time() - killed_s
+            await mesh.control_plane.start()
     check_no_error(found.results)
     await until(lambda: _is_known(mesh, before))
     # The network is measured anew; until then the router goes by distance.
@@ -235,7 +237,8 @@ async def lost_sequences(mesh: LocalMesh, region: str) -> Figures:
     finally:
         for client in clients:
             await client.close()
-    await mesh.find(node).start()
+        if not mesh.find(node).pid:
+            await mesh.find(node).start()
     await until(lambda: _chosen(mesh, "voice-activity", region, node))
     mesh.write_state()
     return {"ended_within_s": ended_s}
@@ -257,6 +260,8 @@ async def frozen_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[s
             child.signal(signal.SIGCONT)
     check_before(found.results, node=before, until_s=frozen_s)
     check_no_error(found.results)
+    # Silence takes longer to notice than a broken connection.
+    check_moved(found.results, away_from=before, after_s=frozen_s, until_s=thawed_s, within_s=2 * MOVED_WITHIN_S)
     await until(lambda: _chosen(mesh, model, region, before))
     moved = moved_after_s(found.results, away_from=before, after_s=frozen_s, until_s=thawed_s)
     return {"moved_within_s": round(moved, 3), "loads": [summary(result) for result in found.results]}

@@ -96,7 +96,7 @@ async def soak(only: str) -> list[dict[str, Any]]:
 
 async def _fuzz(folder: Path, seed: int) -> dict[str, Any]:
     result = await fuzzed(folder, FUZZ_COUNT, seed)
-    assert not result["faults"], result["faults"]
+    assert not result["faults"] and not result["wrong"], (result["faults"], result["wrong"])
     return result
 
 

@@ -75,6 +75,15 @@ def test_up_once_asks_everything_and_leaves_nothing(tmp_path: Path) -> None:
     assert not (folder / "mesh.json").exists()
 
 
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "thesis.txt"
+    mine.write_text("years of work")
+    done = dev("up", "--once", folder=tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "holds other things than a local mesh (thesis.txt)" in done.stderr
+    assert mine.read_text() == "years of work"
+
+
 def test_a_second_mesh_is_refused_and_ctrl_c_stops_the_first(running: Running) -> None:
     done = dev("up", "--once", folder=running.folder)
     assert done.returncode == 1

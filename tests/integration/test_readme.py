@@ -9,12 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from nearmesh.devmesh.children import script
 from nearmesh.devmesh.samples import CHECKOUT
-from nearmesh.devmesh.samples.file_type import features
 from nearmesh.package import read_labels
 from tests.integration.test_local_mesh import Running, wait
 
@@ -24,14 +22,18 @@ README = (CHECKOUT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 MESH_COMMANDS = [line for line in COMMANDS if line.startswith("nearmesh ")]
+SET_UP = [line for line in COMMANDS if line.startswith("python ")]
 LABELS = read_labels(CHECKOUT / "models" / "file-type" / "labels.txt")
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder as the README has it: a mesh in .nearmesh/dev, and this README's features in readme.npy."""
+    """A folder as the README has it: a mesh in .nearmesh/dev, and what the README's first commands make."""
     folder = tmp_path_factory.mktemp("readme")
-    np.save(folder / "readme.npy", features(README.encode())[np.newaxis, :])
+    (folder / "README.md").write_text(README)
+    for line in SET_UP:
+        done = shell(line, folder)
+        assert done.returncode == 0, done.stderr
     (folder / ".nearmesh").mkdir()
     mesh = Running(folder / ".nearmesh" / "dev")
     try:
@@ -50,14 +52,21 @@ def test_every_way_in_answers_what_this_file_is(home: Path, code: str) -> None:
 
 @pytest.mark.parametrize("line", MESH_COMMANDS, ids=range(len(MESH_COMMANDS)))
 def test_commands_work(home: Path, line: str) -> None:
-    environment = os.environ | {"PATH": f"{Path(script('nearmesh')).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", line], cwd=home, env=environment, capture_output=True, text=True, timeout=60)
+    done = shell(line, home)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
 
+def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command as in a terminal in which the environment was activated."""
+    environment = os.environ | {"PATH": f"{Path(script('nearmesh')).parent}:{os.environ['PATH']}"}
+    command = ["bash", "-c", line]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+
 def test_the_other_commands_are_the_makefiles() -> None:
-    assert [line for line in COMMANDS if line not in MESH_COMMANDS] == ["make up", "make test"]
+    rest = [line for line in COMMANDS if line not in MESH_COMMANDS + SET_UP]
+    assert rest == ["make up", "make test", ". .venv/bin/activate"]
     for target, expected in (("up", "nearmesh dev up"), ("up ONCE=1", "nearmesh dev up --once")):
         shown = subprocess.run(
             ["make", "--dry-run", "--no-print-directory", *target.split()],
