@@ -7,6 +7,7 @@ its traceback and answered INTERNAL without detail.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextvars import ContextVar
@@ -84,8 +85,6 @@ class Gatekeeper:
     policy: Mapping[str, Collection[str]]
     # Ids of machines whose certificates are refused; read at each call, so that it may change.
     removed: Callable[[], Collection[str]] = frozenset
-    # Told of each refusal: the caller as far as known, the method, the reason.
-    on_refused: Callable[[str, str, str], None] | None = None
     # For an agent tried out alone on loopback: no token is asked for.
     open_door: bool = False
 
@@ -96,8 +95,6 @@ class Gatekeeper:
             self.check(who, method)
         except MeshError as error:
             log.info("refused peer=%s method=%s reason=%s", context.peer(), method, error.message)
-            if self.on_refused:
-                self.on_refused(context.peer() or "", method, error.message)
             raise
         return who
 
@@ -224,7 +221,12 @@ def _wrap(handler: Any, guard: _Guard) -> Any:
     async def many(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
             who = guard.enter(context)
-            async for response in inner(guard.checked(who, request) if streams_in else _readable(request), context):
+            responses = inner(guard.checked(who, request) if streams_in else _readable(request), context)
+            if inspect.isawaitable(responses):
+                # gRPC's own servicers write to the context instead of yielding.
+                await responses
+                return
+            async for response in responses:
                 guard.still(who)
                 yield response
         except Exception as error:
