@@ -19,6 +19,8 @@ from nearmesh.tls import Credentials
 # A whole request may be on its way at once: with gRPC's small first window, one of several megabytes would need many
 # round trips.
 STREAM_WINDOW_BYTES = 32 * 1024 * 1024
+# Calls at a time on one connection; more wait, or come on another. Without a limit, one caller could take all memory.
+MAX_STREAMS = 1000
 
 
 def server_options(max_message_bytes: int) -> list[tuple[str, Any]]:
@@ -27,6 +29,7 @@ def server_options(max_message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
         # Two processes on one port would share its connections by chance.
         ("grpc.so_reuseport", 0),
         # Clients probe idle connections to notice a dead path early; that is no abuse.

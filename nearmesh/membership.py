@@ -105,11 +105,26 @@ def _join_error(error: MeshError, address: str) -> MeshError:
 
 
 async def member(folder: Path, kind: Kind, token: str | None) -> Membership:
-    """The membership kept in `folder`, or a new one through `token`. Raises ConfigError when there is neither."""
+    """The membership kept in `folder`, or a new one through `token`. Raises ConfigError when there is neither.
+
+    With a certificate that has ended the control plane takes no call any more, not even for a renewal: only a new token
+    leads back.
+    """
     known = Membership.read(folder)
-    if known and Credentials.read(folder):
-        return known
-    if not token:
+    credentials = Credentials.read(folder)
+    if known and credentials:
+        if credentials.left_s() > 0:
+            return known
+        if not token:
+            log.error(
+                "the certificate of %s ended %s, so nobody in the mesh trusts this machine: give a new join token "
+                "(`nearmesh node token` makes one) and start it again",
+                known.id,
+                credentials.expires_at,
+            )
+            return known
+        log.warning("the certificate of %s ended %s; joining again", known.id, credentials.expires_at)
+    elif not token:
         raise ConfigError(f"{folder} holds no membership yet: give a join token (`nearmesh node token` makes one)")
     return await join(token, kind, folder)
 
@@ -131,8 +146,9 @@ class Renewal:
             await asyncio.sleep(max(RENEW_AT_LEAST_S, self.current.renew_in_s()))
             try:
                 await self._renew()
-            except MeshError as error:
-                log.warning("renewal failed, the certificate ends %s: %s", self.current.expires_at, error.message)
+            except (MeshError, OSError) as error:
+                # Also a full disk: it may be emptied while the certificate still lasts.
+                log.warning("renewal failed, the certificate ends %s: %s", self.current.expires_at, error)
                 left_s = self.current.left_s()
                 wait_s = min(RENEW_RETRY_S, left_s / 4) if left_s else RENEW_RETRY_S
                 await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))
@@ -147,6 +163,7 @@ class Renewal:
                 )
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from None
-        self.current = Credentials(self.current.key_pem, answer.certificate_pem, answer.ca_pem)
-        self.current.write(self._folder)
+        renewed = Credentials(self.current.key_pem, answer.certificate_pem, answer.ca_pem)
+        renewed.write(self._folder)
+        self.current = renewed
         log.info("certificate renewed id=%s until=%s", self._membership.id, self.current.expires_at)

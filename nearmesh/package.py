@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -147,7 +148,18 @@ class Package:
         check_version(self.version)
         if not self.inputs or not self.outputs or not self.variants:
             raise InvalidInput("a package needs at least one of each of [[inputs]], [[outputs]] and [[variants]]")
+        self._check_numbers()
+        _check_unique("input", self.inputs)
+        _check_unique("output", self.outputs)
         self._check_state()
+
+    def _check_numbers(self) -> None:
+        if self.instances < 0:
+            raise InvalidInput(f"instances must be 0 (as many as there are cores) or more, got {self.instances}")
+        if self.batching.max_batch < 0:
+            raise InvalidInput(f"batching.max_batch must be 0 (no batch axis) or more, got {self.batching.max_batch}")
+        if self.route.deadline_ms <= 0:
+            raise InvalidInput(f"route.deadline_ms must be above 0, got {self.route.deadline_ms:g}")
 
     def _check_state(self) -> None:
         inputs, outputs = {i.name for i in self.inputs}, {o.name for o in self.outputs}
@@ -161,12 +173,38 @@ class Package:
         return tuple(w.file for w in self.warmup) + ((self.labels,) if self.labels else ())
 
 
+def _check_unique(what: str, specs: tuple[TensorSpec, ...]) -> None:
+    names = [spec.name for spec in specs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InvalidInput(f"{what} {twice[0]!r} is described twice")
+
+
 def load(folder: Path) -> Package:
     """Reads `folder`/model.toml. Raises PackageError that names the file, the key and the remedy."""
+    path = folder / MANIFEST_FILE
     try:
-        return config.load(Package, folder / MANIFEST_FILE)
+        return checked(config.load(Package, path), str(path))
     except ConfigError as error:
         raise PackageError(error.message) from None
+
+
+def parse(text: str, where: str) -> Package:
+    """As `load`, from what a model.toml says; `where` stands at the head of every error. Raises PackageError."""
+    try:
+        return checked(config.parse(Package, tomllib.loads(text), where=where, base=Path()), where)
+    except (ConfigError, tomllib.TOMLDecodeError) as error:
+        raise PackageError(str(error)) from None
+
+
+def checked(package: Package, where: str) -> Package:
+    """The package, if it can prove itself. Raises PackageError."""
+    if not package.warmup:
+        raise PackageError(
+            f"{where}: there is no [[warmup]]; name at least one file of inputs with the outputs that they must give, "
+            "since no version serves before it has proven itself"
+        )
+    return package
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

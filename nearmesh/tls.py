@@ -112,7 +112,14 @@ class Credentials:
             return None
 
     def write(self, folder: Path) -> None:
-        """Key first and certificate last, so that a half-written set reads as none."""
+        """Key first and certificate last, so that a half-written set reads as none.
+
+        Where another key was before, its certificate goes first; one key's certificate is replaced in one step.
+        """
+        known = Credentials.read(folder)
+        if known and known.key_pem != self.key_pem:
+            (folder / self.CERTIFICATE).unlink()
+            fsync_folder(folder)
         write_private(folder / self.KEY, self.key_pem)
         write_private(folder / self.CA, self.ca_pem, mode=0o644)
         write_private(folder / self.CERTIFICATE, self.certificate_pem, mode=0o644)

@@ -83,6 +83,8 @@ class FakeNode(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         # Raised instead of an answer while set.
         self.error: MeshError | None = None
         self.wait_s = 0.0
+        # Set once a call waits.
+        self.waiting = asyncio.Event()
 
     async def ServerLive(self, request: Any, context: Any) -> Any:
         return service_pb2.ServerLiveResponse(live=True)
@@ -92,6 +94,8 @@ class FakeNode(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
         if self.error:
             await abort(context, self.error)
+        if self.wait_s:
+            self.waiting.set()
         await asyncio.sleep(self.wait_s)
         try:
             arrays = tensors.decode_request(request)
@@ -105,6 +109,9 @@ class FakeNode(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         total: Any = None
         async for request in requests:
+            await asyncio.sleep(self.wait_s)
+            if self.error:
+                await abort(context, self.error)
             if request.parameters["sequence_start"].bool_param:
                 total = 0
             if total is None:

@@ -22,7 +22,7 @@ async def follow_readiness(status: health.aio.HealthServicer, servicer: Inferenc
         for model in known | serving:
             await status.set(model, _state(model in serving))
         known |= serving
-        await status.set("", _state(servicer.ready and bool(serving)))
+        await status.set("", _state(servicer.ready))
         await asyncio.sleep(LOOK_EVERY_S)
 
 

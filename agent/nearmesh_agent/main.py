@@ -22,7 +22,7 @@ from nearmesh.process import configure_logging, stop_on_signals
 from nearmesh_agent.config import Listen, NodeConfig
 
 TOKEN_VARIABLE = "NEARMESH_JOIN_TOKEN"
-# How the names of the threads begin that run engine calls.
+# How the names of the threads begin that load engines and run their calls.
 ENGINE_THREADS = "engine-"
 # How the names of the options begin that are keys of node.toml's [listen].
 LISTEN = "listen_"
@@ -99,7 +99,7 @@ def _server() -> ModuleType:
 
 
 def _leave_hung_engines() -> None:
-    """Ends the process although an engine call has not come back: the interpreter would wait for its thread."""
+    """Ends the process although an engine call or a load has not come back: the interpreter would wait for it."""
     if any(thread.name.startswith(ENGINE_THREADS) for thread in threading.enumerate()):
         logging.shutdown()
         os._exit(0)

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import socket
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 # How long a leaving node waits for the routes to lead elsewhere; it stops all the same when nobody says so.
 WITHDRAW_S = 3.0
+# How the names of the threads begin that load versions; as those of engine calls, which may hang as well.
+LOADER_THREADS = "engine-load"
 
 POLICY = {
     # Load balancers and orchestrators probe without credentials; it says ready or not, and nothing else.
@@ -82,12 +85,17 @@ class Agent:
         )
         engines = OnnxEngines(providers=config.providers, threads=config.threads)
         limits = ReplicaConfig(queue=config.queue_limit, close_s=config.grace_s)
+        # Not asyncio's own, whose threads the loop waits for at its end: a load may take minutes, or hang.
+        self._loader = ThreadPoolExecutor(thread_name_prefix=LOADER_THREADS)
         self._reconciler = Reconciler(
             self._table,
             self._pull,
-            lambda folder, digest: Replica.load(folder, digest, engine_factory=engines, config=limits),
+            lambda folder, digest: Replica.load(
+                folder, digest, engine_factory=engines, config=limits, executor=self._loader
+            ),
             keep=config.data / "wanted.pb",
             on_progress=self._session.report_now,
+            tidy=self._tidy,
         )
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -118,6 +126,7 @@ class Agent:
         finally:
             await server.stop(0)
             await self._reconciler.close()
+            self._loader.shutdown(wait=False, cancel_futures=True)
 
     async def _leave(self, server: grpc.aio.Server) -> None:
         """Out of the routes first, still answering who has not heard; then what is in flight ends."""
@@ -174,13 +183,16 @@ class Agent:
             self._withdrawn.set()
 
     async def _pull(self, model: str, digest: str, registry_url: str) -> Path:
-        found = await asyncio.to_thread(self._store.find, digest)
+        found = await self._store.held(digest)
         if found:
             return found[1]
         context = self._renewal.current.ssl_context(self._config.data)
         async with httpx.AsyncClient(base_url=registry_url, verify=context, timeout=PULL_TIMEOUT) as client:
             _, folder = await self._store.pull(model, digest, client)
         return folder
+
+    async def _tidy(self) -> None:
+        await self._store.keep_only(self._reconciler.needed)
 
 
 def add_servicers(server: grpc.aio.Server, servicer: InferenceServicer, status: health.aio.HealthServicer) -> None:

@@ -1,4 +1,4 @@
-"""AdminService: what operators do to the mesh. Every change is audited."""
+"""AdminService: what operators do to the mesh. Every change is audited, also when who made it has gone away."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from nearmesh.v1 import admin_pb2 as pb
 from nearmesh.v1 import admin_pb2_grpc
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.catalog import Catalog
+from nearmesh_controlplane.database import whole
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.registry.join import Admission
 from nearmesh_controlplane.registry.nodes import READY, Node, Registry
@@ -34,6 +35,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._catalog = catalog
         self._audit = audit
 
+    @whole
     async def CreateJoinToken(self, request: pb.CreateJoinTokenRequest, context: Any) -> pb.CreateJoinTokenResponse:
         kind = _KINDS.get(request.kind)
         if kind is None:
@@ -44,6 +46,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         await self._audit.record(caller(), "join-token", request.node, f"{kind} at {request.site}, {request.region}")
         return pb.CreateJoinTokenResponse(token=token, expires_at_s=expires_at_s)
 
+    @whole
     async def IssueToken(self, request: pb.IssueTokenRequest, context: Any) -> pb.IssueTokenResponse:
         if request.lifetime_s > MAX_TOKEN_LIFETIME_S:
             raise InvalidInput(f"a token lives at most {MAX_TOKEN_LIFETIME_S:.0f} s, not {request.lifetime_s:.0f}")
@@ -55,26 +58,31 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def ListNodes(self, request: pb.ListNodesRequest, context: Any) -> pb.ListNodesResponse:
         return pb.ListNodesResponse(nodes=[self._message(node) for node in self._registry.all()])
 
+    @whole
     async def DrainNode(self, request: pb.DrainNodeRequest, context: Any) -> pb.Node:
         node = await self._registry.drain(request.node, undo=request.undo)
         await self._audit.record(caller(), "undrain" if request.undo else "drain", node.id)
         return self._message(node)
 
+    @whole
     async def CordonNode(self, request: pb.CordonNodeRequest, context: Any) -> pb.Node:
         node = await self._registry.cordon(request.node, undo=request.undo)
         await self._audit.record(caller(), "uncordon" if request.undo else "cordon", node.id)
         return self._message(node)
 
+    @whole
     async def RemoveNode(self, request: pb.RemoveNodeRequest, context: Any) -> pb.Node:
         node = await self._registry.remove(request.node)
         await self._audit.record(caller(), "remove", node.id)
         return self._message(node)
 
+    @whole
     async def SetPrice(self, request: pb.SetPriceRequest, context: Any) -> pb.Node:
         node = await self._registry.set_price(request.node, request.usd_per_hour)
         await self._audit.record(caller(), "price", node.id, f"{node.usd_per_hour} USD per hour")
         return self._message(node)
 
+    @whole
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Any) -> pb.Policy:
         policy = await self._catalog.set_policy(request.model, request.objective, request.deadline_ms)
         await self._audit.record(caller(), "policy", request.model, f"{policy.objective}, {policy.deadline_ms} ms")

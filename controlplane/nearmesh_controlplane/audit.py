@@ -1,4 +1,8 @@
-"""The audit log: who changed what, in the database and in the process's log."""
+"""The audit log: who changed what, in the database and in the process's log.
+
+An entry is written right after its change, in a transaction of its own: a control plane that is killed between the two
+keeps the change and has no entry for it. A caller who goes away in between changes nothing about that (`whole`).
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nearmesh import addresses
 from nearmesh.errors import InvalidInput
 from nearmesh.ids import check_label
 from nearmesh_controlplane.routing.table import Listener
@@ -69,13 +70,9 @@ class MeshConfig:
 
     @property
     def host(self) -> str:
-        """Where others reach the control plane."""
-        return self.advertise_host or self.listen.public.rpartition(":")[0].strip("[]")
+        """Where others reach the control plane; an IPv6 address without brackets."""
+        return self.advertise_host.strip("[]") or addresses.split(self.listen.public)[0]
 
-
-def port_of(address: str) -> int:
-    """The port of "host:port". Raises InvalidInput."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise InvalidInput(f"address {address!r} is not host:port")
-    return int(port)
+    def reached_at(self, listener: str) -> str:
+        """host:port by which others reach what listens at `listener`. Raises InvalidInput."""
+        return addresses.joined(self.host, addresses.split(listener)[1])

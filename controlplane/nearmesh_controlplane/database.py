@@ -7,16 +7,21 @@ Every transaction runs in one thread, so that the serving loop never waits for t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import alembic.command
 import alembic.config
 import sqlalchemy as sa
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+# Changes on their way; an event loop by itself would let go of those that nobody waits for any more.
+_begun: set[asyncio.Task[Any]] = set()
 
 metadata = sa.MetaData()
 
@@ -136,6 +141,29 @@ class Database:
         """Waits for the transaction in progress."""
         self._thread.shutdown(wait=True)
         self._engine.dispose()
+
+
+def whole(change: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Once begun, `change` goes on to its end, or memory would not know what is on disk.
+
+    gRPC cancels a call whose client went away, but a transaction in the database's thread commits all the same, and
+    what follows it must follow. The caller is cancelled at once; who calls is known inside `change` as outside.
+    """
+
+    @functools.wraps(change)
+    async def begin(*args: P.args, **kwargs: P.kwargs) -> T:
+        task = asyncio.ensure_future(change(*args, **kwargs))
+        _begun.add(task)
+        task.add_done_callback(_begun.discard)
+        return await asyncio.shield(task)
+
+    return begin
+
+
+async def settled() -> None:
+    """Waits for every change that was begun; before the database is closed."""
+    while _begun:
+        await asyncio.wait(set(_begun))
 
 
 def migrate(engine: sa.Engine) -> None:

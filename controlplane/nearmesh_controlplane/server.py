@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,8 +24,8 @@ from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.catalog.layout import Layout
 from nearmesh_controlplane.catalog.servicer import CatalogServicer
-from nearmesh_controlplane.config import MeshConfig, port_of
-from nearmesh_controlplane.database import Database
+from nearmesh_controlplane.config import MeshConfig
+from nearmesh_controlplane.database import Database, settled
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.registry.join import Addresses, Admission
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 # How often leases, drifting measurements and the server's certificate are looked at.
 TICK_S = 0.5
+# After a renewal of that certificate that failed; a third of its life is left for it.
+RENEW_AGAIN_S = 60.0
 # Calls in progress get this long when the process is told to stop.
 GRACE_S = 2.0
 
@@ -99,7 +102,9 @@ class ControlPlane:
             registry,
             authority,
             authority.verifier(),
-            addresses=_advertised(config),
+            addresses=Addresses(
+                public=config.reached_at(config.listen.public), mesh=config.reached_at(config.listen.mesh)
+            ),
             certificate_lifetime=timedelta(seconds=config.certificate_lifetime_s),
         )
         layout = Layout(config.data / "oci")
@@ -107,7 +112,7 @@ class ControlPlane:
 
     def add_servicers(self, server: grpc.aio.Server, gatekeeper: Gatekeeper) -> None:
         """Every gRPC service of the control plane."""
-        registry_url = f"https://{self.config.host}:{port_of(self.config.listen.http)}"
+        registry_url = f"https://{self.config.reached_at(self.config.listen.http)}"
 
         def wanted(node_id: str) -> Any:
             return wanted_state(
@@ -132,6 +137,7 @@ class ControlPlane:
                 mesh=self.config.mesh,
                 verifier=self.authority.verifier(),
                 jwks_json=lambda: self.authority.jwks_json,
+                region_of=lambda gateway: self.registry.get(gateway).region,
                 check=lambda who: gatekeeper.check(who, ADS),
             ),
             server,
@@ -165,6 +171,7 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
                 await web
         finally:
             await server.stop(0)
+            await settled()
             plane.db.close()
 
 
@@ -174,15 +181,27 @@ class ServerCertificate:
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
         self.folder = plane.config.data / "server"
+        self._not_before = 0.0
         self.renew()
 
-    def renew(self) -> None:
-        self.current: Credentials = self._plane.authority.server_credentials([self._plane.config.host])
-        self.current.write(self.folder)
+    def renew(self, take_over: Callable[[], None] = lambda: None) -> None:
+        """Makes and writes a new one and has it taken over; it is `current` when all of that went well."""
+        fresh = self._plane.authority.server_credentials([self._plane.config.host])
+        fresh.write(self.folder)
+        take_over()
+        self.current: Credentials = fresh
 
-    @property
-    def due(self) -> bool:
-        return self.current.renew_in_s() == 0
+    def keep_young(self, take_over: Callable[[], None]) -> None:
+        """Renews when it is time to. A full disk must not end the control plane: it is tried again later."""
+        if self.current.renew_in_s() or time.monotonic() < self._not_before:
+            return
+        try:
+            self.renew(take_over)
+        except OSError as error:
+            self._not_before = time.monotonic() + RENEW_AGAIN_S
+            log.error("the server's certificate, which ends %s, was not renewed: %s", self.current.expires_at, error)
+        else:
+            log.info("the server's certificate was renewed until=%s", self.current.expires_at)
 
 
 def _grpc_server(plane: ControlPlane, certificate: ServerCertificate) -> grpc.aio.Server:
@@ -223,11 +242,4 @@ async def _tick(plane: ControlPlane, certificate: ServerCertificate, https: Http
         await asyncio.sleep(TICK_S)
         plane.registry.expire()
         plane.changes.tick()
-        if certificate.due:
-            certificate.renew()
-            https.reload_certificate()
-
-
-def _advertised(config: MeshConfig) -> Addresses:
-    host = config.host
-    return Addresses(public=f"{host}:{port_of(config.listen.public)}", mesh=f"{host}:{port_of(config.listen.mesh)}")
+        certificate.keep_young(https.reload_certificate)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from nearmesh import routing
 from nearmesh.client.client import Inputs, Mesh, Parameters, connect
 from nearmesh.client.receipt import Answer
 from nearmesh.client.sequences import Sequence
+from nearmesh.client.tasks import end
+from nearmesh.errors import ConfigError, Unreachable
 
 T = TypeVar("T")
 
@@ -32,27 +35,39 @@ def connect_sync(
 
 
 class BlockingMesh:
-    """A Mesh whose methods block. May be used from several threads."""
+    """A Mesh whose methods block, within a `with`. May be used from several threads.
+
+    Leaving the `with` ends the calls of other threads, with Unreachable.
+    """
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="nearmesh-client", daemon=True)
+        # Made when it is entered, so that a mesh that never is leaves nothing behind.
+        self._loop: asyncio.AbstractEventLoop
+        self._thread: threading.Thread
+        self._open = False
+        # A call is handed to the loop before the end of everything, or not at all.
+        self._gate = threading.Lock()
 
     def __enter__(self) -> BlockingMesh:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="nearmesh-client", daemon=True)
         self._thread.start()
         try:
-            self._run(self._mesh.__aenter__())
+            _result(asyncio.run_coroutine_threadsafe(self._mesh.__aenter__(), self._loop))
         except BaseException:
             self._stop()
             raise
+        self._open = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._gate:
+            self._open = False
         try:
-            self._run(self._mesh.close())
+            _result(asyncio.run_coroutine_threadsafe(self._end(), self._loop))
         finally:
             self._stop()
 
@@ -104,21 +119,42 @@ class BlockingMesh:
         try:
             yield BlockingSequence(sequence, self)
         finally:
-            self._run(wanted.__aexit__(None, None, None))
+            # With a mesh that was left meanwhile the sequence has ended too.
+            with suppress(ConfigError):
+                self._run(wanted.__aexit__(None, None, None))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._gate:
+            if not self._open:
+                work.close()
+                raise ConfigError("this mesh is not open: use it inside `with connect_sync(...) as mesh:`")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return future.result()
-        except BaseException:
-            # Ctrl-C while waiting: the call must not live on in the thread.
-            future.cancel()
-            raise
+            return _result(future)
+        except CancelledError:
+            raise Unreachable("the mesh was closed while this call was under way") from None
+
+    async def _end(self) -> None:
+        """On the loop: ends the mesh, and whatever other threads still wait for."""
+        try:
+            await end(asyncio.all_tasks() - {asyncio.current_task()})
+            await self._mesh.close()
+        finally:
+            await asyncio.get_running_loop().shutdown_asyncgens()
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _result(future: Future[T]) -> T:
+    try:
+        return future.result()
+    except BaseException:
+        # Ctrl-C while waiting: the call must not live on in the thread.
+        future.cancel()
+        raise
 
 
 class BlockingSequence:

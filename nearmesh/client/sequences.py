@@ -113,15 +113,17 @@ class Sequence:
         for index, choice in enumerate(choices):
             began_s = clock()
             left_s = start_s + limit_s - began_s
-            if index + 1 < len(choices):
-                left_s = min(left_s, picker.patience_s(choice.endpoint.candidate, size))
+            patience_s = picker.patience_s(choice.endpoint.candidate, size)
+            wait_s = min(left_s, patience_s) if index + 1 < len(choices) else left_s
             self._stream = self._channels.stream(choice.endpoint)
             try:
-                response = await self._exchange(request, left_s)
+                response = await self._exchange(request, wait_s)
             except MeshError as error:
                 self._stream.cancel()
                 failed.append(Attempt(choice.node, f"{error.reason}: {error.message}", 1000 * (clock() - began_s)))
-                if isinstance(error, Unreachable | DeadlineExceeded):
+                # A caller's short deadline proves nothing against the node.
+                silent = isinstance(error, DeadlineExceeded) and wait_s >= patience_s
+                if silent or isinstance(error, Unreachable):
                     self._experience.failed(choice.node, now_s=clock())
                 if index + 1 == len(choices) or not isinstance(error, _ELSEWHERE) or clock() - start_s >= limit_s:
                     raise
@@ -134,7 +136,7 @@ class Sequence:
         start_s = asyncio.get_running_loop().time()
         try:
             return self._answer(await self._exchange(request, limit_s), start_s, start_s, ())
-        except (Unreachable, DeadlineExceeded, Draining, SequenceLost) as error:
+        except (Unreachable, DeadlineExceeded, Draining, NotReady, SequenceLost) as error:
             self._end(error.message)
             raise SequenceLost(f"sequence {self.id} on node {self.node} was lost: {error.message}") from None
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nearmesh.gateway.metadata import CA_SECRET, CERTIFICATE_SECRET, GatewayMetadata
+from nearmesh import addresses
+from nearmesh.gateway.metadata import CA_SECRET, CERTIFICATE_SECRET, GatewayMetadata, secret_source
 from nearmesh.tls import Credentials, write_private
 
 _TYPES = "type.googleapis.com/"
@@ -101,7 +102,7 @@ def _control_plane(who: GatewayIdentity, metadata: GatewayMetadata) -> dict[str,
         "explicit_http_config": {"http2_protocol_options": {"connection_keepalive": keepalive}},
     }
     localities = [
-        {"priority": priority, "lb_endpoints": [{"endpoint": {"address": _split(address)}}]}
+        {"priority": priority, "lb_endpoints": [{"endpoint": {"address": _socket(*addresses.split(address))}}]}
         for priority, address in enumerate(who.control_plane)
     ]
     return {
@@ -127,10 +128,10 @@ def _tls(who: GatewayIdentity, metadata: GatewayMetadata) -> dict[str, Any]:
         "sni": who.control_plane_name if kind == "DNS" else "",
         "common_tls_context": {
             "alpn_protocols": ["h2"],
-            "tls_certificate_sds_secret_configs": [_from_file(CERTIFICATE_SECRET, metadata.certificate_sds)],
+            "tls_certificate_sds_secret_configs": [secret_source(CERTIFICATE_SECRET, metadata.certificate_sds)],
             "combined_validation_context": {
                 "default_validation_context": {"match_typed_subject_alt_names": [name]},
-                "validation_context_sds_secret_config": _from_file(CA_SECRET, metadata.ca_sds),
+                "validation_context_sds_secret_config": secret_source(CA_SECRET, metadata.ca_sds),
             },
         },
     }
@@ -144,21 +145,12 @@ def _is_ip(name: str) -> bool:
     return True
 
 
-def _from_file(name: str, path: str) -> dict[str, Any]:
-    return {"name": name, "sds_config": {"path_config_source": {"path": path}, "resource_api_version": "V3"}}
-
-
 def _secret(name: str, content: dict[str, Any]) -> dict[str, Any]:
     return {"resources": [{"@type": f"{_TYPES}{_TLS}.Secret", "name": name} | content]}
 
 
 def _file(path: Path) -> dict[str, str]:
     return {"filename": str(path.resolve())}
-
-
-def _split(address: str) -> dict[str, Any]:
-    host, _, port = address.rpartition(":")
-    return _socket(host.removeprefix("[").removesuffix("]"), int(port))
 
 
 def _socket(host: str, port: int) -> dict[str, Any]:

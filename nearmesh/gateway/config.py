@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nearmesh import addresses
 from nearmesh.errors import ConfigError
 
 LogLevel = Literal["trace", "debug", "info", "warning", "error", "critical", "off"]
@@ -34,23 +35,10 @@ class GatewayConfig:
     """Worker threads; 0 is one for each processor. Each keeps its own connections to every node."""
 
     def __post_init__(self) -> None:
-        host, _ = split_address(self.listen)
+        host, _ = addresses.split_ip(self.listen)
         if self.plaintext and not ipaddress.ip_address(host).is_loopback:
             raise ConfigError(f"plaintext needs a loopback address, listen is {self.listen!r}; use 127.0.0.1 or TLS")
         if not 0 <= self.admin_port < 65536:
             raise ConfigError(f"admin_port {self.admin_port} is not 0 to 65535")
         if self.envoy_threads < 0:
             raise ConfigError(f"envoy_threads {self.envoy_threads} is below 0")
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """The IP and the port of `IP:port`. Raises ConfigError."""
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        raise ConfigError(f"address {text!r} is not IP:port") from None
-    if not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"address {text!r} is not IP:port")
-    return host, int(port)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nearmesh.errors import InvalidInput
 
@@ -48,6 +49,11 @@ class GatewayMetadata:
             certificate_sds=_text(struct, "certificate_sds"),
             ca_sds=_text(struct, "ca_sds"),
         )
+
+
+def secret_source(name: str, path: str) -> dict[str, Any]:
+    """A secret that Envoy reads from a file of its own machine, and again when the file's folder changes."""
+    return {"name": name, "sds_config": {"path_config_source": {"path": path}, "resource_api_version": "V3"}}
 
 
 def _text(struct: Mapping[str, object], key: str) -> str:

@@ -45,7 +45,7 @@ Report = Callable[[Mapping[str, Sequence[float]]], Awaitable[None]]
 
 
 class Probe:
-    """Measures all targets side by side; one `round` each second is its caller's to make, or `run` does."""
+    """Measures all targets side by side; `run` makes a `round` each second."""
 
     def __init__(
         self,
@@ -72,10 +72,10 @@ class Probe:
         if samples:
             await self._report(samples)
 
-    async def run(self, every_s: float = 1.0) -> None:
-        """Measures until cancelled, then closes its connections."""
+    async def run(self, wanted: Callable[[], bool], every_s: float = 1.0) -> None:
+        """Measures while it is wanted, then closes its connections."""
         try:
-            while True:
+            while wanted():
                 await self.round()
                 await asyncio.sleep(every_s)
         finally:

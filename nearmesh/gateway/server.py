@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 
 import grpc
 
+from nearmesh import addresses
 from nearmesh.gateway.bootstrap import GatewayIdentity, write_bootstrap, write_secrets
-from nearmesh.gateway.config import GatewayConfig, split_address
+from nearmesh.gateway.config import GatewayConfig
 from nearmesh.gateway.envoy import Envoy, envoy_binary, envoy_command, free_port
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.gateway.probe import Probe, ServerLiveEcho, Target
 from nearmesh.membership import Membership, Renewal, member
 from nearmesh.process import only_one
 from nearmesh.rpc import from_rpc_error
+from nearmesh.tls import Credentials
 from nearmesh.v1 import route_pb2, route_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ async def serve(config: GatewayConfig, token: str | None, stop: asyncio.Event) -
 
 
 def _envoy(config: GatewayConfig, membership: Membership) -> Envoy:
-    host, port = split_address(config.listen)
+    host, port = addresses.split_ip(config.listen)
     port = port or free_port(host)
     certificate_sds, ca_sds = write_secrets(config.data, config.data)
     metadata = GatewayMetadata(
@@ -62,7 +64,7 @@ def _envoy(config: GatewayConfig, membership: Membership) -> Envoy:
         region=membership.region,
         site=membership.site,
         control_plane=(membership.control_plane_mesh,),
-        control_plane_name=membership.control_plane_mesh.rpartition(":")[0],
+        control_plane_name=addresses.split(membership.control_plane_mesh)[0],
     )
     bootstrap = write_bootstrap(config.data, who, metadata, config.admin_port)
     return Envoy(envoy_command(envoy_binary(), bootstrap, config), (host, port))
@@ -78,16 +80,21 @@ class NetworkTimes:
 
     async def run(self) -> None:
         """For ever; goes on measuring the nodes it knows while the control plane is away."""
-        credentials = self._renewal.current.channel_credentials()
+        while True:
+            await self._run_with(self._renewal.current)
+
+    async def _run_with(self, shown: Credentials) -> None:
+        """Until the certificate is renewed: a channel shows the one it was made with, at every reconnection too."""
+        credentials = shown.channel_credentials()
         async with grpc.aio.secure_channel(self._membership.control_plane_mesh, credentials) as channel:
             self._routes = route_pb2_grpc.RouteServiceStub(channel)
             probe = Probe(
                 targets=self._nodes,
-                connect=lambda target: ServerLiveEcho(target, self._renewal.current.channel_credentials()),
+                connect=lambda target: ServerLiveEcho(target, credentials),
                 report=self._report,
                 clock=time.perf_counter,
             )
-            await probe.run()
+            await probe.run(lambda: self._renewal.current is shown)
 
     async def _nodes(self) -> Sequence[Target]:
         request = route_pb2.ListLatenciesRequest(region=self._membership.region)

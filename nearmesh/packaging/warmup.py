@@ -31,8 +31,6 @@ def record(folder: Path, inputs: Mapping[str, npt.NDArray[Any]], *, decimals: in
     except ImportError:
         raise PackageError("recording a warm-up needs ONNX Runtime: pip install onnxruntime") from None
     package = load(folder)
-    if not package.warmup:
-        raise PackageError(f"{folder}: model.toml names no [[warmup]] file to write")
     weights = fetch(package.variants[0].source, folder, cache or default_cache())
     names = [spec.name for spec in package.outputs]
     answers = InferenceSession(weights.read_bytes(), providers=["CPUExecutionProvider"]).run(names, dict(inputs))

@@ -165,3 +165,14 @@ def test_variants(tmp_path):
     engine = OnnxEngines(threads=1)(tmp_path, both)
     assert engine.variant == "fp32"
     engine.close()
+
+
+@pytest.mark.parametrize(
+    ("threads", "instances", "expected"), [(0, 1, 8), (0, 2, 4), (0, 0, 1), (0, 16, 1), (3, 1, 3), (3, 0, 3)]
+)
+def test_instances_share_the_cores(tmp_path, monkeypatch, threads, instances, expected):
+    given = []
+    monkeypatch.setattr("nearmesh_agent.engines.onnx.os.cpu_count", lambda: 8)
+    monkeypatch.setattr(OnnxEngine, "load", lambda *_, threads, **__: given.append(threads))
+    OnnxEngines(threads=threads)(tmp_path, replace(adder(tmp_path), instances=instances))
+    assert given == [expected]

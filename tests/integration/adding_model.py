@@ -47,13 +47,13 @@ def _graph(name: str, add: float) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def counting(folder: Path, name: str) -> Artifact:
-    """y = x, reached by counting up to it: a request that takes as long as its caller likes."""
+def counting(folder: Path, name: str, *, warm: int = 3) -> Artifact:
+    """y = x, reached by counting up to it: a request that takes as long as its caller likes; its warm-up is `warm`."""
     folder.mkdir(parents=True, exist_ok=True)
     toml = MODEL_TOML.format(name=name, version="1", add="one again and again").replace("FP32", "INT64")
     (folder / "model.toml").write_text(toml.replace("shape = [-1]", "shape = [1]"))
     (folder / "weights.onnx").write_bytes(_loop())
-    arrays = {"input.x": np.array([3], np.int64), "output.y": np.array([3], np.int64)}
+    arrays = {"input.x": np.array([warm], np.int64), "output.y": np.array([warm], np.int64)}
     np.savez(folder / "warmup.npz", **arrays)
     return build(folder, folder / "cache")
 

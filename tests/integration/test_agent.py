@@ -191,6 +191,19 @@ async def test_a_request_that_outlives_the_grace_does_not_keep_the_node(plane: C
         assert await agent.exit_code(10) == 0
 
 
+async def test_a_model_that_is_being_loaded_does_not_keep_the_node(tmp_path: Path) -> None:
+    async with (
+        control_plane(tmp_path / "plane") as plane,
+        plane.operator() as operator,
+        node(plane, tmp_path / "node", "loads") as agent,
+    ):
+        await operator.publish(counting(tmp_path / "counter", "counter", warm=2**40))
+        await operator.deploy("counter", "1")
+        await agent.says("counter", lambda r: r.status.state == node_pb2.REPLICA_STATE_LOADING)
+        agent.child.signal(signal.SIGTERM)
+        assert await agent.exit_code(15) == 0
+
+
 async def _count(agent: Node, rounds: int) -> tuple[int, int]:
     request = service_pb2.ModelInferRequest(model_name="counter")
     request.inputs.add(name="x", datatype="INT64", shape=[1])

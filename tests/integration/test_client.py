@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -248,3 +250,73 @@ async def test_the_sync_face_answers_and_closes(fakes: FakeMesh) -> None:
         return [float(value) for value in answer["y"].flat]
 
     assert await asyncio.to_thread(script) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_node_that_no_longer_has_the_model_ends_the_sequence(fakes: FakeMesh, mesh: Mesh) -> None:
+    async with mesh.sequence(MODEL) as sequence:
+        await sequence.infer({"x": np.ones(1, np.int64)})
+        fakes.nodes["near"].error = errors.NotReady("being unloaded")
+        with pytest.raises(errors.SequenceLost, match="on node near was lost: being unloaded"):
+            await sequence.infer({"x": np.ones(1, np.int64)})
+        fakes.nodes["near"].error = None
+        with pytest.raises(errors.SequenceLost, match="begin a new one"):
+            await sequence.infer({"x": np.ones(1, np.int64)})
+
+
+@pytest.mark.parametrize(("deadline_s", "out"), [(0.05, set()), (5.0, {"near"})])
+async def test_a_sequences_short_deadline_proves_nothing_against_the_node(
+    fakes: FakeMesh, mesh: Mesh, deadline_s: float, out: set[str]
+) -> None:
+    await mesh.warm(MODEL)
+    for node in fakes.nodes.values():
+        node.wait_s = 30
+    fakes.nodes["far"].wait_s = 30 if deadline_s < 1 else 0
+    async with mesh.sequence(MODEL) as sequence:
+        if deadline_s < 1:
+            with pytest.raises(errors.DeadlineExceeded):
+                await sequence.infer({"x": np.ones(1, np.int64)}, deadline_s=deadline_s)
+        else:
+            assert (await sequence.infer({"x": np.ones(1, np.int64)}, deadline_s=deadline_s)).receipt.node == "far"
+        assert set(mesh._experience.out(MODEL, now_s=asyncio.get_running_loop().time())) == out
+
+
+async def test_the_sync_face_outside_of_its_block_says_so(fakes: FakeMesh) -> None:
+    def script() -> None:
+        mesh = BlockingMesh(Mesh(fakes.settings()))
+        with pytest.raises(errors.ConfigError, match="use it inside `with connect_sync"):
+            mesh.infer(MODEL, {"x": X})
+        with mesh:
+            mesh.infer(MODEL, {"x": X})
+        with pytest.raises(errors.ConfigError, match="is not open"):
+            mesh.infer(MODEL, {"x": X})
+
+    await asyncio.wait_for(asyncio.to_thread(script), 30)
+
+
+async def test_leaving_the_sync_face_ends_the_calls_of_other_threads(fakes: FakeMesh) -> None:
+    entered, leave = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    calls: list[asyncio.Future[Any]] = []
+
+    def use() -> None:
+        with BlockingMesh(Mesh(fakes.settings())) as mesh:
+            mesh.infer(MODEL, {"x": X})
+            for node in fakes.nodes.values():
+                node.wait_s = 30
+            calls.append(loop.run_in_executor(None, mesh.infer, MODEL, {"x": X}))
+            calls.append(loop.run_in_executor(None, in_a_sequence, mesh))
+            loop.call_soon_threadsafe(entered.set)
+            assert leave.wait(20)
+
+    def in_a_sequence(mesh: BlockingMesh) -> None:
+        with mesh.sequence(MODEL) as sequence:
+            sequence.infer({"x": np.ones(1, np.int64)})
+
+    script = loop.run_in_executor(None, use)
+    await entered.wait()
+    await fakes.nodes["near"].waiting.wait()
+    leave.set()
+    await asyncio.wait_for(script, 20)
+    for call in calls:
+        with pytest.raises((errors.Unreachable, errors.ConfigError), match=r"closed while this call|is not open"):
+            await asyncio.wait_for(call, 20)

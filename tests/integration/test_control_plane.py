@@ -66,6 +66,33 @@ async def test_publishing_a_version_again_changes_nothing(plane: ControlPlane, a
         assert (again.digest, index(plane)) == (artifact.digest, before)
 
 
+@pytest.mark.parametrize("which", ["weights", "manifest"])
+async def test_publishing_again_heals_what_the_disk_damaged(plane: ControlPlane, tmp_path: Path, which: str) -> None:
+    made = adding(tmp_path, f"healed-{which}", "1", 1.0)
+    weights = next(file.digest for file in made.manifest.files if file.title == "fp32.onnx")
+    async with plane.operator() as operator:
+        await operator.publish(made)
+        digest = weights if which == "weights" else made.digest
+        blob = plane.data / "oci" / "blobs" / "sha256" / digest.removeprefix("sha256:")
+        good = blob.read_bytes()
+        for damaged in (good[:-1] + b"~", b""):
+            blob.write_bytes(damaged)
+            async with nothing_changes(plane):
+                assert (await operator.publish(made)).digest == made.digest
+            assert blob.read_bytes() == good
+        await plane.logged(f"replaced damaged blobs of model=healed-{which} version=1")
+
+
+async def test_an_upload_that_ends_early_heals_nothing_and_harms_nothing(plane: ControlPlane, tmp_path: Path) -> None:
+    made = adding(tmp_path, "half-healed", "1", 1.0)
+    async with plane.operator() as operator:
+        await operator.publish(made)
+        weights = next(file.digest for file in made.manifest.files if file.title == "fp32.onnx")
+        (plane.data / "oci" / "blobs" / "sha256" / weights.removeprefix("sha256:")).unlink()
+        assert isinstance(await _upload(plane, *_all_parts(made)[:-1]), InvalidInput)
+        assert [version.digest for version in (await operator.model("half-healed")).versions] == [made.digest]
+
+
 async def test_a_version_never_changes(plane: ControlPlane, artifact: Artifact, tmp_path: Path) -> None:
     async with nothing_changes(plane), plane.operator() as operator:
         before = index(plane)

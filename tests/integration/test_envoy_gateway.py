@@ -141,6 +141,28 @@ async def test_what_the_gateway_answers_by_itself(tmp_path: Path) -> None:
             assert time.monotonic() - start < 1
 
 
+async def test_a_mesh_without_models_has_its_nearest_node_and_knows_what_it_does_not_serve(tmp_path: Path) -> None:
+    async with small_mesh(tmp_path, "mesh", "a") as small:
+        small.order("mesh", "a", ())
+        # Envoy opens its listener only with a route table that it accepted.
+        async with gateway(small) as running, plain_stub(running) as stub:
+            assert (await stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=15)).name == "a"
+            for objective, status in (("", "NOT_FOUND"), ("nearest", "NOT_FOUND"), ("fastest", "INVALID_ARGUMENT")):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await infer(stub, objective=objective)
+                assert caught.value.code().name == status
+            small.order("mesh", "a")
+
+            async def served() -> bool:
+                try:
+                    return await infer(stub) == "a"
+                except grpc.aio.AioRpcError:
+                    return False
+
+            await until(served)
+        assert small.service.refused == 0
+
+
 async def test_the_headers_route_too(tmp_path: Path) -> None:
     async with setting(tmp_path) as (small, _, stub):
         small.order("mesh", "abc", nearest="c", cheapest="b")

@@ -16,7 +16,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from nearmesh import __version__, tensors
-from nearmesh.errors import Overloaded, SequenceLost
+from nearmesh.errors import DeadlineExceeded, Overloaded, SequenceLost
+from nearmesh.package import Sequence, State
 from nearmesh.rpc import REASON_KEY, from_rpc_error
 from tests import tiny_models
 from tests.gated_engine import Gate
@@ -320,6 +321,35 @@ async def test_metrics(running, client):
     assert value("nearmesh_in_flight") == 0
 
 
+async def test_a_bug_is_not_counted_as_an_answer(running, client, monkeypatch):
+    monkeypatch.setattr("nearmesh_agent.serving.servicer._respond", lambda *_: 1 // 0)
+    with pytest.raises(InferenceServerException):
+        await client.infer("adder", given(left=LEFT))
+    value = running.metrics.registry.get_sample_value
+    assert value("nearmesh_requests_total", {"model": "adder", "status": "INTERNAL"}) == 1
+    assert value("nearmesh_requests_total", {"model": "adder", "status": "OK"}) is None
+
+
+async def test_a_deadline_that_passed_on_the_node_shows_in_what_the_node_says_of_itself(running, stub, monkeypatch):
+    replica = running.table.get("adder")
+
+    async def late(*args, **kwargs):
+        await asyncio.sleep(0.05)
+        raise DeadlineExceeded("too late")
+
+    await stub.ModelInfer(message())
+    monkeypatch.setattr(replica, "infer", late)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.ModelInfer(message())
+    assert replica.stats().service_ms_p95 >= 50
+
+
+async def test_a_node_without_a_model_is_live_and_not_ready():
+    async with serving([]) as running, client_of(running) as client:
+        assert await client.is_server_live()
+        assert not await client.is_server_ready()
+
+
 async def test_p7_a_client_that_gives_up_never_reaches_the_engine():
     engine = Gate(is_open=False)
     described = tiny_models.package("doubler", [tiny_models.spec("x", "FP32", -1)], [tiny_models.spec("y", "FP32", -1)])
@@ -431,20 +461,73 @@ async def test_unary_calls_keep_no_state(stub):
     assert {name: array.tolist() for name, array in found.items()} == {"sum": [42], "after": [42]}
 
 
-async def test_a_sequence_keeps_its_version_while_that_is_loaded(tmp_path):
+async def test_p4_a_sequence_survives_a_swap_and_its_version_goes_when_it_ends(tmp_path):
     old = await load(tmp_path, tiny_models.accumulator(tmp_path))
     new = await load(tmp_path, tiny_models.accumulator(tmp_path, version="2"))
     async with serving([old]) as running, grpc.aio.insecure_channel(running.address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        call, other = stub.ModelStreamInfer(), stub.ModelStreamInfer()
+        for stream in (call, other):
+            await send(stream, step(1, 7, start=True))
+        running.table.put(new)
+        running.table.remove(old.digest)
+        gone = asyncio.create_task(old.sequences_over())
+        assert await send(call, step(2, 7)) == {"sum": [3]}
+        named = step(3, 7)
+        named.model_version = "1"
+        assert await send(call, named) == {"sum": [6]}
+        running.servicer.draining = True
+        assert await send(call, step(4, 7, end=True)) == {"sum": [10]}
+        running.servicer.draining = False
+        assert not gone.done() and old.engine._session is not None
+        # A stream that breaks off leaves nothing behind.
+        other.cancel()
+        await asyncio.wait_for(gone, 20)
+        await old.close()
+        assert old.engine._session is None
+        await call.write(step(1, 7, start=True))
+        assert (await call.read()).infer_response.model_version == "2"
+    await new.close()
+
+
+async def test_a_sequence_is_lost_when_its_version_is_closed(tmp_path):
+    old = await load(tmp_path, tiny_models.accumulator(tmp_path))
+    async with serving([old]) as running, grpc.aio.insecure_channel(running.address) as channel:
         call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
         await send(call, step(1, 7, start=True))
-        running.table.put(new)
-        running.servicer.draining = True
-        assert await send(call, step(2, 7)) == {"sum": [3]}
         running.table.remove(old.digest)
+        assert await send(call, step(2, 7)) == {"sum": [3]}
+        await old.close()
         error = await lost(call, step(3, 7))
         assert isinstance(error, SequenceLost)
         assert "has left this node" in error.message
-    await new.close()
+
+
+async def test_p4_a_first_step_that_is_computed_during_a_swap_begins_its_sequence():
+    described = tiny_models.package(
+        "doubler",
+        [tiny_models.spec("x", "FP32", 1)],
+        [tiny_models.spec("y", "FP32", 1)],
+        sequence=Sequence(state=(State(input="x", output="y", shape=(1,)),)),
+    )
+    engine = Gate(is_open=False)
+    replica = Replica(described, "sha256:1", engine, config=ReplicaConfig())
+    async with serving([replica]) as running, grpc.aio.insecure_channel(running.address) as channel:
+        call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
+        first = asyncio.create_task(send(call, step(1, 7, start=True, model="doubler", outputs=["y"])))
+        await engine.entered()
+        running.table.remove(replica.digest)
+        gone = asyncio.create_task(replica.sequences_over())
+        await asyncio.sleep(0)
+        assert not gone.done()
+        engine.open.set()
+        assert await first == {"y": [2]}
+        second = tensors.encode_request("doubler", {})
+        second.parameters["sequence_id"].int64_param = 7
+        second.parameters["sequence_end"].bool_param = True
+        second.outputs.add(name="y")
+        assert await send(call, second) == {"y": [4]}
+        await asyncio.wait_for(gone, 20)
 
 
 async def test_sequences_with_the_stock_client(running):

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from envoy.service.discovery.v3 import ads_pb2_grpc
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.routing.table import Endpoint, Listener, ModelRoutes, RouteTable
-from nearmesh_controlplane.xds.ads import AggregatedDiscovery, add_to_server
+from nearmesh_controlplane.xds.ads import AggregatedDiscovery
 
 from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
 from nearmesh.gateway.bootstrap import GatewayIdentity, write_secrets
@@ -152,13 +153,14 @@ async def small_mesh(
             mesh=MESH,
             verifier=authority.verifier(),
             jwks_json=lambda: authority.jwks_json,
+            region_of=lambda _gateway: REGION,
             check=lambda who: keepers[1].check(who, ADS) if who.role in MACHINES else None,
         )
         own = authority.server_credentials(["localhost"])
         addresses = []
         for keeper, demands in zip(keepers, (False, True), strict=True):
             server = grpc.aio.server(interceptors=[CallInterceptor(keeper)], options=[("grpc.so_reuseport", 0)])
-            add_to_server(service, server)
+            ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(service, server)
             pair = [(own.key_pem, own.certificate_pem)]
             tls = grpc.ssl_server_credentials(pair, own.ca_pem if demands else None, demands)
             addresses.append(f"localhost:{server.add_secure_port('127.0.0.1:0', tls)}")

@@ -109,6 +109,24 @@ async def test_rollback_finds_the_version_before(mesh: State) -> None:
         await mesh.catalog.rollback("x", "me")
 
 
+async def test_a_rollback_gives_sites_only_what_they_had(mesh: State) -> None:
+    for version in "123":
+        await mesh.publish("m", version)
+    await mesh.catalog.deploy("m", "2", ("a",), "me")
+    await mesh.catalog.deploy("m", "3", ("b",), "me")
+    with pytest.raises(InvalidInput, match=r"to b in one version only \(3\); to have another there, deploy it"):
+        await mesh.catalog.rollback("m", "me")
+    # Tried at one site and then at another: the second one had what was everywhere before, never the first trial.
+    for version, sites in (("1", ()), ("2", ("a",)), ("3", ("b",))):
+        await mesh.catalog.deploy("m", version, sites, "me")
+    back = await mesh.catalog.rollback("m", "me")
+    assert (back.version, back.sites) == ("1", ("b",))
+    assert [mesh.catalog.deployed("m", site).version for site in "abc"] == ["2", "1", "1"]  # type: ignore[union-attr]
+    # Part of the mesh had 2, and that is not what all of it had.
+    await mesh.catalog.deploy("m", "3", (), "me")
+    assert (await mesh.catalog.rollback("m", "me")).version == "1"
+
+
 async def test_an_operators_policy_outlives_packages(mesh: State) -> None:
     await mesh.publish("m", "1", RoutePolicy(objective="nearest", deadline_ms=100.0))
     assert mesh.catalog.policy("m") == RoutePolicy(objective="nearest", deadline_ms=100.0)

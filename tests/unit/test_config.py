@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 from nearmesh_agent.config import NodeConfig
-from nearmesh_controlplane.config import MeshConfig, port_of
+from nearmesh_controlplane.config import Listen, MeshConfig
 
 from nearmesh import config
 from nearmesh.errors import ConfigError, InvalidInput
@@ -155,12 +155,12 @@ def test_the_components_check_their_values(cls: type, more: dict[str, Any], said
     assert said in caught.value.message
 
 
-def test_ports() -> None:
-    assert port_of("127.0.0.1:7400") == 7400
-    assert port_of("[::]:0") == 0
-    for wrong in ("7400", ":7400", "host:", "host:web", "host:-1", "host:65536"):
-        with pytest.raises(InvalidInput, match="is not host:port"):
-            port_of(wrong)
+@pytest.mark.parametrize("advertised", ["2001:db8::1", "[2001:db8::1]", ""])
+def test_a_control_plane_on_ipv6_is_told_of_with_brackets(advertised: str) -> None:
+    listen = Listen(public="[2001:db8::1]:7400")
+    found = MeshConfig(mesh="m", data=Path(), listen=listen, advertise_host=advertised)
+    # In the certificate it stands without, in addresses and URLs with them.
+    assert (found.host, found.reached_at("[::]:7401")) == ("2001:db8::1", "[2001:db8::1]:7401")
 
 
 def test_a_nodes_hardware_names_itself() -> None:

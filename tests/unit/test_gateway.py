@@ -12,11 +12,13 @@ import pytest
 from nearmesh.client.bootstrap import grpc_bootstrap, read_bootstrap, write_bootstrap
 from nearmesh.config import parse
 from nearmesh.errors import ConfigError, InvalidInput
-from nearmesh.gateway.bootstrap import GatewayIdentity, envoy_bootstrap, write_secrets
+from nearmesh.gateway.bootstrap import BOOTSTRAP_FILE, GatewayIdentity, envoy_bootstrap, write_secrets
 from nearmesh.gateway.config import GatewayConfig
 from nearmesh.gateway.envoy import envoy_command
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.gateway.probe import Probe, Target
+from nearmesh.gateway.server import _envoy
+from nearmesh.membership import Membership
 
 METADATA = GatewayMetadata(host="127.0.0.1", port=8001, plaintext=True, certificate_sds="/c.json", ca_sds="/ca.json")
 
@@ -92,6 +94,27 @@ def test_the_control_planes_name_is_checked(name: str, kind: str, sni: str) -> N
     context = tls["common_tls_context"]["combined_validation_context"]["default_validation_context"]
     assert context["match_typed_subject_alt_names"] == [{"san_type": kind, "matcher": {"exact": name}}]
     assert tls["sni"] == sni
+
+
+def test_a_control_plane_on_ipv6_is_found_and_named_without_brackets(tmp_path: Path) -> None:
+    membership = Membership(
+        mesh="test",
+        kind="gateway",
+        id="gw",
+        site="s",
+        region="here",
+        control_plane="[::1]:7400",
+        control_plane_mesh="[::1]:7401",
+        jwks_json="{}",
+    )
+    _envoy(GatewayConfig(data=tmp_path), membership)
+    (cluster,) = json.loads((tmp_path / BOOTSTRAP_FILE).read_text())["static_resources"]["clusters"]
+    (place,) = cluster["load_assignment"]["endpoints"]
+    address = place["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
+    assert address == {"address": "::1", "port_value": 7401}
+    validation = cluster["transport_socket"]["typed_config"]["common_tls_context"]["combined_validation_context"]
+    names = validation["default_validation_context"]["match_typed_subject_alt_names"]
+    assert names == [{"san_type": "IP_ADDRESS", "matcher": {"exact": "::1"}}]
 
 
 def test_secrets_are_found_by_path_and_watched(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from nearmesh_controlplane.catalog.layout import REF_NAME, Layout
 
 from nearmesh.errors import DigestMismatch, InvalidInput, NotFound, TooLarge
-from nearmesh.oci import FILE_TYPE, Descriptor, digest_bytes
+from nearmesh.oci import FILE_TYPE, MANIFEST_TYPE, Descriptor, digest_bytes
 
 DATA = b"some bytes of a model" * 100
 BLOB = Descriptor(FILE_TYPE, digest_bytes(DATA), len(DATA))
@@ -36,7 +36,7 @@ def test_a_blob_appears_when_all_of_it_is_there(layout: Layout, tmp_path: Path) 
     writer = layout.writer(BLOB)
     for start in range(0, len(DATA), 7):
         writer.write(DATA[start : start + 7])
-        assert not layout.has(BLOB.digest)
+        assert not layout.has(BLOB)
     writer.commit()
     writer.abandon()
     assert layout.path(BLOB.digest).read_bytes() == DATA
@@ -85,7 +85,9 @@ def test_what_a_killed_process_left_behind_is_swept_up(layout: Layout, tmp_path:
     assert any(name.startswith(".incoming-") for name in files(tmp_path))
     again = Layout(tmp_path)
     assert files(tmp_path) == [hashlib.sha256(b"{}").hexdigest()]
-    assert again.has(digest_bytes(b"{}")) and references(tmp_path) == {"m:1": digest_bytes(b"{}")}
+    assert again.has(Descriptor(MANIFEST_TYPE, digest_bytes(b"{}"), 2)) and references(tmp_path) == {
+        "m:1": digest_bytes(b"{}")
+    }
     killed.abandon()
 
 
@@ -117,3 +119,20 @@ def test_the_files_are_readable_by_other_tools(layout: Layout, tmp_path: Path) -
     layout.add_manifest(b"{}", digest_bytes(b"{}"), "m:1")
     for path in (tmp_path / "oci-layout", tmp_path / "index.json", layout.path(digest_bytes(b"{}"))):
         assert path.stat().st_mode & 0o444 == 0o444
+
+
+def kept(layout: Layout) -> Path:
+    writer = layout.writer(BLOB)
+    writer.write(DATA)
+    writer.commit()
+    return layout.path(BLOB.digest)
+
+
+@pytest.mark.parametrize("damaged", [b"", DATA[:-1], DATA + b"x", DATA[:-1] + b"x"])
+def test_a_blob_that_the_disk_damaged_is_not_there_and_may_come_again(layout: Layout, damaged: bytes) -> None:
+    path = kept(layout)
+    assert layout.has(BLOB)
+    path.write_bytes(damaged)
+    assert not layout.has(BLOB)
+    kept(layout)
+    assert layout.has(BLOB) and path.read_bytes() == DATA

@@ -7,6 +7,8 @@ import dataclasses
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from nearmesh_controlplane.registry.authority import Authority
@@ -151,3 +153,47 @@ async def test_a_renewal_that_failed_is_tried_again_while_there_is_time(
 def test_no_certificate_no_renewal(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="join again"):
         Renewal(KNOWN, tmp_path)
+
+
+async def test_an_ended_certificate_is_an_error_in_the_log_until_there_is_a_new_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    KNOWN.write(tmp_path)
+    certified(tmp_path, -60)
+    assert await member(tmp_path, "node", None) == KNOWN
+    assert "give a new join token" in caplog.text
+
+    again = dataclasses.replace(KNOWN, site="another site")
+
+    async def joined(token: str, kind: str, folder: Path) -> Membership:
+        assert (token, kind, folder) == ("fresh", "node", tmp_path)
+        return again
+
+    monkeypatch.setattr(membership, "join", joined)
+    assert await member(tmp_path, "node", "fresh") == again
+
+
+def full_disk(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    raise OSError(28, "No space left on device")
+
+
+async def test_a_full_disk_is_a_renewal_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority, who = certified(tmp_path, 60), KNOWN.machine
+    renewal = Renewal(KNOWN, tmp_path)
+    shown = renewal.current
+
+    async def renew(request: Any, timeout: float) -> Any:
+        signed = authority.sign(request.csr_pem, who, timedelta(seconds=60))
+        return SimpleNamespace(certificate_pem=signed, ca_pem=authority.ca_pem)
+
+    monkeypatch.setattr(membership.node_pb2_grpc, "NodeServiceStub", lambda channel: SimpleNamespace(Renew=renew))
+    with monkeypatch.context() as patched:
+        patched.setattr("nearmesh.tls.write_private", full_disk)
+        await waits(renewal, patched, 4)
+    assert "No space left on device" in caplog.text
+    # What is shown is what the next start will show.
+    assert renewal.current is shown
+    await waits(renewal, monkeypatch, 2)
+    assert renewal.current != shown and Credentials.read(tmp_path) == renewal.current

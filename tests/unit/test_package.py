@@ -5,7 +5,7 @@ import textwrap
 import pytest
 
 from nearmesh.errors import PackageError
-from nearmesh.package import MANIFEST_FILE, State, TensorSpec, load, read_labels
+from nearmesh.package import MANIFEST_FILE, State, TensorSpec, load, parse, read_labels
 
 GOOD = """
 name = "adder"
@@ -16,6 +16,7 @@ credit = "The project"
 inputs = [{ name = "x", dtype = "FP32", shape = [-1, 2] }]
 outputs = [{ name = "y", dtype = "FP32", shape = [-1, 2] }]
 variants = [{ name = "fp32", source = { path = "adder.onnx" } }]
+warmup = [{ file = "one.npz" }]
 """
 SHA256 = "0" * 64
 
@@ -29,7 +30,12 @@ def test_defaults(tmp_path):
     package = read(tmp_path, GOOD)
     assert package.inputs == (TensorSpec(name="x", dtype="FP32", shape=(-1, 2)),)
     assert package.variants[0].file == "fp32.onnx" and package.variants[0].hardware == "any"
-    assert (package.batching.max_batch, package.instances, package.sequence, package.files) == (0, 1, None, ())
+    assert (package.batching.max_batch, package.instances, package.sequence, package.files) == (
+        0,
+        1,
+        None,
+        ("one.npz",),
+    )
     assert (package.route.objective, package.route.deadline_ms) == ("cheapest-in-time", 300)
 
 
@@ -46,7 +52,12 @@ def test_everything_that_may_be_said(tmp_path):
     hardware = "CUDAExecutionProvider"
     source = {{ pypi = "adder", version = "1", file = "a/b.onnx", sha256 = "{SHA256}" }}
     """
-    text = GOOD.replace("variants = [{", "[[variants]]\n").replace(" } }]", " }").replace('"fp32", ', '"fp32"\n')
+    text = (
+        GOOD.replace('warmup = [{ file = "one.npz" }]\n', "")
+        .replace("variants = [{", "[[variants]]\n")
+        .replace(" } }]", " }")
+        .replace('"fp32", ', '"fp32"\n')
+    )
     top, _, variants = text.partition("[[variants]]")
     own, _, second = textwrap.dedent(more).partition("[[variants]]")
     package = read(tmp_path, f"{top}{own}[[variants]]{variants}[[variants]]{second}")
@@ -71,6 +82,23 @@ MISTAKES = [
     ("a digest that is none", '{ path = "adder.onnx" }', '{ path = "a.onnx", sha256 = "../up" }', "64 lower-case hex"),
     ("a name that cannot stand in DNS", '"adder"', '"Adder_1"', "model 'Adder_1' must be"),
     ("a version with a blank", '"1.0"', '"1 0"', "version '1 0' must be"),
+    ("no warm-up", '[{ file = "one.npz" }]', "[]", "there is no [[warmup]]"),
+    ("no word of a warm-up", 'warmup = [{ file = "one.npz" }]', "", "there is no [[warmup]]"),
+    ("instances below 0", 'credit = "', 'instances = -1\ncredit = "', "instances must be 0"),
+    ("rows below 0", 'credit = "', 'batching = { max_batch = -8 }\ncredit = "', "batching.max_batch must be 0"),
+    ("no time", 'credit = "', 'route = { deadline_ms = 0 }\ncredit = "', "route.deadline_ms must be above 0, got 0"),
+    (
+        "an input twice",
+        "shape = [-1, 2] }]\no",
+        'shape = [-1, 2] }, { name = "x", dtype = "FP32", shape = [1] }]\no',
+        "input 'x'",
+    ),
+    (
+        "an output twice",
+        "shape = [-1, 2] }]\nv",
+        'shape = [-1, 2] }, { name = "y", dtype = "FP32", shape = [1] }]\nv',
+        "output 'y'",
+    ),
     ("not TOML", 'name = "adder"', "name = adder", "model.toml"),
 ]
 
@@ -116,3 +144,26 @@ def test_labels_that_cannot_be_read(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(PackageError, match="utf-8"):
         read_labels(path)
+
+
+def test_a_text_is_checked_like_a_folder() -> None:
+    """What the control plane receives is held to the same."""
+    for text, said in (
+        ("name = ", "Invalid value"),
+        ('nmae = "x"', "did you mean 'name'?"),
+        (UNPROVEN, r"no \[\[warmup\]\]"),
+    ):
+        with pytest.raises(PackageError, match=said):
+            parse(text, "model.toml")
+
+
+UNPROVEN = """
+name = "m"
+version = "1"
+description = "d"
+licence = "MIT"
+credit = "c"
+inputs = [{ name = "x", dtype = "FP32", shape = [-1] }]
+outputs = [{ name = "y", dtype = "FP32", shape = [-1] }]
+variants = [{ name = "fp32", source = { path = "m.onnx" } }]
+"""

@@ -310,5 +310,5 @@ def test_a_recorded_warmup_is_what_the_model_says(folder, tmp_path):
 def test_no_place_for_a_recorded_warmup(folder, tmp_path):
     pytest.importorskip("onnxruntime", reason="recording a warm-up runs the model")
     replace(folder, 'warmup = [{ file = "warmup.npz" }]', "")
-    with pytest.raises(PackageError, match="names no"):
+    with pytest.raises(PackageError, match="there is no"):
         record(folder, {"x": ONES}, decimals=3, cache=Path(tmp_path))

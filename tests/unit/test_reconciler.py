@@ -29,7 +29,7 @@ def digest(version: str) -> str:
 
 @dataclass(slots=True, eq=False)
 class FakeReplica:
-    """Holds no engine; `let_go` ends what is in flight."""
+    """Holds no engine; `let_go` ends what is in flight, `hung_up` its sequences."""
 
     name: str
     version: str
@@ -37,10 +37,14 @@ class FakeReplica:
     ready: bool = True
     closed: bool = False
     let_go: asyncio.Event = field(default_factory=asyncio.Event)
+    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
     engine: Any = field(default_factory=lambda: SimpleNamespace(variant="fp32"))
 
     def stats(self) -> ReplicaStats:
         return ReplicaStats(service_ms_p50=1, service_ms_p95=2, inferences_per_second=3, in_flight=0)
+
+    async def sequences_over(self) -> None:
+        await self.hung_up.wait()
 
     async def close(self) -> None:
         await self.let_go.wait()
@@ -63,8 +67,15 @@ class Node:
         self.busy = False
         # Whether replicas stay open until they are let go.
         self.held = False
+        # What had to stay on disk each time that a version began to serve.
+        self.kept: list[set[str]] = []
         self.reconciler = Reconciler(
-            self.table, self._pull, self._load, keep=folder / "wanted.pb", on_progress=lambda: None
+            self.table,
+            self._pull,
+            self._load,
+            keep=folder / "wanted.pb",
+            on_progress=lambda: None,
+            tidy=self._tidy,
         )
 
     async def _pull(self, model: str, digest: str, registry_url: str) -> Path:
@@ -74,6 +85,9 @@ class Node:
         if error := self.pull_errors.get(digest):
             raise error
         return self.folder / model
+
+    async def _tidy(self) -> None:
+        self.kept.append(self.reconciler.needed())
 
     async def _load(self, folder: Path, digest: str) -> Any:
         assert not self.busy, "two loads at a time"
@@ -87,6 +101,7 @@ class Node:
         if error := self.load_errors.get(digest):
             raise error
         found = FakeReplica(folder.name, digest[-1], digest)
+        found.hung_up.set()
         if not self.held:
             found.let_go.set()
         self.loaded.append(found)
@@ -338,3 +353,107 @@ async def test_a_hanging_engine_shows_in_the_report(node: Node) -> None:
     # It recovers by itself, without another load.
     node.loaded[0].ready = True
     assert node.states() == {"m-1": READY}
+
+
+class Disk:
+    """Stands in for `write_private`, on a disk that may be full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = False
+        self._write = reconcilers.write_private
+        monkeypatch.setattr(reconcilers, "write_private", self)
+
+    def __call__(self, path: Path, data: bytes) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        self._write(path, data)
+
+
+async def test_a_full_disk_stops_nothing_and_is_written_when_there_is_room(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = Disk(monkeypatch)
+    node.want("m-1")
+    await until(lambda: node.states() == {"m-1": READY})
+    disk.full = True
+    node.want("m-2")
+    await until(lambda: node.states() == {"m-2": READY})
+    assert "wanted.pb cannot be written" in caplog.text and "served.pb cannot be written" in caplog.text
+    before = Node(tmp_path)
+    assert before.reconciler.needed() == {digest("m-1")}
+    await before.reconciler.close()
+    # The same wish again changes nothing, but it was never written.
+    disk.full = False
+    node.want("m-2")
+    after = Node(tmp_path)
+    assert [version.version for version in after.reconciler.wanted.versions] == ["2"]
+    after.load_errors[digest("m-3")] = WarmupFailed("off by one")
+    after.want("m-3")
+    await until(lambda: after.states() == {"m-2": READY, "m-3": FAILED})
+    await after.reconciler.close()
+
+
+async def test_a_bug_while_loading_is_a_failure_with_a_reason(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    node.want("m-1")
+    await until(lambda: node.states() == {"m-1": READY})
+    node.load_errors[digest("m-2")] = ZeroDivisionError("oops")
+    node.want("m-2")
+    await until(lambda: node.states() == {"m-1": READY, "m-2": FAILED})
+    assert node.detail("m-2") == "internal error; the node's log has the cause"
+    assert "ZeroDivisionError: oops" in caplog.text
+    assert node.answers() == "1"
+
+
+async def test_p4_an_old_version_stays_for_its_sequences(node: Node) -> None:
+    node.want("m-1")
+    await until(lambda: node.states() == {"m-1": READY})
+    old = node.loaded[0]
+    old.hung_up.clear()
+    node.want("m-2")
+    await until(lambda: node.states() == {"m-1": UNLOADING, "m-2": READY})
+    await still(node, node.states, lambda: old.closed)
+    old.hung_up.set()
+    await until(lambda: node.states() == {"m-2": READY})
+    assert old.closed
+
+
+async def test_a_leaving_node_closes_what_waits_for_sequences(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.want("m-1")
+    await until(lambda: node.states() == {"m-1": READY})
+    node.loaded[0].hung_up.clear()
+    node.want("m-2")
+    await until(lambda: node.states() == {"m-1": UNLOADING, "m-2": READY})
+    async with asyncio.timeout(5):
+        await node.reconciler.close()
+    assert all(replica.closed for replica in node.loaded)
+
+
+async def test_the_disk_keeps_what_is_wanted_and_what_a_rollback_needs(node: Node, tmp_path: Path) -> None:
+    for number, version in enumerate(("m-1", "m-2", "m-3"), 1):
+        node.want(version, "n-9")
+        await until(
+            lambda version=version, number=number: node.states().get(version) == READY and len(node.kept) > number
+        )
+    assert node.kept[-1] == {digest("m-2"), digest("m-3"), digest("n-9")}
+    # A restart remembers as much.
+    assert Node(tmp_path).reconciler.needed() == node.kept[-1]
+
+
+async def test_a_version_that_a_change_of_mind_took_away_while_it_was_brought_back(
+    node: Node, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.want("m-1")
+    await until(lambda: node.states() == {"m-1": READY})
+    after = Node(tmp_path)
+    after.load_errors[digest("m-2")] = WarmupFailed("off by one")
+    after.pull_errors[digest("m-1")] = Unreachable("away")
+    after.pull_waits[digest("m-1")] = asyncio.Event()
+    after.want("m-2")
+    await until(lambda: after.states() == {"m-1": PULLING, "m-2": FAILED})
+    del after.reconciler._progress[digest("m-1")]
+    after.pull_waits[digest("m-1")].set()
+    await until(lambda: after.states() == {"m-2": FAILED} and "the last version failed too" in caplog.text)
+    await still(after, after.states)
+    assert "bug while bringing" not in caplog.text
+    await after.reconciler.close()

@@ -118,6 +118,21 @@ async def test_when_the_control_plane_lost_everyone_the_routes_stay(mesh: State)
     assert [e.node for e in mesh.router.table(EUROPE, "public").models["m"].by_objective["nearest"]] == ["us"]
 
 
+async def test_a_model_keeps_the_nodes_it_had_while_others_of_other_models_are_live(mesh: State) -> None:
+    await mesh.publish("other")
+    await mesh.reports("asia", replica("other"))
+    for node in ("eu", "us"):
+        mesh.registry.session_closed(node)
+    mesh.clock.now_s += 100 * LEASE_S
+    mesh.registry.expire()
+    models = mesh.router.table(EUROPE, "public").models
+    assert [e.node for e in models["m"].by_objective["nearest"]] == ["eu", "us"]
+    assert [e.node for e in models["other"].by_objective["nearest"]] == ["asia"]
+    decision = mesh.router.decide("m", EUROPE)
+    assert why(decision, "eu") == "tried last: its session is gone, but no live node serves this model"
+    assert why(decision, "asia").endswith("it has no replica of this model")
+
+
 async def test_a_draining_node_is_out_by_its_own_word_or_the_operators(mesh: State) -> None:
     await mesh.reports("eu", replica(), draining=True)
     await mesh.registry.drain("us", undo=False)

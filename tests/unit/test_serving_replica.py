@@ -20,7 +20,7 @@ from nearmesh.errors import (
     PackageError,
     WarmupFailed,
 )
-from nearmesh.package import Warmup
+from nearmesh.package import Sequence, Warmup
 from tests.gated_engine import Gate
 from tests.tiny_models import package, spec, write_warmup
 
@@ -56,6 +56,36 @@ async def test_p6_a_full_queue_refuses_at_once():
     engine.open.set()
     assert [answer.outputs["y"].tolist() for answer in await asyncio.gather(*accepted)] == [[2, 4]] * 3
     assert engine.calls == 3
+    await replica.close()
+
+
+async def test_p6_a_queue_that_is_too_long_for_the_deadline_refuses_at_once():
+    now = 0.0
+    engine = Gate()
+    replica = replica_of(engine, clock=lambda: now)
+    replica._proven_s.append(0.1)
+    engine.open.clear()
+    accepted = [asyncio.create_task(replica.infer(INPUT)) for _ in range(3)]
+    await engine.entered()
+    with pytest.raises(Overloaded, match="about 300 ms; the request has 250 ms left") as caught:
+        await replica.infer(INPUT, timeout_s=0.25)
+    assert caught.value.retry_after_ms == 50
+    accepted.append(asyncio.create_task(replica.infer(INPUT, timeout_s=0.35)))
+    await asyncio.sleep(0)
+    engine.open.set()
+    assert len(await asyncio.gather(*accepted)) == engine.calls == 4
+    # With nobody waiting, what is usual is no reason to refuse.
+    await replica.infer(INPUT, timeout_s=0.05)
+    await replica.close()
+
+
+async def test_a_late_answer_counts_as_slow_and_never_as_fast():
+    replica = replica_of(Gate())
+    replica._proven_s.append(0.1)
+    replica.too_late(1)
+    assert replica.stats().service_ms_p95 == 100
+    replica.too_late(5000)
+    assert replica.stats().service_ms_p95 == 5000
     await replica.close()
 
 
@@ -182,6 +212,51 @@ async def test_warm_up_measures(tmp_path):
     await replica.close()
 
 
+async def test_one_slow_call_of_the_warm_up_does_not_speak_for_the_node(tmp_path):
+    now = 0.0
+
+    class Hiccup(Gate):
+        def infer(self, inputs):
+            nonlocal now
+            found = super().infer(inputs)
+            now += 0.5 if self.calls == 3 else 0.01
+            return found
+
+    warmup = write_warmup(tmp_path, input_x=INPUT["x"], output_y=INPUT["x"] * 2)
+    described = replace(PACKAGE, warmup=(warmup,))
+    replica = await Replica.load(
+        tmp_path, "sha256:1", engine_factory=lambda *_: Hiccup(), package=described, clock=lambda: now
+    )
+    stats = replica.stats()
+    assert (stats.service_ms_p50, stats.service_ms_p95) == pytest.approx((10, 10))
+    assert stats.inferences_per_second == pytest.approx(100)
+    await replica.close()
+
+
+async def test_p4_a_version_waits_for_its_sequences_to_end():
+    sequence = Sequence(state=(), idle_s=60)
+    replica = replica_of(Gate(), described=replace(PACKAGE, sequence=sequence))
+    await replica.sequences_over()
+    replica.holds.take()
+    with replica.holds.during():
+        waiting = asyncio.create_task(replica.sequences_over())
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    replica.holds.give_back()
+    await asyncio.wait_for(waiting, 5)
+    await replica.close()
+
+
+@pytest.mark.parametrize(("idle_s", "sequences_s"), [(0.05, 600.0), (600.0, 0.05)])
+async def test_p4_silent_and_endless_sequences_are_not_waited_for_without_end(idle_s, sequences_s):
+    described = replace(PACKAGE, sequence=Sequence(state=(), idle_s=idle_s))
+    replica = replica_of(Gate(), described=described, sequences_s=sequences_s)
+    replica.holds.take()
+    await asyncio.wait_for(replica.sequences_over(), 10)
+    await replica.close()
+
+
 @pytest.mark.parametrize(
     ("expected", "said"),
     [
@@ -213,11 +288,21 @@ async def test_other_wrong_warm_ups(tmp_path):
     other = write_warmup(tmp_path, "other.npz", input_x=INPUT["x"], output_z=INPUT["x"])
     empty = write_warmup(tmp_path, "empty.npz", input_x=INPUT["x"])
     (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "nothing.npz").write_bytes(b"")
+    packed = tmp_path / "packed.npz"
+    np.savez_compressed(packed, **{"input.x": np.zeros(999, np.float32)})
+    spoilt = bytearray(packed.read_bytes())
+    # After the name and numpy's extra field in the archive's first header: the packed bytes.
+    start = spoilt.index(b"input.x.npy") + 31
+    spoilt[start : start + 20] = b"\xff" * 20
+    packed.write_bytes(spoilt)
     for warmup, error, said in (
         (broken, WarmupFailed, "nan.npz: not a number"),
         (other, WarmupFailed, "output 'z' is expected, the model has"),
         (empty, PackageError, "proves nothing"),
         (Warmup(file="text.npz"), PackageError, "text.npz is not an .npz"),
+        (Warmup(file="nothing.npz"), PackageError, "nothing.npz is not an .npz"),
+        (Warmup(file="packed.npz"), PackageError, "packed.npz is not an .npz"),
         (Warmup(file="absent.npz"), PackageError, "absent.npz is not an .npz"),
     ):
         with pytest.raises(error, match=said):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from nearmesh_agent.serving.replica import Replica, ReplicaConfig
 from nearmesh_agent.serving.sequences import Step, StreamSequences, step_of
 from tritonclient.grpc import service_pb2
 
 from nearmesh.errors import InvalidInput, SequenceLost
 from nearmesh.package import Sequence, State
+from tests.gated_engine import Gate
 from tests.tiny_models import package, spec
 
 PACKAGE = package(
@@ -17,6 +19,9 @@ PACKAGE = package(
     [spec("y", "FP32", 1), spec("after", "FP32", 1)],
     sequence=Sequence(state=(State(input="before", output="after", shape=(1,)),), idle_s=10),
 )
+
+
+VOICE = Replica(PACKAGE, "sha256:1", Gate(), config=ReplicaConfig())
 
 
 def outputs(value):
@@ -37,18 +42,22 @@ def end(name):
 
 @pytest.fixture
 def sequences():
-    return StreamSequences(most=2)
+    found = StreamSequences(most=2)
+    yield found
+    found.close()
+    assert len(VOICE.holds) == 0
 
 
 def advance(sequences, step, value, now_s=0.0):
-    sequences.advance(PACKAGE, "sha256:1", step, outputs(value), now_s=now_s)
+    sequences.advance(VOICE, step, outputs(value), now_s=now_s)
+    assert len(VOICE.holds) == len(sequences)
 
 
 def test_state_is_handed_on(sequences):
     assert sequences.begin("voice", start(1), now_s=0) is None
     advance(sequences, start(1), 5)
     kept = sequences.begin("voice", go_on(1), now_s=1)
-    assert kept.digest == "sha256:1"
+    assert kept.replica is VOICE
     assert kept.state["before"].tolist() == [5]
 
 
@@ -112,8 +121,21 @@ def test_bounded_in_number(sequences):
     assert sequences.begin("voice", start(2), now_s=0) is None
 
 
+def test_who_holds_a_sequence(sequences):
+    going_on = {"sequence_id": ("int64_param", 1)}
+    assert sequences.holder(request(**going_on)) is None
+    advance(sequences, start(1), 5)
+    assert sequences.holder(request(**going_on)) is VOICE
+    assert sequences.holder(request(**going_on, sequence_start=("bool_param", True))) is None
+    assert sequences.holder(request(sequence_id=("int64_param", 2))) is None
+    assert sequences.holder(request()) is None
+    sequences.begin("voice", start(2), now_s=100)
+    # The first was silent for too long.
+    assert len(VOICE.holds) == 0
+
+
 def request(**parameters):
-    message = service_pb2.ModelInferRequest()
+    message = service_pb2.ModelInferRequest(model_name="voice")
     for name, (kind, value) in parameters.items():
         setattr(message.parameters[name], kind, value)
     return message

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import httpx
 import pytest
+from nearmesh_agent.store import store as stores
 from nearmesh_agent.store.store import ModelStore
 
 from nearmesh.errors import DigestMismatch, NotFound, PackageError, Unreachable
@@ -179,4 +181,99 @@ def test_what_a_killed_process_left_behind_is_swept_up(tmp_path: Path) -> None:
     (tmp_path / "versions" / ".incoming-2").mkdir()
     (tmp_path / "versions" / ".incoming-2" / "file").write_bytes(b"half")
     ModelStore(tmp_path)
+    assert left_over(tmp_path) == []
+
+
+def versions_of(registry: FakeRegistry, *numbers: bytes) -> tuple[dict[str, bytes], httpx.MockTransport]:
+    """Manifests by digest, all with the same files, and a registry that has them."""
+    manifests = {digest_bytes(data): data for data in (MANIFEST.replace(b'"1"', b'"%b"' % n) for n in numbers)}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        data = manifests.get(request.url.path.rpartition("/")[2])
+        return registry(request) if data is None else httpx.Response(200, content=data)
+
+    return manifests, httpx.MockTransport(answer)
+
+
+def left(tmp_path: Path) -> list[Path]:
+    return list(tmp_path.glob("*/*"))
+
+
+async def test_old_versions_go_and_what_others_link_to_stays(
+    store: ModelStore, registry: FakeRegistry, tmp_path: Path
+) -> None:
+    manifests, transport = versions_of(registry, b"1", b"2", b"3")
+    async with httpx.AsyncClient(base_url="https://cp", transport=transport) as client:
+        for digest in manifests:
+            await store.pull("m", digest, client)
+        first, *others = manifests
+        await store.keep_only(lambda: others)
+        assert [store.find(digest) is not None for digest in manifests] == [False, True, True]
+        # What the others share is not pulled for the next one.
+        assert store._blobs / registry.weights.removeprefix("sha256:") in left(tmp_path)
+        await store.keep_only(list)
+        assert left(tmp_path) == []
+        await store.pull("m", first, client)
+        assert store.find(first) is not None
+
+
+async def test_nothing_is_removed_while_a_version_is_pulled(store: ModelStore, registry: FakeRegistry) -> None:
+    manifests, transport = versions_of(registry, b"1", b"2")
+    old, new = manifests
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: httpx.Request) -> httpx.Response:
+        if registry.weights in request.url.path:
+            asked.set()
+            await go_on.wait()
+        return transport.handler(request)  # type: ignore[return-value]
+
+    async with httpx.AsyncClient(base_url="https://cp", transport=transport) as client:
+        await store.pull("m", old, client)
+    (store._blobs / registry.weights.removeprefix("sha256:")).unlink()
+    async with httpx.AsyncClient(base_url="https://cp", transport=httpx.MockTransport(slow)) as client:
+        pulling = asyncio.create_task(store.pull("m", new, client))
+        await asked.wait()
+        await store.keep_only(list)
+        assert store.find(old) is not None
+        go_on.set()
+        await pulling
+    await store.keep_only(lambda: [new])
+    assert (store.find(old), store.find(new) is not None) == (None, True)
+
+
+async def test_what_the_disk_will_not_give_up_is_no_failure(
+    store: ModelStore, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.pull("m", DIGEST, client)
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(stores.shutil, "rmtree", refuse)
+    await store.keep_only(list)
+    assert "could not be removed: [Errno 13]" in caplog.text
+    assert store.find(DIGEST) is not None
+
+
+async def test_a_pull_that_is_cancelled_after_the_file_is_in_place_stays_cancelled(
+    store: ModelStore, client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, pulling = stores._settle, asyncio.Future[asyncio.Task[object]]()
+
+    async def pull() -> None:
+        await store.pull("m", DIGEST, client)
+
+    async def in_thread(work: Callable[..., object], *arguments: object) -> object:
+        found = work(*arguments)
+        if work is real:
+            (await pulling).cancel()
+            await asyncio.sleep(0)
+        return found
+
+    monkeypatch.setattr(stores.asyncio, "to_thread", in_thread)
+    task = asyncio.create_task(pull())
+    pulling.set_result(task)  # type: ignore[arg-type]
+    with pytest.raises(asyncio.CancelledError):
+        await task
     assert left_over(tmp_path) == []

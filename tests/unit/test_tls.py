@@ -111,3 +111,24 @@ def test_the_control_planes_own_certificate_names_its_hosts(authority: Authority
     assert names.get_values_for_type(x509.DNSName) == ["mesh.example.org", "localhost"]
     assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["192.0.2.7", "127.0.0.1", "::1"]
     assert machine_in(found.certificate) is None
+
+
+def test_another_keys_certificate_goes_before_the_new_key_comes(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, again = (credentials(authority, timedelta(hours=1)) for _ in range(2))
+    first.write(tmp_path)
+    renewed = Credentials(first.key_pem, again.certificate_pem, first.ca_pem)
+
+    def crash(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+        if path.name == Credentials.CERTIFICATE:
+            raise OSError(28, "No space left on device")
+        write_private(path, data, mode=mode)
+
+    monkeypatch.setattr("nearmesh.tls.write_private", crash)
+    with pytest.raises(OSError, match="No space"):
+        renewed.write(tmp_path)
+    assert Credentials.read(tmp_path) == first
+    with pytest.raises(OSError, match="No space"):
+        again.write(tmp_path)
+    assert Credentials.read(tmp_path) is None

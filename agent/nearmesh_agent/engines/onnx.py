@@ -70,7 +70,9 @@ class OnnxEngines:
 
     def __call__(self, folder: Path, package: Package) -> Engine:
         variant = choose_variant(package, self.providers)
-        threads = self.threads or max(1, (os.cpu_count() or 1) // max(1, package.instances))
+        cores = os.cpu_count() or 1
+        # 0 instances are as many as there are cores.
+        threads = self.threads or max(1, cores // (package.instances or cores))
         return OnnxEngine.load(
             folder / variant.file, package, variant=variant.name, providers=self.providers, threads=threads
         )

@@ -51,6 +51,11 @@ class Lanes:
         self._abandoned = False
 
     @property
+    def closed(self) -> bool:
+        """Nothing more is taken."""
+        return self._closed
+
+    @property
     def in_flight(self) -> int:
         """Requests that wait or run."""
         return len(self._futures)
@@ -64,7 +69,8 @@ class Lanes:
         """The engine's answer. A caller that is cancelled or late while it waits never reaches the engine.
 
         `typical_ms` is what an engine call is expected to take; it makes the advice when to come back. Raises
-        Overloaded when the queue is full, DeadlineExceeded, NotReady after `close`, and what the engine raises.
+        Overloaded when the queue is full or too long for `timeout_s`, DeadlineExceeded, NotReady after `close`, and
+        what the engine raises.
         """
         if self._closed:
             raise NotReady(f"{self._name} is being unloaded from this node")
@@ -72,6 +78,8 @@ class Lanes:
             raise DeadlineExceeded("the request's deadline had passed when it arrived")
         if self.in_flight >= self.instances + self._queue:
             raise self._overloaded(typical_ms)
+        if timeout_s is not None:
+            self._check_hope(timeout_s * 1000, typical_ms)
         now = self._clock()
         job = _Job(inputs, now, None if timeout_s is None else now + timeout_s)
         try:
@@ -88,6 +96,17 @@ class Lanes:
             f"{waiting} requests wait for {self._name} on this node, as many as may; try another node",
             retry_after_ms=max(1, round(retry_after_ms)),
         )
+
+    def _check_hope(self, timeout_ms: float, typical_ms: float) -> None:
+        """A request that would only wait for its deadline is refused while another node can still answer in time."""
+        waiting = len(self._waiting)
+        wait_ms = waiting * typical_ms / self.instances
+        if waiting and wait_ms + typical_ms > timeout_ms:
+            raise Overloaded(
+                f"{waiting} requests wait for {self._name} on this node, which takes about {wait_ms + typical_ms:.0f} "
+                f"ms; the request has {timeout_ms:.0f} ms left; try another node",
+                retry_after_ms=max(1, round(wait_ms + typical_ms - timeout_ms)),
+            )
 
     def _submit(self, job: _Job) -> Future[Answer]:
         self._waiting.add(job)

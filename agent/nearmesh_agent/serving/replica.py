@@ -7,7 +7,9 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nearmesh import package as packages
@@ -16,6 +18,7 @@ from nearmesh.package import Package
 from nearmesh.quantiles import Window, quantile
 from nearmesh_agent.engines.base import Array, Engine, EngineFactory
 from nearmesh_agent.serving import warmup
+from nearmesh_agent.serving.holds import Holds
 from nearmesh_agent.serving.lanes import Answer, Clock, Lanes
 from nearmesh_agent.serving.tally import Tally
 
@@ -38,10 +41,13 @@ class ReplicaConfig:
     stall_s: float = 4.0
     # How long an unloaded version may go on answering what it had accepted.
     close_s: float = 10.0
+    # How long an unloaded version may go on for the sequences that began with it, if they are never silent for the
+    # package's `idle_s`. More spares long calls; meanwhile two versions share the node's memory.
+    sequences_s: float = 600.0
 
     def __post_init__(self) -> None:
-        if self.queue < 0 or self.stall_s <= 0 or self.close_s < 0:
-            raise ConfigError("`queue` and `close_s` are 0 or more, `stall_s` is above 0")
+        if self.queue < 0 or self.stall_s <= 0 or self.close_s < 0 or self.sequences_s < 0:
+            raise ConfigError("`queue`, `close_s` and `sequences_s` are 0 or more, `stall_s` is above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,8 @@ class Replica:
         self.digest = digest
         self.engine = engine
         self.tally = Tally()
+        # Sequences that began with this version; `sequences_over` waits for them.
+        self.holds = Holds(clock)
         self._config = config
         self._clock = clock
         self._lanes = Lanes(
@@ -90,14 +98,15 @@ class Replica:
         package: Package | None = None,
         config: ReplicaConfig | None = None,
         clock: Clock = time.monotonic,
+        executor: Executor | None = None,
     ) -> Replica:
         """Loads the version in `folder` and proves it: every warm-up input gives its expected outputs.
 
+        `executor` runs it, asyncio's own if None; a process cannot end before that one's threads have.
         Raises PackageError, ConfigError or EngineFailure when it cannot be loaded, WarmupFailed when it is wrong.
         """
-        return await asyncio.to_thread(
-            cls._load, folder, digest, engine_factory, package, config or ReplicaConfig(), clock
-        )
+        work = partial(cls._load, folder, digest, engine_factory, package, config or ReplicaConfig(), clock)
+        return await asyncio.get_running_loop().run_in_executor(executor, work)
 
     @classmethod
     def _load(
@@ -161,6 +170,19 @@ class Replica:
         """Takes note of a request's whole time on the node, from bytes in to bytes out."""
         self._service_ms.add(service_ms, now_s=self._clock())
 
+    def too_late(self, service_ms: float) -> None:
+        """Takes note of a request that its deadline ended after so long.
+
+        It would have taken longer still. A caller with hardly any time ends sooner than answers do, and proves nothing.
+        """
+        if service_ms >= self.stats().service_ms_p50:
+            self.served(service_ms)
+
+    @property
+    def closed(self) -> bool:
+        """It takes nothing more, from sequences neither."""
+        return self._lanes.closed
+
     @property
     def ready(self) -> bool:
         """False while an engine call hangs."""
@@ -171,10 +193,11 @@ class Replica:
         return usual_s is not None and running_s <= 10 * usual_s
 
     def stats(self) -> ReplicaStats:
-        proven = sorted(self._proven_s)
-        service = self._service_ms.quantiles(0.5, 0.95, now_s=self._clock()) or (
-            tuple(quantile(proven, q) * 1000 for q in (0.5, 0.95)) if proven else (0.0, 0.0)
-        )
+        # The warm-up's few calls have no 95th percentile: one that the machine held up would be it, for ever, since a
+        # node that looks slow gets no requests that could prove otherwise. The fastest is what it can do; requests will
+        # soon tell what it does.
+        proven_ms = min(self._proven_s, default=0.0) * 1000
+        service = self._service_ms.quantiles(0.5, 0.95, now_s=self._clock()) or (proven_ms, proven_ms)
         fastest_s = self._compute_quantile(0.1)
         return ReplicaStats(
             service_ms_p50=service[0],
@@ -190,6 +213,11 @@ class Replica:
         if lately:
             return lately[0]
         return quantile(sorted(self._proven_s), q) if self._proven_s else None
+
+    async def sequences_over(self) -> None:
+        """Waits until the sequences that began here have ended or are idle, within `sequences_s`."""
+        idle_s = self.package.sequence.idle_s if self.package.sequence else 0.0
+        await self.holds.over(idle_s=idle_s, most_s=self._config.sequences_s)
 
     async def close(self) -> None:
         """Lets what is in flight finish, within `close_s`, and gives back the engine's memory. Safe to repeat."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nearmesh.errors import InvalidInput, SequenceLost
-from nearmesh.package import Package
 from nearmesh_agent.engines.base import Array
+from nearmesh_agent.serving.replica import Replica
 
 # A stream holds no more than this many sequences at a time: their state is the node's memory.
 MAX_SEQUENCES = 256
@@ -29,8 +29,8 @@ class Step:
 class Kept:
     """What the node holds of a sequence between two of its requests."""
 
-    # The version that the state belongs to; another one could not go on with it.
-    digest: str
+    # The version that the state belongs to; another one could not go on with it. Held until the sequence is over.
+    replica: Replica
     # By the name of the input that takes it.
     state: Mapping[str, Array]
     idle_s: float
@@ -63,7 +63,7 @@ def _flag(parameters: Any, name: str) -> bool:
 
 
 class StreamSequences:
-    """The sequences of one stream. Dropping it drops them."""
+    """The sequences of one stream. Each holds its version; `close` at the stream's end lets all of them go."""
 
     def __init__(self, *, most: int = MAX_SEQUENCES) -> None:
         self._most = most
@@ -71,6 +71,18 @@ class StreamSequences:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def holder(self, request: Any) -> Replica | None:
+        """The version that the request's sequence began with, though another may serve by now.
+
+        None at a sequence's start, outside a sequence, and when it is not here.
+        """
+        model = request.model_name
+        if not any(model == name for name, _ in self._kept):
+            return None
+        step = step_of(request)
+        kept = self._kept.get((model, step.id)) if step and not step.start else None
+        return kept.replica if kept else None
 
     def begin(self, model: str, step: Step, *, now_s: float) -> Kept | None:
         """What a request goes on with; None at its sequence's start, where all state is zeros.
@@ -80,7 +92,7 @@ class StreamSequences:
         self._expire(now_s)
         if step.start:
             # A sequence started anew forgets what it was, also if this very request should fail.
-            self._kept.pop((model, step.id), None)
+            self._drop((model, step.id))
             self._check_room(step)
             return None
         kept = self._kept.get((model, step.id))
@@ -91,13 +103,25 @@ class StreamSequences:
             )
         return kept
 
-    def advance(self, package: Package, digest: str, step: Step, outputs: Mapping[str, Array], *, now_s: float) -> None:
+    def advance(self, replica: Replica, step: Step, outputs: Mapping[str, Array], *, now_s: float) -> None:
         """Takes in the state that an answered request left. Without it, a failed request may simply be sent again."""
-        assert package.sequence is not None
-        self._kept.pop((package.name, step.id), None)
+        sequence = replica.package.sequence
+        assert sequence is not None
+        self._drop((replica.name, step.id))
         if not step.end:
-            state = {state.input: outputs[state.output] for state in package.sequence.state}
-            self._kept[package.name, step.id] = Kept(digest, state, package.sequence.idle_s, now_s)
+            state = {state.input: outputs[state.output] for state in sequence.state}
+            replica.holds.take()
+            self._kept[replica.name, step.id] = Kept(replica, state, sequence.idle_s, now_s)
+
+    def close(self) -> None:
+        """Forgets all of them."""
+        for key in list(self._kept):
+            self._drop(key)
+
+    def _drop(self, key: tuple[str, SequenceId]) -> None:
+        kept = self._kept.pop(key, None)
+        if kept:
+            kept.replica.holds.give_back()
 
     def _check_room(self, step: Step) -> None:
         if len(self._kept) >= self._most:
@@ -108,4 +132,4 @@ class StreamSequences:
 
     def _expire(self, now_s: float) -> None:
         for key in [key for key, kept in self._kept.items() if kept.used_s + kept.idle_s < now_s]:
-            del self._kept[key]
+            self._drop(key)

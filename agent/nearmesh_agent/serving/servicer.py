@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,10 @@ class _Work:
     outputs: list[str]
     step: Step | None
 
+    def held(self) -> AbstractContextManager[None]:
+        """A version that is taken out during a step waits for it: a first step has no state yet that would hold it."""
+        return self.replica.holds.during() if self.step else nullcontext()
+
 
 def _refused(sentence: str) -> Callable[..., Awaitable[Any]]:
     async def method(self: object, request: object, context: object) -> Any:
@@ -88,8 +92,8 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
 
     @property
     def ready(self) -> bool:
-        """False while the node leaves, or while an engine call hangs."""
-        return not self.draining and all(replica.ready for replica in self._table)
+        """False while the node has nothing to serve, while it leaves, or while an engine call hangs."""
+        return not self.draining and len(self._table) > 0 and all(replica.ready for replica in self._table)
 
     # Health and description.
 
@@ -132,15 +136,18 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """Answers in the order of the requests."""
         sequences = StreamSequences()
-        async for request in requests:
-            try:
-                answer = await self._infer(request, _timeout_s(request, context), sequences)
-            except _END_STREAM:
-                raise
-            except MeshError as error:
-                yield _failed(request, error)
-            else:
-                yield service_pb2.ModelStreamInferResponse(infer_response=answer)
+        try:
+            async for request in requests:
+                try:
+                    answer = await self._infer(request, _timeout_s(request, context), sequences)
+                except _END_STREAM:
+                    raise
+                except MeshError as error:
+                    yield _failed(request, error)
+                else:
+                    yield service_pb2.ModelStreamInferResponse(infer_response=answer)
+        finally:
+            sequences.close()
 
     async def _infer(self, request: Any, timeout_s: float | None, sequences: StreamSequences | None) -> Any:
         call = _Call(time.perf_counter())
@@ -148,11 +155,11 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
             work = self._prepare(request, call, sequences)
             decoded_s = time.perf_counter()
             left_s = None if timeout_s is None else timeout_s - (decoded_s - call.started_s)
-            answer = await work.replica.infer(work.arrays, timeout_s=left_s)
-            answered_s = time.perf_counter()
-            if work.step and sequences is not None:
-                replica = work.replica
-                sequences.advance(replica.package, replica.digest, work.step, answer.outputs, now_s=time.monotonic())
+            with work.held():
+                answer = await work.replica.infer(work.arrays, timeout_s=left_s)
+                answered_s = time.perf_counter()
+                if work.step and sequences is not None:
+                    sequences.advance(work.replica, work.step, answer.outputs, now_s=time.monotonic())
             response = _respond(request, work, answer.outputs)
             work.replica.tally.answered(
                 answer,
@@ -169,7 +176,9 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
 
     def _prepare(self, request: Any, call: _Call, sequences: StreamSequences | None) -> _Work:
         """Everything that can be wrong with a request is found here, before it meets the queue."""
-        replica = self._table.get(request.model_name, request.model_version)
+        # A swap, or the model's end here, leaves a sequence with the version that it began with.
+        replica = sequences.holder(request) if sequences is not None else None
+        replica = replica or self._table.get(request.model_name, request.model_version)
         call.model = replica.name
         package = replica.package
         step = step_of(request) if package.sequence else None
@@ -181,37 +190,28 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
         if self.draining and kept is None:
             raise Draining(f"node {self._place.node!r} is leaving; another node may serve")
         if kept:
-            replica = self._holder(kept, request)
-            package = replica.package
+            _check_held(kept.replica, request)
         call.replica = replica
         hidden = [state.output for state in package.sequence.state] if step and package.sequence else []
         outputs = inputs.requested_outputs(package, request, hidden=hidden)
         held = kept.state if kept else {}
         return _Work(replica, inputs.read(package, request, held=held), outputs, step)
 
-    def _holder(self, kept: Kept, request: Any) -> Replica:
-        """The version that a sequence began with; a swap in between does not end it while that one is still loaded."""
-        replica = self._table.by_digest(kept.digest)
-        if replica is None:
-            raise SequenceLost(
-                f"the version of {request.model_name!r} that the sequence began with has left this node; start it "
-                "again with sequence_start"
-            )
-        if request.model_version not in ("", replica.version):
-            raise InvalidInput(f"version {request.model_version!r} given; the sequence began with {replica.version!r}")
-        return replica
-
     @contextmanager
     def _counted(self, call: _Call) -> Iterator[None]:
-        status, metrics = "OK", self._metrics
+        # Whatever is not counted as something else below is a bug.
+        status, metrics = "INTERNAL", self._metrics
         metrics.in_flight.inc()
         try:
             yield
+            status = "OK"
             metrics.service_s.labels(call.model).observe(time.perf_counter() - call.started_s)
         except MeshError as error:
             status = error.status.name
             if isinstance(error, _REJECTIONS):
                 metrics.rejected.labels(call.model, error.reason).inc()
+            if isinstance(error, DeadlineExceeded) and call.replica:
+                call.replica.too_late((time.perf_counter() - call.started_s) * 1000)
             raise
         except asyncio.CancelledError:
             status = "CANCELLED"
@@ -247,6 +247,16 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     CudaSharedMemoryUnregister = SystemSharedMemoryStatus
     TraceSetting = _refused("trace settings are not offered: the node's metrics and receipts say where time goes")
     LogSettings = _refused("log settings are not offered over the network: they are in the node's configuration")
+
+
+def _check_held(replica: Replica, request: Any) -> None:
+    if replica.closed:
+        raise SequenceLost(
+            f"the version of {replica.name!r} that the sequence began with has left this node; start it again with "
+            "sequence_start"
+        )
+    if request.model_version not in ("", replica.version):
+        raise InvalidInput(f"version {request.model_version!r} given; the sequence began with {replica.version!r}")
 
 
 def _timeout_s(request: Any, context: Any) -> float | None:

@@ -31,7 +31,7 @@ class ReplicaTable:
     def put(self, replica: Replica) -> Replica | None:
         """Makes `replica` the serving one of its model; returns the one that it takes over from.
 
-        That one still answers those who name its version or hold its sequences, until `remove`.
+        That one still answers those who name its version, until `remove`, and its sequences until it is closed.
         """
         before = self._serving.get(replica.name)
         self._by_digest[replica.digest] = replica

@@ -1,7 +1,8 @@
 """Makes the node serve what is wanted: pulls, proves and swaps versions, and says how far it has come.
 
 A new version is loaded and proven beside the old one and takes over in one step; the old one answers what it has
-accepted and goes. A version that fails never serves, and the old one stays, or comes back after a restart.
+accepted, keeps its sequences until they are over, and goes. A version that fails never serves, and the old one stays,
+or comes back after a restart.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -26,6 +29,9 @@ log = logging.getLogger(__name__)
 
 # A version that could not be had is tried again, less and less often; one that proved wrong is not.
 RETRY_S = (1.0, 60.0)
+# Of each model, versions that served last and are remembered: the newest stands in for a wrong one after a restart, the
+# one before it makes a rollback quick.
+REMEMBERED = 2
 
 Load = Callable[[Path, str], Awaitable[Replica]]
 
@@ -48,8 +54,16 @@ class Reconciler:
     """Works towards the newest wanted state, one version at a time."""
 
     def __init__(
-        self, table: ReplicaTable, source: Source, load: Load, *, keep: Path, on_progress: Callable[[], None]
+        self,
+        table: ReplicaTable,
+        source: Source,
+        load: Load,
+        *,
+        keep: Path,
+        on_progress: Callable[[], None],
+        tidy: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
+        """`tidy` runs after a version began to serve: what is not `needed` may leave the disk."""
         self._table = table
         self._source = source
         self._load = load
@@ -57,16 +71,23 @@ class Reconciler:
         # What served last of each model: when the wanted version fails after a restart, this one still answers.
         self._keep_served = keep.with_name("served.pb")
         self._on_progress = on_progress
+        self._tidy = tidy
         found = _read(keep)
         self.restored = found is not None
         self._wanted = found or pb.WantedState()
-        self._served = {v.model: v for v in (_read(self._keep_served) or pb.WantedState()).versions}
+        # The disk refused it; the next wish is written whether it changes anything or not.
+        self._unsaved = False
+        # By model, the newest last.
+        self._served: dict[str, list[pb.WantedVersion]] = {}
+        for version in (_read(self._keep_served) or pb.WantedState()).versions:
+            self._served.setdefault(version.model, []).append(version)
         self._progress: dict[str, _Progress] = {}
         self._models: dict[str, str] = {}
         # By digest, on its way to serving.
         self._tasks: dict[str, asyncio.Task[None]] = {}
         # Replicas on their way out. Nobody breaks this off: what is not closed keeps its memory.
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], Replica] = {}
+        self._tidying: set[asyncio.Task[None]] = set()
         # Loading takes all cores for a moment; one at a time leaves some for serving.
         self._one_at_a_time = asyncio.Lock()
 
@@ -76,11 +97,24 @@ class Reconciler:
         return self._wanted
 
     def want(self, state: pb.WantedState) -> None:
-        """Takes over a wanted state and writes it to disk, so that a restart needs no control plane."""
-        if state.versions != self._wanted.versions or state.removed_nodes != self._wanted.removed_nodes:
-            write_private(self._keep, state.SerializeToString())
+        """Takes over a wanted state and writes it to disk, so that a restart needs no control plane.
+
+        A disk that refuses it costs that memory, not the service.
+        """
+        changed = state.versions != self._wanted.versions or state.removed_nodes != self._wanted.removed_nodes
+        if changed or self._unsaved:
+            self._unsaved = not _kept(self._keep, state)
         self._wanted = state
         self._start()
+        for version in state.versions:
+            replica = self._table.by_digest(version.digest)
+            if replica and self._table.serving(replica):
+                self._remember(version)
+
+    def needed(self) -> set[str]:
+        """Digests of the versions that have to stay on this node's disk."""
+        versions = [*self._wanted.versions, *(version for served in self._served.values() for version in served)]
+        return {version.digest for version in versions} | self._tasks.keys()
 
     def resume(self) -> None:
         """Works towards what was wanted before the restart."""
@@ -102,12 +136,13 @@ class Reconciler:
         return found
 
     async def close(self) -> None:
-        """Stops working and closes every replica. Safe to repeat."""
-        tasks = [*self._tasks.values(), *self._closing]
+        """Stops working and closes every replica, without waiting for sequences. Safe to repeat."""
+        replicas = [*self._table, *self._closing.values()]
+        tasks = [*self._tasks.values(), *self._closing, *self._tidying]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(replica.close() for replica in self._table))
+        await asyncio.gather(*(replica.close() for replica in replicas))
 
     def _start(self) -> None:
         wanted = {version.digest: version for version in self._wanted.versions}
@@ -118,7 +153,9 @@ class Reconciler:
         for digest, version in wanted.items():
             self._models[digest] = version.model
             if digest not in self._tasks and not self._settled(digest):
-                self._tasks[digest] = asyncio.create_task(self._bring(version), name=f"bring {version.model}")
+                task = asyncio.create_task(self._bring(version), name=f"bring {version.model}")
+                self._tasks[digest] = task
+                task.add_done_callback(partial(self._brought, version))
         models = {version.model for version in wanted.values()}
         for digest in [d for d in self._progress if d not in wanted]:
             # While its successor is on the way, the old version serves.
@@ -151,6 +188,15 @@ class Reconciler:
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(2 * wait_s, RETRY_S[1])
 
+    def _brought(self, version: pb.WantedVersion, task: asyncio.Task[None]) -> None:
+        """A bug must not look like a load that never ends."""
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            return
+        log.error("bug while bringing model=%s digest=%s", version.model, version.digest, exc_info=error)
+        if self._tasks.get(version.digest) is task:
+            self._set(version, pb.REPLICA_STATE_FAILED, "internal error; the node's log has the cause")
+
     async def _bring_once(self, version: pb.WantedVersion) -> None:
         replica = self._table.by_digest(version.digest)
         if replica is None:
@@ -162,10 +208,12 @@ class Reconciler:
         log.info("serving model=%s version=%s digest=%s", version.model, version.version, version.digest)
         for digest in [d for d in self._progress if self._models[d] == version.model and d != version.digest]:
             self._let_go(digest)
+        if self._tidy:
+            _own(self._tidying, self._tidy(), "tidy")
 
     async def _fall_back(self, failed: pb.WantedVersion) -> None:
         """Brings back what served before a restart, if nothing serves the model now."""
-        last = self._served.get(failed.model)
+        last = next(reversed(self._served.get(failed.model, [])), None)
         if last is None or last.digest == failed.digest or any(r.name == failed.model for r in self._table):
             return
         self._models[last.digest] = last.model
@@ -173,7 +221,8 @@ class Reconciler:
             replica = await self._get(last)
         except (MeshError, OSError) as error:
             log.warning("the last version failed too model=%s digest=%s: %s", last.model, last.digest, _why(error))
-            del self._progress[last.digest]
+            # A change of mind meanwhile may have taken it away already.
+            self._progress.pop(last.digest, None)
             return
         self._table.forget(last.model)
         self._table.put(replica)
@@ -181,9 +230,13 @@ class Reconciler:
         log.info("serving the last version again model=%s digest=%s", last.model, last.digest)
 
     def _remember(self, version: pb.WantedVersion) -> None:
-        if self._served.get(version.model) != version:
-            self._served[version.model] = version
-            write_private(self._keep_served, pb.WantedState(versions=self._served.values()).SerializeToString())
+        known = self._served.get(version.model, [])
+        if known and known[-1] == version:
+            return
+        latest = [*(other for other in known if other.digest != version.digest), version][-REMEMBERED:]
+        served = {**self._served, version.model: latest}
+        if _kept(self._keep_served, pb.WantedState(versions=chain.from_iterable(served.values()))):
+            self._served = served
 
     async def _get(self, version: pb.WantedVersion) -> Replica:
         self._table.expect(version.model, "being loaded")
@@ -199,13 +252,14 @@ class Reconciler:
         if replica is not None:
             self._progress[digest] = _Progress(pb.REPLICA_STATE_UNLOADING)
             task = asyncio.create_task(self._close(replica), name=f"close {replica.name}")
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing[task] = replica
+            task.add_done_callback(self._closing.pop)
         elif self._progress[digest].state != pb.REPLICA_STATE_UNLOADING:
             del self._progress[digest]
         self._on_progress()
 
     async def _close(self, replica: Replica) -> None:
+        await replica.sequences_over()
         await replica.close()
         log.info("unloaded model=%s digest=%s", replica.name, replica.digest)
         progress = self._progress.get(replica.digest)
@@ -227,6 +281,22 @@ def _read(path: Path) -> pb.WantedState | None:
     except DecodeError:
         log.warning("%s is damaged and will be written anew", path)
         return None
+
+
+def _kept(path: Path, state: pb.WantedState) -> bool:
+    try:
+        write_private(path, state.SerializeToString())
+    except OSError as error:
+        log.warning("%s cannot be written, a restart would begin with what was there before: %s", path, error)
+        return False
+    return True
+
+
+def _own(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], name: str) -> None:
+    """Starts a task that `tasks` holds until it is over."""
+    task = asyncio.create_task(work, name=name)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 def _why(error: MeshError | OSError) -> str:

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import IO
 
@@ -40,6 +40,9 @@ class ModelStore:
             each.mkdir(parents=True, exist_ok=True)
             for stale in each.glob(".incoming-*"):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        # While a version is pulled, blobs lie here that no version links to yet: nothing is removed meanwhile.
+        self._pulls = 0
+        self._removing = asyncio.Lock()
 
     def find(self, digest: str) -> tuple[Manifest, Path] | None:
         """The version's manifest and folder if all of it is here and right; what is damaged is put aside."""
@@ -62,9 +65,45 @@ class ModelStore:
 
     async def pull(self, model: str, digest: str, client: httpx.AsyncClient) -> tuple[Manifest, Path]:
         """The version, from disk or from the registry. Raises DigestMismatch, NotFound, PackageError, Unreachable."""
-        found = await asyncio.to_thread(self.find, digest)
+        found = await self.held(digest)
         if found:
             return found
+        async with self._removing:
+            self._pulls += 1
+        try:
+            return await self._pull(model, digest, client)
+        finally:
+            self._pulls -= 1
+
+    async def held(self, digest: str) -> tuple[Manifest, Path] | None:
+        """As `find`, in a thread; what is being removed is not found."""
+        async with self._removing:
+            return await asyncio.to_thread(self.find, digest)
+
+    async def keep_only(self, needed: Callable[[], Collection[str]]) -> None:
+        """Removes every version that is not `needed`, and the blobs that none links to; not while one is pulled.
+
+        `needed` is asked at the last moment. What the disk refuses is logged, and left to the next time.
+        """
+        async with self._removing:
+            if self._pulls:
+                return
+            try:
+                await asyncio.to_thread(self._remove_all_but, {_hex(digest) for digest in needed()})
+            except OSError as error:
+                log.warning("old versions could not be removed: %s", error)
+
+    def _remove_all_but(self, names: Collection[str]) -> None:
+        for folder in self._versions.iterdir():
+            if folder.name not in names and not folder.name.startswith("."):
+                shutil.rmtree(folder)
+                log.info("removed an old version digest=sha256:%s", folder.name)
+        for blob in self._blobs.iterdir():
+            # A version's files are further links to its blobs; the configuration, which none has, is small to pull.
+            if blob.stat().st_nlink == 1:
+                blob.unlink()
+
+    async def _pull(self, model: str, digest: str, client: httpx.AsyncClient) -> tuple[Manifest, Path]:
         data = await _get_manifest(client, model, digest)
         manifest = Manifest.from_bytes(data)
         for blob in manifest.blobs:
@@ -84,7 +123,8 @@ class ModelStore:
                 await _download(client, model, blob, file.write)
                 await asyncio.to_thread(_settle, file, draft, target)
         except BaseException:
-            draft.unlink()  # noqa: ASYNC240
+            # Broken off after the rename, there is no draft any more.
+            draft.unlink(missing_ok=True)  # noqa: ASYNC240
             raise
 
     def _assemble(self, manifest: Manifest, data: bytes, digest: str) -> Path:

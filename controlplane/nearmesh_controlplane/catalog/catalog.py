@@ -15,7 +15,7 @@ from nearmesh.oci import Manifest
 from nearmesh.package import RoutePolicy
 from nearmesh.routing import Objective, parse_objective
 from nearmesh_controlplane import database as tables
-from nearmesh_controlplane.database import Database
+from nearmesh_controlplane.database import Database, whole
 from nearmesh_controlplane.generation import Generation
 
 
@@ -44,6 +44,15 @@ class Deployment:
 
     def covers(self, site: str) -> bool:
         return not self.sites or site in self.sites
+
+    def covers_all_of(self, other: Deployment) -> bool:
+        """Whether every site that `other` is for had this one too."""
+        return not self.sites or (bool(other.sites) and set(other.sites) <= set(self.sites))
+
+    @property
+    def place(self) -> str:
+        """For people: its sites."""
+        return ", ".join(self.sites) or "all sites"
 
 
 class Catalog:
@@ -114,6 +123,7 @@ class Catalog:
                 )
         return None
 
+    @whole
     async def add(
         self, manifest: Manifest, digest: str, policy: RoutePolicy, store: Callable[[], Awaitable[None]]
     ) -> Version:
@@ -138,6 +148,7 @@ class Catalog:
         self._changes.bump()
         return version
 
+    @whole
     async def deploy(self, model: str, version: str, sites: tuple[str, ...], actor: str) -> Deployment:
         """Raises NotFound."""
         found = self.version(model, version)
@@ -147,17 +158,25 @@ class Catalog:
         return deployment
 
     async def rollback(self, model: str, actor: str) -> Deployment:
-        """Deploys the version before the present one, to the same sites. Raises NotFound, InvalidInput."""
+        """Deploys what the present deployment's sites had before it, to the same sites.
+
+        Only an earlier deployment that covered all of them counts: a trial elsewhere was never theirs.
+        Raises NotFound, InvalidInput.
+        """
         self.versions(model)
         history = self.deployments(model)
         if not history:
             raise InvalidInput(f"{model!r} has never been deployed, so there is nothing to roll back")
         present = history[0]
-        earlier = next((d for d in history if d.digest != present.digest), None)
+        earlier = next((d for d in history if d.digest != present.digest and d.covers_all_of(present)), None)
         if earlier is None:
-            raise InvalidInput(f"{model!r} has been deployed in one version only ({present.version})")
+            raise InvalidInput(
+                f"{model!r} has been deployed to {present.place} in one version only ({present.version}); "
+                "to have another there, deploy it by name"
+            )
         return await self.deploy(model, earlier.version, present.sites, actor)
 
+    @whole
     async def set_policy(self, model: str, objective: str, deadline_ms: float) -> RoutePolicy:
         """Empty or 0 leaves a value as it is. Raises NotFound, InvalidInput."""
         self.versions(model)

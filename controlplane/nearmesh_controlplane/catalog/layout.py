@@ -1,4 +1,7 @@
-"""The OCI image layout on disk: blobs by digest, an index of manifests. A blob that is there is whole and synced."""
+"""The OCI image layout on disk: blobs by digest, an index of manifests.
+
+A blob that is there was whole and synced when it came; what the disk did to it since, `has` finds out.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 
 from nearmesh.errors import DigestMismatch, NotFound, TooLarge
 from nearmesh.ids import check_digest
-from nearmesh.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor
+from nearmesh.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor, digest_file
 from nearmesh.tls import fsync_folder, write_private
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -72,8 +75,12 @@ class Layout:
             self._write("index.json", {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": []})
             self._write("oci-layout", {"imageLayoutVersion": "1.0.0"})
 
-    def has(self, digest: str) -> bool:
-        return self._path(digest).exists()
+    def has(self, expected: Descriptor) -> bool:
+        """Whether the blob is there and still what it should be; reads all of it, so call it in a thread."""
+        path = self._path(expected.digest)
+        if not path.exists() or path.stat().st_size != expected.size_bytes:
+            return False
+        return digest_file(path) == expected.digest
 
     def path(self, digest: str) -> Path:
         """The blob's file. Raises NotFound."""

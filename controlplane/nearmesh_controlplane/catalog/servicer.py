@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import tomllib
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
-from nearmesh import config
-from nearmesh.errors import ConfigError, InvalidInput, NotFound, PackageError, TooLarge
-from nearmesh.oci import Manifest, digest_bytes
+from nearmesh import package as packages
+from nearmesh.errors import InvalidInput, NotFound, PackageError, TooLarge
+from nearmesh.oci import MANIFEST_TYPE, Descriptor, Manifest, digest_bytes
 from nearmesh.package import MANIFEST_FILE, Package
 from nearmesh.rpc import caller
 from nearmesh.v1 import catalog_pb2 as pb
@@ -20,6 +18,7 @@ from nearmesh.v1 import catalog_pb2_grpc
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.catalog import Catalog, Deployment, Version
 from nearmesh_controlplane.catalog.layout import BlobWriter, Layout
+from nearmesh_controlplane.database import whole
 from nearmesh_controlplane.registry.nodes import Registry
 
 log = logging.getLogger(__name__)
@@ -42,15 +41,33 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         manifest, digest = Manifest.from_bytes(first.manifest_json), digest_bytes(first.manifest_json)
         self._check(manifest)
         known = self._catalog.check_new(manifest, digest)
-        if known:
+        own = Descriptor(MANIFEST_TYPE, digest, len(first.manifest_json))
+        missing = await asyncio.to_thread(self._missing, (own, *manifest.blobs))
+        if known and not missing:
             return _version_message(known)
-        await self._receive(manifest, requests)
-        package = self._package(manifest)
+        missing.pop(digest, None)
+        await self._receive(missing, requests)
+        store = functools.partial(self._store, manifest, first.manifest_json, digest)
+        if known:
+            await store()
+            log.warning("replaced damaged blobs of model=%s version=%s", known.model, known.version)
+            return _version_message(known)
+        return _version_message(await self._add(manifest, digest, store))
+
+    async def _store(self, manifest: Manifest, manifest_json: bytes, digest: str) -> None:
         ref = f"{manifest.model}:{manifest.version}"
-        store = functools.partial(asyncio.to_thread, self._layout.add_manifest, first.manifest_json, digest, ref)
-        version = await self._catalog.add(manifest, digest, package.route, store)
+        await asyncio.to_thread(self._layout.add_manifest, manifest_json, digest, ref)
+
+    def _missing(self, blobs: Iterable[Descriptor]) -> dict[str, Descriptor]:
+        """Those that are not there as they should be: never received, or damaged on the disk since."""
+        return {blob.digest: blob for blob in blobs if not self._layout.has(blob)}
+
+    @whole
+    async def _add(self, manifest: Manifest, digest: str, store: Callable[[], Awaitable[None]]) -> Version:
+        """Records a version whose blobs are all there."""
+        version = await self._catalog.add(manifest, digest, self._package(manifest).route, store)
         await self._audit.record(caller(), "publish", f"{version.model}@{version.version}", digest)
-        return _version_message(version)
+        return version
 
     def _check(self, manifest: Manifest) -> None:
         for blob in manifest.blobs:
@@ -59,9 +76,8 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
                     f"{blob.title or blob.digest} has {blob.size_bytes} bytes; max_blob_bytes is {self._max_blob_bytes}"
                 )
 
-    async def _receive(self, manifest: Manifest, requests: AsyncIterator[pb.PublishRequest]) -> None:
-        """Stores every blob of the manifest that is not there yet."""
-        missing = {blob.digest: blob for blob in manifest.blobs if not self._layout.has(blob.digest)}
+    async def _receive(self, missing: dict[str, Descriptor], requests: AsyncIterator[pb.PublishRequest]) -> None:
+        """Stores the missing blobs as they come, and takes them out of `missing`."""
         writer: BlobWriter | None = None
         current = ""
         try:
@@ -87,10 +103,10 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         if file is None:
             raise PackageError(f"the version has no {MANIFEST_FILE}")
         try:
-            data = tomllib.loads(self._layout.path(file.digest).read_text("utf-8"))
-            package = config.parse(Package, data, where=MANIFEST_FILE, base=Path())
-        except (ConfigError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise PackageError(str(error)) from None
+            text = self._layout.path(file.digest).read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise PackageError(f"{MANIFEST_FILE}: {error}") from None
+        package = packages.parse(text, MANIFEST_FILE)
         if (package.name, package.version) != (manifest.model, manifest.version):
             raise PackageError(
                 f"{MANIFEST_FILE} is of {package.name}@{package.version}, "
@@ -104,6 +120,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
     async def Get(self, request: pb.GetModelRequest, context: Any) -> pb.Model:
         return self._model(request.model)
 
+    @whole
     async def Deploy(self, request: pb.DeployRequest, context: Any) -> pb.Deployment:
         known = {node.site for node in self._registry.serving_nodes()}
         for site in request.sites:
@@ -113,14 +130,14 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         await self._record("deploy", deployment)
         return _deployment_message(deployment)
 
+    @whole
     async def Rollback(self, request: pb.RollbackRequest, context: Any) -> pb.Deployment:
         deployment = await self._catalog.rollback(request.model, str(caller()))
         await self._record("rollback", deployment)
         return _deployment_message(deployment)
 
     async def _record(self, action: str, deployment: Deployment) -> None:
-        sites = ", ".join(deployment.sites) or "all sites"
-        await self._audit.record(caller(), action, f"{deployment.model}@{deployment.version}", sites)
+        await self._audit.record(caller(), action, f"{deployment.model}@{deployment.version}", deployment.place)
 
     def _model(self, name: str) -> pb.Model:
         policy = self._catalog.policy(name)

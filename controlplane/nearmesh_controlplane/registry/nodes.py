@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from nearmesh.errors import InvalidInput, NotFound
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_controlplane import database as tables
-from nearmesh_controlplane.database import Database
+from nearmesh_controlplane.database import Database, whole
 from nearmesh_controlplane.generation import Generation
 
 # "live": its session is open. "suspect": it broke within the lease. "gone": longer ago, or it never had one.
@@ -127,6 +127,7 @@ class Registry:
 
     # What changes
 
+    @whole
     async def register(self, connection_change: Callable[[Any], Node]) -> Node:
         """Runs a transaction that writes a node's row, then knows the node."""
         node = await self._db.run(connection_change)
@@ -147,6 +148,7 @@ class Registry:
             own_usd_per_hour=check_price(price),
         )
 
+    @whole
     async def status(self, node_id: str, status: pb.NodeStatus) -> None:
         """Takes over a report; writes to disk only what a restart must know."""
         new = {replica.digest: replica for replica in status.replicas}
@@ -204,6 +206,7 @@ class Registry:
     async def set_price(self, node_id: str, usd_per_hour: float) -> Node:
         return await self._update(node_id, set_usd_per_hour=check_price(usd_per_hour))
 
+    @whole
     async def _update(self, node_id: str, **values: Any) -> Node:
         node = dataclasses.replace(self.get(node_id), **values)
         if node != self._nodes[node_id]:

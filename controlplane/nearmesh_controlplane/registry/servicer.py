@@ -19,6 +19,8 @@ from nearmesh_controlplane.registry.nodes import Registry
 
 log = logging.getLogger(__name__)
 
+# A node says hello as soon as it has connected.
+HELLO_WITHIN_S = 10.0
 # A live node reports about once a second; one that has been silent for this long is frozen or cut off.
 SILENCE_S = 4.0
 
@@ -62,14 +64,10 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
     async def Session(self, requests: AsyncIterator[pb.NodeReport], context: Any) -> AsyncIterator[pb.WantedState]:
         node_id = caller().name
         self._registry.get(node_id)
-        first = await anext(aiter(requests), None)
-        if first is None or first.WhichOneof("report") != "hello":
-            raise InvalidInput("a session begins with a hello")
-        await self._registry.hello(node_id, first.hello)
+        hello = await _hello(requests)
+        await self._registry.hello(node_id, hello)
         self._registry.session_opened(node_id)
-        log.info(
-            "session opened node=%s public=%s mesh=%s", node_id, first.hello.public_address, first.hello.mesh_address
-        )
+        log.info("session opened node=%s public=%s mesh=%s", node_id, hello.public_address, hello.mesh_address)
         reader = asyncio.create_task(self._read(node_id, requests))
         try:
             async for state in self._write(node_id, reader):
@@ -104,6 +102,17 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             change = asyncio.ensure_future(self._changes.above(seen))
             await asyncio.wait({change, reader}, return_when=asyncio.FIRST_COMPLETED)
             change.cancel()
+
+
+async def _hello(requests: AsyncIterator[pb.NodeReport]) -> pb.NodeHello:
+    try:
+        async with asyncio.timeout(HELLO_WITHIN_S):
+            first = await anext(aiter(requests), None)
+    except TimeoutError:
+        raise DeadlineExceeded(f"no hello within {HELLO_WITHIN_S:.0f} s") from None
+    if first is None or first.WhichOneof("report") != "hello":
+        raise InvalidInput("a session begins with a hello")
+    return first.hello
 
 
 def _machine(mesh: str, who: Identity) -> MachineId:

@@ -133,7 +133,8 @@ class Router:
         speeds = _speeds(model, nodes, self._registry)
         replicas = [self._replica(model, node) for node in nodes]
         if not any(replica for replica, _ in replicas):
-            # The control plane may be the one that is cut off: nodes that it has lost are better than none.
+            # For this model alone, whatever else is live: to try a node that was lost, and may only be cut off from the
+            # control plane, is better than an empty route.
             replicas = [self._replica(model, node, gone_too=True) for node in nodes]
         return [
             self._candidate(region, node, replica, why, speeds)
@@ -185,7 +186,7 @@ class Router:
 _DOUBTS: dict[Presence, str] = {
     "live": "",
     "suspect": "its session just broke",
-    "gone": "its session is gone, and so is everyone else's",
+    "gone": "its session is gone, but no live node serves this model",
 }
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from nearmesh.errors import PermissionDenied
 from nearmesh.ids import check_label
 from nearmesh.routing import Ranked, parse_objective
 from nearmesh.rpc import caller
@@ -55,6 +56,9 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
     async def ReportLatency(self, request: pb.ReportLatencyRequest, context: Any) -> pb.ReportLatencyResponse:
         from_gateway = caller().role == "gateway"
         if from_gateway:
+            own = self._registry.get(caller().name).region
+            if request.region != own:
+                raise PermissionDenied(f"{caller()} joined for region {own!r}, and reports for {request.region!r}")
             self._registry.heard(caller().name)
         known = {node.id for node in self._registry.serving_nodes()}
         for sample in request.samples:

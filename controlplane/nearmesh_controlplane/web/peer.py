@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from nearmesh import addresses
 from nearmesh.errors import ConfigError
 
 # Key in the ASGI scope: the URIs in the peer's verified certificate; absent without one.
@@ -71,10 +72,9 @@ class HttpsServer(uvicorn.Server):
 
 
 def _bound(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
+    host, port = addresses.split(address)
     try:
-        return socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise ConfigError(f"cannot listen on {address}: {error}") from None
 

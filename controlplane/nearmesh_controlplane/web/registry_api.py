@@ -30,7 +30,11 @@ _CODES = {400: "DIGEST_INVALID", 401: "UNAUTHORIZED", 403: "DENIED", 404: "NAME_
 
 
 class RegistryApi:
-    """Serves manifests and blobs of published versions."""
+    """Serves manifests and tags of published versions, and blobs.
+
+    A blob is known by its digest alone: `blob` gives any that the layout holds, under the name of any published model,
+    also one of a version whose upload was never finished. Whoever is let in may read every model anyway.
+    """
 
     def __init__(self, layout: Layout, catalog: Catalog) -> None:
         self._layout = layout

@@ -11,12 +11,12 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import grpc
 from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 
-from nearmesh.errors import InvalidInput, PermissionDenied, Unauthenticated, Unsupported
+from nearmesh.errors import DeadlineExceeded, InvalidInput, PermissionDenied, Unauthenticated, Unsupported
 from nearmesh.gateway.metadata import GatewayMetadata
+from nearmesh.ids import check_label
 from nearmesh.rpc import ANYONE, PEOPLE, Identity, caller
 from nearmesh.tokens import TokenVerifier
 from nearmesh_controlplane.routing.table import Listener, RouteSource, RouteTable
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 # Where a gRPC client's bootstrap carries its bearer token.
 TOKEN_KEY = "token"
+
+# Who opens a stream knows what to ask; anybody may open one, so an idle one is not kept.
+ASK_WITHIN_S = 10.0
 
 # Clients name their own region, so what is kept for them must have a bound.
 _KEPT_REGIONS = 64
@@ -44,7 +47,8 @@ def _anybody(_: Identity) -> None:
 class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]
     """State-of-the-world ADS over a RouteSource.
 
-    `check` raises once an identity may no longer listen; it is asked at every change.
+    `region_of` gives the region that a gateway joined for, by its id. `check` raises once an identity may no longer
+    listen; it is asked at every change.
     """
 
     def __init__(
@@ -54,12 +58,14 @@ class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # t
         mesh: str,
         verifier: TokenVerifier,
         jwks_json: Callable[[], str],
+        region_of: Callable[[str], str],
         check: Callable[[Identity], None] = _anybody,
     ) -> None:
         self._source = source
         self._mesh = mesh
         self._verifier = verifier
         self._jwks_json = jwks_json
+        self._region_of = region_of
         self._check = check
         self._built: dict[str, tuple[RouteTable, Resources]] = {}
         # How many responses were refused (NACK) since the start: a bug in what was built, or a client too old for it.
@@ -70,7 +76,7 @@ class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # t
         self, requests: AsyncIterator[discovery_pb2.DiscoveryRequest], context: Any
     ) -> AsyncIterator[discovery_pb2.DiscoveryResponse]:
         """Answers the stream's requests and pushes every change until the stream ends."""
-        first = await anext(aiter(requests), None)
+        first = await _first(requests)
         if first is None:
             return
         who = self._identify(first.node)
@@ -103,7 +109,11 @@ class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # t
         region = node.locality.region
         if not region:
             raise InvalidInput("the xDS node names no region; set node.locality.region")
+        check_label("region", region)
         if who.role == "gateway":
+            own = self._region_of(who.name)
+            if region != own:
+                raise PermissionDenied(f"{who} joined for region {own!r}, and asks for {region!r}")
             return self._for_gateway(region, GatewayMetadata.parse(dict(node.metadata)))
         if who.role in PEOPLE:
             return self._for_client(region)
@@ -157,6 +167,14 @@ class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # t
         self.refused += subscription.refused - before
 
 
+async def _first(requests: AsyncIterator[discovery_pb2.DiscoveryRequest]) -> discovery_pb2.DiscoveryRequest | None:
+    try:
+        async with asyncio.timeout(ASK_WITHIN_S):
+            return await anext(aiter(requests), None)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the stream asked for nothing within {ASK_WITHIN_S:.0f} s") from None
+
+
 class _Events:
     """Requests of a stream as they come, and None for each change of the source; ends with the requests."""
 
@@ -189,8 +207,3 @@ class _Events:
             raise StopAsyncIteration
         self._request = asyncio.ensure_future(anext(self._requests, None))
         return request
-
-
-def add_to_server(service: AggregatedDiscovery, server: grpc.aio.Server) -> None:
-    """Registers the service."""
-    ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(service, server)

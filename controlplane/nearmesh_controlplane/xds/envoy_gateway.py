@@ -17,8 +17,8 @@ from envoy.extensions.transport_sockets.tls.v3 import tls_pb2  # noqa: F401
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2  # noqa: F401
 from google.protobuf.json_format import ParseDict
 
-from nearmesh.gateway.metadata import CA_SECRET, CERTIFICATE_SECRET, GatewayMetadata
-from nearmesh.routing import OBJECTIVE_HEADER
+from nearmesh.gateway.metadata import CA_SECRET, CERTIFICATE_SECRET, GatewayMetadata, secret_source
+from nearmesh.routing import OBJECTIVE_HEADER, OBJECTIVES
 from nearmesh_controlplane.routing.table import Endpoint, RouteTable
 from nearmesh_controlplane.xds.envoy_listener import (
     BUFFER_BYTES,
@@ -31,7 +31,6 @@ from nearmesh_controlplane.xds.envoy_listener import (
     SERVICE,
     STREAM_WINDOW_BYTES,
     gateway_listener,
-    secret,
 )
 from nearmesh_controlplane.xds.resources import (
     CLUSTER,
@@ -170,13 +169,13 @@ def _tls(mesh: str, metadata: GatewayMetadata) -> dict[str, Any]:
         "default_validation_context": {
             "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": node_identities(mesh)}]
         },
-        "validation_context_sds_secret_config": secret(CA_SECRET, metadata.ca_sds),
+        "validation_context_sds_secret_config": secret_source(CA_SECRET, metadata.ca_sds),
     }
     return typed(
         "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         common_tls_context={
             "alpn_protocols": ["h2"],
-            "tls_certificate_sds_secret_configs": [secret(CERTIFICATE_SECRET, metadata.certificate_sds)],
+            "tls_certificate_sds_secret_configs": [secret_source(CERTIFICATE_SECRET, metadata.certificate_sds)],
             "combined_validation_context": validation,
         },
     )
@@ -189,7 +188,7 @@ def gateway_routes(models: tuple[tuple[str, tuple[str, ...]], ...]) -> bytes:
     A request is matched twice: on arrival, and again once the model's name was read from its body into a header.
     """
     routes = [_refusal({"path": path}, "PERMISSION_DENIED", 403, _NO_REPOSITORY) for path in _REPOSITORY]
-    routes += [_unknown_objective(sorted({name for _, names in models for name in names}))]
+    routes += [_unknown_objective()]
     for model, objectives in models:
         routes += _model_routes(model, objectives)
     any_model = [{"name": MODEL_HEADER, "present_match": True}]
@@ -239,7 +238,10 @@ def _forward(match: dict[str, Any], cluster: str, *, named: bool = False) -> dic
     return route
 
 
-def _unknown_objective(known: list[str]) -> dict[str, Any]:
+def _unknown_objective() -> dict[str, Any]:
+    # Of the mesh, not of its models: without any model the pattern would be empty, which Envoy refuses with the whole
+    # table.
+    known = sorted(OBJECTIVES)
     unknown = {"name": OBJECTIVE_HEADER, "string_match": {"safe_regex": {"regex": "|".join(known)}}}
     headers = [{"name": OBJECTIVE_HEADER, "present_match": True}, unknown | {"invert_match": True}]
     message = f"{OBJECTIVE_HEADER} '%REQ({OBJECTIVE_HEADER})%' is not one of {', '.join(known)}"

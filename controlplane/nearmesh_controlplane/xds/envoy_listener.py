@@ -18,7 +18,7 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from nearmesh.gateway.metadata import CERTIFICATE_SECRET, GatewayMetadata
+from nearmesh.gateway.metadata import CERTIFICATE_SECRET, GatewayMetadata, secret_source
 from nearmesh.tokens import LEEWAY_S
 from nearmesh_controlplane.xds.resources import packed, typed
 
@@ -88,20 +88,12 @@ def gateway_listener(mesh: str, metadata: GatewayMetadata, jwks_json: str) -> by
     return packed(ParseDict(listener, listener_pb2.Listener()))
 
 
-def secret(name: str, path: str) -> dict[str, Any]:
-    """A secret that Envoy reads from a file of its own machine, and again when the file's folder changes."""
-    return {
-        "name": name,
-        "sds_config": {"path_config_source": {"path": path}, "resource_api_version": "V3"},
-    }
-
-
 def _tls(metadata: GatewayMetadata) -> dict[str, Any]:
     return typed(
         "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         common_tls_context={
             "alpn_protocols": ["h2"],
-            "tls_certificate_sds_secret_configs": [secret(CERTIFICATE_SECRET, metadata.certificate_sds)],
+            "tls_certificate_sds_secret_configs": [secret_source(CERTIFICATE_SECRET, metadata.certificate_sds)],
         },
     )
 

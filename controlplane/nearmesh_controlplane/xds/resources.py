@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,6 +11,8 @@ from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from google.protobuf import any_pb2, wrappers_pb2
 from google.protobuf.message import Message
 
+from nearmesh import addresses
+from nearmesh.errors import InvalidInput
 from nearmesh_controlplane.routing.table import Endpoint
 
 log = logging.getLogger(__name__)
@@ -96,11 +97,10 @@ def _add_locality(
 
 def socket_address(text: str) -> address_pb2.Address | None:
     """`IP:port` or `[IPv6]:port` as xDS writes it, or None when it is neither."""
-    host, _, port = text.rpartition(":")
     try:
-        ip = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-    except ValueError:
+        ip, port = addresses.split_ip(text)
+    except InvalidInput:
         return None
-    if not port.isdecimal() or not 0 < int(port) < 65536:
+    if port == 0:
         return None
-    return address_pb2.Address(socket_address=address_pb2.SocketAddress(address=str(ip), port_value=int(port)))
+    return address_pb2.Address(socket_address=address_pb2.SocketAddress(address=ip, port_value=port))

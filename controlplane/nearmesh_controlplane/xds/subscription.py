@@ -6,15 +6,20 @@ State-of-the-world xDS, without sockets: requests go in, responses come out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
 
+from nearmesh.errors import InvalidInput
 from nearmesh_controlplane.xds.resources import CLUSTER, ENDPOINTS, LISTENER, PUSH_ORDER, Resources
 
 log = logging.getLogger(__name__)
+
+# Bounds what one stream can make the control plane remember; a name is a model's, or a cluster's made from one.
+MAX_NAMES = 1000
+MAX_NAME_CHARACTERS = 253
 
 # Of these, a response lists everything; of the others, what changed is enough.
 _WHOLE_TYPES = frozenset({CLUSTER, LISTENER})
@@ -49,7 +54,8 @@ class Subscription:
         return kind.names if kind else frozenset()
 
     def take(self, request: discovery_pb2.DiscoveryRequest) -> None:
-        """Notes what a request asks for, accepts or refuses."""
+        """Notes what a request asks for, accepts or refuses. Raises InvalidInput when it asks for too much."""
+        _check_names(request.resource_names)
         names = frozenset(request.resource_names)
         known = self._types.get(request.type_url)
         if known is None:
@@ -105,6 +111,14 @@ class Subscription:
         """A cluster that is new or has changed waits for its endpoints, even for those it was sent before."""
         if ENDPOINTS in self._types:
             self._types[ENDPOINTS].sent = {}
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if len(names) > MAX_NAMES:
+        raise InvalidInput(f"{len(names)} resource names in one request; at most {MAX_NAMES} are taken")
+    longest = max(map(len, names), default=0)
+    if longest > MAX_NAME_CHARACTERS:
+        raise InvalidInput(f"a resource name of {longest} characters; at most {MAX_NAME_CHARACTERS} are taken")
 
 
 def _pack(type_url: str, known: _Type, chosen: dict[str, bytes]) -> discovery_pb2.DiscoveryResponse:

@@ -1,0 +1,91 @@
+"""A gateway goes on measuring, and being heard, when its certificate has been renewed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import grpc
+from cryptography import x509
+from nearmesh_controlplane.registry.authority import Authority
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from nearmesh.gateway.server import NetworkTimes
+from nearmesh.ids import MachineId
+from nearmesh.tls import Credentials, certificate_request, key_to_pem, new_key
+from nearmesh.v1 import route_pb2, route_pb2_grpc
+
+MESH, REGION = "test-mesh", "europe-west1"
+
+
+class World(route_pb2_grpc.RouteServiceServicer, service_pb2_grpc.GRPCInferenceServiceServicer):
+    """The control plane and its one node; notes which certificate each call came with."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.shown: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+
+    def _note(self, what: str, context: Any) -> None:
+        (pem,) = context.auth_context()["x509_pem_cert"]
+        self.shown.put_nowait((what, x509.load_pem_x509_certificate(pem).serial_number))
+
+    async def ListLatencies(self, request: Any, context: Any) -> Any:
+        self._note("list", context)
+        node = route_pb2.Latency(region=REGION, node="n", address=self.address, server_name="localhost")
+        return route_pb2.ListLatenciesResponse(latencies=[node])
+
+    async def ReportLatency(self, request: Any, context: Any) -> Any:
+        self._note("report", context)
+        return route_pb2.ReportLatencyResponse()
+
+    async def ServerLive(self, request: Any, context: Any) -> Any:
+        self._note("probe", context)
+        return service_pb2.ServerLiveResponse(live=True)
+
+
+def credentials(authority: Authority) -> Credentials:
+    who, key = MachineId(MESH, "gateway", "door"), new_key()
+    signed = authority.sign(certificate_request(key, who), who, timedelta(hours=1))
+    return Credentials(key_to_pem(key), signed, authority.ca_pem)
+
+
+@asynccontextmanager
+async def serving(authority: Authority) -> AsyncIterator[World]:
+    world, server = World(), grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    route_pb2_grpc.add_RouteServiceServicer_to_server(world, server)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(world, server)
+    own = authority.server_credentials(["localhost"])
+    tls = grpc.ssl_server_credentials([(own.key_pem, own.certificate_pem)], own.ca_pem, True)
+    world.address = f"localhost:{server.add_secure_port('127.0.0.1:0', tls)}"
+    await server.start()
+    try:
+        yield world
+    finally:
+        await server.stop(0)
+
+
+async def test_every_connection_shows_the_certificate_that_is_current(tmp_path: Path) -> None:
+    authority = Authority.open(MESH, tmp_path)
+    membership = cast(Any, SimpleNamespace(region=REGION))
+    renewal = cast(Any, SimpleNamespace(current=credentials(authority)))
+    async with serving(authority) as world:
+        membership.control_plane_mesh = world.address
+        running = asyncio.create_task(NetworkTimes(membership, renewal).run())
+        try:
+            for _ in range(2):
+                serial = renewal.current.certificate.serial_number
+                seen: set[str] = set()
+                async with asyncio.timeout(20):
+                    # All of them with this certificate, sooner or later: what is in flight may still show the last.
+                    while seen != {"list", "probe", "report"}:
+                        what, shown = await world.shown.get()
+                        seen |= {what} if shown == serial else set()
+                renewal.current = credentials(authority)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)

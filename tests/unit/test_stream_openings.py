@@ -1,0 +1,131 @@
+"""How streams and reports may begin: in time, with something that can be served, and for one's own region."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from envoy.service.discovery.v3 import discovery_pb2
+from nearmesh_controlplane.registry import servicer as sessions
+from nearmesh_controlplane.registry.servicer import NodeServicer
+from nearmesh_controlplane.routing.servicer import RouteServicer
+from nearmesh_controlplane.xds import ads
+from nearmesh_controlplane.xds.ads import AggregatedDiscovery
+from nearmesh_controlplane.xds.resources import CLUSTER, LISTENER
+from nearmesh_controlplane.xds.subscription import MAX_NAME_CHARACTERS, MAX_NAMES
+
+from nearmesh import rpc
+from nearmesh.errors import DeadlineExceeded, InvalidInput, MeshError, PermissionDenied
+from nearmesh.gateway.metadata import GatewayMetadata
+from nearmesh.rpc import Identity
+from nearmesh.v1 import route_pb2
+from tests.control_plane_state import State, state
+
+EUROPE, ASIA = "europe-west1", "asia-northeast1"
+CLIENT, GATEWAY, NODE = Identity("app", "client"), Identity("door", "gateway"), Identity("n", "node")
+METADATA = GatewayMetadata(host="127.0.0.1", port=8001, plaintext=True, certificate_sds="/c.json", ca_sds="/ca.json")
+UNUSED = cast(Any, None)
+
+
+@pytest.fixture
+async def mesh(tmp_path: Path) -> AsyncIterator[State]:
+    async with state(tmp_path) as found:
+        await found.node("n", EUROPE)
+        await found.join("door", EUROPE, kind="gateway")
+        yield found
+
+
+def discovery(mesh: State) -> AggregatedDiscovery:
+    return AggregatedDiscovery(
+        source=mesh.router,
+        mesh="mesh",
+        verifier=UNUSED,
+        jwks_json=lambda: '{"keys":[]}',
+        region_of=lambda gateway: mesh.registry.get(gateway).region,
+    )
+
+
+def request(region: str, *names: str, kind: str = LISTENER) -> discovery_pb2.DiscoveryRequest:
+    made = discovery_pb2.DiscoveryRequest(type_url=kind, resource_names=names)
+    made.node.locality.region = region
+    made.node.metadata.update(METADATA.to_struct())
+    return made
+
+
+async def one(item: Any) -> AsyncIterator[Any]:
+    yield item
+
+
+async def silence() -> AsyncIterator[Any]:
+    await asyncio.get_running_loop().create_future()
+    yield
+
+
+async def ended(stream: AsyncIterator[Any]) -> MeshError:
+    with pytest.raises(MeshError) as caught:
+        async for _ in stream:
+            pass
+    return caught.value
+
+
+async def answers(mesh: State, who: Identity, asked: discovery_pb2.DiscoveryRequest) -> list[Any]:
+    rpc._caller.set(who)
+    return [answer async for answer in discovery(mesh).StreamAggregatedResources(one(asked), None)]
+
+
+@pytest.mark.parametrize("who", [CLIENT, GATEWAY])
+async def test_who_asks_for_its_own_region_is_answered(mesh: State, who: Identity) -> None:
+    assert await answers(mesh, who, request(EUROPE, kind=CLUSTER))
+
+
+async def test_a_gateway_asks_for_the_region_that_it_joined_for(mesh: State) -> None:
+    with pytest.raises(PermissionDenied, match="gateway/door joined for region 'europe-west1', and asks for 'asia"):
+        await answers(mesh, GATEWAY, request(ASIA, kind=CLUSTER))
+    assert await answers(mesh, CLIENT, request(ASIA, kind=CLUSTER)), "a client may be anywhere"
+
+
+@pytest.mark.parametrize("region", ["", "Europe", "a b", "x" * 64, "../etc"])
+async def test_a_clients_region_is_a_name(mesh: State, region: str) -> None:
+    with pytest.raises(InvalidInput, match="region"):
+        await answers(mesh, CLIENT, request(region))
+
+
+async def test_what_one_request_may_ask_for_is_bounded(mesh: State) -> None:
+    assert await answers(mesh, CLIENT, request(EUROPE, *(f"m{n}" for n in range(MAX_NAMES))))
+    with pytest.raises(InvalidInput, match="1001 resource names"):
+        await answers(mesh, CLIENT, request(EUROPE, *(f"m{n}" for n in range(MAX_NAMES + 1))))
+    assert await answers(mesh, CLIENT, request(EUROPE, "m" * MAX_NAME_CHARACTERS))
+    with pytest.raises(InvalidInput, match="254 characters"):
+        await answers(mesh, CLIENT, request(EUROPE, "m" * (MAX_NAME_CHARACTERS + 1)))
+
+
+async def test_a_discovery_stream_that_asks_for_nothing_ends(mesh: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ads, "ASK_WITHIN_S", 0.01)
+    rpc._caller.set(CLIENT)
+    error = await ended(discovery(mesh).StreamAggregatedResources(silence(), None))
+    assert isinstance(error, DeadlineExceeded) and "asked for nothing" in error.message
+
+
+async def test_a_session_without_a_hello_ends(mesh: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "HELLO_WITHIN_S", 0.01)
+    mesh.registry.session_closed("n")
+    rpc._caller.set(NODE)
+    servicer = NodeServicer(UNUSED, UNUSED, mesh.registry, mesh.changes, UNUSED)
+    error = await ended(servicer.Session(silence(), None))
+    assert isinstance(error, DeadlineExceeded) and "no hello" in error.message
+    assert mesh.registry.presence("n") == "suspect", "it never opened"
+
+
+async def test_a_gateway_reports_for_its_own_region(mesh: State) -> None:
+    servicer = RouteServicer(mesh.router, mesh.registry, mesh.catalog, mesh.latencies, mesh.changes)
+    samples = [route_pb2.LatencySample(node="n", network_ms=[5.0])]
+    rpc._caller.set(GATEWAY)
+    with pytest.raises(PermissionDenied, match="joined for region 'europe-west1', and reports for 'asia-northeast1'"):
+        await servicer.ReportLatency(route_pb2.ReportLatencyRequest(region=ASIA, samples=samples), None)
+    node = mesh.registry.get("n")
+    assert not mesh.router.network_time(ASIA, node)[2] and not mesh.registry.live(mesh.registry.get("door"))
+    await servicer.ReportLatency(route_pb2.ReportLatencyRequest(region=EUROPE, samples=samples), None)
+    assert mesh.registry.live(mesh.registry.get("door"))
