@@ -143,7 +143,7 @@ async def test_sigterm_leaves_the_routes_first_and_answers_what_is_in_flight(
     async with node(plane, tmp_path, "ends") as agent, plane.operator() as operator:
         await agent.serves("adder", "1")
         await agent.says("counter", lambda r: r.status.state == READY)
-        long = asyncio.ensure_future(_count(agent, await _rounds_for(agent, 1.5)))
+        long = asyncio.ensure_future(_count(agent, await _rounds_for(agent, 2.5)))
         await agent.says("counter", lambda r: r.status.in_flight == 1)
         agent.child.signal(signal.SIGTERM)
 
@@ -213,12 +213,15 @@ async def _count(agent: Node, rounds: int) -> tuple[int, int]:
 
 
 async def _rounds_for(agent: Node, seconds: float) -> int:
-    """How far this machine counts in that time."""
-    sample = 20_000
-    await _count(agent, sample)
-    started = time.monotonic()
-    await _count(agent, sample)
-    return int(sample * seconds / (time.monotonic() - started))
+    """How far this machine counts in that time; from a sample that is long against a connection and a message."""
+    sample = 10_000
+    while True:
+        sample *= 4
+        started = time.monotonic()
+        await _count(agent, sample)
+        elapsed_s = time.monotonic() - started
+        if elapsed_s > 0.4:
+            return int(sample * seconds / elapsed_s)
 
 
 # One of a kind
