@@ -59,7 +59,25 @@ def groups(model: str) -> list[tuple[str, ...]]:
 
 
 async def price_moves_traffic(mesh: LocalMesh, region: str, model: str, ways: Sequence[str] = WAYS) -> Figures:
-    """Makes another node, within the deadline, the cheapest while every way in is under load."""
+    """Makes another node, within the deadline, the cheapest while every way in is under load.
+
+    Run again, twice at most, when a busy machine made one of the two late meanwhile: traffic then rightly goes elsewhere.
+    """
+    for _ in range(2):
+        try:
+            return await _price_moves_traffic(mesh, region, model, ways)
+        except AssertionError as error:
+            if "answered before" not in str(error) and "calls went to" not in str(error):
+                raise
+            async with mesh.admin() as admin:
+                late = [c.node for c in (await admin.explain(model, region)).candidates if not c.in_time]
+            if not late:
+                raise
+            print(f"disturbed, once more: {late} late for {model}: {error}")
+    return await _price_moves_traffic(mesh, region, model, ways)
+
+
+async def _price_moves_traffic(mesh: LocalMesh, region: str, model: str, ways: Sequence[str]) -> Figures:
     async with mesh.admin() as admin:
         before, other = await _choice_and_other(mesh, model, region)
         prices = {node.id: node.usd_per_hour for node in await admin.nodes()}
