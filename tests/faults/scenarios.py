@@ -61,7 +61,7 @@ def groups(model: str) -> list[tuple[str, ...]]:
 async def price_moves_traffic(mesh: LocalMesh, region: str, model: str, ways: Sequence[str] = WAYS) -> Figures:
     """Makes another node, within the deadline, the cheapest while every way in is under load.
 
-    Run again, twice at most, when a busy machine made one of the two late meanwhile: traffic then rightly goes elsewhere.
+    Run again, twice at most, when a busy machine made one of the two late: traffic then rightly goes elsewhere.
     """
     for _ in range(2):
         try:
