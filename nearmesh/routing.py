@@ -28,7 +28,8 @@ DEFAULT_DEADLINE_MS = 300.0
 OBJECTIVE_HEADER = "nearmesh-objective"
 
 # The present choice stays until another one is cheaper, or sooner, by this share: a price that moves by 5 % moves no
-# traffic, nor does the noise of a measurement.
+# traffic, nor does the noise of a measurement. A choice that is in time gives way only to one with this share of the
+# deadline to spare, so that a node on the edge of the deadline does not win and lose by turns.
 HYSTERESIS = 0.06
 PRICE_DIGITS = 4
 # Round trips that differ by less than this are the same distance.
@@ -112,18 +113,28 @@ def _keep_current(
     held = next((c for c in pool if c.node == current and c.ready), None)
     if held is None or pool[0] is held:
         return pool
-    best = pool[0]
+    better = (c for c in pool if c.ready and _displaces(c, held, objective, deadline_ms))
+    first = next(better, held)
+    return [first, *(c for c in pool if c is not first)]
+
+
+def _displaces(c: Candidate, held: Candidate, objective: Objective, deadline_ms: float) -> bool:
+    """Whether `c` is so much better than the present choice that traffic moves."""
     if objective == "nearest":
-        tie = held.network_ms_p50 - best.network_ms_p50 < max(NEAR_MS, HYSTERESIS * best.network_ms_p50)
-    elif objective == "cheapest":
-        tie = held.usd_per_1000 * (1 - HYSTERESIS) <= best.usd_per_1000
-    else:
-        late = held.total_ms_p95 > deadline_ms
-        both_late = late and best.total_ms_p95 > deadline_ms
-        sooner = held.total_ms_p95 * (1 - HYSTERESIS) <= best.total_ms_p95
-        cheaper = held.usd_per_1000 * (1 - HYSTERESIS) <= best.usd_per_1000
-        tie = sooner if both_late else (not late and cheaper)
-    return [held, *(c for c in pool if c is not held)] if tie else pool
+        return held.network_ms_p50 - c.network_ms_p50 >= max(NEAR_MS, HYSTERESIS * c.network_ms_p50)
+    if objective == "cheapest":
+        return _clearly_cheaper(c, held)
+    if held.total_ms_p95 <= deadline_ms:
+        return _clearly_cheaper(c, held) and _clearly_in_time(c, deadline_ms)
+    return c.total_ms_p95 <= deadline_ms or c.total_ms_p95 < held.total_ms_p95 * (1 - HYSTERESIS)
+
+
+def _clearly_cheaper(c: Candidate, held: Candidate) -> bool:
+    return c.usd_per_1000 < held.usd_per_1000 * (1 - HYSTERESIS)
+
+
+def _clearly_in_time(c: Candidate, deadline_ms: float) -> bool:
+    return c.total_ms_p95 <= deadline_ms * (1 - HYSTERESIS)
 
 
 def _why(c: Candidate, pool: Sequence[Candidate], objective: Objective, deadline_ms: float) -> str:
@@ -152,6 +163,8 @@ def _why_lost(c: Candidate, winner: Candidate, objective: Objective, deadline_ms
         return f"too late: {c.total_ms_p95:.0f} ms at p95, the deadline is {deadline_ms:.0f} ms"
     if c.usd_per_1000 == winner.usd_per_1000:
         return f"as cheap: {c.total_ms_p95:.0f} ms against {winner.total_ms_p95:.0f} ms at p95"
+    if objective == "cheapest-in-time" and _clearly_cheaper(c, winner):
+        return f"cheaper, but in time by under {HYSTERESIS:.0%}, which does not move traffic"
     if c.usd_per_1000 < winner.usd_per_1000:
         return f"cheaper by under {HYSTERESIS:.0%}, which does not move traffic"
     return f"dearer: ${format_usd(c.usd_per_1000)} against ${format_usd(winner.usd_per_1000)} per 1,000"

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
 from nearmesh.listeners import listen, new_server
 from nearmesh.process import only_one
-from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper
+from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper, GuardedServer
 from nearmesh.tls import Credentials
 from nearmesh.v1 import admin_pb2_grpc, catalog_pb2_grpc, node_pb2_grpc, route_pb2_grpc
 from nearmesh_controlplane.admin import AdminServicer
@@ -110,7 +109,7 @@ class ControlPlane:
         layout = Layout(config.data / "oci")
         return cls(config, authority, db, changes, registry, catalog, layout, router, latencies, admission, Audit(db))
 
-    def add_servicers(self, server: grpc.aio.Server, gatekeeper: Gatekeeper) -> None:
+    def add_servicers(self, server: GuardedServer, gatekeeper: Gatekeeper) -> None:
         """Every gRPC service of the control plane."""
         registry_url = f"https://{self.config.reached_at(self.config.listen.http)}"
 
@@ -204,7 +203,7 @@ class ServerCertificate:
             log.info("the server's certificate was renewed until=%s", self.current.expires_at)
 
 
-def _grpc_server(plane: ControlPlane, certificate: ServerCertificate) -> grpc.aio.Server:
+def _grpc_server(plane: ControlPlane, certificate: ServerCertificate) -> GuardedServer:
     gatekeeper = Gatekeeper(
         mesh=plane.config.mesh,
         verifier=plane.authority.verifier(),

@@ -13,6 +13,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from nearmesh.devmesh.folder import MESH_FILE
 from nearmesh.errors import MeshError, NotFound
 from nearmesh.process import holder, stop_on_signals
 
@@ -117,7 +118,7 @@ The mesh stays up until Ctrl-C. In another terminal (after `. .venv/bin/activate
   nearmesh dev kill {child.name}                       kill -9; nobody sees an error, and it comes back
   nearmesh infer file-type --help                              ask a model from the command line
 A stock tritonclient reaches every model at {gateway} (the gateway in {region}).
-Addresses and process ids are in {mesh.plan.folder}/mesh.json, logs in {mesh.plan.folder}/logs.""",
+Addresses and process ids are in {mesh.plan.folder}/{MESH_FILE}, logs in {mesh.plan.folder}/logs.""",
         soft_wrap=True,
     )
 
@@ -201,7 +202,7 @@ def _down_marker(folder: Path, name: str) -> Path:
 def _state(folder: Path) -> dict[str, Any]:
     _supervisor(folder)
     try:
-        found: dict[str, Any] = json.loads((folder / "mesh.json").read_text())
+        found: dict[str, Any] = json.loads((folder / MESH_FILE).read_text())
     except FileNotFoundError:
         raise NotFound(f"the mesh in {folder} is still starting") from None
     return found

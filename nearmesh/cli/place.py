@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
+from nearmesh.devmesh.folder import MESH_FILE
 from nearmesh.errors import ConfigError
 
-MESH_FILE = "mesh.json"
 LOCAL_MESH = Path(".nearmesh") / "dev"
 CLIENT_TOKEN_FILE = "client.jwt"
 # The strongest first: what a client may do, an operator may do as well.

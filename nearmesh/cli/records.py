@@ -17,6 +17,7 @@ _REPLICA_STATES = {
     node_pb2.REPLICA_STATE_READY: "ready",
     node_pb2.REPLICA_STATE_FAILED: "failed",
     node_pb2.REPLICA_STATE_UNLOADING: "unloading",
+    node_pb2.REPLICA_STATE_UNLOADED: "unloaded",
 }
 
 

@@ -83,9 +83,10 @@ class Child:
         self.wanted = False
         if not self.pid:
             return
-        self.signal(signal.SIGTERM)
-        # A frozen process would not hear it.
+        # A frozen process would not hear the other one. In this order, since each signal first asks whether the process
+        # has ended: after SIGTERM it may have, and asking would take its exit status from asyncio's own watcher.
         self.signal(signal.SIGCONT)
+        self.signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(STOP_WITHIN_S):
                 await self.ended()

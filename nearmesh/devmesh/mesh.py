@@ -18,6 +18,7 @@ from typing import Any
 from nearmesh.client.admin import AdminClient
 from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
 from nearmesh.devmesh.children import Child, ChildFailed, script
+from nearmesh.devmesh.folder import MESH_FILE as MESH_FILE
 from nearmesh.devmesh.plan import MESH, MODELS, REGIONS, Plan, gateway_of, local, node_of, round_trip_ms, site_of
 from nearmesh.devmesh.samples import CHECKOUT
 from nearmesh.errors import ConfigError, MeshError, NotFound
@@ -29,7 +30,6 @@ from nearmesh.v1 import node_pb2
 
 log = logging.getLogger(__name__)
 
-MESH_FILE = "mesh.json"
 # Names in this folder are of processes that shall stay down until `nearmesh dev start`.
 DOWN_FOLDER = "down"
 

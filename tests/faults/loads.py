@@ -117,10 +117,10 @@ def check_moved(
 
 
 def check_before(results: Iterable[LoadResult], *, node: str, until_s: float) -> None:
-    """Calls that ended before the moment were that node's, but for a retry of a busy moment: the fault met traffic."""
+    """Every call that ended before the moment was that node's: the fault met traffic."""
     for result in results:
         nodes = Counter(c.node for c in result.calls if c.started_s + c.ms / 1000 < until_s)
-        assert nodes[node] > 0.9 * nodes.total(), f"{result.way}: {dict(nodes)} answered before"
+        assert set(nodes) == {node}, f"{result.way}: {dict(nodes)} answered before"
 
 
 def moved_after_s(results: Iterable[LoadResult], *, away_from: str, after_s: float, until_s: float) -> float:

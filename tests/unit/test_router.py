@@ -201,13 +201,66 @@ async def test_overrides_are_for_one_region_and_one_listener(mesh: State) -> Non
 
 
 async def test_measured_round_trips_change_the_order(mesh: State) -> None:
-    mesh.latencies.report(EUROPE, "asia", [1.0], from_gateway=True, now_s=mesh.clock.now_s)
-    mesh.latencies.report(EUROPE, "eu", [80.0], from_gateway=True, now_s=mesh.clock.now_s)
+    mesh.latencies.report(EUROPE, "asia", [1.0] * 3, from_gateway=True, now_s=mesh.clock.now_s)
+    mesh.latencies.report(EUROPE, "eu", [80.0] * 3, from_gateway=True, now_s=mesh.clock.now_s)
     mesh.changes.bump()
     decision = mesh.router.decide("m", EUROPE, "nearest")
     assert order(decision)[0] == "asia"
     assert decision.ranking[0].candidate.network_measured
     assert mesh.router.table(EUROPE, "public").nearest[0].node == "asia"
+
+
+# Round trips from Europe, milliseconds: one report a second, and strays that would be too late.
+QUIET = {"eu": 1.0, "us": 93.0, "asia": 230.0}
+STRAY_MS = 900.0
+STRAYS: list[tuple[str, dict[str, set[int]]]] = [
+    ("none", {}),
+    ("the choice's first sample", {"us": {0}}),
+    ("the choice's third sample", {"us": {2}}),
+    ("everyone's second sample", {"eu": {1}, "us": {1}, "asia": {1}}),
+    ("now and then", {"us": {2, 9, 18, 40}, "eu": {4, 25}, "asia": {0, 12}}),
+]
+
+
+@pytest.mark.parametrize(("what", "strays"), STRAYS, ids=[case[0] for case in STRAYS])
+async def test_strays_among_few_samples_move_no_traffic(mesh: State, what: str, strays: dict[str, set[int]]) -> None:
+    await mesh.registry.set_price("us", 0.5)
+    chosen = [order(mesh.router.decide("m", EUROPE))[0]]
+    for second in range(60):
+        mesh.clock.now_s += 1
+        for node, quiet_ms in QUIET.items():
+            sample = STRAY_MS if second in strays.get(node, ()) else quiet_ms
+            mesh.latencies.report(EUROPE, node, [sample], from_gateway=True, now_s=mesh.clock.now_s)
+        mesh.changes.bump()
+        chosen.append(order(mesh.router.decide("m", EUROPE))[0])
+    assert set(chosen) == {"us"}
+
+
+async def test_a_way_that_became_slow_is_left_within_seconds_and_once(mesh: State) -> None:
+    await mesh.registry.set_price("us", 0.5)
+    chosen = []
+    for second in range(40):
+        mesh.clock.now_s += 1
+        for node, quiet_ms in QUIET.items():
+            sample = STRAY_MS if node == "us" and second >= 20 else quiet_ms
+            mesh.latencies.report(EUROPE, node, [sample], from_gateway=True, now_s=mesh.clock.now_s)
+        mesh.changes.bump()
+        chosen.append(order(mesh.router.decide("m", EUROPE))[0])
+    # The fourth sample of 24 proves it.
+    assert chosen == ["us"] * 23 + ["eu"] * 17
+
+
+async def test_who_asks_why_hears_the_decision_that_was_given_out(mesh: State) -> None:
+    """Between two looks, new measurements change neither the answer nor what the next decision starts from."""
+    await mesh.registry.set_price("us", 0.5)
+    table = mesh.router.table(EUROPE, "public")
+    given = mesh.router.decide("m", EUROPE)
+    mesh.latencies.report(EUROPE, "us", [STRAY_MS] * 9, from_gateway=True, now_s=mesh.clock.now_s)
+    assert mesh.router.decide("m", EUROPE) is given and mesh.router.table(EUROPE, "public") is table
+    mesh.changes.drift()
+    mesh.changes.tick()
+    assert order(mesh.router.decide("m", EUROPE))[0] == "eu"
+    assert mesh.router.table(EUROPE, "public").models["m"].by_objective["cheapest-in-time"][0].node == "eu"
 
 
 async def test_a_table_is_made_once_for_each_change(mesh: State) -> None:
@@ -234,4 +287,5 @@ async def test_what_clients_name_fills_no_memory(mesh: State, monkeypatch: pytes
     for number in range(20):
         mesh.router.decide("m", f"region-{number}")
         mesh.router.table(f"region-{number}", "public")
-    assert len(mesh.router._current) <= 5 and len(mesh.router._tables) <= 5
+    kept = (mesh.router._current, mesh.router._decisions, mesh.router._tables)
+    assert all(0 < len(each) <= 5 for each in kept)

@@ -98,6 +98,9 @@ EDGES: list[tuple[str, Candidate, Candidate, Objective, bool]] = [
     ("dearer by just the share", node("best", 10, 1 - HYSTERESIS), node("now", 10, 1.0), "cheapest-in-time", True),
     ("dearer by more", node("best", 10, 0.999 - HYSTERESIS), node("now", 10, 1.0), "cheapest-in-time", False),
     ("late while another is in time", node("best", 10, 9), node("now", 301, 1), "cheapest-in-time", False),
+    ("cheaper, in time with room", node("best", 300 - 301 * HYSTERESIS), node("now", 10, 9), "cheapest-in-time", False),
+    ("cheaper, on the edge", node("best", 300 - 299 * HYSTERESIS), node("now", 10, 9), "cheapest-in-time", True),
+    ("late, another on the edge", node("best", 299, 1), node("now", 301, 9), "cheapest-in-time", False),
     ("both late, nearly as soon", node("best", 1001 - 1000 * HYSTERESIS), node("now", 1000), "cheapest-in-time", True),
     ("both late, clearly later", node("best", 999 - 1000 * HYSTERESIS), node("now", 1000), "cheapest-in-time", False),
     ("both free", node("best", 10, 0), node("now", 200, 0), "cheapest-in-time", True),
@@ -120,6 +123,22 @@ def test_the_present_choice_stays_against_a_near_tie(
     assert order(rank(others, objective, DEADLINE_MS)).startswith("best now")
     found = rank(others, objective, DEADLINE_MS, current="now")
     assert order(found) == ("now best other" if kept else "best now other")
+
+
+def test_who_is_on_the_edge_does_not_stand_before_who_is_surely_better() -> None:
+    edge, sure, now = node("edge", 299, 1), node("sure", 100, 2), node("now", 10, 9)
+    found = rank([edge, sure, now], "cheapest-in-time", DEADLINE_MS, current="now")
+    assert order(found) == "sure edge now"
+    assert found[1].why == "cheaper, but in time by under 6%, which does not move traffic"
+
+
+def test_a_node_on_the_edge_of_the_deadline_does_not_come_and_go() -> None:
+    current, chosen = "edge", []
+    for ms in (299, 301, 299, 301, 290, 310, 283, 281):
+        pool = [node("edge", ms, 1), node("sure", 100, 9)]
+        current = rank(pool, "cheapest-in-time", DEADLINE_MS, current=current)[0].candidate.node
+        chosen.append(current)
+    assert chosen == ["edge", *["sure"] * 6, "edge"]
 
 
 def test_a_present_choice_that_cannot_serve_is_not_kept() -> None:

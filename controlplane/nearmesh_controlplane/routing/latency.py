@@ -1,4 +1,7 @@
-"""What the router believes about network time: measured round trips that age, else the distance."""
+"""What the router believes about network time: measured round trips that age, else the distance.
+
+A pair counts as measured once its window speaks (`nearmesh.quantiles`), from three samples on.
+"""
 
 from __future__ import annotations
 

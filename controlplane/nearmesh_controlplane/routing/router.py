@@ -1,6 +1,7 @@
 """Decides which node serves whom: the registry's facts in, ranked candidates and route tables out.
 
-Everything is computed anew after a change and kept until the next one, so that asking is cheap.
+Everything is computed anew after a change and kept until the next one: asking is cheap, and who asks why hears the
+decision that gateways and clients were given, not one of a moment later.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Router:
         self._overrides = {(o.client_region, o.node, o.listener): o.address for o in overrides}
         self._clock = clock
         self._tables: dict[tuple[str, Listener], tuple[int, RouteTable]] = {}
+        self._decisions: dict[tuple[str, str, str], tuple[int, Decision]] = {}
         # The present choice per region, model and objective, which keeps a near tie.
         self._current: dict[tuple[str, str, str], str] = {}
 
@@ -76,19 +78,27 @@ class Router:
     def decide(self, model: str, region: str, objective: Objective | None = None) -> Decision:
         """Every node of the mesh, ranked for `model`; those that cannot serve stand last. Raises NotFound."""
         self._catalog.versions(model)
-        policy = self._catalog.policy(model)
-        wanted: Objective = objective or policy.objective
+        wanted = objective or self._catalog.policy(model).objective
+        seen, key = self._changes.value, (region, model, wanted)
+        known = self._decisions.get(key)
+        if known is None or known[0] != seen:
+            known = (seen, self._decide(model, region, wanted))
+            _keep(self._decisions, key, known)
+        return known[1]
+
+    def _decide(self, model: str, region: str, objective: Objective) -> Decision:
+        deadline_ms, key = self._catalog.policy(model).deadline_ms, (region, model, objective)
         candidates = self._candidates(model, region)
         firm = [c for c in candidates if not c.unready_why]
-        ranking = rank(firm, wanted, policy.deadline_ms, current=self._current.get((region, model, wanted)))
+        ranking = rank(firm, objective, deadline_ms, current=self._current.get(key))
         if ranking and ranking[0].candidate.ready:
-            _keep(self._current, (region, model, wanted), ranking[0].candidate.node)
+            _keep(self._current, key, ranking[0].candidate.node)
         # Whose session just broke is tried after everyone who is certain, whoever cannot serve is only explained.
         doubtful = [c for c in candidates if c.unready_why and c.ready]
-        ranking += [_doubted(r) for r in rank(doubtful, wanted, policy.deadline_ms)]
-        ranking += rank([c for c in candidates if not c.ready], wanted, policy.deadline_ms)
+        ranking += [_doubted(r) for r in rank(doubtful, objective, deadline_ms)]
+        ranking += rank([c for c in candidates if not c.ready], objective, deadline_ms)
         return Decision(
-            model=model, region=region, objective=wanted, deadline_ms=policy.deadline_ms, ranking=tuple(ranking)
+            model=model, region=region, objective=objective, deadline_ms=deadline_ms, ranking=tuple(ranking)
         )
 
     def address(self, region: str, node: Node, listener: Listener) -> str:
