@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.figures import Cell, Spread, against, over_rounds
+from benchmarks.table import Table, markdown
 from benchmarks.ways import COMPARED, FLOOR
 
 Results = Mapping[str, Any]
 
 TITLE = "What a request costs on its way"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Columns and rows of text: words in the first column, numbers in the others."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def tables(results: Results) -> list[Table]:
@@ -165,12 +156,6 @@ def _taken(results: Results) -> str:
             f"Python {machine['python']}, {libraries}",
         )
     )
-
-
-def markdown(table: Table) -> str:
-    """The table in Markdown, without its title; numbers are set right."""
-    ruler = ("---", *("---:" for _ in table.columns[1:]))
-    return "\n".join("| " + " | ".join(row) + " |" for row in (table.columns, ruler, *table.rows))
 
 
 def _spread(spread: Spread) -> str:

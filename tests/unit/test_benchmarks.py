@@ -14,8 +14,9 @@ from benchmarks import client, overhead
 from benchmarks.decisions import candidate, timed
 from benchmarks.figures import Cell, Spread, against, over_rounds, times
 from benchmarks.machine import commit, machine
-from benchmarks.page import _bytes, _number, markdown, page, tables
+from benchmarks.page import _bytes, _number, page, tables
 from benchmarks.rounds import CALLERS, Settings, turns
+from benchmarks.table import markdown
 from benchmarks.ways import COMPARED
 from nearmesh.devmesh.plan import MODELS
 from nearmesh.devmesh.samples import Sample

@@ -1,0 +1,48 @@
+"""What the transport alone costs: grpc.aio that reads each request and says one answer, made beforehand.
+
+Runs in the project's own environment.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import grpc
+import numpy as np
+import uvloop
+from session import PROTOCOL_DTYPES, Session, Task
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+
+class Echo(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers everything alike."""
+
+    def __init__(self, answer: service_pb2.ModelInferResponse) -> None:
+        self._answer = answer
+
+    async def ModelInfer(
+        self, request: service_pb2.ModelInferRequest, context: grpc.aio.ServicerContext
+    ) -> service_pb2.ModelInferResponse:
+        return self._answer
+
+
+def answer(task: Task) -> service_pb2.ModelInferResponse:
+    """Zeros, in the shape of the model's own answer."""
+    found = service_pb2.ModelInferResponse(model_name=task.model, model_version="1")
+    for output in Session(task.weights, threads=1).outputs:
+        shape = (1, *output.shape)
+        found.outputs.add(name=output.name, datatype=PROTOCOL_DTYPES[output.dtype.name], shape=shape)
+        found.raw_output_contents.append(np.zeros(shape, output.dtype).tobytes())
+    return found
+
+
+async def serve(task: Task) -> None:
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Echo(answer(task)), server)
+    server.add_insecure_port(f"127.0.0.1:{task.grpc_port}")
+    await server.start()
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(Task.of(sys.argv[1])))
