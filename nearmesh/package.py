@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -29,10 +29,20 @@ class TensorSpec:
     shape: tuple[int, ...]
     # An input that may be left out of a request; it then is all zeros, with 1 for each dimension of any size.
     optional: bool = False
+    # Names of the dimensions, in order, "" for none: those that share a name have one size throughout a request.
+    axes: tuple[str, ...] = ()
+    # What fills an input up along a padded axis.
+    pad_value: float = 0.0
+    # Which axis counts rows, where the package batches. -1: none; requests that share a call must agree on the value.
+    batch_axis: int = 0
 
     def __post_init__(self) -> None:
         if any(dim < -1 for dim in self.shape):
             raise InvalidInput(f"shape {list(self.shape)} of {self.name!r}: a dimension is 0 or more, or -1 for any")
+        if self.axes and len(self.axes) != len(self.shape):
+            raise InvalidInput(f"axes of {self.name!r}: {len(self.axes)} names for {len(self.shape)} dimensions")
+        if self.batch_axis < -1:
+            raise InvalidInput(f"batch_axis of {self.name!r} is {self.batch_axis}; expected an axis, or -1 for none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +75,47 @@ class Variant:
     source: Source
     # "any", or an ONNX Runtime execution provider that the node must have.
     hardware: str = "any"
+    # What executes it. TensorRT's engine is built on the node from the ONNX file, while ONNX Runtime serves.
+    engine: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
+    # Of a pipeline: the step whose weights these are.
+    step: str = ""
 
     @property
     def file(self) -> str:
         """The name of the weights among the package's published files."""
-        return f"{self.name}.onnx"
+        return f"{self.step}.{self.name}.onnx" if self.step else f"{self.name}.onnx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of a pipeline: a function of the package's own, or the graph of the variants that name the step.
+
+    Steps run in order and hand tensors to each other by name: a step reads the package's inputs and what earlier steps
+    wrote; the package's outputs are found among what all of them wrote.
+    """
+
+    name: str
+    # "FILE.py:FUNCTION": takes arrays by keyword, returns arrays by name. None: a graph.
+    python: str | None = None
+    # By the step's own name of a tensor, the pipeline's name of it; what is not listed has one name for both.
+    inputs: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    # Rows (axis 0) that one call of a graph takes; more are split over several calls. 0: any number.
+    max_rows: int = 0
+
+    def __post_init__(self) -> None:
+        check_label("step", self.name)
+        if self.max_rows < 0:
+            raise InvalidInput(f"max_rows of step {self.name!r} must be 0 (any number) or more, got {self.max_rows}")
+        if self.python is not None:
+            file, _, function = self.python.partition(":")
+            if not file.endswith(".py") or not function.isidentifier():
+                raise InvalidInput(f"python of step {self.name!r} is {self.python!r}, expected FILE.py:FUNCTION")
+
+    @property
+    def file(self) -> str | None:
+        """The file of the package that has the function."""
+        return self.python.partition(":")[0] if self.python else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +136,12 @@ class Sequence:
     state: tuple[State, ...]
     # A sequence that was silent for this long is forgotten.
     idle_s: float = 60.0
+    # Sequences that a node keeps at a time; their state is its memory.
+    most: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.idle_s <= 0 or self.most < 1:
+            raise InvalidInput(f"sequence: idle_s is above 0, most 1 or more; got {self.idle_s:g} and {self.most}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +159,28 @@ class Warmup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batching:
-    """Whether requests may share an engine call."""
+    """Whether, and how, requests share an engine call. How many rows pay is measured on each node."""
 
-    # Axis 0 of every input and output counts requests' rows; 0 rows at most means no batch axis.
+    # Rows of one engine call at most; each tensor's `batch_axis` counts them. 0: there is no such axis, and requests
+    # are served one by one.
     max_batch: int = 0
+    # Sizes that the engine was made for; a call takes one of them as soon as enough rows wait. Empty: any size.
+    preferred_batch_sizes: tuple[int, ...] = ()
+    # How long a request waits for company although an engine is free. 0: not at all.
+    max_delay_ms: float = 0.0
+    # Named axes along which shorter requests are filled up with their inputs' `pad_value` to share a call with longer
+    # ones; outputs with such an axis are cut back to the request's own length.
+    pad: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 0:
+            raise InvalidInput(f"batching.max_batch must be 0 (no batch axis) or more, got {self.max_batch}")
+        if self.max_delay_ms < 0:
+            raise InvalidInput(f"batching.max_delay_ms must be 0 or more, got {self.max_delay_ms:g}")
+        if wrong := [size for size in self.preferred_batch_sizes if not 1 <= size <= self.max_batch]:
+            raise InvalidInput(f"batching.preferred_batch_sizes has {wrong[0]}; expected 1 to max_batch")
+        if self.pad and not self.max_batch:
+            raise InvalidInput("batching.pad is given, but max_batch is 0: requests share no call")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,44 +203,91 @@ class Package:
     credit: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    variants: tuple[Variant, ...]
+    # Best first; a package whose steps are all functions has none.
+    variants: tuple[Variant, ...] = ()
     warmup: tuple[Warmup, ...] = ()
     batching: Batching = Batching()
     sequence: Sequence | None = None
     route: RoutePolicy = RoutePolicy()
-    # Engine calls at a time on one node; 0: as many as the machine's cores allow.
-    instances: int = 1
+    # Pre- and post-processing around graphs, in one request; empty: the variants are the model.
+    steps: tuple[Step, ...] = ()
+    # One request may get several answers (over ModelStreamInfer): the last step's function yields them.
+    decoupled: bool = False
+    # Engine calls at a time on one node; 0: as many as suit the machine.
+    instances: int = 0
+    # Requests that may wait on one node; 0: the node's own limit.
+    queue: int = 0
+    # What the version takes in memory when loaded, if the node's own estimate would be wrong; 0: estimated.
+    memory_bytes: int = 0
     # Labels of the outputs' last axis, one a line, for people; a file of the folder.
     labels: str | None = None
 
     def __post_init__(self) -> None:
         check_label("model", self.name)
         check_version(self.version)
-        if not self.inputs or not self.outputs or not self.variants:
+        if not self.inputs or not self.outputs or not (self.variants or self.steps):
             raise InvalidInput("a package needs at least one of each of [[inputs]], [[outputs]] and [[variants]]")
         self._check_numbers()
         _check_unique("input", self.inputs)
         _check_unique("output", self.outputs)
         self._check_state()
+        self._check_axes()
+        self._check_steps()
 
     def _check_numbers(self) -> None:
         if self.instances < 0:
-            raise InvalidInput(f"instances must be 0 (as many as there are cores) or more, got {self.instances}")
-        if self.batching.max_batch < 0:
-            raise InvalidInput(f"batching.max_batch must be 0 (no batch axis) or more, got {self.batching.max_batch}")
+            raise InvalidInput(f"instances must be 0 (as many as suit the machine) or more, got {self.instances}")
+        if self.queue < 0 or self.memory_bytes < 0:
+            raise InvalidInput(f"queue and memory_bytes are 0 or more, got {self.queue} and {self.memory_bytes}")
         if self.route.deadline_ms <= 0:
             raise InvalidInput(f"route.deadline_ms must be above 0, got {self.route.deadline_ms:g}")
 
     def _check_state(self) -> None:
-        inputs, outputs = {i.name for i in self.inputs}, {o.name for o in self.outputs}
+        inputs, outputs = {i.name: i for i in self.inputs}, {o.name for o in self.outputs}
         for state in self.sequence.state if self.sequence else ():
             if state.input not in inputs or state.output not in outputs:
                 raise InvalidInput(f"sequence state {state.input!r} -> {state.output!r}: no such input or output")
+            if len(state.shape) != len(inputs[state.input].shape):
+                raise InvalidInput(
+                    f"sequence state {state.input!r} has shape {list(state.shape)}, the input "
+                    f"{list(inputs[state.input].shape)}"
+                )
+
+    def _check_axes(self) -> None:
+        named = {name for spec in self.inputs for name in spec.axes if name}
+        if wrong := [name for name in self.batching.pad if name not in named]:
+            raise InvalidInput(f"batching.pad names the axis {wrong[0]!r}; the inputs' axes are {sorted(named)}")
+        for spec in (*self.inputs, *self.outputs) if self.batching.max_batch else ():
+            if spec.batch_axis >= len(spec.shape):
+                raise InvalidInput(
+                    f"{spec.name!r} has {len(spec.shape)} dimensions, its batch_axis is {spec.batch_axis}"
+                )
+        for spec in self.outputs if self.batching.max_batch else ():
+            if spec.batch_axis < 0:
+                raise InvalidInput(
+                    f"output {spec.name!r} needs a batch_axis: the rows of a call are shared out along it"
+                )
+
+    def _check_steps(self) -> None:
+        names = [step.name for step in self.steps]
+        if len(set(names)) < len(names):
+            raise InvalidInput("two steps have the same name")
+        graphs = {step.name for step in self.steps if step.python is None} if self.steps else {""}
+        for variant in self.variants:
+            if variant.step not in graphs:
+                raise InvalidInput(
+                    f"variant {variant.name!r} is for the step {variant.step!r}; graphs: {sorted(graphs)}"
+                )
+        if missing := graphs - {variant.step for variant in self.variants}:
+            raise InvalidInput(f"step {min(missing)!r} has neither `python` nor a variant")
+        if self.decoupled and not (self.steps and self.steps[-1].python):
+            raise InvalidInput("a decoupled model ends with a `python` step, which yields its answers")
 
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the files beside model.toml and the weights."""
-        return tuple(w.file for w in self.warmup) + ((self.labels,) if self.labels else ())
+        code = dict.fromkeys(step.file for step in self.steps if step.file)
+        return tuple(w.file for w in self.warmup) + ((self.labels,) if self.labels else ()) + tuple(code)
 
 
 def _check_unique(what: str, specs: tuple[TensorSpec, ...]) -> None:

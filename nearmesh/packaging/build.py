@@ -10,9 +10,10 @@ from pathlib import Path
 
 from nearmesh import oci
 from nearmesh.errors import PackageError
-from nearmesh.package import MANIFEST_FILE, Package, load, read_labels
+from nearmesh.package import MANIFEST_FILE, Package, Step, Variant, load, read_labels
 from nearmesh.packaging.graph import check_graph
-from nearmesh.packaging.sources import default_cache, fetch
+from nearmesh.packaging.layout import published_files
+from nearmesh.packaging.sources import default_cache
 from nearmesh.packaging.warmup import check_warmup
 
 
@@ -56,11 +57,7 @@ def build(folder: Path, cache: Path | None = None) -> Artifact:
 def _files(package: Package, folder: Path, cache: Path) -> dict[str, Path]:
     """Each published file by its name in the artifact."""
     _check_names([MANIFEST_FILE, *package.files, *(variant.file for variant in package.variants)])
-    files = {name: folder / name for name in (MANIFEST_FILE, *package.files)}
-    for path in files.values():
-        if not path.is_file():
-            raise PackageError(f"{path}: no such file; model.toml names it")
-    return files | {variant.file: fetch(variant.source, folder, cache) for variant in package.variants}
+    return published_files(package, folder, cache)
 
 
 def _check_names(names: list[str]) -> None:
@@ -74,14 +71,28 @@ def _check_names(names: list[str]) -> None:
 def _check(package: Package, files: Mapping[str, Path]) -> None:
     for variant in package.variants:
         check_graph(package, variant, files[variant.file])
+    for step in package.steps:
+        if step.file:
+            _check_code(files[step.file])
     for warmup in package.warmup:
         check_warmup(package, files[warmup.file])
     if package.labels:
         _check_labels(package, files[package.labels])
 
 
+def _check_code(path: Path) -> None:
+    """Only that it is Python: what it does shows on a node, and to run it here would be a surprise."""
+    try:
+        compile(path.read_bytes(), path.name, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        raise PackageError(f"{path} is not Python: {error}") from None
+
+
 def _check_labels(package: Package, path: Path) -> None:
     count = len(read_labels(path))
+    # A pipeline's may be those of a graph within.
+    if package.steps:
+        return
     sizes = {spec.shape[-1] for spec in package.outputs if spec.shape}
     if count not in sizes and -1 not in sizes:
         raise PackageError(f"{path}: {count} labels, but the outputs' last axes are {sorted(sizes)} long")
@@ -93,15 +104,26 @@ def _layer(name: str, path: Path) -> oci.Descriptor:
 
 def _config(package: Package) -> bytes:
     """What a registry's pages show of a version; agents read model.toml."""
-    variants = [{"name": v.name, "file": v.file, "hardware": v.hardware} for v in package.variants]
-    body = {
+    body: dict[str, object] = {
         "name": package.name,
         "version": package.version,
         "description": package.description,
         "licence": package.licence,
         "credit": package.credit,
-        "variants": variants,
+        "variants": [_variant(variant) for variant in package.variants],
         "warmup": [warmup.file for warmup in package.warmup],
         "labels": package.labels,
     }
+    # Left out where there are none, so that the digests of other packages stay as they are.
+    if package.steps:
+        body["steps"] = [_step(step) for step in package.steps]
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _variant(variant: Variant) -> dict[str, str]:
+    shown = {"name": variant.name, "file": variant.file, "hardware": variant.hardware}
+    return shown | {"step": variant.step} if variant.step else shown
+
+
+def _step(step: Step) -> dict[str, str]:
+    return {"name": step.name, "python": step.python} if step.python else {"name": step.name}

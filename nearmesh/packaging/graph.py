@@ -41,7 +41,10 @@ class _Value:
 
 
 def check_graph(package: Package, variant: Variant, path: Path) -> None:
-    """Compares names, dtypes and shapes, if `onnx` is installed. Raises PackageError that shows both sides."""
+    """Compares names, dtypes and shapes, if `onnx` is installed. Raises PackageError that shows both sides.
+
+    The graph of a pipeline's step only has to be one: what it is fed with, functions beside it may have made.
+    """
     if importlib.util.find_spec("onnx") is None:
         return
     from google.protobuf.message import DecodeError
@@ -51,6 +54,12 @@ def check_graph(package: Package, variant: Variant, path: Path) -> None:
         graph = load_model(str(path), load_external_data=False).graph
     except (DecodeError, ValueError) as error:
         raise PackageError(f"variant {variant.name!r}: {path} is not an ONNX model: {error}") from None
+    if variant.step:
+        if not graph.node:
+            raise PackageError(
+                f"variant {variant.name!r} of step {variant.step!r}: {path} is an ONNX model without nodes"
+            )
+        return
     constants = {constant.name for constant in graph.initializer}
     inputs = _values(value for value in graph.input if value.name not in constants)
     where = f"variant {variant.name!r}"

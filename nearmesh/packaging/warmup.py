@@ -1,10 +1,11 @@
-"""Warm-up files: real inputs with the outputs that ONNX Runtime gave on the machine where the package was made."""
+"""Warm-up files: real inputs with the outputs that the model gave on the machine where the package was made."""
 
 from __future__ import annotations
 
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ import numpy.typing as npt
 
 from nearmesh.errors import PackageError
 from nearmesh.package import Package, TensorSpec, load
-from nearmesh.packaging.sources import default_cache, fetch
+from nearmesh.packaging.layout import lay_out, published_files
+from nearmesh.packaging.sources import default_cache
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+# Answers inputs with the outputs of the package that lies in a folder as a node has it.
+Run = Callable[[Path, Package, Arrays], Arrays]
 
 INPUT, OUTPUT = "input.", "output."
 
@@ -21,25 +27,53 @@ INPUT, OUTPUT = "input.", "output."
 _NUMPY = {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"}
 
 
-def record(folder: Path, inputs: Mapping[str, npt.NDArray[Any]], *, decimals: int, cache: Path | None = None) -> Path:
-    """Runs the package's first variant on `inputs` and writes its first warm-up file. Needs ONNX Runtime.
+def record(folder: Path, inputs: Arrays, *, decimals: int, cache: Path | None = None, run: Run | None = None) -> Path:
+    """Runs the package on `inputs` and writes its first warm-up file.
 
-    Outputs are rounded to `decimals`, which must lie well within the warm-up's tolerance: it makes the file small.
+    Without `run`, ONNX Runtime runs the package's first variant; the steps of a pipeline need the agent's engines:
+    `lambda folder, package, inputs: OnnxEngines()(folder, package).infer(inputs)`. Outputs are rounded to `decimals`,
+    which must lie well within the warm-up's tolerance: it makes the file small.
     """
-    try:
-        from onnxruntime import InferenceSession
-    except ImportError:
-        raise PackageError("recording a warm-up needs ONNX Runtime: pip install onnxruntime") from None
     package = load(folder)
-    weights = fetch(package.variants[0].source, folder, cache or default_cache())
-    names = [spec.name for spec in package.outputs]
-    answers = InferenceSession(weights.read_bytes(), providers=["CPUExecutionProvider"]).run(names, dict(inputs))
-    arrays = {INPUT + name: array for name, array in inputs.items()}
-    arrays |= {OUTPUT + name: _rounded(answer, decimals) for name, answer in zip(names, answers, strict=True)}
+    if run is None and package.steps:
+        raise PackageError(f"{package.name!r} has steps, which the agent's engines run: give record() a `run`")
+    answers = _answers(package, folder, inputs, run or _run_graph, cache or default_cache())
+    arrays = {INPUT + name: _plain(name, array) for name, array in inputs.items()}
+    arrays |= {OUTPUT + name: _plain(name, _rounded(array, decimals)) for name, array in answers.items()}
     path = folder / package.warmup[0].file
     np.savez_compressed(path, allow_pickle=False, **arrays)
     check_warmup(package, path)
     return path
+
+
+def _answers(package: Package, folder: Path, inputs: Arrays, run: Run, cache: Path) -> Arrays:
+    """What a node would answer. The warm-ups, which are being made, may be missing."""
+    files = published_files(package, folder, cache, without=[warmup.file for warmup in package.warmup])
+    with tempfile.TemporaryDirectory(prefix="nearmesh-") as scratch:
+        lay_out(files, Path(scratch))
+        return run(Path(scratch), package, inputs)
+
+
+def _run_graph(folder: Path, package: Package, inputs: Arrays) -> Arrays:
+    try:
+        from onnxruntime import InferenceSession
+    except ImportError:
+        raise PackageError("recording a warm-up needs ONNX Runtime: pip install onnxruntime") from None
+    weights = (folder / package.variants[0].file).read_bytes()
+    names = [spec.name for spec in package.outputs]
+    answers = InferenceSession(weights, providers=["CPUExecutionProvider"]).run(names, dict(inputs))
+    return dict(zip(names, answers, strict=True))
+
+
+def _plain(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """BYTES as fixed-width bytes, since an archive holds no Python objects. Raises PackageError where they change."""
+    if array.dtype != object:
+        return array
+    items = [item.encode() if isinstance(item, str) else bytes(item) for item in array.flat]
+    if any(item.endswith(b"\0") for item in items):
+        raise PackageError(f"{name!r} has an element that ends in a zero byte, which NumPy's archives do not keep")
+    width = max(map(len, items), default=0)
+    return np.array(items, dtype=f"S{max(1, width)}").reshape(array.shape)
 
 
 def _rounded(answer: npt.NDArray[Any], decimals: int) -> npt.NDArray[Any]:

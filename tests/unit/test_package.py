@@ -32,7 +32,7 @@ def test_defaults(tmp_path):
     assert package.variants[0].file == "fp32.onnx" and package.variants[0].hardware == "any"
     assert (package.batching.max_batch, package.instances, package.sequence, package.files) == (
         0,
-        1,
+        0,
         None,
         ("one.npz",),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,19 +32,28 @@ class Engine(Protocol):
         ...
 
     @property
-    def thread_safe(self) -> bool:
-        """Whether `infer` may run in several threads at a time; otherwise the replica has one instance."""
+    def instances(self) -> int:
+        """Calls of `infer` that may run at a time, and suit the machine."""
         ...
 
-    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def infer(self, inputs: Mapping[str, Array], *, alone: bool = False) -> dict[str, Array]:
         """Every output of the package. Blocks, and holds no lock of Python's while it computes.
 
+        `alone` says that nothing else computes here at the moment: the call may take the whole machine.
         Raises InvalidInput for inputs that the graph refuses, EngineFailure for anything that fails later.
         """
         ...
 
     def close(self) -> None:
         """Gives back memory and devices. Safe to repeat; no call of `infer` is running or comes after."""
+        ...
+
+
+class DecoupledEngine(Engine, Protocol):
+    """An engine of a model that gives several answers to one request, or none."""
+
+    def stream(self, inputs: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+        """The answers, one by one; closing the iterator ends the work. Blocks and raises as `infer` does."""
         ...
 
 
