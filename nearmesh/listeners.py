@@ -7,13 +7,13 @@ taken over at the next handshake.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 
 from nearmesh.errors import ConfigError
-from nearmesh.rpc import CallInterceptor, Gatekeeper
+from nearmesh.rpc import Gatekeeper, GuardedServer
 from nearmesh.tls import Credentials
 
 # A whole request may be on its way at once: with gRPC's small first window, one of several megabytes would need many
@@ -39,16 +39,12 @@ def server_options(max_message_bytes: int) -> list[tuple[str, Any]]:
     ]
 
 
-def new_server(
-    gatekeeper: Gatekeeper, max_message_bytes: int, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
-) -> grpc.aio.Server:
+def new_server(gatekeeper: Gatekeeper, max_message_bytes: int) -> GuardedServer:
     """A server whose every call passes the gatekeeper."""
-    return grpc.aio.server(
-        interceptors=[CallInterceptor(gatekeeper), *interceptors], options=server_options(max_message_bytes)
-    )
+    return GuardedServer(gatekeeper, server_options(max_message_bytes))
 
 
-def listen(server: grpc.aio.Server, address: str, current: Callable[[], Credentials], *, mesh: bool) -> str:
+def listen(server: GuardedServer, address: str, current: Callable[[], Credentials], *, mesh: bool) -> str:
     """Adds a listener and returns its host:port. `current` is asked at each handshake. Raises ConfigError."""
     served = current()
 
@@ -68,7 +64,7 @@ def listen(server: grpc.aio.Server, address: str, current: Callable[[], Credenti
     return _bound(address, lambda: server.add_secure_port(address, credentials))
 
 
-def listen_plain(server: grpc.aio.Server, address: str) -> str:
+def listen_plain(server: GuardedServer, address: str) -> str:
     """Adds a listener without TLS, for loopback alone. Raises ConfigError."""
     host = address.rpartition(":")[0].strip("[]")
     if host not in ("127.0.0.1", "::1", "localhost"):

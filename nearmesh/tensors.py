@@ -75,6 +75,9 @@ def numpy_dtype(datatype: str, *, name: str = "") -> np.dtype[Any]:
 
 def datatype_of(array: Array, *, name: str = "") -> str:
     """The OIP dtype of an array; strings of any kind are BYTES. Raises InvalidInput."""
+    found = _NAMES.get(array.dtype)
+    if found:
+        return found
     if array.dtype.kind in "SU":
         return "BYTES"
     found = _NAMES.get(array.dtype.newbyteorder("<"))
@@ -115,11 +118,16 @@ def pack(array: Array, *, name: str = "") -> bytes:
     return b"".join(parts)
 
 
-def unpack(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Array:
+def raw(array: Array) -> memoryview:
+    """The raw contents of an array of numbers or bools, without a copy where its elements lie in the wire's order."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
+
+
+def unpack(name: str, datatype: str, shape: Sequence[int], data: bytes | memoryview) -> Array:
     """The array in raw contents: read-only, without a copy where the dtype has a fixed size. Raises InvalidInput."""
     kind, count = _kind(name, datatype), element_count(name, shape)
     if datatype == "BYTES":
-        return _object_array(_split(name, shape, count, data), shape)
+        return _object_array(_split(name, shape, count, bytes(data)), shape)
     expected = count * kind.dtype.itemsize
     if len(data) != expected:
         raise InvalidInput(
@@ -157,7 +165,7 @@ def _split(name: str, shape: Sequence[int], count: int, data: bytes) -> list[byt
     return items
 
 
-def _check_bools(name: str, data: bytes) -> None:
+def _check_bools(name: str, data: bytes | memoryview) -> None:
     values = np.frombuffer(data, np.uint8)
     wrong = np.flatnonzero(values > 1)
     if wrong.size:
@@ -183,12 +191,12 @@ def _as_bytes(name: str, item: object) -> bytes:
 
 def decode_request(request: service_pb2.ModelInferRequest) -> dict[str, Array]:
     """The inputs of a request by name, in order. Raises InvalidInput, Unsupported for shared memory."""
-    return _decode("input", request.inputs, request.raw_input_contents)
+    return decode("input", request.inputs, request.raw_input_contents)
 
 
 def decode_response(response: service_pb2.ModelInferResponse) -> dict[str, Array]:
     """The outputs of a response by name, in order. Raises InvalidInput."""
-    return _decode("output", response.outputs, response.raw_output_contents)
+    return decode("output", response.outputs, response.raw_output_contents)
 
 
 def encode_request(
@@ -216,7 +224,8 @@ def add_outputs(response: service_pb2.ModelInferResponse, outputs: Mapping[str, 
         response.raw_output_contents.append(pack(array, name=name))
 
 
-def _decode(what: str, tensors: Sequence[Any], raw: Sequence[bytes]) -> dict[str, Array]:
+def decode(what: str, tensors: Sequence[Any], raw: Sequence[bytes | memoryview]) -> dict[str, Array]:
+    """The tensors of a message by name, in order; `what` they are, errors say. Raises InvalidInput, Unsupported."""
     if raw and len(raw) != len(tensors):
         raise InvalidInput(f"{len(raw)} raw {what} contents given, expected {len(tensors)}, one for each {what}")
     arrays: dict[str, Array] = {}
@@ -229,7 +238,7 @@ def _decode(what: str, tensors: Sequence[Any], raw: Sequence[bytes]) -> dict[str
     return arrays
 
 
-def _unpack_raw(tensor: Any, data: bytes) -> Array:
+def _unpack_raw(tensor: Any, data: bytes | memoryview) -> Array:
     if tensor.HasField("contents") and tensor.contents.ListFields():
         raise InvalidInput(f"{_tensor(tensor.name)}: raw and typed contents are both given, expected one of them")
     return unpack(tensor.name, tensor.datatype, tensor.shape, data)

@@ -11,22 +11,42 @@ from nearmesh.errors import EngineFailure
 
 
 class Gate:
-    """An engine that doubles, once it is let."""
+    """An engine that doubles, once it is let; it notes each call's rows, and whether it was alone."""
 
-    name, variant, providers, thread_safe = "gate", "fp32", ("CPUExecutionProvider",), True
+    name, variant, providers = "gate", "fp32", ("CPUExecutionProvider",)
 
-    def __init__(self, *, is_open=True):
+    def __init__(self, *, is_open=True, instances=1):
         self.open = threading.Event()
         if is_open:
             self.open.set()
-        self.calls = 0
+        self.instances = instances
         self.closed = 0
+        self.rows = []
+        self.alone = []
+        # Calls that are inside, and the most that ever were.
+        self.inside = self.most_inside = 0
         self.running = threading.Semaphore(0)
+        self._lock = threading.Lock()
 
-    def infer(self, inputs):
-        self.calls += 1
+    @property
+    def calls(self):
+        return len(self.rows)
+
+    def infer(self, inputs, *, alone=False):
+        with self._lock:
+            self.rows.append(len(inputs["x"]))
+            self.alone.append(alone)
+            self.inside += 1
+            self.most_inside = max(self.most_inside, self.inside)
         self.running.release()
-        assert self.open.wait(20)
+        try:
+            assert self.open.wait(20)
+            return self.compute(inputs)
+        finally:
+            with self._lock:
+                self.inside -= 1
+
+    def compute(self, inputs):
         if np.isnan(inputs["x"]).any():
             raise EngineFailure("not a number")
         return {"y": inputs["x"] * 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -9,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
+from grpc_health.v1 import health
 from nearmesh_agent.engines.onnx import OnnxEngines
+from nearmesh_agent.server import add_servicers
+from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.metrics import ServingMetrics
-from nearmesh_agent.serving.replica import Replica, ReplicaConfig
-from nearmesh_agent.serving.servicer import InferenceServicer, Place
+from nearmesh_agent.serving.replica import Replica
+from nearmesh_agent.serving.replica_config import ReplicaConfig
+from nearmesh_agent.serving.servicer import InferenceServicer
 from nearmesh_agent.serving.table import ReplicaTable
-from tritonclient.grpc import service_pb2_grpc
 
 from nearmesh.package import Package
-from nearmesh.rpc import EVERYONE, CallInterceptor, Gatekeeper
+from nearmesh.rpc import EVERYONE, Gatekeeper, GuardedServer
 
 PLACE = Place(node="node-1", site="site-1", region="europe-west1")
 
@@ -37,22 +40,27 @@ async def load(folder: Path, package: Package, config: ReplicaConfig | None = No
 
 
 @asynccontextmanager
-async def serving(replicas: Sequence[Replica], options: Sequence[tuple[str, Any]] = ()) -> AsyncIterator[Running]:
-    """Serves `replicas` on 127.0.0.1 without tokens, and closes them afterwards."""
-    table, metrics = ReplicaTable(), ServingMetrics()
+async def serving(
+    replicas: Sequence[Replica], options: Sequence[tuple[str, Any]] = (), *, verifier: Any = None
+) -> AsyncIterator[Running]:
+    """Serves `replicas` on 127.0.0.1, and closes them afterwards. `verifier` reads tokens; none is demanded."""
+    table = ReplicaTable()
+    metrics = ServingMetrics(table)
     for replica in replicas:
         table.put(replica)
     servicer = InferenceServicer(table, PLACE, metrics=metrics)
     gatekeeper = Gatekeeper(
-        mesh="test", verifier=None, policy={"/inference.GRPCInferenceService/": EVERYONE}, open_door=True
+        mesh="test", verifier=verifier, policy={"/inference.GRPCInferenceService/": EVERYONE}, open_door=True
     )
-    server = grpc.aio.server(interceptors=[CallInterceptor(gatekeeper)], options=list(options))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    server = GuardedServer(gatekeeper, options)
+    add_servicers(server, servicer, health.aio.HealthServicer())
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    forgetting = asyncio.create_task(servicer.forget_idle())
     try:
         yield Running(f"127.0.0.1:{port}", servicer, table, metrics)
     finally:
+        forgetting.cancel()
         await server.stop(grace=None)
         for replica in replicas:
             await replica.close()

@@ -47,12 +47,25 @@ class NodeConfig:
     hardware: str = ""
     # ONNX Runtime execution providers, best first; each must be usable or the node does not start serving a model.
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
-    # Threads inside one engine call; 0: as many as there are cores.
+    # Threads inside one engine call. 0: one, with as many calls at a time as there are cores, and all cores for a request
+    # that is alone where that proves faster. More suits a node that serves few requests at a time.
     threads: int = 0
+    # Whether packages may bring Python functions (steps of pipelines). They run in the agent with all its rights; only
+    # operators publish packages.
+    allow_python: bool = True
     # Largest request and answer. A larger one is refused with RESOURCE_EXHAUSTED.
     max_message_bytes: int = 64 * 1024 * 1024
     # Requests of one model that may wait for the engine; one more is refused.
     queue_limit: int = 256
+    # What the versions in memory may take together. More models answer without being loaded first; too much, and the
+    # system ends the agent. 0: four fifths of what the machine or its control group has.
+    memory_budget_mib: int = 0
+    # A version that nobody asks for leaves memory after so long; the next request waits for it to be loaded. 0: it
+    # stays until another one needs its place.
+    idle_unload_s: float = 0.0
+    # After a swap, requests that name the old version are answered by it for so long; two versions are in memory
+    # meanwhile. Shorter when nobody named it of late.
+    drain_s: float = 5.0
     # On SIGTERM, requests in progress get this long.
     grace_s: float = 10.0
 
@@ -63,6 +76,8 @@ class NodeConfig:
             raise InvalidInput(f"max_message_bytes must be at least 1 MiB, got {self.max_message_bytes}")
         if self.queue_limit < 1 or self.threads < 0 or self.grace_s < 0:
             raise InvalidInput("queue_limit must be 1 or more, threads and grace_s 0 or more")
+        if self.memory_budget_mib < 0 or self.idle_unload_s < 0 or self.drain_s < 0:
+            raise InvalidInput("memory_budget_mib, idle_unload_s and drain_s must be 0 or more")
 
     def hardware_name(self) -> str:
         """`hardware`, or the processor's model and the number of cores."""

@@ -20,6 +20,7 @@ from nearmesh import __version__, config
 from nearmesh.errors import ConfigError, MeshError
 from nearmesh.process import configure_logging, stop_on_signals
 from nearmesh_agent.config import Listen, NodeConfig
+from nearmesh_agent.serving import memory
 
 TOKEN_VARIABLE = "NEARMESH_JOIN_TOKEN"
 # How the names of the threads begin that load engines and run their calls.
@@ -50,6 +51,7 @@ def main(context: click.Context, /, path: Path | None, token: str | None, log_le
     configure_logging(log_level)
     if context.invoked_subcommand is not None:
         return
+    memory.use_one_arena()
     try:
         node = _node_config(path, {name: value for name, value in settings.items() if value is not None})
         uvloop.run(_run(node, _token(token, node)))
@@ -117,10 +119,12 @@ def _messages(group: BaseExceptionGroup[Any]) -> list[str]:
 @click.option("--listen", default="127.0.0.1:8001", show_default=True, help="host:port, loopback only.")
 def serve(folders: tuple[Path, ...], listen: str) -> None:
     """Serve model packages from their FOLDERS without a mesh, without TLS, on loopback: for a first try."""
+    memory.use_one_arena()
     try:
         uvloop.run(_serve_alone(folders, listen))
     except MeshError as error:
         raise click.ClickException(error.message) from None
+    _leave_hung_engines()
 
 
 async def _serve_alone(folders: tuple[Path, ...], listen: str) -> None:

@@ -7,9 +7,9 @@ import dataclasses
 import logging
 import socket
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -23,17 +23,17 @@ from nearmesh.errors import ConfigError
 from nearmesh.listeners import listen, listen_plain, new_server
 from nearmesh.membership import Membership, Renewal, member
 from nearmesh.process import only_one
-from nearmesh.rpc import EVERYONE, MACHINES, PEOPLE, Gatekeeper
+from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper, GuardedServer
 from nearmesh.tokens import TokenVerifier
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_agent.address import advertised_host
 from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.engines.onnx import OnnxEngines
-from nearmesh_agent.health import follow_readiness
+from nearmesh_agent.serving import wire
+from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.metrics import ServingMetrics
-from nearmesh_agent.serving.replica import Replica, ReplicaConfig
-from nearmesh_agent.serving.servicer import InferenceServicer, Place
-from nearmesh_agent.serving.table import ReplicaTable
+from nearmesh_agent.serving.node import ServingNode
+from nearmesh_agent.serving.servicer import InferenceServicer
 from nearmesh_agent.session.reconciler import Reconciler
 from nearmesh_agent.session.session import Session
 from nearmesh_agent.store.store import PULL_TIMEOUT, ModelStore
@@ -42,18 +42,21 @@ log = logging.getLogger(__name__)
 
 # How long a leaving node waits for the routes to lead elsewhere; it stops all the same when nobody says so.
 WITHDRAW_S = 3.0
-# How the names of the threads begin that load versions; as those of engine calls, which may hang as well.
-LOADER_THREADS = "engine-load"
 
 POLICY = {
     # Load balancers and orchestrators probe without credentials; it says ready or not, and nothing else.
     "/grpc.health.v1.Health/": EVERYONE,
     "/inference.GRPCInferenceService/": PEOPLE | MACHINES,
+    # One caller's unload is felt by all others.
+    "/inference.GRPCInferenceService/RepositoryModelLoad": OPERATORS,
+    "/inference.GRPCInferenceService/RepositoryModelUnload": OPERATORS,
     "/grpc.reflection.v1alpha.ServerReflection/": PEOPLE | MACHINES,
 }
 
+_INFERENCE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
 _REFLECTED = (
-    service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+    _INFERENCE,
     health.SERVICE_NAME,
     reflection.SERVICE_NAME,
 )
@@ -67,12 +70,8 @@ class Agent:
         self._membership = membership
         self._renewal = renewal
         self._verifier = TokenVerifier(membership.jwks_json, membership.mesh)
-        self._table = ReplicaTable()
-        self._metrics = ServingMetrics()
         self._store = ModelStore(config.data / "models")
         place = Place(node=membership.id, site=membership.site, region=membership.region)
-        self._servicer = InferenceServicer(self._table, place, metrics=self._metrics)
-        self._health = health.aio.HealthServicer()
         self._leaving = False
         self._withdrawn = asyncio.Event()
         self._addresses: dict[str, str] = {}
@@ -83,19 +82,16 @@ class Agent:
             status=self._status,
             on_wanted=self._on_wanted,
         )
-        engines = OnnxEngines(providers=config.providers, threads=config.threads)
-        limits = ReplicaConfig(queue=config.queue_limit, close_s=config.grace_s)
-        # Not asyncio's own, whose threads the loop waits for at its end: a load may take minutes, or hang.
-        self._loader = ThreadPoolExecutor(thread_name_prefix=LOADER_THREADS)
+        self._node = ServingNode(config, place, engines_of(config), on_change=self._session.report_now)
+        self._servicer = self._node.servicer
         self._reconciler = Reconciler(
-            self._table,
+            self._node.table,
             self._pull,
-            lambda folder, digest: Replica.load(
-                folder, digest, engine_factory=engines, config=limits, executor=self._loader
-            ),
+            self._node.load,
             keep=config.data / "wanted.pb",
             on_progress=self._session.report_now,
             tidy=self._tidy,
+            drain_s=config.drain_s,
         )
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -103,13 +99,13 @@ class Agent:
         server = self._build_server()
         await server.start()
         try:
-            with _metrics_server(self._config.listen.metrics, self._metrics) as metrics_address:
+            with _metrics_server(self._config.listen.metrics, self._node.metrics) as metrics_address:
                 self._addresses["metrics"] = metrics_address
                 async with asyncio.TaskGroup() as tasks:
                     background = [
                         tasks.create_task(self._session.run()),
                         tasks.create_task(self._renewal.run()),
-                        tasks.create_task(follow_readiness(self._health, self._servicer, self._table)),
+                        tasks.create_task(self._node.run()),
                     ]
                     self._reconciler.resume()
                     log.info(
@@ -126,9 +122,9 @@ class Agent:
         finally:
             await server.stop(0)
             await self._reconciler.close()
-            self._loader.shutdown(wait=False, cancel_futures=True)
+            await self._node.close()
 
-    async def _leave(self, server: grpc.aio.Server) -> None:
+    async def _leave(self, server: GuardedServer) -> None:
         """Out of the routes first, still answering who has not heard; then what is in flight ends."""
         log.info("leaving")
         self._leaving = True
@@ -136,7 +132,7 @@ class Agent:
         if self._reconciler.wanted.withdrawn:
             self._withdrawn.set()
         self._session.report_now()
-        await self._health.enter_graceful_shutdown()
+        await self._node.health.enter_graceful_shutdown()
         try:
             async with asyncio.timeout(WITHDRAW_S):
                 await self._withdrawn.wait()
@@ -145,12 +141,12 @@ class Agent:
         self._servicer.draining = True
         await server.stop(self._config.grace_s)
 
-    def _build_server(self) -> grpc.aio.Server:
+    def _build_server(self) -> GuardedServer:
         gatekeeper = Gatekeeper(
             mesh=self._membership.mesh, verifier=self._verifier, policy=POLICY, removed=self._removed
         )
         server = new_server(gatekeeper, self._config.max_message_bytes)
-        add_servicers(server, self._servicer, self._health)
+        add_servicers(server, self._servicer, self._node.health)
         for name, address, mesh in (
             ("public", self._config.listen.public, False),
             ("mesh", self._config.listen.mesh, True),
@@ -195,11 +191,31 @@ class Agent:
         await self._store.keep_only(self._reconciler.needed)
 
 
-def add_servicers(server: grpc.aio.Server, servicer: InferenceServicer, status: health.aio.HealthServicer) -> None:
+def add_servicers(server: GuardedServer, servicer: InferenceServicer, status: health.aio.HealthServicer) -> None:
     """Everything that a node answers over gRPC."""
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    server.add_registered_method_handlers(_INFERENCE, {"ModelInfer": infer_handler(servicer)})
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection(_REFLECTED, server)
+
+
+def engines_of(config: NodeConfig) -> OnnxEngines:
+    """What loads versions on this node."""
+    return OnnxEngines(
+        providers=config.providers,
+        threads=config.threads,
+        plans=config.data / "plans",
+        allow_python=config.allow_python,
+    )
+
+
+def infer_handler(servicer: InferenceServicer) -> Any:
+    """ModelInfer with messages that are read and written without needless copies."""
+    return grpc.unary_unary_rpc_method_handler(
+        servicer.ModelInfer,
+        request_deserializer=wire.read,
+        response_serializer=wire.write,
+    )
 
 
 @contextmanager
@@ -229,20 +245,20 @@ async def serve(config: NodeConfig, token: str | None, stop: asyncio.Event) -> N
 
 async def serve_alone(packages: Mapping[str, Path], config: NodeConfig, stop: asyncio.Event) -> None:
     """Serves packages (digest: folder) without a mesh: no TLS, no token, on loopback alone, for a trial."""
-    table, metrics = ReplicaTable(), ServingMetrics()
-    engines = OnnxEngines(providers=config.providers, threads=config.threads)
-    servicer = InferenceServicer(table, Place(node="alone", site="alone", region="alone"), metrics=metrics)
-    status = health.aio.HealthServicer()
+    node = ServingNode(config, Place(node="alone", site="alone", region="alone"), engines_of(config))
     gatekeeper = Gatekeeper(mesh="alone", verifier=None, policy=POLICY, open_door=True)
     server = new_server(gatekeeper, config.max_message_bytes)
-    add_servicers(server, servicer, status)
+    add_servicers(server, node.servicer, node.health)
     address = listen_plain(server, config.listen.public)
-    for digest, folder in packages.items():
-        table.put(await Replica.load(folder, digest, engine_factory=engines))
-    await server.start()
-    log.info("serving %s on %s, without TLS", ", ".join(replica.name for replica in table), address)
-    readiness = asyncio.create_task(follow_readiness(status, servicer, table))
-    await stop.wait()
-    readiness.cancel()
-    await server.stop(config.grace_s)
-    await asyncio.gather(*(replica.close() for replica in table))
+    try:
+        for digest, folder in packages.items():
+            node.table.put(await node.load(folder, digest))
+        await server.start()
+        log.info("serving %s on %s, without TLS", ", ".join(replica.name for replica in node.table), address)
+        running = asyncio.create_task(node.run())
+        await stop.wait()
+        running.cancel()
+        await server.stop(config.grace_s)
+        await asyncio.gather(*(replica.close() for replica in node.table))
+    finally:
+        await node.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nearmesh_agent.serving.batch import BatchLayout
 
 from nearmesh.devmesh.samples import WrongAnswer, voice_activity_sample, voice_activity_sequence
 from nearmesh.devmesh.samples.voice import CONTEXT, RATE_HZ, WINDOW
@@ -42,6 +43,31 @@ def test_a_sequence_in_the_wrong_order_is_noticed(run):
     sequence = voice_activity_sequence()
     with pytest.raises(WrongAnswer, match="expected silence, speech, silence"):
         sequence.check(answer_all(run, sequence.calls)[::-1][8:] + answer_all(run, sequence.calls)[:8])
+
+
+def test_sequences_that_share_calls_are_answered_as_by_themselves(run, package):
+    """Sixteen sequences, each at another place of its sound, in the calls that a node makes of them."""
+    layout, count = BatchLayout(package), package.batching.max_batch
+    calls = voice_activity_sequence().calls
+    sequences = [[*calls[first:], *calls[:first]] for first in range(count)]
+    expected = [answer_all(run, sequence) for sequence in sequences]
+    states = [np.zeros((2, 1, 128), np.float32)] * count
+    for number in range(len(calls)):
+        requests = [{**sequence[number], "state": state} for sequence, state in zip(sequences, states, strict=True)]
+        assert len({layout.kind(request) for request in requests}) == 1
+        answers = layout.split(run(layout.join(requests)), requests, [layout.rows(request) for request in requests])
+        states = [answer["stateN"] for answer in answers]
+        for answer, alone in zip(answers, expected, strict=True):
+            for name in ("output", "stateN"):
+                np.testing.assert_allclose(answer[name], alone[number][name], rtol=1e-3, atol=1e-5)
+
+
+def test_sequences_of_another_rate_share_no_call(package):
+    layout, window = BatchLayout(package), np.zeros((1, WINDOW + CONTEXT), np.float32)
+    state = np.zeros((2, 1, 128), np.float32)
+    rates = (RATE_HZ, RATE_HZ, 8000)
+    kinds = [layout.kind({"input": window, "state": state, "sr": np.array(rate, np.int64)}) for rate in rates]
+    assert kinds[0] == kinds[1] != kinds[2]
 
 
 @pytest.mark.skipif(RECORDED is None, reason="set NEARMESH_TEST_DATA to the development data's folder")

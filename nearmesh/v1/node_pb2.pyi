@@ -15,12 +15,14 @@ class ReplicaState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REPLICA_STATE_READY: _ClassVar[ReplicaState]
     REPLICA_STATE_FAILED: _ClassVar[ReplicaState]
     REPLICA_STATE_UNLOADING: _ClassVar[ReplicaState]
+    REPLICA_STATE_UNLOADED: _ClassVar[ReplicaState]
 REPLICA_STATE_UNSPECIFIED: ReplicaState
 REPLICA_STATE_PULLING: ReplicaState
 REPLICA_STATE_LOADING: ReplicaState
 REPLICA_STATE_READY: ReplicaState
 REPLICA_STATE_FAILED: ReplicaState
 REPLICA_STATE_UNLOADING: ReplicaState
+REPLICA_STATE_UNLOADED: ReplicaState
 
 class JoinRequest(_message.Message):
     __slots__ = ("token", "csr_pem")
@@ -91,7 +93,7 @@ class NodeStatus(_message.Message):
     def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., draining: _Optional[bool] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("model", "digest", "state", "detail", "variant", "service_ms_p50", "service_ms_p95", "inferences_per_second", "in_flight")
+    __slots__ = ("model", "digest", "state", "detail", "variant", "service_ms_p50", "service_ms_p95", "inferences_per_second", "in_flight", "cold", "load_ms", "waiting")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +103,9 @@ class ReplicaStatus(_message.Message):
     SERVICE_MS_P95_FIELD_NUMBER: _ClassVar[int]
     INFERENCES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    COLD_FIELD_NUMBER: _ClassVar[int]
+    LOAD_MS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
     model: str
     digest: str
     state: ReplicaState
@@ -110,7 +115,10 @@ class ReplicaStatus(_message.Message):
     service_ms_p95: float
     inferences_per_second: float
     in_flight: int
-    def __init__(self, model: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., detail: _Optional[str] = ..., variant: _Optional[str] = ..., service_ms_p50: _Optional[float] = ..., service_ms_p95: _Optional[float] = ..., inferences_per_second: _Optional[float] = ..., in_flight: _Optional[int] = ...) -> None: ...
+    cold: bool
+    load_ms: float
+    waiting: int
+    def __init__(self, model: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., detail: _Optional[str] = ..., variant: _Optional[str] = ..., service_ms_p50: _Optional[float] = ..., service_ms_p95: _Optional[float] = ..., inferences_per_second: _Optional[float] = ..., in_flight: _Optional[int] = ..., cold: _Optional[bool] = ..., load_ms: _Optional[float] = ..., waiting: _Optional[int] = ...) -> None: ...
 
 class WantedState(_message.Message):
     __slots__ = ("generation", "versions", "removed_nodes", "drain", "jwks_json", "registry_url", "withdrawn")

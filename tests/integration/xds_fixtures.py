@@ -27,7 +27,7 @@ from nearmesh.gateway.config import GatewayConfig
 from nearmesh.gateway.envoy import Envoy, envoy_binary, envoy_command, free_port
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.ids import Kind, MachineId
-from nearmesh.rpc import EVERYONE, MACHINES, CallInterceptor, Gatekeeper
+from nearmesh.rpc import EVERYONE, MACHINES, Gatekeeper, GuardedServer
 from nearmesh.tls import Credentials, certificate_request, key_to_pem, new_key
 
 MESH = "test-mesh"
@@ -159,7 +159,7 @@ async def small_mesh(
         own = authority.server_credentials(["localhost"])
         addresses = []
         for keeper, demands in zip(keepers, (False, True), strict=True):
-            server = grpc.aio.server(interceptors=[CallInterceptor(keeper)], options=[("grpc.so_reuseport", 0)])
+            server = GuardedServer(keeper, [("grpc.so_reuseport", 0)])
             ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(service, server)
             pair = [(own.key_pem, own.certificate_pem)]
             tls = grpc.ssl_server_credentials(pair, own.ca_pem if demands else None, demands)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nearmesh_agent.serving.lanes import Clock
+from nearmesh_agent.serving.scheduler import Clock
 
 
 class Holds:

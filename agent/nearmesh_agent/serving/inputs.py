@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,37 +12,125 @@ from nearmesh import tensors
 from nearmesh.errors import InvalidInput, Unsupported
 from nearmesh.package import Package, TensorSpec
 from nearmesh_agent.engines.base import Array
+from nearmesh_agent.serving.wire import Received
 
-_NONE: Mapping[str, Array] = {}
+# What a request gets from nowhere else but itself.
+NOTHING: Mapping[str, Array] = {}
 
 
-def read(package: Package, request: Any, *, held: Mapping[str, Array] = _NONE) -> dict[str, Array]:
-    """Every input of the package, from a ModelInferRequest; `held` are those that a sequence keeps on the node.
+class Intake:
+    """Reads the requests of one package."""
 
-    Names, dtypes and shapes are checked before any contents are touched. Raises InvalidInput, Unsupported.
-    """
-    specs = {spec.name: spec for spec in package.inputs}
-    _check_names(package, [tensor.name for tensor in request.inputs], specs, held)
-    for tensor in request.inputs:
-        _check_tensor(specs[tensor.name], tensor.datatype, tensor.shape)
-    found = complete(package, {**tensors.decode_request(request), **held})
-    _check_rows(package, found)
-    return found
+    def __init__(self, package: Package) -> None:
+        self._package = package
+        self._specs = {spec.name: spec for spec in package.inputs}
+        self._plain = {spec.name: _plain(package, spec) for spec in package.inputs if spec.dtype not in _CHECKED}
+
+    def read(self, request: Received, *, held: Mapping[str, Array] = NOTHING) -> Mapping[str, Array]:
+        """Every input of the package; `held` are those that a sequence keeps on the node.
+
+        Names, dtypes and shapes are checked before any contents are touched. Raises InvalidInput, Unsupported.
+        """
+        found = None if held else self._quick(request)
+        return _aligned(self._careful(request, held) if found is None else found)
+
+    def _quick(self, request: Received) -> dict[str, Array] | None:
+        """What nearly all requests are: every input once, in raw contents that fit. None for anything else."""
+        tensors_given, raw = request.message.inputs, request.raw
+        if len(raw) != len(self._specs) or len(tensors_given) != len(raw):
+            return None
+        found: dict[str, Array] = {}
+        rows = 0
+        for tensor, data in zip(tensors_given, raw, strict=True):
+            name = tensor.name
+            plain = self._plain.get(name)
+            if plain is None or tensor.datatype != plain.datatype or tensor.HasField("contents") or tensor.parameters:
+                return None
+            shape = tuple(tensor.shape)
+            if not plain.takes(shape, len(data)):
+                return None
+            mine = plain.rows(shape)
+            if rows and mine and rows != mine:
+                return None
+            rows = mine or rows
+            found[name] = np.frombuffer(data, plain.dtype).reshape(shape)
+        return found if len(found) == len(self._specs) else None
+
+    def _careful(self, request: Received, held: Mapping[str, Array]) -> dict[str, Array]:
+        """Takes whatever the protocol allows, and says what is wrong with the rest."""
+        message = request.message
+        _check_names(self._package, [tensor.name for tensor in message.inputs], self._specs, held)
+        for tensor in message.inputs:
+            _check_tensor(self._specs[tensor.name], tensor.datatype, tensor.shape)
+        given = {**tensors.decode("input", message.inputs, request.raw), **held}
+        # Before zeros are made for as many rows, and again with those.
+        _check_rows(self._package, given)
+        found = complete(self._package, given)
+        _check_rows(self._package, found)
+        _check_axes(self._package, found)
+        return found
+
+
+def _aligned(arrays: dict[str, Array]) -> dict[str, Array]:
+    """Tensors that were cut out of a message may begin anywhere; compiled code may count on whole elements."""
+    for name, array in arrays.items():
+        if not array.flags.aligned:
+            arrays[name] = array.copy()
+    return arrays
+
+
+# Their contents may be wrong though their size is right.
+_CHECKED = ("BOOL", "BYTES")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """What the quick way needs to know of one input."""
+
+    datatype: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    # Whether a request's size along it must agree with something else.
+    batch_axis: int
+    max_rows: int
+
+    def takes(self, shape: tuple[int, ...], size_bytes: int) -> bool:
+        if len(shape) != len(self.shape):
+            return False
+        count = self.dtype.itemsize
+        for given, expected in zip(shape, self.shape, strict=True):
+            # An empty tensor is for the careful way.
+            if given < 1 or expected not in (given, -1):
+                return False
+            count *= given
+        return count == size_bytes and self.rows(shape) <= self.max_rows
+
+    def rows(self, shape: tuple[int, ...]) -> int:
+        """0 where nothing is batched."""
+        return shape[self.batch_axis] if self.max_rows and self.batch_axis >= 0 else 0
+
+
+def _plain(package: Package, spec: TensorSpec) -> _Plain | None:
+    """None for inputs with named axes, which have to be compared with each other."""
+    if any(spec.axes):
+        return None
+    return _Plain(spec.dtype, tensors.numpy_dtype(spec.dtype), spec.shape, spec.batch_axis, package.batching.max_batch)
 
 
 def complete(package: Package, given: Mapping[str, Array]) -> dict[str, Array]:
     """`given` with zeros for what is optional or the start of a sequence. Raises InvalidInput if some are missing."""
     starts = {state.input: state for state in package.sequence.state} if package.sequence else {}
-    count = rows(package, given)
+    count = max(_rows(package, given).values(), default=1)
     found: dict[str, Array] = {}
     missing: list[str] = []
     for spec in package.inputs:
         if spec.name in given:
             found[spec.name] = given[spec.name]
         elif spec.name in starts:
-            found[spec.name] = zeros(starts[spec.name].dtype, starts[spec.name].shape)
+            state = starts[spec.name]
+            found[spec.name] = zeros(state.dtype, _default_shape(package, spec, state.shape, count))
         elif spec.optional:
-            found[spec.name] = zeros(spec.dtype, _default_shape(package, spec, count))
+            found[spec.name] = zeros(spec.dtype, _default_shape(package, spec, spec.shape, count))
         else:
             missing.append(spec.name)
     if missing:
@@ -50,10 +139,11 @@ def complete(package: Package, given: Mapping[str, Array]) -> dict[str, Array]:
     return found
 
 
-def _default_shape(package: Package, spec: TensorSpec, count: int) -> list[int]:
-    shape = [1 if dim == -1 else dim for dim in spec.shape]
-    if package.batching.max_batch and spec.shape[:1] == (-1,):
-        shape[0] = count
+def _default_shape(package: Package, spec: TensorSpec, dims: Sequence[int], count: int) -> list[int]:
+    """`dims` of one row, for `count` rows where the tensor takes any number."""
+    shape = [1 if dim == -1 else dim for dim in dims]
+    if package.batching.max_batch and spec.batch_axis >= 0 and spec.shape[spec.batch_axis] == -1:
+        shape[spec.batch_axis] = count
     return shape
 
 
@@ -64,11 +154,15 @@ def zeros(dtype: str, shape: Sequence[int]) -> Array:
     return np.zeros(tuple(shape), tensors.numpy_dtype(dtype))
 
 
-def rows(package: Package, found: Mapping[str, Array]) -> int:
-    """How many inferences a checked request asks for."""
+def _rows(package: Package, found: Mapping[str, Array]) -> dict[str, int]:
+    """How many rows each tensor brings that has some."""
     if not package.batching.max_batch:
-        return 1
-    return max((array.shape[0] for array in found.values() if array.ndim), default=1)
+        return {}
+    return {
+        spec.name: found[spec.name].shape[spec.batch_axis]
+        for spec in package.inputs
+        if spec.batch_axis >= 0 and spec.name in found
+    }
 
 
 def requested_outputs(package: Package, request: Any, *, hidden: Collection[str] = ()) -> list[str]:
@@ -119,17 +213,26 @@ def _check_tensor(spec: TensorSpec, datatype: str, shape: Sequence[int]) -> None
 
 
 def _check_rows(package: Package, found: Mapping[str, Array]) -> None:
-    """Axis 0 counts rows where the package batches: the same number in every input, and not too many."""
-    most = package.batching.max_batch
-    if not most:
-        return
-    counts = {name: array.shape[0] for name, array in found.items() if array.ndim}
+    """Where the package batches: the same number of rows in every input that has some, and not too many."""
+    counts = _rows(package, found)
     if len(set(counts.values())) > 1:
         shown = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
-        raise InvalidInput(f"inputs differ in rows (axis 0): {shown}; expected the same number in each")
+        raise InvalidInput(f"inputs differ in rows: {shown}; expected the same number in each")
     for name, count in counts.items():
-        if not 1 <= count <= most:
-            raise InvalidInput(f"input {name!r}: {count} rows (axis 0) given, expected 1 to {most}")
+        if not 1 <= count <= package.batching.max_batch:
+            raise InvalidInput(f"input {name!r}: {count} rows given, expected 1 to {package.batching.max_batch}")
+
+
+def _check_axes(package: Package, found: Mapping[str, Array]) -> None:
+    """Dimensions that share a name have one size."""
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in package.inputs:
+        for name, size in zip(spec.axes, found[spec.name].shape, strict=False):
+            known = sizes.setdefault(name, (size, spec.name)) if name else (size, "")
+            if known[0] != size:
+                raise InvalidInput(
+                    f"input {spec.name!r} has {size} along {name!r}, {known[1]!r} has {known[0]}; expected one size"
+                )
 
 
 def _names(names: Iterable[str]) -> str:

@@ -1,28 +1,25 @@
-"""What a stateful model carries from call to call, for as long as one stream lives. No clock: `now_s` is passed in."""
+"""What stateful models carry from call to call: of the sequences of one stream, or of a node's unary calls.
+
+No clock: `now_s` is passed in. Belongs to one event loop.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 
-from nearmesh.errors import InvalidInput, SequenceLost
+from nearmesh.errors import InvalidInput, Overloaded, SequenceLost
 from nearmesh_agent.engines.base import Array
+from nearmesh_agent.serving.asked import SequenceId, Step
 from nearmesh_agent.serving.replica import Replica
 
-# A stream holds no more than this many sequences at a time: their state is the node's memory.
+# A stream holds no more than this many sequences at a time; the package bounds those of the node.
 MAX_SEQUENCES = 256
 
-SequenceId = int | str
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One request's place in its sequence."""
-
-    id: SequenceId
-    start: bool
-    end: bool
+# Whose it is (callers of unary calls may choose the same ids), its model and its id.
+Key = tuple[str, str, SequenceId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,100 +33,107 @@ class Kept:
     idle_s: float
     used_s: float
 
-
-def step_of(request: Any) -> Step | None:
-    """What a ModelInferRequest's parameters say about its sequence; None without one. Raises InvalidInput."""
-    parameters = request.parameters
-    if "sequence_id" not in parameters:
-        return None
-    given = parameters["sequence_id"]
-    kind = given.WhichOneof("parameter_choice")
-    if kind not in ("int64_param", "uint64_param", "string_param"):
-        raise InvalidInput(f"parameter 'sequence_id' is {kind or 'empty'}; expected an integer or a string")
-    value: SequenceId = getattr(given, kind)
-    # Triton's word for "no sequence".
-    if value in (0, ""):
-        return None
-    return Step(value, _flag(parameters, "sequence_start"), _flag(parameters, "sequence_end"))
+    def over(self, now_s: float) -> bool:
+        """It was silent too long."""
+        return self.used_s + self.idle_s < now_s
 
 
-def _flag(parameters: Any, name: str) -> bool:
-    if name not in parameters:
-        return False
-    kind = parameters[name].WhichOneof("parameter_choice")
-    if kind != "bool_param":
-        raise InvalidInput(f"parameter {name!r} is {kind or 'empty'}; expected a bool")
-    return bool(parameters[name].bool_param)
+class Sequences:
+    """Each holds its version; `close` lets all of them go."""
 
-
-class StreamSequences:
-    """The sequences of one stream. Each holds its version; `close` at the stream's end lets all of them go."""
-
-    def __init__(self, *, most: int = MAX_SEQUENCES) -> None:
+    def __init__(self, *, most: int | None = MAX_SEQUENCES) -> None:
+        """`most` at a time; None: as many as their packages allow."""
         self._most = most
-        self._kept: dict[tuple[str, SequenceId], Kept] = {}
+        self._kept: dict[Key, Kept] = {}
+        # Requests that wait for an earlier one of their sequence, or are being answered.
+        self._turns: dict[Key, list[asyncio.Event]] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def holder(self, request: Any) -> Replica | None:
-        """The version that the request's sequence began with, though another may serve by now.
+    @asynccontextmanager
+    async def turn(self, key: Key) -> AsyncIterator[None]:
+        """One request of a sequence at a time, in the order in which they asked."""
+        line = self._turns.setdefault(key, [])
+        mine = asyncio.Event()
+        line.append(mine)
+        if line[0] is mine:
+            mine.set()
+        try:
+            await mine.wait()
+            yield
+        finally:
+            line.remove(mine)
+            if line:
+                line[0].set()
+            else:
+                del self._turns[key]
 
-        None at a sequence's start, outside a sequence, and when it is not here.
-        """
-        model = request.model_name
-        if not any(model == name for name, _ in self._kept):
-            return None
-        step = step_of(request)
-        kept = self._kept.get((model, step.id)) if step and not step.start else None
+    def holder(self, key: Key, step: Step) -> Replica | None:
+        """The version that the sequence began with, though another may serve by now; None at a start, or unknown."""
+        kept = None if step.start else self._kept.get(key)
         return kept.replica if kept else None
 
-    def begin(self, model: str, step: Step, *, now_s: float) -> Kept | None:
+    def begin(self, key: Key, step: Step, replica: Replica, *, now_s: float) -> Kept | None:
         """What a request goes on with; None at its sequence's start, where all state is zeros.
 
-        Raises SequenceLost if the sequence is not here, InvalidInput if it would be one too many.
+        Raises SequenceLost if the sequence is not here, InvalidInput if it would be one too many on its stream,
+        Overloaded if it would be one too many on the node.
         """
-        self._expire(now_s)
-        if step.start:
+        kept = self._kept.get(key)
+        if step.start or (kept and kept.over(now_s)):
             # A sequence started anew forgets what it was, also if this very request should fail.
-            self._drop((model, step.id))
-            self._check_room(step)
+            self._drop(key)
+            kept = None
+        if step.start:
+            self.expire(now_s)
+            self._check_room(key, replica)
             return None
-        kept = self._kept.get((model, step.id))
         if kept is None:
             raise SequenceLost(
-                f"sequence {step.id!r} of {model!r} has no state on this stream: it was never started here, has ended "
-                "or was silent too long; start it again with sequence_start"
+                f"sequence {step.id!r} of {replica.name!r} has no state here: it was never started, has ended, was "
+                "silent too long, or began on another node or stream; start it again with sequence_start"
             )
+        # Silence is counted from requests, also from those that fail.
+        kept = self._kept[key] = replace(kept, used_s=now_s)
         return kept
 
-    def advance(self, replica: Replica, step: Step, outputs: Mapping[str, Array], *, now_s: float) -> None:
+    def advance(self, key: Key, step: Step, replica: Replica, outputs: Mapping[str, Array], *, now_s: float) -> None:
         """Takes in the state that an answered request left. Without it, a failed request may simply be sent again."""
         sequence = replica.package.sequence
         assert sequence is not None
-        self._drop((replica.name, step.id))
+        self._drop(key)
         if not step.end:
-            state = {state.input: outputs[state.output] for state in sequence.state}
+            # Copied: a share of a batch would keep the whole batch's state in memory.
+            state = {state.input: outputs[state.output].copy() for state in sequence.state}
             replica.holds.take()
-            self._kept[replica.name, step.id] = Kept(replica, state, sequence.idle_s, now_s)
+            self._kept[key] = Kept(replica, state, sequence.idle_s, now_s)
+
+    def expire(self, now_s: float) -> None:
+        """Forgets those that were silent too long; not while a request of theirs waits or is computed."""
+        for key in [key for key, kept in self._kept.items() if kept.over(now_s) and key not in self._turns]:
+            self._drop(key)
 
     def close(self) -> None:
         """Forgets all of them."""
         for key in list(self._kept):
             self._drop(key)
 
-    def _drop(self, key: tuple[str, SequenceId]) -> None:
+    def _drop(self, key: Key) -> None:
         kept = self._kept.pop(key, None)
         if kept:
             kept.replica.holds.give_back()
 
-    def _check_room(self, step: Step) -> None:
-        if len(self._kept) >= self._most:
+    def _check_room(self, key: Key, replica: Replica) -> None:
+        if self._most is not None and len(self._kept) >= self._most:
             raise InvalidInput(
-                f"sequence {step.id!r} would be number {len(self._kept) + 1} on this stream, expected {self._most} "
+                f"sequence {key[2]!r} would be number {len(self._kept) + 1} on this stream, expected {self._most} "
                 "at most; end some with sequence_end, or open another stream"
             )
-
-    def _expire(self, now_s: float) -> None:
-        for key in [key for key, kept in self._kept.items() if kept.used_s + kept.idle_s < now_s]:
-            self._drop(key)
+        sequence = replica.package.sequence
+        # The step under way holds the version as well.
+        if sequence and len(replica.holds) > sequence.most:
+            raise Overloaded(
+                f"{sequence.most} sequences of {replica.name!r} are on this node, as many as may; try another node",
+                retry_after_ms=round(sequence.idle_s * 1000),
+            )

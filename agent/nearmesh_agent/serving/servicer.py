@@ -4,73 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from nearmesh import tensors
-from nearmesh.errors import (
-    DeadlineExceeded,
-    Draining,
-    InvalidInput,
-    MeshError,
-    NotFound,
-    NotReady,
-    Overloaded,
-    SequenceLost,
-    Unsupported,
-)
-from nearmesh.rpc import MAX_MESSAGE_CHARACTERS
-from nearmesh_agent.serving import describe, inputs
-from nearmesh_agent.serving.lanes import Answer
-from nearmesh_agent.serving.metrics import UNKNOWN_MODEL, ServingMetrics
-from nearmesh_agent.serving.replica import Replica
-from nearmesh_agent.serving.sequences import Kept, Step, StreamSequences, step_of
+from nearmesh.errors import Draining, MeshError, NotFound, NotReady, SequenceLost, Unsupported
+from nearmesh.rpc import MAX_MESSAGE_CHARACTERS, caller
+from nearmesh_agent.serving import describe, wire
+from nearmesh_agent.serving.inference import Inference, Place
+from nearmesh_agent.serving.metrics import ServingMetrics
+from nearmesh_agent.serving.orca import OrcaReporter
+from nearmesh_agent.serving.residency import Residency
+from nearmesh_agent.serving.sequences import Sequences
 from nearmesh_agent.serving.table import ReplicaTable
 
 # After one of these nothing on the stream can go well here: it ends with the status, so that clients turn elsewhere.
 # All other errors are about one request; the stream goes on.
 _END_STREAM = (SequenceLost, Draining, NotReady)
 
-# Refusals for the node's sake; the rest of the errors are about the request.
-_REJECTIONS = (Overloaded, Draining, NotReady, DeadlineExceeded)
+# Requests of one stream that are worked on at a time; the rest waits in the connection. They may share engine calls.
+_AHEAD = 32
 
-_RECEIPT = "nearmesh_receipt"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where this node is; it signs receipts with it."""
-
-    node: str
-    site: str
-    region: str
-
-
-@dataclass(slots=True)
-class _Call:
-    """What is known about one request while it is answered."""
-
-    started_s: float
-    model: str = UNKNOWN_MODEL
-    replica: Replica | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """A checked request: who computes it, on what, and as which step of which sequence."""
-
-    replica: Replica
-    arrays: dict[str, tensors.Array]
-    outputs: list[str]
-    step: Step | None
-
-    def held(self) -> AbstractContextManager[None]:
-        """A version that is taken out during a step waits for it: a first step has no state yet that would hold it."""
-        return self.replica.holds.during() if self.step else nullcontext()
+# How often sequences that were silent too long are looked for. Their idle times are many seconds.
+_EXPIRE_EVERY_S = 1.0
 
 
 def _refused(sentence: str) -> Callable[..., Awaitable[Any]]:
@@ -83,17 +41,37 @@ def _refused(sentence: str) -> Callable[..., Awaitable[Any]]:
 class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """`inference.GRPCInferenceService`. Errors are raised from `nearmesh.errors`; `nearmesh.rpc` translates them."""
 
-    def __init__(self, table: ReplicaTable, place: Place, *, metrics: ServingMetrics | None = None) -> None:
+    def __init__(
+        self,
+        table: ReplicaTable,
+        place: Place,
+        *,
+        metrics: ServingMetrics | None = None,
+        residency: Residency | None = None,
+    ) -> None:
+        """Without a `residency`, models cannot be loaded and unloaded by hand."""
         self._table = table
-        self._place = place
-        self._metrics = metrics or ServingMetrics()
-        # Set when the node leaves: nothing new is taken, sequences under way may end.
-        self.draining = False
+        self._residency = residency
+        self._inference = Inference(table, place, metrics or ServingMetrics(table))
+        self._orca = OrcaReporter(table)
+        # Those of unary calls; each stream has its own.
+        self.sequences = Sequences(most=None)
+        self._of_streams: set[Sequences] = set()
+
+    @property
+    def draining(self) -> bool:
+        """The node leaves: nothing new is taken, sequences under way may end."""
+        return self._inference.draining
+
+    @draining.setter
+    def draining(self, value: bool) -> None:
+        self._inference.draining = value
 
     @property
     def ready(self) -> bool:
-        """False while the node has nothing to serve, while it leaves, or while an engine call hangs."""
-        return not self.draining and len(self._table) > 0 and all(replica.ready for replica in self._table)
+        """False while the node has nothing to serve, while it leaves, or while an engine hangs or fails."""
+        wanted = [replica for replica in self._table if not replica.unloaded]
+        return not self.draining and len(wanted) > 0 and all(replica.ready for replica in wanted)
 
     # Health and description.
 
@@ -122,123 +100,126 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
         return describe.configuration(self._table.get(request.name, request.version))
 
     async def ModelStatistics(self, request: Any, context: Any) -> Any:
-        chosen = [self._table.get(request.name, request.version)] if request.name else list(self._table)
+        chosen = list(self._table)
+        if request.name:
+            found = self._table.get(request.name, request.version)
+            chosen = [found] if request.version else [other for other in chosen if other.name == found.name]
         return service_pb2.ModelStatisticsResponse(model_stats=[describe.statistics(replica) for replica in chosen])
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:
         return describe.index(self._table, only_ready=request.ready)
 
+    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+        """Brings a model of this node back into memory; answers when it is there."""
+        if request.parameters:
+            raise Unsupported(
+                f"loading takes no parameters here, got {sorted(request.parameters)}: what a model is stands in its "
+                "package; publish a version with `nearmesh model publish`"
+            )
+        await self._control().load(self._table.get(request.model_name))
+        return service_pb2.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
+        """Takes a model out of memory until it is loaded by hand. No model depends on another one here."""
+        self._table.get(request.model_name)
+        for replica in self._table:
+            if replica.name == request.model_name:
+                await self._control().unload(replica)
+        return service_pb2.RepositoryModelUnloadResponse()
+
+    def _control(self) -> Residency:
+        if self._residency is None:
+            raise Unsupported("models are not loaded and unloaded by hand on this node")
+        return self._residency
+
     # Inference.
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
-        return await self._infer(request, _timeout_s(request, context), None)
+        """`request` is a message, or what `wire.read` makes of one."""
+        found = request if isinstance(request, wire.Received) else wire.received(request)
+        answer = await self._inference.answer(found, context.time_remaining(), self.sequences, str(caller()))
+        context.set_trailing_metadata(self._orca.metadata())
+        return answer
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        """Answers in the order of the requests."""
-        sequences = StreamSequences()
+        """Answers in the order of the requests, which may share engine calls."""
+        sequences = Sequences()
+        line: asyncio.Queue[tuple[Any, asyncio.Task[Any] | None] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(_AHEAD)
+        under_way: set[asyncio.Task[Any]] = set()
+
+        def over(task: asyncio.Task[Any]) -> None:
+            under_way.discard(task)
+            # Looked at here, since nobody asks for it once the stream has ended with an earlier one.
+            if not task.cancelled():
+                task.exception()
+
+        def start(message: Any) -> asyncio.Task[Any] | None:
+            """None for a decoupled model: it begins when its turn to answer comes."""
+            if self._decoupled(message):
+                return None
+            work = self._inference.answer(wire.received(message), context.time_remaining(), sequences, "")
+            task = asyncio.create_task(work)
+            under_way.add(task)
+            task.add_done_callback(over)
+            return task
+
+        async def read() -> None:
+            async for message in requests:
+                await room.acquire()
+                line.put_nowait((message, start(message)))
+
+        self._of_streams.add(sequences)
+        reader = asyncio.create_task(read())
+        # However the requests end, what came before is answered first.
+        reader.add_done_callback(lambda _: line.put_nowait(None))
         try:
-            async for request in requests:
-                try:
-                    answer = await self._infer(request, _timeout_s(request, context), sequences)
-                except _END_STREAM:
-                    raise
-                except MeshError as error:
-                    yield _failed(request, error)
-                else:
-                    yield service_pb2.ModelStreamInferResponse(infer_response=answer)
+            while entry := await line.get():
+                # Closed with the stream and not some time after it: decoupled work ends when its caller leaves.
+                async with aclosing(self._replies(*entry, context)) as replies:
+                    async for response in replies:
+                        yield response
+                room.release()
+            await reader
         finally:
+            reader.cancel()
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(reader, *under_way, return_exceptions=True)
             sequences.close()
+            self._of_streams.discard(sequences)
 
-    async def _infer(self, request: Any, timeout_s: float | None, sequences: StreamSequences | None) -> Any:
-        call = _Call(time.perf_counter())
-        with self._counted(call):
-            work = self._prepare(request, call, sequences)
-            decoded_s = time.perf_counter()
-            left_s = None if timeout_s is None else timeout_s - (decoded_s - call.started_s)
-            with work.held():
-                answer = await work.replica.infer(work.arrays, timeout_s=left_s)
-                answered_s = time.perf_counter()
-                if work.step and sequences is not None:
-                    sequences.advance(work.replica, work.step, answer.outputs, now_s=time.monotonic())
-            response = _respond(request, work, answer.outputs)
-            work.replica.tally.answered(
-                answer,
-                rows=inputs.rows(work.replica.package, work.arrays),
-                decode_ms=(decoded_s - call.started_s) * 1000,
-                encode_ms=(time.perf_counter() - answered_s) * 1000,
-                now_ms=time.time_ns() // 1_000_000,
-            )
-            service_ms = (time.perf_counter() - call.started_s) * 1000
-            work.replica.served(service_ms)
-            if _RECEIPT in request.parameters and request.parameters[_RECEIPT].bool_param:
-                self._sign(response, work.replica, answer, service_ms)
-            return response
-
-    def _prepare(self, request: Any, call: _Call, sequences: StreamSequences | None) -> _Work:
-        """Everything that can be wrong with a request is found here, before it meets the queue."""
-        # A swap, or the model's end here, leaves a sequence with the version that it began with.
-        replica = sequences.holder(request) if sequences is not None else None
-        replica = replica or self._table.get(request.model_name, request.model_version)
-        call.model = replica.name
-        package = replica.package
-        step = step_of(request) if package.sequence else None
-        kept: Kept | None = None
-        if step:
-            if sequences is None:
-                raise InvalidInput(f"a sequence of {package.name!r} lives on one stream: call ModelStreamInfer")
-            kept = sequences.begin(package.name, step, now_s=time.monotonic())
-        if self.draining and kept is None:
-            raise Draining(f"node {self._place.node!r} is leaving; another node may serve")
-        if kept:
-            _check_held(kept.replica, request)
-        call.replica = replica
-        hidden = [state.output for state in package.sequence.state] if step and package.sequence else []
-        outputs = inputs.requested_outputs(package, request, hidden=hidden)
-        held = kept.state if kept else {}
-        return _Work(replica, inputs.read(package, request, held=held), outputs, step)
-
-    @contextmanager
-    def _counted(self, call: _Call) -> Iterator[None]:
-        # Whatever is not counted as something else below is a bug.
-        status, metrics = "INTERNAL", self._metrics
-        metrics.in_flight.inc()
+    def _decoupled(self, message: Any) -> bool:
         try:
-            yield
-            status = "OK"
-            metrics.service_s.labels(call.model).observe(time.perf_counter() - call.started_s)
-        except MeshError as error:
-            status = error.status.name
-            if isinstance(error, _REJECTIONS):
-                metrics.rejected.labels(call.model, error.reason).inc()
-            if isinstance(error, DeadlineExceeded) and call.replica:
-                call.replica.too_late((time.perf_counter() - call.started_s) * 1000)
-            raise
-        except asyncio.CancelledError:
-            status = "CANCELLED"
-            raise
-        finally:
-            metrics.in_flight.dec()
-            metrics.requests.labels(call.model, status).inc()
-            if status != "OK" and call.replica:
-                call.replica.tally.failed((time.perf_counter() - call.started_s) * 1000)
+            return self._inference.decoupled(message)
+        except MeshError:
+            # The request itself will say so, in its turn.
+            return False
 
-    def _sign(self, response: Any, replica: Replica, answer: Answer, service_ms: float) -> None:
-        parameters = response.parameters
-        parameters["nearmesh_node"].string_param = self._place.node
-        parameters["nearmesh_site"].string_param = self._place.site
-        parameters["nearmesh_region"].string_param = self._place.region
-        parameters["nearmesh_digest"].string_param = replica.digest
-        parameters["nearmesh_variant"].string_param = replica.engine.variant
-        parameters["nearmesh_queue_ms"].double_param = answer.queue_ms
-        parameters["nearmesh_compute_ms"].double_param = answer.compute_ms
-        parameters["nearmesh_service_ms"].double_param = service_ms
+    async def _replies(self, message: Any, task: asyncio.Task[Any] | None, context: Any) -> AsyncGenerator[Any, None]:
+        try:
+            if task is not None:
+                response = wire.parsed(await task)
+                yield service_pb2.ModelStreamInferResponse(infer_response=response)
+                return
+            async with aclosing(self._inference.answers(wire.received(message), context.time_remaining())) as answers:
+                async for response in answers:
+                    yield service_pb2.ModelStreamInferResponse(infer_response=response)
+        except _END_STREAM:
+            raise
+        except MeshError as error:
+            yield _failed(message, error)
+
+    async def forget_idle(self) -> None:
+        """Lets go of sequences that were silent too long, of unary calls and of open streams; until it is cancelled."""
+        while True:
+            await asyncio.sleep(_EXPIRE_EVERY_S)
+            now_s = time.monotonic()
+            for sequences in (self.sequences, *self._of_streams):
+                sequences.expire(now_s)
 
     # What Triton offers beyond this.
 
-    RepositoryModelLoad = _refused("models are not loaded here by hand: `nearmesh model deploy` says what serves where")
-    RepositoryModelUnload = _refused(
-        "models are not unloaded here by hand: `nearmesh model deploy` says what serves where"
-    )
     SystemSharedMemoryStatus = _refused("shared memory is not offered: tensors travel in the message")
     SystemSharedMemoryRegister = SystemSharedMemoryStatus
     SystemSharedMemoryUnregister = SystemSharedMemoryStatus
@@ -247,33 +228,6 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     CudaSharedMemoryUnregister = SystemSharedMemoryStatus
     TraceSetting = _refused("trace settings are not offered: the node's metrics and receipts say where time goes")
     LogSettings = _refused("log settings are not offered over the network: they are in the node's configuration")
-
-
-def _check_held(replica: Replica, request: Any) -> None:
-    if replica.closed:
-        raise SequenceLost(
-            f"the version of {replica.name!r} that the sequence began with has left this node; start it again with "
-            "sequence_start"
-        )
-    if request.model_version not in ("", replica.version):
-        raise InvalidInput(f"version {request.model_version!r} given; the sequence began with {replica.version!r}")
-
-
-def _timeout_s(request: Any, context: Any) -> float | None:
-    """What is left of the caller's time: gRPC's deadline, or Triton's `timeout` parameter in microseconds if sooner."""
-    left: float | None = context.time_remaining()
-    microseconds = request.parameters["timeout"].int64_param if "timeout" in request.parameters else 0
-    if microseconds > 0:
-        return min(microseconds / 1e6, left) if left is not None else microseconds / 1e6
-    return left
-
-
-def _respond(request: Any, work: _Work, outputs: Any) -> Any:
-    response = service_pb2.ModelInferResponse(
-        model_name=work.replica.name, model_version=work.replica.version, id=request.id
-    )
-    tensors.add_outputs(response, {name: outputs[name] for name in work.outputs})
-    return response
 
 
 def _failed(request: Any, error: MeshError) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
 
 from nearmesh.errors import NotFound, NotReady
 from nearmesh_agent.serving.replica import Replica
@@ -14,7 +16,10 @@ class ReplicaTable:
     The table closes nothing: whoever takes a replica out of it closes it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # By digest: when a request named the version last.
+        self._named_s: dict[str, float] = {}
         self._serving: dict[str, Replica] = {}
         self._by_digest: dict[str, Replica] = {}
         # Models that this node is to serve and does not yet, with why.
@@ -41,6 +46,7 @@ class ReplicaTable:
     def remove(self, digest: str) -> Replica | None:
         """Takes a replica out, if it is there, and returns it; what it had accepted goes on."""
         replica = self._by_digest.pop(digest, None)
+        self._named_s.pop(digest, None)
         if replica is not None and self._serving.get(replica.name) is replica:
             del self._serving[replica.name]
         return replica
@@ -50,7 +56,13 @@ class ReplicaTable:
         found = self._serving.get(model) if not version else self._of_version(model, version)
         if found is None:
             raise self._absent(model, version)
+        if version:
+            self._named_s[found.digest] = self._clock()
         return found
+
+    def named_s_ago(self, digest: str) -> float:
+        """How long ago a request named this version; infinite if none did."""
+        return self._clock() - self._named_s.get(digest, -math.inf)
 
     def by_digest(self, digest: str) -> Replica | None:
         return self._by_digest.get(digest)

@@ -1,8 +1,8 @@
 """Makes the node serve what is wanted: pulls, proves and swaps versions, and says how far it has come.
 
-A new version is loaded and proven beside the old one and takes over in one step; the old one answers what it has
-accepted, keeps its sequences until they are over, and goes. A version that fails never serves, and the old one stays,
-or comes back after a restart.
+A new version is loaded and proven beside the old one and takes over in one step; the old one answers those who name it
+for a while, what it has accepted, and its sequences until they are over, and goes. A version that fails never serves,
+and the old one stays, or comes back after a restart.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ RETRY_S = (1.0, 60.0)
 # Of each model, versions that served last and are remembered: the newest stands in for a wrong one after a restart, the
 # one before it makes a rollback quick.
 REMEMBERED = 2
+# Of `drain_s`, the share that an old version stays in any case, and how lately somebody must have named it for it to
+# stay all of that time.
+QUIET_SHARE = 0.2
+LATELY_S = 60.0
 
 Load = Callable[[Path, str], Awaitable[Replica]]
 
@@ -62,8 +66,12 @@ class Reconciler:
         keep: Path,
         on_progress: Callable[[], None],
         tidy: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        drain_s: float = 0.0,
     ) -> None:
-        """`tidy` runs after a version began to serve: what is not `needed` may leave the disk."""
+        """`tidy` runs after a version began to serve: what is not `needed` may leave the disk.
+
+        For `drain_s` after a swap the old version answers requests that name it.
+        """
         self._table = table
         self._source = source
         self._load = load
@@ -88,6 +96,9 @@ class Reconciler:
         # Replicas on their way out. Nobody breaks this off: what is not closed keeps its memory.
         self._closing: dict[asyncio.Task[None], Replica] = {}
         self._tidying: set[asyncio.Task[None]] = set()
+        self._drain_s = drain_s
+        # By digest, versions that another one took over from, and that those who name them still find.
+        self._draining: dict[str, asyncio.Task[None]] = {}
         # Loading takes all cores for a moment; one at a time leaves some for serving.
         self._one_at_a_time = asyncio.Lock()
 
@@ -114,7 +125,9 @@ class Reconciler:
     def needed(self) -> set[str]:
         """Digests of the versions that have to stay on this node's disk."""
         versions = [*self._wanted.versions, *(version for served in self._served.values() for version in served)]
-        return {version.digest for version in versions} | self._tasks.keys()
+        # What is out of memory at the moment comes back from the disk.
+        here = {replica.digest for replica in self._table}
+        return {version.digest for version in versions} | self._tasks.keys() | here
 
     def resume(self) -> None:
         """Works towards what was wanted before the restart."""
@@ -138,7 +151,7 @@ class Reconciler:
     async def close(self) -> None:
         """Stops working and closes every replica, without waiting for sequences. Safe to repeat."""
         replicas = [*self._table, *self._closing.values()]
-        tasks = [*self._tasks.values(), *self._closing, *self._tidying]
+        tasks = [*self._tasks.values(), *self._draining.values(), *self._closing, *self._tidying]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -201,13 +214,14 @@ class Reconciler:
         replica = self._table.by_digest(version.digest)
         if replica is None:
             replica = await self._get(version)
+        self._stop_draining(version.digest)
         self._table.forget(version.model)
         self._table.put(replica)
         self._set(version, pb.REPLICA_STATE_READY)
         self._remember(version)
         log.info("serving model=%s version=%s digest=%s", version.model, version.version, version.digest)
         for digest in [d for d in self._progress if self._models[d] == version.model and d != version.digest]:
-            self._let_go(digest)
+            self._take_out(digest)
         if self._tidy:
             _own(self._tidying, self._tidy(), "tidy")
 
@@ -246,8 +260,30 @@ class Reconciler:
             self._set(version, pb.REPLICA_STATE_LOADING)
             return await self._load(folder, version.digest)
 
+    def _take_out(self, digest: str) -> None:
+        """After a swap: whoever names the old version finds it for a while; a change of mind as well."""
+        if self._drain_s <= 0 or self._table.by_digest(digest) is None:
+            self._let_go(digest)
+        elif digest not in self._draining:
+            self._progress[digest] = _Progress(pb.REPLICA_STATE_UNLOADING)
+            self._draining[digest] = asyncio.create_task(self._drain(digest), name=f"drain {self._models[digest]}")
+
+    async def _drain(self, digest: str) -> None:
+        quiet_s = QUIET_SHARE * self._drain_s
+        await asyncio.sleep(quiet_s)
+        if self._table.named_s_ago(digest) <= LATELY_S:
+            await asyncio.sleep(self._drain_s - quiet_s)
+        del self._draining[digest]
+        self._let_go(digest)
+
+    def _stop_draining(self, digest: str) -> None:
+        task = self._draining.pop(digest, None)
+        if task:
+            task.cancel()
+
     def _let_go(self, digest: str) -> None:
         """Takes a version out at once, so that a change of mind finds it gone; what it has accepted, it answers."""
+        self._stop_draining(digest)
         replica = self._table.remove(digest)
         if replica is not None:
             self._progress[digest] = _Progress(pb.REPLICA_STATE_UNLOADING)
@@ -311,8 +347,11 @@ def _worth_another_try(error: MeshError | OSError) -> bool:
 
 def _measure(status: pb.ReplicaStatus, replica: Replica) -> None:
     stats = replica.stats()
-    status.variant = replica.engine.variant
+    status.variant = replica.variant
     status.service_ms_p50, status.service_ms_p95 = stats.service_ms_p50, stats.service_ms_p95
     status.inferences_per_second, status.in_flight = stats.inferences_per_second, stats.in_flight
-    if not replica.ready and status.state == pb.REPLICA_STATE_READY:
-        status.state, status.detail = pb.REPLICA_STATE_FAILED, "an engine call hangs"
+    status.cold, status.load_ms, status.waiting = not replica.active, replica.load_s * 1000, replica.waiting
+    if replica.unloaded and status.state == pb.REPLICA_STATE_READY:
+        status.state, status.detail = pb.REPLICA_STATE_UNLOADED, "unloaded by an operator"
+    elif not replica.ready and status.state == pb.REPLICA_STATE_READY:
+        status.state, status.detail = pb.REPLICA_STATE_FAILED, replica.fault or "an engine call hangs"

@@ -1,0 +1,76 @@
+"""Whether a request can still be answered in time, decided when it arrives. Pure functions.
+
+Of the request's time on the node the waiting is predicted from the work ahead of it and the measured service times;
+fluctuations of independent calls add up like the square root of their number.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from nearmesh_agent.serving.queue import RequestQueue, Waiting
+from nearmesh_agent.serving.times import ServiceTimes
+
+# How many mean deviations a prediction allows for: about the 95th percentile of a bell curve.
+_DEVIATIONS = 2.0
+# An answer still has to be written and to travel: this share of the time that is left, and no less than so long.
+_RESERVE, _MIN_RESERVE_S = 0.05, 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What stands between a request and an engine, at one moment."""
+
+    instances: int
+    # How soon the first busy instance should be free; 0 if one is.
+    free_in_s: float
+    # Rows that will be served before it.
+    rows_ahead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Hopeless:
+    """Why a request should not come in."""
+
+    why: str
+    # When the same request could be answered in time; None if that depends on others.
+    retry_after_s: float | None = None
+
+
+def hopeless(
+    request: Waiting, queue: RequestQueue, times: ServiceTimes, load: Load, *, now_s: float
+) -> Hopeless | None:
+    """Whether `request` would only wait for its deadline, or make others miss theirs, while another node may serve.
+
+    `load` without the queue.
+    """
+    left_s = request.deadline_s - now_s
+    ahead = queue.rows_ahead(request.priority, request.deadline_s)
+    needed_s = finish_s(replace(load, rows_ahead=ahead), request.rows, times)
+    if needed_s > usable_s(left_s):
+        why = f"it would take about {needed_s * 1000:.0f} ms, the request has {left_s * 1000:.0f} ms left"
+        return Hopeless(why, needed_s - left_s)
+    for other in queue.behind(request.priority, request.deadline_s):
+        # Who is late without it loses nothing to it.
+        without_s, with_s = (
+            finish_s(replace(load, rows_ahead=rows), other.rows, times) for rows in (ahead, ahead + request.rows)
+        )
+        if without_s <= other.deadline_s - now_s < with_s:
+            return Hopeless("another request with a later deadline would miss it")
+        ahead += other.rows
+    return None
+
+
+def finish_s(load: Load, rows: int, times: ServiceTimes) -> float:
+    """When the answer to a request of `rows` can be counted on, in seconds from now; 0 if nothing is known."""
+    size = times.best
+    calls = load.rows_ahead / size / load.instances
+    wait_s = load.free_in_s + calls * times.mean_s(size)
+    spread_s = _DEVIATIONS * times.deviation_s(size) * math.sqrt(1 + calls)
+    return wait_s + times.mean_s(max(rows, min(size, rows + load.rows_ahead))) + spread_s
+
+
+def usable_s(timeout_s: float) -> float:
+    """What of the caller's time is left for waiting and computing."""
+    return timeout_s - max(_MIN_RESERVE_S, _RESERVE * timeout_s) if math.isfinite(timeout_s) else timeout_s

@@ -1,0 +1,64 @@
+"""What a freshly loaded engine has to show before it serves: right answers, and how many rows pay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from nearmesh.errors import EngineFailure, InvalidInput, WarmupFailed
+from nearmesh.package import Package
+from nearmesh_agent.engines.base import Array, Engine
+from nearmesh_agent.serving import warmup
+from nearmesh_agent.serving.batch import BatchLayout
+from nearmesh_agent.serving.scheduler import Clock
+from nearmesh_agent.serving.times import ServiceTimes
+
+# Calls of one size, and seconds for all sizes together: few and short, since nothing serves meanwhile. Serving goes on
+# measuring.
+_CALLS, _BUDGET_S = 3, 0.5
+
+
+def prove(engine: Engine, folder: Path, package: Package) -> dict[str, Array]:
+    """Every warm-up gives its expected outputs; returns the smallest inputs. Raises WarmupFailed, PackageError."""
+    smallest: dict[str, Array] | None = None
+    for case, given, expected in warmup.cases(folder, package):
+        try:
+            warmup.check(case, engine.infer(given), expected)
+        except (EngineFailure, InvalidInput) as error:
+            raise WarmupFailed(f"{case.file}: {error.message}") from None
+        if smallest is None or _bytes(given) < _bytes(smallest):
+            smallest = given
+    # A package without warm-ups exists in tests alone.
+    return smallest or {}
+
+
+def measure(
+    engine: Engine, layout: BatchLayout, inputs: Mapping[str, Array], times: ServiceTimes, clock: Clock
+) -> None:
+    """Times calls of each size that `times` tells apart, as far as half a second goes; the size of one always."""
+    if not inputs:
+        return
+    until = clock() + _BUDGET_S
+    rows = layout.rows(inputs)
+    for size in times.sizes:
+        copies = max(1, size // rows)
+        took = copies / max(1, times.best) * times.mean_s(times.best)
+        if size > 1 and (copies * rows != size or clock() + took >= until):
+            continue
+        times.add(copies * rows, _fastest(engine, layout.join([inputs] * copies), clock, until))
+
+
+def _fastest(engine: Engine, inputs: Mapping[str, Array], clock: Clock, until: float) -> float:
+    """Seconds. The first call of a size allocates and plans; the fastest of a few is what the machine can do."""
+    found = float("inf")
+    for _ in range(_CALLS):
+        started = clock()
+        engine.infer(inputs)
+        found = min(found, clock() - started)
+        if clock() >= until:
+            break
+    return found
+
+
+def _bytes(inputs: Mapping[str, Array]) -> int:
+    return sum(array.nbytes for array in inputs.values())

@@ -1,0 +1,243 @@
+"""Which of this node's versions are in memory: those in use, then those used last, as far as the budget goes.
+
+A version that is not in memory is *cold*. A request loads it; what was used longest ago makes room. Loads come one at
+a time and in the order in which they were asked for, so that none waits for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from functools import partial
+from pathlib import Path
+
+from nearmesh.errors import ConfigError, EngineFailure, MeshError, NotReady
+from nearmesh_agent.serving.memory import MIB
+from nearmesh_agent.serving.replica import Replica
+from nearmesh_agent.serving.scheduler import Clock
+
+log = logging.getLogger(__name__)
+
+# How often versions are looked at that nobody asks for.
+LOOK_EVERY_S = 1.0
+# A load waits this long for a version that happens to be between two requests. After that the least recently used one
+# takes no new requests until it is out: under steady traffic on all others, a model would never get its turn.
+PATIENCE_S = 0.5
+# A load gives up when it has found no room for so long, since sequences hold what is in memory.
+ROOM_S = 10.0
+# A load that takes longer hangs and must not keep all others out; some providers build engines for minutes.
+HANGS_AFTER_S = 600.0
+_HANGS = f"the load did not end within {HANGS_AFTER_S:.0f} s"
+# While all memory is in use there is no event to wait for that would not cost every request something.
+_LOOK_AGAIN_S = 0.02
+
+
+class Residency:
+    """Of one node's replicas; belongs to one event loop. `run` is its own task, all else works without it."""
+
+    def __init__(self, budget_bytes: int, *, idle_unload_s: float = 0.0, clock: Clock = time.monotonic) -> None:
+        """`idle_unload_s` of 0: a version that nobody asks for stays until another needs its memory."""
+        self.budget_bytes = budget_bytes
+        self._idle_unload_s = idle_unload_s
+        self._clock = clock
+        self._replicas: list[Replica] = []
+        # Models that an operator took out of memory, versions to come included.
+        self._out: set[str] = set()
+        # Loads that are under way or wait for their turn, the oldest first; all who need one share it.
+        self._loads: dict[Replica, asyncio.Task[None]] = {}
+        # When the load began that is under way.
+        self._began_s = 0.0
+        self._turn = asyncio.Lock()
+
+    async def bring(self, replica: Replica, folder: Path) -> None:
+        """Makes room for a new version, proves it, and takes charge of it.
+
+        Raises as `Replica.load`, ConfigError for what is larger than the budget, NotReady while there is no room.
+        """
+        async with self._turn:
+            await self._make_room(replica)
+            try:
+                async with asyncio.timeout(HANGS_AFTER_S):
+                    await replica.activate(folder)
+                self._check_fits(replica, replica.footprint_bytes)
+            except TimeoutError:
+                raise EngineFailure(_HANGS) from None
+            except ConfigError:
+                await replica.close()
+                raise
+            replica.wake = self._wake
+            self._replicas.append(replica)
+            # What it measured may be more than was estimated.
+            await self._shrink(keep=replica)
+        if replica.name in self._out:
+            await self._put_out(replica)
+
+    async def load(self, replica: Replica) -> None:
+        """In memory once this returns, and allowed to be. Raises NotReady, or what the load raises."""
+        replica.unloaded = False
+        self._out.discard(replica.name)
+        if not replica.active:
+            await asyncio.shield(self._loading(replica))
+
+    async def unload(self, replica: Replica) -> None:
+        """Takes it out of memory, once it has answered what it has accepted; `load` alone lets it back."""
+        self._out.add(replica.name)
+        await self._put_out(replica)
+
+    @property
+    def used_bytes(self) -> int:
+        """What all versions in memory take."""
+        return sum(replica.held_bytes for replica in self._here())
+
+    async def run(self) -> None:
+        """Takes idle versions out of memory, and frees what could not be freed before, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self.unload_idle()
+            for replica in self._here():
+                await replica.tidy()
+
+    async def unload_idle(self) -> None:
+        """Those that nobody has asked for `idle_unload_s`."""
+        if not self._idle_unload_s:
+            return
+        for replica in self._here():
+            if replica.active and not replica.in_use and self._idle_s(replica) >= self._idle_unload_s:
+                await self._evict(replica)
+
+    async def close(self) -> None:
+        """Ends what loads. Safe to repeat."""
+        loads = list(self._loads.values())
+        for task in loads:
+            task.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
+
+    # A request for a cold version.
+
+    async def _wake(self, replica: Replica, timeout_s: float | None) -> None:
+        """A request with too little time is told so at once; the load that it began is there for the next one."""
+        task = self._loading(replica)
+        expected_s = self._expected_s(replica)
+        if timeout_s is not None and timeout_s < expected_s:
+            raise NotReady(
+                f"{replica.name!r} is being brought back into this node's memory, which takes about "
+                f"{expected_s * 1000:.0f} ms; the request has {timeout_s * 1000:.0f} ms left",
+                retry_after_ms=max(1, round(expected_s * 1000)),
+            )
+        # A caller who leaves takes nobody else's load along.
+        await asyncio.shield(task)
+
+    def _expected_s(self, replica: Replica) -> float:
+        """Until it is loaded, after those whose turn is before."""
+        total = 0.0
+        for loading in self._loads:
+            total += loading.load_s
+            if loading is replica:
+                break
+        elapsed_s = self._clock() - self._began_s if self._began_s else 0.0
+        return max(0.0, total - elapsed_s)
+
+    def _loading(self, replica: Replica) -> asyncio.Task[None]:
+        task = self._loads.get(replica)
+        if task is None:
+            task = self._loads[replica] = asyncio.create_task(self._load(replica), name=f"load {replica.name}")
+            task.add_done_callback(partial(self._loaded, replica))
+        return task
+
+    def _loaded(self, replica: Replica, task: asyncio.Task[None]) -> None:
+        del self._loads[replica]
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.warning("could not be loaded model=%s version=%s: %s", replica.name, replica.version, error)
+
+    async def _load(self, replica: Replica) -> None:
+        async with self._turn:
+            self._began_s = self._clock()
+            try:
+                if not (replica.active or replica.closed or replica.unloaded):
+                    await self._make_room(replica)
+                    await self._activate(replica)
+            finally:
+                self._began_s = 0.0
+
+    async def _activate(self, replica: Replica) -> None:
+        """Raises NotReady to all who wait; whoever heals the replica tries again, less and less often."""
+        try:
+            async with asyncio.timeout(HANGS_AFTER_S):
+                await replica.activate()
+        except TimeoutError:
+            error: MeshError | OSError = EngineFailure(_HANGS)
+        except NotReady:
+            raise
+        except (MeshError, OSError) as caught:
+            error = caught
+        else:
+            return
+        replica.fault = f"it could not be loaded: {error}"
+        raise NotReady(f"{replica.name!r} is not ready on this node: {replica.fault}; another node may serve it")
+
+    # Room.
+
+    async def _make_room(self, incoming: Replica) -> None:
+        """Raises ConfigError when there never will be, NotReady when there is none for `ROOM_S`. The turn is held."""
+        needed = incoming.footprint.needed_bytes
+        self._check_fits(incoming, needed)
+        started_s = self._clock()
+        while self.used_bytes + needed > self.budget_bytes:
+            waited_s = self._clock() - started_s
+            victim = self._victim(incoming, busy=waited_s >= PATIENCE_S)
+            if victim:
+                await self._evict(victim)
+            elif waited_s >= ROOM_S:
+                raise NotReady(
+                    f"there is no room for {incoming.name!r} on this node: all {self.budget_bytes / MIB:.0f} MiB of "
+                    "`memory_budget_mib` are in use; another node may serve it",
+                    retry_after_ms=1000,
+                )
+            else:
+                await asyncio.sleep(_LOOK_AGAIN_S)
+
+    def _victim(self, incoming: Replica, *, busy: bool) -> Replica | None:
+        """The one used longest ago; of the same model only if there is no other, since a swap needs both versions.
+
+        `busy` allows one that answers requests, but never one that sequences began with or that was loaded for requests
+        which have not had their turn.
+        """
+        found = [
+            replica
+            for replica in self._here()
+            if replica.active and replica is not incoming and not (replica.held if busy else replica.in_use)
+        ]
+        return min(found, key=lambda r: (r.name == incoming.name, r.last_used_s), default=None)
+
+    async def _shrink(self, *, keep: Replica) -> None:
+        while self.used_bytes > self.budget_bytes and (victim := self._victim(keep, busy=False)):
+            await self._evict(victim)
+
+    async def _evict(self, replica: Replica) -> None:
+        replica.tally.evictions += 1
+        await replica.deactivate()
+
+    async def _put_out(self, replica: Replica) -> None:
+        replica.unloaded = True
+        async with self._turn:
+            # An operator may have changed their mind meanwhile.
+            if replica.unloaded:
+                await replica.deactivate()
+
+    def _check_fits(self, replica: Replica, needed_bytes: int) -> None:
+        if needed_bytes > self.budget_bytes:
+            raise ConfigError(
+                f"{replica.name!r} version {replica.version} needs about {needed_bytes / MIB:.1f} MiB of memory, this "
+                f"node gives its models {self.budget_bytes / MIB:.1f} MiB: raise `memory_budget_mib` in node.toml, or "
+                "publish a smaller variant (`memory_bytes` in model.toml says what it really takes)"
+            )
+
+    def _here(self) -> list[Replica]:
+        """Forgets what was closed meanwhile."""
+        self._replicas = [replica for replica in self._replicas if not replica.closed or replica.hanging]
+        return self._replicas
+
+    def _idle_s(self, replica: Replica) -> float:
+        return self._clock() - replica.last_used_s
