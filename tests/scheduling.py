@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 from nearmesh_agent.serving.batch import BatchLayout
+from nearmesh_agent.serving.occupancy import Occupancy
 from nearmesh_agent.serving.scheduler import Limits, Scheduler
 from nearmesh_agent.serving.times import ServiceTimes
 
@@ -40,6 +41,8 @@ def scheduler_of(engine, times=None, *, max_batch=8, clock=time.monotonic, **lim
         limits=Limits(**limits),
         clock=clock,
         name="doubler-1",
+        # Whatever else the machine may do while the tests run.
+        occupancy=Occupancy(runnable=lambda: 1),
     )
 
 

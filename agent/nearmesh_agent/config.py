@@ -47,8 +47,8 @@ class NodeConfig:
     hardware: str = ""
     # ONNX Runtime execution providers, best first; each must be usable or the node does not start serving a model.
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
-    # Threads inside one engine call. 0: one, with as many calls at a time as there are cores, and all cores for a request
-    # that is alone where that proves faster. More suits a node that serves few requests at a time.
+    # Threads inside one engine call. 0: one, with as many calls at a time as there are cores, and all cores for a
+    # request that is alone where that proves faster. More suits a node that serves few requests at a time.
     threads: int = 0
     # Whether packages may bring Python functions (steps of pipelines). They run in the agent with all its rights; only
     # operators publish packages.

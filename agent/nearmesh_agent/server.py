@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import httpx
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import start_http_server
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -196,7 +196,9 @@ def add_servicers(server: GuardedServer, servicer: InferenceServicer, status: he
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     server.add_registered_method_handlers(_INFERENCE, {"ModelInfer": infer_handler(servicer)})
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
-    reflection.enable_server_reflection(_REFLECTED, server)
+    # Its own `enable_server_reflection` takes any server but gRPC's for a synchronous one.
+    described = reflection.aio.ReflectionServicer(service_names=_REFLECTED)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(described, server)
 
 
 def engines_of(config: NodeConfig) -> OnnxEngines:

@@ -13,7 +13,17 @@ from nearmesh.packaging.build import Artifact
 from nearmesh.rpc import from_rpc_error
 from nearmesh.v1 import node_pb2
 from tests.integration.adding_model import adding
-from tests.integration.mesh_processes import REGION, Caller, ControlPlane, Node, calling, control_plane, node, question
+from tests.integration.mesh_processes import (
+    REGION,
+    Caller,
+    ControlPlane,
+    Node,
+    calling,
+    control_plane,
+    node,
+    question,
+    until,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -70,8 +80,11 @@ async def test_p4_deploy_and_rollback_fail_no_request(plane: ControlPlane, agent
         assert flawless(caller, ("1", 1.0), ("2", 2.0))
         # The old version is gone from the node and from what the control plane says about it.
         await agent.says("swapped", lambda r: r.version == "2" and r.status.state == READY)
-        replicas = (await operator.model("swapped")).replicas
-        assert [(r.node, r.version) for r in replicas] == [("here", "2")]
+
+        async def alone() -> bool:
+            return [(r.node, r.version) for r in (await operator.model("swapped")).replicas] == [("here", "2")]
+
+        await until(alone)
 
 
 async def test_p5_a_failed_warm_up_never_serves_and_the_old_version_goes_on(

@@ -32,10 +32,22 @@ class Engines:
 
     def __init__(self) -> None:
         self.made: list[Slow] = []
+        self._open = True
 
     def __call__(self, folder: Path, package: object) -> Slow:
-        self.made.append(Slow())
+        self.made.append(Slow(is_open=self._open))
         return self.made[-1]
+
+    def wedge(self) -> None:
+        """All of them, and those to come: nothing can heal."""
+        self._open = False
+        for engine in self.made:
+            engine.open.clear()
+
+    def let_new_ones_work(self) -> None:
+        self._open = True
+        for engine in self.made[1:]:
+            engine.open.set()
 
 
 async def until(check: Callable[[], Awaitable[bool]], within_s: float) -> float:
@@ -72,9 +84,10 @@ async def test_p10_in_silence_a_wedged_engine_is_not_ready_within_five_seconds_a
         await node.add(scaler(tmp_path / "m", "m"))
         assert await node.ask("m") == 2
         await until(lambda: ready(node), 5)
-        engines.made[0].open.clear()
+        engines.wedge()
         await until(lambda: unready(node), WITHIN_S)
         assert node.changes >= 1
+        engines.let_new_ones_work()
         # Without a word from anyone: a new engine beside the one that hangs.
         await until(lambda: ready(node), 5)
         assert await node.ask("m") == 2 and len(engines.made) == 2
@@ -100,8 +113,9 @@ async def test_p10_under_traffic_a_wedged_engine_is_not_ready_within_five_second
         async with asyncio.TaskGroup() as tasks:
             callers = [tasks.create_task(caller()) for _ in range(6)]
             await until(lambda: _answered(node, 20), 10)
-            engines.made[0].open.clear()
+            engines.wedge()
             await until(lambda: unready(node), WITHIN_S)
+            engines.let_new_ones_work()
             await until(lambda: ready(node), 5)
             before = node.node.table.get("m").tally.outcomes["OK"]
             await until(lambda: _answered(node, before + 20), 10)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.serving import residency as residencies
 from nearmesh_agent.serving.memory import MIB, Footprint, budget, weights_bytes
 from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.residency import Residency
 
-from nearmesh.errors import ConfigError, DeadlineExceeded, EngineFailure, NotReady
+from nearmesh.errors import ConfigError, DeadlineExceeded, EngineFailure, InvalidInput, NotReady
 from nearmesh.package import Source, Step, Variant
 from tests.gated_engine import Gate
 from tests.tiny_models import package, spec
@@ -303,3 +304,9 @@ def test_weights_are_those_that_one_node_loads(tmp_path):
 def test_the_budget_is_a_share_of_the_machine_unless_said():
     assert budget(100) == 100 * MIB
     assert 64 * MIB < budget(0) < 2**50
+
+
+@pytest.mark.parametrize("key", ["memory_budget_mib", "idle_unload_s", "drain_s"])
+def test_a_node_s_settings_are_not_below_nothing(tmp_path, key):
+    with pytest.raises(InvalidInput, match=key):
+        NodeConfig(data=tmp_path, **{key: -1})

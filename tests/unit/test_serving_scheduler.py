@@ -6,7 +6,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from nearmesh_agent.serving.scheduler import Occupancy
+from nearmesh_agent.serving.occupancy import Occupancy, runnable_threads
 from nearmesh_agent.serving.times import ServiceTimes
 
 from nearmesh.errors import DeadlineExceeded, EngineFailure, NotReady, Overloaded
@@ -319,8 +319,21 @@ async def test_who_left_a_failed_batch_is_not_computed_again():
     assert await scheduler.close(5)
 
 
+def test_a_call_is_not_alone_while_other_processes_want_to_run():
+    runnable = 1
+    occupancy = Occupancy(runnable=lambda: runnable)
+    assert occupancy.enter()
+    occupancy.leave()
+    runnable = 2
+    assert not occupancy.enter()
+
+
+def test_the_system_tells_how_many_threads_want_to_run():
+    assert runnable_threads() >= 1
+
+
 async def test_a_lone_request_may_take_the_whole_machine():
-    occupancy = Occupancy()
+    occupancy = Occupancy(runnable=lambda: 1)
     engines = [Gate(is_open=False), Gate(is_open=False)]
     lone, other = (scheduler_of(engine) for engine in engines)
     lone._occupancy = other._occupancy = occupancy

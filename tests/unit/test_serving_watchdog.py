@@ -30,7 +30,7 @@ class Kennel:
         self.open, self.broken = True, False
         self.changes = 0
         described = package("doubler", [spec("x", "FP32", -1)], [spec("y", "FP32", -1)])
-        config = ReplicaConfig(stall_s=0.1, close_s=0.1)
+        config = ReplicaConfig(stall_s=0.1, probe_s=0.1, close_s=0.1)
         self.replica = Replica(described, "sha256:1", make=self._make, config=config, clock=lambda: self.now)
         self.replica.probe = INPUT
         self.replicas = [self.replica]

@@ -15,10 +15,10 @@ from nearmesh_agent.health import follow_readiness
 from nearmesh_agent.serving import memory
 from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.metrics import ServingMetrics
+from nearmesh_agent.serving.occupancy import Occupancy
 from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.replica_config import ReplicaConfig
 from nearmesh_agent.serving.residency import Residency
-from nearmesh_agent.serving.scheduler import Occupancy
 from nearmesh_agent.serving.servicer import InferenceServicer
 from nearmesh_agent.serving.table import ReplicaTable
 from nearmesh_agent.serving.watchdog import Watchdog

@@ -25,10 +25,11 @@ from nearmesh_agent.serving.holds import Holds
 from nearmesh_agent.serving.inputs import Intake
 from nearmesh_agent.serving.loaded import Loaded
 from nearmesh_agent.serving.memory import Footprint, weights_bytes
+from nearmesh_agent.serving.occupancy import Occupancy
 from nearmesh_agent.serving.proof import measure, prove
 from nearmesh_agent.serving.queue import DEFAULT_PRIORITY, Answer
 from nearmesh_agent.serving.replica_config import ReplicaConfig, ReplicaStats
-from nearmesh_agent.serving.scheduler import Clock, Limits, Occupancy, Scheduler
+from nearmesh_agent.serving.scheduler import Clock, Limits, Scheduler
 from nearmesh_agent.serving.streams import Streams
 from nearmesh_agent.serving.tally import Tally
 from nearmesh_agent.serving.times import ServiceTimes
@@ -377,7 +378,7 @@ class Replica:
         Raises what the engine raises, TimeoutError if it takes far longer than a call of the smallest size.
         """
         active = self._active
-        async with asyncio.timeout(max(self._config.stall_s, 10 * self._times.mean_s(1))):
+        async with asyncio.timeout(max(self._config.probe_s, 10 * self._times.mean_s(1))):
             answered = active is not None and await active.probe(self.probe)
         if answered:
             self._failures = 0

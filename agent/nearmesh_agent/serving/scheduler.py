@@ -21,6 +21,7 @@ from nearmesh_agent.serving.admission import Load, finish_s, hopeless, usable_s
 from nearmesh_agent.serving.batch import BatchLayout
 from nearmesh_agent.serving.call import EngineCalls, Result
 from nearmesh_agent.serving.company import Company
+from nearmesh_agent.serving.occupancy import Occupancy
 from nearmesh_agent.serving.queue import DEFAULT_PRIORITY, Answer, RequestQueue, Waiting
 from nearmesh_agent.serving.times import ServiceTimes
 
@@ -48,21 +49,6 @@ class Limits:
     waiting: int = 64
     # How long a request waits for company although an instance is free; 0: not at all.
     max_delay_s: float = 0.0
-
-
-class Occupancy:
-    """Engine calls that run on this node at the moment, of all replicas: one that is alone may take all cores."""
-
-    def __init__(self) -> None:
-        self._calls: set[int] = set()
-
-    def enter(self) -> bool:
-        """A call begins in this thread; True if it is the only one."""
-        self._calls.add(threading.get_ident())
-        return len(self._calls) == 1
-
-    def leave(self) -> None:
-        self._calls.discard(threading.get_ident())
 
 
 class Scheduler:

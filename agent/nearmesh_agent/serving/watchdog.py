@@ -20,7 +20,7 @@ from nearmesh_agent.serving.scheduler import Clock
 
 log = logging.getLogger(__name__)
 
-# Silence, and the wait for a probe (`ReplicaConfig.stall_s`), are 4.5 s together; this is how much later either shows.
+# Silence, and the wait for a probe (`ReplicaConfig.probe_s`), are 4.5 s together; this is how much later either shows.
 LOOK_EVERY_S = 0.2
 SILENCE_S = 3.0
 # Waits between attempts to heal grow from the first to the second, each shortened by up to half.

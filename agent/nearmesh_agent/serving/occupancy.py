@@ -1,0 +1,47 @@
+"""Whether an engine call has the machine for itself, and so may take all of its cores."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from functools import cache
+
+
+class Occupancy:
+    """Engine calls that run on this node at the moment, of all replicas, and who else wants to run on the machine."""
+
+    def __init__(self, runnable: Callable[[], int] | None = None) -> None:
+        """`runnable` tells how many threads of the machine run or could run, the one that asks included."""
+        self._calls: set[int] = set()
+        self._runnable = runnable or runnable_threads
+
+    def enter(self) -> bool:
+        """A call begins in this thread; True if nothing else computes, here or in another process.
+
+        Threads that wait for each other, as those of one engine call on several cores do, lose far more than their
+        share when one of them has to wait for a core.
+        """
+        self._calls.add(threading.get_ident())
+        return len(self._calls) == 1 and self._runnable() <= 1
+
+    def leave(self) -> None:
+        self._calls.discard(threading.get_ident())
+
+
+def runnable_threads() -> int:
+    """Threads of this machine that run or could run, this one included; 1 where the system does not tell."""
+    opened = _loadavg()
+    if opened is None:
+        return 1
+    # "0.20 0.18 0.12 1/80 11206": see proc(5).
+    return int(os.pread(opened, 128, 0).split()[3].partition(b"/")[0])
+
+
+@cache
+def _loadavg() -> int | None:
+    """Opened once and kept open for as long as the process lives: it is read before every call."""
+    try:
+        return os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
