@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from nearmesh_agent.config import NodeConfig
-from nearmesh_agent.engines.onnx import OnnxEngines
+from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.server import POLICY, add_servicers
 from nearmesh_agent.serving import memory
 from nearmesh_agent.serving.inference import Place

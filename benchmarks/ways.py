@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
-from nearmesh_agent.engines.onnx import CPU, OnnxEngine, choose_variant
+from nearmesh_agent.engines.choice import CPU, choose_variant
+from nearmesh_agent.engines.onnx.engine import OnnxEngine
 from tritonclient.grpc import service_pb2_grpc
 
 from nearmesh import tensors

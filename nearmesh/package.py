@@ -257,6 +257,12 @@ class Package:
         named = {name for spec in self.inputs for name in spec.axes if name}
         if wrong := [name for name in self.batching.pad if name not in named]:
             raise InvalidInput(f"batching.pad names the axis {wrong[0]!r}; the inputs' axes are {sorted(named)}")
+        for spec in self.inputs:
+            if spec.axes and 0 <= spec.batch_axis < len(spec.axes) and spec.axes[spec.batch_axis] in self.batching.pad:
+                raise InvalidInput(
+                    f"batching.pad names {spec.axes[spec.batch_axis]!r}, the batch axis of {spec.name!r}: that one is "
+                    "joined, never filled up; name another axis"
+                )
         for spec in (*self.inputs, *self.outputs) if self.batching.max_batch else ():
             if spec.batch_axis >= len(spec.shape):
                 raise InvalidInput(

@@ -1,8 +1,8 @@
 """What every gRPC server of the mesh does around a call: who asks, may they, and how errors travel.
 
 `GuardedServer` admits or refuses each call and turns errors of `nearmesh.errors` into a status with trailing metadata;
-`from_rpc_error` turns them back on the client. Anything else that escapes a servicer is a bug: logged with its traceback
-and answered INTERNAL without detail.
+`from_rpc_error` turns them back on the client. Anything else that escapes a servicer is a bug: logged with its
+traceback and answered INTERNAL without detail.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grpc_health.v1 import health
-from nearmesh_agent.engines.onnx import OnnxEngines
+from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.server import add_servicers
 from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.metrics import ServingMetrics

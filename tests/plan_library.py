@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 
 from nearmesh_agent.engines.choice import Layout
-from nearmesh_agent.engines.onnx_engine import OnnxEngine
-from nearmesh_agent.engines.tensorrt import THREAD
+from nearmesh_agent.engines.onnx.engine import OnnxEngine
+from nearmesh_agent.engines.tensorrt.engine import THREAD
 
 from nearmesh.errors import EngineFailure
 

@@ -8,7 +8,8 @@ import time
 import numpy as np
 from nearmesh_agent.serving.batch import BatchLayout
 from nearmesh_agent.serving.occupancy import Occupancy
-from nearmesh_agent.serving.scheduler import Limits, Scheduler
+from nearmesh_agent.serving.queue import Limits
+from nearmesh_agent.serving.scheduler import Scheduler
 from nearmesh_agent.serving.times import ServiceTimes
 
 from nearmesh.package import Batching

@@ -15,7 +15,7 @@ import onnx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.engines.base import EngineFactory
-from nearmesh_agent.engines.onnx import OnnxEngines
+from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.server import POLICY, add_servicers
 from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.node import ServingNode

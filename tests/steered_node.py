@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nearmesh_agent.serving.replica_config import ReplicaStats
+from nearmesh_agent.serving.measured import ReplicaStats
 from nearmesh_agent.serving.table import ReplicaTable
 from nearmesh_agent.session import reconciler as reconcilers
 from nearmesh_agent.session.reconciler import Reconciler

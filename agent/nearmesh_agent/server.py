@@ -28,7 +28,7 @@ from nearmesh.tokens import TokenVerifier
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_agent.address import advertised_host
 from nearmesh_agent.config import NodeConfig
-from nearmesh_agent.engines.onnx import OnnxEngines
+from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.serving import wire
 from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.metrics import ServingMetrics

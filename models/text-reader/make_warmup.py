@@ -5,7 +5,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from nearmesh_agent.engines.onnx import OnnxEngines
+from nearmesh_agent.engines.factory import OnnxEngines
 from PIL import Image, ImageDraw, ImageFont
 
 from nearmesh.package import Package

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nearmesh_agent.engines.onnx import OnnxEngines
-from nearmesh_agent.engines.python_step import PythonSteps
+from nearmesh_agent.engines.factory import OnnxEngines
+from nearmesh_agent.engines.pipeline.python_step import PythonSteps
 from PIL import Image, ImageDraw, ImageFont
 
 from nearmesh.errors import InvalidInput, PackageError

@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 import pytest
-from nearmesh_agent.engines import wide
-from nearmesh_agent.engines.choice import Layout
-from nearmesh_agent.engines.onnx import CPU, OnnxEngine, OnnxEngines, choose_variant
-from nearmesh_agent.engines.session import Session
+from nearmesh_agent.engines.choice import CPU, Layout, choose_variant
+from nearmesh_agent.engines.factory import OnnxEngines
+from nearmesh_agent.engines.onnx import wide
+from nearmesh_agent.engines.onnx.engine import OnnxEngine
+from nearmesh_agent.engines.onnx.session import Session
 
 from nearmesh.errors import ConfigError, EngineFailure, InvalidInput, MeshError, PackageError
 from nearmesh.package import Batching, Source, Step, Variant
@@ -263,7 +264,7 @@ def test_variants(tmp_path):
 )
 def test_engines_share_the_cores(tmp_path, monkeypatch, settings, instances, expected):
     given = []
-    monkeypatch.setattr("nearmesh_agent.engines.onnx.usable_cores", lambda: 8)
+    monkeypatch.setattr("nearmesh_agent.engines.factory.usable_cores", lambda: 8)
     monkeypatch.setattr(OnnxEngine, "load", lambda *_, layout, **__: given.append(layout))
     OnnxEngines(**settings)(tmp_path, replace(adder(tmp_path), instances=instances))
     assert given == [expected]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from nearmesh_agent.engines.onnx import OnnxEngines
+from nearmesh_agent.engines.factory import OnnxEngines
 from onnx import helper
 
 from nearmesh.errors import EngineFailure, InvalidInput, MeshError, PackageError

@@ -24,12 +24,13 @@ from typing import Any
 from nearmesh.devmesh.mesh import LocalMesh, local_mesh
 from nearmesh.devmesh.plan import MODELS, REGIONS, site_of
 from nearmesh.devmesh.tour import tour
-from tests.faults import scenarios
+from tests.faults import many_models, scenarios
 from tests.faults.test_fuzz import fuzzed
 
 RESULTS = Path(__file__).parent / "results"
 FUZZ_COUNT, FUZZ_SEEDS = 10_000, (7, 8)
 CONTROL_PLANE_AWAY_S = 60.0
+MANY_MODELS, MANY_ROOM, MANY_REQUESTS = 1000, 50, 10_000
 
 Run = tuple[str, Callable[[LocalMesh], Awaitable[Any]]]
 
@@ -91,7 +92,18 @@ async def soak(only: str) -> list[dict[str, Any]]:
                 folder = Path(scratch) / f"fuzz-{seed}"
                 folder.mkdir()
                 found.append(await _measured(name, lambda: _fuzz(folder, seed)))  # noqa: B023
+        name = f"many models: {MANY_MODELS} with memory for {MANY_ROOM}"
+        if only in name:
+            folder = Path(scratch) / "many"
+            folder.mkdir()
+            found.append(await _measured(name, lambda: _many(folder)))
     return found
+
+
+async def _many(folder: Path) -> dict[str, Any]:
+    figures = await many_models.run(folder, MANY_MODELS, MANY_ROOM, MANY_REQUESTS)
+    assert not figures["errors"], figures
+    return figures
 
 
 async def _fuzz(folder: Path, seed: int) -> dict[str, Any]:

@@ -38,7 +38,7 @@ async def activated(described: Package, engine: Engine) -> Replica:
     """A replica of an engine made by the test. As far as it knows, eight rows take no longer than one."""
     replica = Replica(described, f"sha256:{described.name}", make=lambda: engine)
     for rows in (1, 8):
-        replica._times.add(rows, 0.001)
+        replica.measured.times.add(rows, 0.001)
     await replica.activate()
     return replica
 

@@ -8,7 +8,8 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
-from nearmesh_agent.serving.replica import Replica, ReplicaConfig
+from nearmesh_agent.serving.replica import Replica
+from nearmesh_agent.serving.replica_config import ReplicaConfig
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 

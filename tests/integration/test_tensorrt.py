@@ -17,13 +17,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from nearmesh_agent.engines.choice import Layout
-from nearmesh_agent.engines.cuda import Gpu
-from nearmesh_agent.engines.onnx import OnnxEngines
-from nearmesh_agent.engines.onnx_engine import OnnxEngine
-from nearmesh_agent.engines.plan_build import MODULES, PlanBuild, PlanOrder
-from nearmesh_agent.engines.plans import PlanStore
-from nearmesh_agent.engines.shapes import Span
-from nearmesh_agent.engines.tensorrt import TensorRt
+from nearmesh_agent.engines.factory import OnnxEngines
+from nearmesh_agent.engines.onnx.engine import OnnxEngine
+from nearmesh_agent.engines.tensorrt.cuda import Gpu
+from nearmesh_agent.engines.tensorrt.engine import TensorRt
+from nearmesh_agent.engines.tensorrt.plan_build import MODULES, PlanBuild, PlanOrder
+from nearmesh_agent.engines.tensorrt.plans import PlanStore
+from nearmesh_agent.engines.tensorrt.shapes import Span
 
 from nearmesh.errors import EngineFailure
 from nearmesh.package import Source, Variant
@@ -193,7 +193,7 @@ def test_stopping_a_build(hanging):
 
 
 def test_a_build_that_does_not_end(hanging, monkeypatch):
-    monkeypatch.setattr("nearmesh_agent.engines.plan_build.TIMEOUT_S", 0.1)
+    monkeypatch.setattr("nearmesh_agent.engines.tensorrt.plan_build.TIMEOUT_S", 0.1)
     with pytest.raises(EngineFailure, match=r"ended by signal 9: it said nothing \(at most 0 s"):
         PlanBuild(hanging[0]).run()
 
@@ -208,7 +208,7 @@ def test_a_build_that_was_stopped_before_it_began(tmp_path):
 def test_the_builder_follows_an_agent_that_was_killed(hanging):
     wanted, fifo = hanging
     code = f"""if True:
-        from nearmesh_agent.engines.plan_build import PlanBuild, PlanOrder
+        from nearmesh_agent.engines.tensorrt.plan_build import PlanBuild, PlanOrder
         PlanBuild(PlanOrder(library="tensorrt", onnx={wanted.onnx!r}, plan={wanted.plan!r})).run()
     """
     agent = subprocess.Popen([sys.executable, "-c", code])

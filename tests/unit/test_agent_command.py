@@ -78,7 +78,7 @@ def test_mistakes(served: list[Any], arguments: tuple[str, ...], code: int, said
 
 def test_without_onnx_runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    for name in ("nearmesh_agent.server", "nearmesh_agent.engines.onnx"):
+    for name in ("nearmesh_agent.server", "nearmesh_agent.engines.factory"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     result = agent("--data", tmp_path)
     assert result.exit_code == 1

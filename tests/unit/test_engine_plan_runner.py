@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from nearmesh_agent.engines.cuda import Gpu
-from nearmesh_agent.engines.plan_runner import PlanRunner
+from nearmesh_agent.engines.tensorrt.cuda import Gpu
+from nearmesh_agent.engines.tensorrt.plan_runner import PlanRunner
 
 from nearmesh.errors import EngineFailure
 

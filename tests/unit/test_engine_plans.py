@@ -7,8 +7,8 @@ import time
 from dataclasses import replace
 
 import pytest
-from nearmesh_agent.engines.plans import PlanKey, PlanStore, file_sha256, precision_of
-from nearmesh_agent.engines.shapes import Span
+from nearmesh_agent.engines.tensorrt.plans import PlanKey, PlanStore, file_sha256, precision_of
+from nearmesh_agent.engines.tensorrt.shapes import Span
 
 from nearmesh.errors import EngineFailure
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from nearmesh_agent.engines.session import GraphTensor
-from nearmesh_agent.engines.shapes import Span, package_profile, provider_shapes, step_profile, warmup_shapes
+from nearmesh_agent.engines.onnx.session import GraphTensor
+from nearmesh_agent.engines.tensorrt.shapes import Span, package_profile, provider_shapes, step_profile, warmup_shapes
 
 from nearmesh.errors import EngineFailure
 from nearmesh.package import Batching, TensorSpec, Warmup

@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from nearmesh_agent.engines.choice import CPU, CUDA
-from nearmesh_agent.engines.onnx import OnnxEngines, tensorrt_options
-from nearmesh_agent.engines.onnx_engine import OnnxEngine
-from nearmesh_agent.engines.plan_build import PlanOrder
-from nearmesh_agent.engines.plans import PlanKey
-from nearmesh_agent.engines.shapes import Span
-from nearmesh_agent.engines.tensorrt import TensorRt, TensorRtEngine
+from nearmesh_agent.engines.factory import OnnxEngines, tensorrt_options
+from nearmesh_agent.engines.onnx.engine import OnnxEngine
+from nearmesh_agent.engines.tensorrt.engine import TensorRt, TensorRtEngine
+from nearmesh_agent.engines.tensorrt.plan_build import PlanOrder
+from nearmesh_agent.engines.tensorrt.plans import PlanKey
+from nearmesh_agent.engines.tensorrt.shapes import Span
 
 from nearmesh.errors import EngineFailure, InvalidInput
 from nearmesh.package import Batching, Source, Step, Variant, Warmup
@@ -260,7 +260,7 @@ def test_a_step_of_a_pipeline(tmp_path, library):
 
 
 def test_a_node_without_a_gpu_has_no_tensorrt(monkeypatch):
-    monkeypatch.setattr("nearmesh_agent.engines.cuda._DRIVER", "libnosuchdriver.so.1")
+    monkeypatch.setattr("nearmesh_agent.engines.tensorrt.cuda._DRIVER", "libnosuchdriver.so.1")
     with pytest.raises(EngineFailure, match=r"there is no GPU: libnosuchdriver\.so\.1"):
         TensorRt.find("tensorrt")
 

@@ -8,7 +8,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from nearmesh_agent.engines.wide import CALLS, THREAD, Wide
+from nearmesh_agent.engines.onnx.wide import CALLS, THREAD, Wide
 
 from nearmesh.errors import PackageError
 

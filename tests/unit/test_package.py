@@ -111,6 +111,48 @@ def test_mistakes(tmp_path, right, wrong, said):
     assert said in caught.value.message and str(tmp_path / MANIFEST_FILE) in caught.value.message
 
 
+def padded(axes: str, pad: str, more: str = "") -> str:
+    """The adder with named axes, and some of them filled up."""
+    described = GOOD.replace("shape = [-1, 2] }]\no", f"shape = [-1, 2], axes = {axes}{more} }}]\no", 1)
+    return f"{described}batching = {{ max_batch = 8, pad = {pad} }}\n"
+
+
+@pytest.mark.parametrize(
+    ("axes", "pad", "more"),
+    [
+        ('["", "length"]', '["length"]', ""),
+        ('["rows", "length"]', '["length"]', ""),
+        ('["length", "rows"]', '["length"]', ", batch_axis = 1"),
+        # It has no rows: the axis is as any other.
+        ('["rows", "length"]', '["rows"]', ", batch_axis = -1"),
+    ],
+)
+def test_axes_that_may_be_filled_up(tmp_path, axes, pad, more):
+    assert read(tmp_path, padded(axes, pad, more)).batching.max_batch == 8
+
+
+@pytest.mark.parametrize(
+    ("axes", "pad", "more", "said"),
+    [
+        ('["rows", "length"]', '["rows"]', "", "batching.pad names 'rows', the batch axis of 'x'"),
+        ('["rows", "length"]', '["length", "rows"]', "", "name another axis"),
+        ('["rows", "length"]', '["length"]', ", batch_axis = 1", "batching.pad names 'length', the batch axis of 'x'"),
+        ('["rows", "length"]', '["width"]', "", "names the axis 'width'; the inputs' axes are ['length', 'rows']"),
+    ],
+)
+def test_axes_that_cannot_be_filled_up(tmp_path, axes, pad, more, said):
+    with pytest.raises(PackageError) as caught:
+        read(tmp_path, padded(axes, pad, more))
+    assert said in caught.value.message
+
+
+def test_an_axis_that_is_rows_of_another_input_cannot_be_filled_up(tmp_path):
+    other = ', { name = "z", dtype = "FP32", shape = [-1], axes = ["rows"] }]\no'
+    text = padded('["rows", "length"]', '["rows"]', ", batch_axis = -1").replace("]\no", other, 1)
+    with pytest.raises(PackageError, match="the batch axis of 'z'"):
+        read(tmp_path, text)
+
+
 def test_state_of_a_tensor_that_is_not_there(tmp_path):
     state = '{ input = "h", output = "y", shape = [1] }'
     with pytest.raises(PackageError, match="sequence state 'h' -> 'y': no such input or output"):

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from nearmesh_agent.engines.onnx import OnnxEngines
+from nearmesh_agent.engines.factory import OnnxEngines
 
 from nearmesh.errors import PackageError
 from nearmesh.package import load

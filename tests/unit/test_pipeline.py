@@ -9,9 +9,9 @@ import weakref
 
 import numpy as np
 import pytest
-from nearmesh_agent.engines.graph_step import GraphStep
-from nearmesh_agent.engines.pipeline import Pipeline
-from nearmesh_agent.engines.python_step import PythonSteps
+from nearmesh_agent.engines.pipeline.graph_step import GraphStep
+from nearmesh_agent.engines.pipeline.pipeline import Pipeline
+from nearmesh_agent.engines.pipeline.python_step import PythonSteps
 
 from nearmesh.errors import EngineFailure, InvalidInput, PackageError
 from nearmesh.package import Source, Step, Variant
@@ -114,7 +114,7 @@ def test_a_name_that_is_written_again_has_the_last_value(load):
 
 
 def test_functions_alone_take_all_cores_or_what_the_package_says(load, monkeypatch):
-    monkeypatch.setattr("nearmesh_agent.engines.pipeline.usable_cores", lambda: 6)
+    monkeypatch.setattr("nearmesh_agent.engines.pipeline.pipeline.usable_cores", lambda: 6)
     code = "def same(x):\n    return {'y': x}"
     assert load(code, python("same", "same")).instances == 6
     assert load(code, python("same", "same"), instances=2).instances == 2

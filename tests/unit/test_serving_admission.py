@@ -6,7 +6,7 @@ import asyncio
 import math
 
 import pytest
-from nearmesh_agent.serving.admission import Load, finish_s, hopeless, usable_s
+from nearmesh_agent.serving.admission import Load, Outcomes, finish_s, hopeless, usable_s
 from nearmesh_agent.serving.queue import RequestQueue, Waiting
 from nearmesh_agent.serving.times import ServiceTimes
 
@@ -62,7 +62,7 @@ def test_uncertain_times_ask_for_more():
 
 def test_nothing_known_refuses_nobody(loop):
     assert finish_s(Load(1, 0.0, 100), 1, ServiceTimes(0)) == 0.0
-    assert hopeless(request(loop, 0.002), RequestQueue(), ServiceTimes(0), Load(1, 0.0), now_s=0.0) is None
+    assert hopeless(request(loop, 0.002), RequestQueue(), ServiceTimes(0), Load(1, 0.0), Outcomes(), now_s=0.0) is None
 
 
 @pytest.mark.parametrize(("timeout_s", "expected"), [(1.0, 0.95), (0.01, 0.009), (math.inf, math.inf)])
@@ -74,28 +74,54 @@ def test_p6_a_request_that_cannot_make_it_is_hopeless(loop):
     times, queue = steady(r1=0.1), RequestQueue()
     for _ in range(2):
         queue.push(request(loop, 0.3))
-    assert hopeless(request(loop, 0.5), queue, times, Load(1, 0.1), now_s=0.0) is None
-    refused = hopeless(request(loop, 0.41), queue, times, Load(1, 0.1), now_s=0.0)
+    assert hopeless(request(loop, 0.5), queue, times, Load(1, 0.1), Outcomes(), now_s=0.0) is None
+    refused = hopeless(request(loop, 0.41), queue, times, Load(1, 0.1), Outcomes(), now_s=0.0)
     assert refused.why == "it would take about 400 ms, the request has 410 ms left"
     # Among those of a lower priority it is the first.
-    assert hopeless(request(loop, 0.25, priority=1), queue, times, Load(1, 0.1), now_s=0.0) is None
-    assert hopeless(request(loop, math.inf), queue, times, Load(1, 0.1), now_s=0.0) is None
+    assert hopeless(request(loop, 0.25, priority=1), queue, times, Load(1, 0.1), Outcomes(), now_s=0.0) is None
+    assert hopeless(request(loop, math.inf), queue, times, Load(1, 0.1), Outcomes(), now_s=0.0) is None
 
 
 def test_p6_nobody_overtakes_those_who_would_then_be_late(loop):
     times, queue = steady(r1=0.1), RequestQueue()
     queue.push(request(loop, 0.35))
     queue.push(request(loop, 0.45))
-    late = hopeless(request(loop, 0.25), queue, times, Load(1, 0.1), now_s=0.0)
+    late = hopeless(request(loop, 0.25), queue, times, Load(1, 0.1), Outcomes(), now_s=0.0)
     assert late is None
     queue.push(request(loop, 0.44))
-    assert "later deadline" in hopeless(request(loop, 0.25), queue, times, Load(1, 0.1), now_s=0.0).why
+    assert "later deadline" in hopeless(request(loop, 0.25), queue, times, Load(1, 0.1), Outcomes(), now_s=0.0).why
 
 
 def test_who_is_late_anyway_keeps_nobody_out(loop):
     """The engine has become slower: those who came before are lost with the newcomer or without."""
     times, queue = steady(8, r1=0.1, r2=0.2, r4=0.4), RequestQueue()
     queue.push(request(loop, 0.3, rows=4))
-    assert hopeless(request(loop, 0.2), queue, times, Load(1, 0.0), now_s=0.0) is None
+    assert hopeless(request(loop, 0.2), queue, times, Load(1, 0.0), Outcomes(), now_s=0.0) is None
     queue.push(request(loop, 0.65))
-    assert "later deadline" in hopeless(request(loop, 0.25, rows=2), queue, times, Load(1, 0.0), now_s=0.0).why
+    late = hopeless(request(loop, 0.25, rows=2), queue, times, Load(1, 0.0), Outcomes(), now_s=0.0)
+    assert "later deadline" in late.why
+
+
+def test_what_is_set_aside_grows_with_every_late_answer_until_one_in_a_hundred_is():
+    outcomes = Outcomes()
+    least = outcomes.reserve
+    for _ in range(100):
+        outcomes.answered(0.1, 0.2)
+    assert outcomes.reserve == least
+    outcomes.answered(-0.01, 0.2)
+    outcomes.answered(0.001, 0.2)
+    assert outcomes.reserve == pytest.approx(least + 0.02)
+    for _ in range(100):
+        outcomes.answered(0.1, 0.2)
+    assert outcomes.reserve == pytest.approx(least + 0.01)
+    for _ in range(1000):
+        outcomes.answered(-1.0, 0.2)
+    assert usable_s(1.0, outcomes.reserve) == pytest.approx(0.7)
+
+
+def test_those_who_will_leave_are_not_waited_for():
+    outcomes = Outcomes()
+    for _ in range(1000):
+        outcomes.waited(gave_up=True)
+        outcomes.waited(gave_up=False)
+    assert outcomes.leaving == pytest.approx(0.5, abs=0.02)

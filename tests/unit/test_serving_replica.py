@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from nearmesh_agent.serving.replica import FAILURES_IN_ROW, Replica
+from nearmesh_agent.serving.failures import FAILURES_IN_ROW
+from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.replica_config import ReplicaConfig
 
 from nearmesh.errors import (
@@ -65,7 +68,7 @@ async def test_p6_a_queue_that_is_too_long_for_the_deadline_refuses_at_once():
     engine = Gate(is_open=False)
     replica = await replica_of(engine, clock=lambda: 0.0)
     for _ in range(100):
-        replica._times.add(1, 100.0)
+        replica.measured.times.add(1, 100.0)
     accepted = [asyncio.create_task(replica.infer(INPUT))]
     await engine.entered()
     accepted += [asyncio.create_task(replica.infer(INPUT, timeout_s=timeout_s)) for timeout_s in (230.0, 340.0)]
@@ -106,8 +109,8 @@ async def test_requests_share_calls_and_are_counted_by_rows():
     engine = Timed(is_open=False)
     described = replace(PACKAGE, batching=Batching(max_batch=8))
     replica = await replica_of(engine, described=described, clock=lambda: now)
-    for size in replica._times.sizes:
-        replica._times.add(size, 0.1)
+    for size in replica.measured.times.sizes:
+        replica.measured.times.add(size, 0.1)
     first = asyncio.create_task(replica.infer(INPUT))
     await engine.entered()
     others = [asyncio.create_task(replica.infer(INPUT)) for _ in range(4)]
@@ -126,11 +129,11 @@ async def test_requests_share_calls_and_are_counted_by_rows():
 
 async def test_a_late_answer_counts_as_slow_and_never_as_fast():
     replica = await replica_of(Gate())
-    replica._proven_s = 0.1
-    replica.too_late(1)
+    replica.measured._proven_s = 0.1
+    replica.measured.too_late(1)
     assert replica.stats().service_ms_p95 == 100
     for _ in range(LEAST_SAMPLES):
-        replica.too_late(5000)
+        replica.measured.too_late(5000)
     assert replica.stats().service_ms_p95 == 5000
     await replica.close()
 
@@ -186,7 +189,7 @@ async def test_failures_in_a_row_are_the_engines_fault_until_it_answers():
         with pytest.raises(EngineFailure):
             await replica.infer({"x": np.array([np.nan], np.float32)})
     await replica.infer(INPUT)
-    assert replica._failures == 0 and replica.ready
+    assert replica._failures.in_row == 0 and replica.ready
     await replica.close()
 
 
@@ -248,6 +251,95 @@ async def test_close_is_bounded_and_frees_nothing_that_is_in_use():
     await tasks[0]
 
 
+class SlowLoad:
+    """Makes engines in a thread, once the test lets it."""
+
+    def __init__(self):
+        self.engine = Gate()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.closed = threading.Event()
+        self.engine.close = self.closed.set
+
+    def make(self):
+        self.begun.set()
+        assert self.go_on.wait(20)
+        return self.engine
+
+
+async def test_an_engine_that_nobody_waits_for_any_more_is_closed():
+    slow = SlowLoad()
+    replica = Replica(PACKAGE, "sha256:1", make=slow.make)
+    loading = asyncio.create_task(replica.activate())
+    assert await asyncio.to_thread(slow.begun.wait, 20)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    assert not slow.closed.is_set()
+    slow.go_on.set()
+    assert await asyncio.to_thread(slow.closed.wait, 20)
+    assert not replica.active
+
+
+async def test_an_engine_that_is_ready_in_the_moment_of_the_cancellation_is_closed():
+    slow = SlowLoad()
+    slow.go_on.set()
+    with ThreadPoolExecutor(1) as executor:
+        replica = Replica(PACKAGE, "sha256:1", make=slow.make, executor=executor)
+        loading = asyncio.create_task(replica.activate())
+        await asyncio.sleep(0)
+        # The loop stands still here until the thread is through.
+        executor.submit(lambda: None).result(20)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+    assert await asyncio.to_thread(slow.closed.wait, 20)
+    assert not replica.active
+
+
+async def test_a_load_that_is_cancelled_before_its_turn_never_begins():
+    slow = SlowLoad()
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(slow.go_on.wait, 20)
+        loading = asyncio.create_task(Replica(PACKAGE, "sha256:1", make=slow.make, executor=executor).activate())
+        await asyncio.sleep(0)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        slow.go_on.set()
+    assert not slow.begun.is_set()
+
+
+async def test_an_engine_that_is_loaded_while_the_replica_closes_is_closed():
+    slow = SlowLoad()
+    replica = Replica(PACKAGE, "sha256:1", make=slow.make)
+    loading = asyncio.create_task(replica.activate())
+    assert await asyncio.to_thread(slow.begun.wait, 20)
+    await replica.close()
+    slow.go_on.set()
+    with pytest.raises(NotReady, match="being unloaded from this node"):
+        await loading
+    assert slow.closed.is_set() and not replica.active
+
+
+@pytest.mark.parametrize("leave", [Replica.close, Replica.deactivate])
+async def test_an_end_goes_on_when_who_asked_for_it_is_cancelled(leave):
+    engine = Gate(is_open=False)
+    closed = threading.Event()
+    engine.close = closed.set
+    replica = await replica_of(engine)
+    accepted = asyncio.create_task(replica.infer(INPUT))
+    await engine.entered()
+    leaving = asyncio.create_task(leave(replica))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert not closed.is_set()
+    engine.open.set()
+    assert (await accepted).outputs["y"].tolist() == [2, 4]
+    assert await asyncio.to_thread(closed.wait, 20)
+
+
 async def load(folder, engine, **changes):
     described = replace(PACKAGE, **changes)
     return await Replica.load(folder, "sha256:1", engine_factory=lambda *_: engine, package=described)
@@ -260,7 +352,7 @@ async def test_warm_up_measures(tmp_path):
     assert stats.service_ms_p50 > 0 and stats.inferences_per_second > 0
     before = stats.service_ms_p95
     for _ in range(LEAST_SAMPLES):
-        replica.served(before + 1000)
+        replica.measured.served(before + 1000)
     assert replica.stats().service_ms_p95 == before + 1000
     await replica.close()
 

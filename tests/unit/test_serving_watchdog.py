@@ -128,16 +128,16 @@ async def test_p10_a_probe_that_does_not_come_back_makes_it_not_ready_and_a_new_
         await kennel.replica.infer(INPUT)
     await kennel.look()
     await until(lambda: kennel.replica.ready and kennel.changes == 2)
-    assert kennel.replica.hanging == 1
+    assert kennel.replica.endings.hanging == 1
     assert (await kennel.replica.infer(INPUT)).outputs["y"].tolist() == [2, 4]
     # Its memory is freed when the call comes back after all, and not before.
-    await kennel.replica.tidy()
+    await kennel.replica.endings.tidy()
     assert stuck.closed == 0 and "did not end; its memory stays" in caplog.text
     stuck.open.set()
-    lost = kennel.replica._lost[0]
+    lost = kennel.replica.endings._lost[0]
     await until(lambda: not lost.hangs())
-    await kennel.replica.tidy()
-    assert (stuck.closed, kennel.replica.hanging) == (1, 0)
+    await kennel.replica.endings.tidy()
+    assert (stuck.closed, kennel.replica.endings.hanging) == (1, 0)
 
 
 async def test_p10_a_call_that_does_not_come_back_and_who_waits_behind_it(kennel):
@@ -193,13 +193,13 @@ async def test_no_more_engines_are_given_up_to_hang_than_memory_bears(kennel, mo
     kennel.engines[0].open.clear()
     kennel.now += 3
     await kennel.look()
-    await until(lambda: kennel.replica.hanging == 1)
+    await until(lambda: kennel.replica.endings.hanging == 1)
     await kennel.look()
     await until(lambda: "1 engines of it hang already" in caplog.text)
     assert len(kennel.engines) == 1
     kennel.engines[0].open.set()
-    await until(lambda: not kennel.replica._lost[0].hangs())
-    await kennel.replica.tidy()
+    await until(lambda: not kennel.replica.endings._lost[0].hangs())
+    await kennel.replica.endings.tidy()
     await until(lambda: kennel.replica.ready)
     assert len(kennel.engines) == 2
 

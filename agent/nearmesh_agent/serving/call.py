@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from nearmesh.errors import EngineFailure
@@ -10,6 +11,7 @@ from nearmesh_agent.serving.batch import BatchLayout
 from nearmesh_agent.serving.queue import Answer, Waiting
 from nearmesh_agent.serving.times import ServiceTimes
 
+Clock = Callable[[], float]
 Result = Answer | Exception
 
 # A size that a lone call proves to be so many times as fast as known was measured in a bad moment.
@@ -20,13 +22,14 @@ class EngineCalls:
     """Of one engine. `run` may be called by several threads."""
 
     def __init__(
-        self, engine: Engine, layout: BatchLayout, times: ServiceTimes, *, clock: Callable[[], float], instances: int
+        self, engine: Engine, layout: BatchLayout, times: ServiceTimes, *, clock: Clock, instances: int
     ) -> None:
         self._engine = engine
         self._layout = layout
         self._times = times
         self._clock = clock
         self._instances = instances
+        self._effort_clock = effort_clock(engine, clock)
 
     def run(self, batch: Sequence[Waiting], *, alone: bool) -> list[Result]:
         """An answer or an error for each request."""
@@ -43,7 +46,7 @@ class EngineCalls:
         return [failed if one.future.done() else self.run([one], alone=False)[0] for one in batch]
 
     def _together(self, batch: Sequence[Waiting], *, alone: bool) -> list[Answer]:
-        started = self._clock()
+        started, effort_s = self._clock(), self._effort_clock()
         requests = [request.inputs for request in batch]
         rows = [request.rows for request in batch]
         outputs = self._engine.infer(self._layout.join(requests), alone=alone)
@@ -56,7 +59,7 @@ class EngineCalls:
         # With one instance no call shares it.
         alone = alone and self._instances > 1
         if not alone:
-            self._times.add(total, seconds)
+            self._times.add(total, seconds, self._effort_clock() - effort_s)
         return [
             Answer(
                 share,
@@ -69,6 +72,12 @@ class EngineCalls:
             )
             for share, request in zip(shares, batch, strict=True)
         ]
+
+
+def effort_clock(engine: Engine, clock: Clock) -> Clock:
+    """What a call's effort is measured with: on the CPU it computes in the thread that calls, alone calls apart."""
+    on_cpu = bool(engine.providers) and engine.providers[0].startswith("CPU")
+    return time.thread_time if on_cpu else clock
 
 
 def _tellable(error: BaseException) -> Exception:

@@ -88,7 +88,7 @@ class Inference:
             return
         replica.tally.failed(outcome, took_ms)
         if isinstance(error, DeadlineExceeded):
-            replica.too_late(took_ms)
+            replica.measured.too_late(took_ms)
 
     def _meant(self, message: Any) -> Replica | None:
         """Whom a request named that was refused before it got there."""
@@ -178,7 +178,7 @@ class Inference:
             encode_ms=(ended_s - answered_s) * 1000,
             now_ms=time.time_ns() // 1_000_000,
         )
-        replica.served((ended_s - call.started_s) * 1000)
+        replica.measured.served((ended_s - call.started_s) * 1000)
         return encoded
 
     async def answers(self, request: Received, timeout_s: float | None) -> AsyncGenerator[Any, None]:

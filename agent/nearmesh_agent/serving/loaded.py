@@ -5,15 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from nearmesh.errors import NotReady, Overloaded
 from nearmesh_agent.engines.base import Array, Engine
-from nearmesh_agent.serving import memory
+from nearmesh_agent.serving.loading import free
 from nearmesh_agent.serving.scheduler import Scheduler
 from nearmesh_agent.serving.streams import Streams
 
 # Before every other request's: a probe waits for running calls alone, so that it tells of the engine, not of the queue.
 _PROBE_PRIORITY = 1
+
+
+class Description(NamedTuple):
+    """What an engine says of itself; empty before there was one."""
+
+    name: str = ""
+    variant: str = ""
+    providers: tuple[str, ...] = ()
+    instances: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +33,11 @@ class Loaded:
     engine: Engine
     scheduler: Scheduler
     streams: Streams
+
+    @property
+    def description(self) -> Description:
+        engine = self.engine
+        return Description(engine.name, engine.variant, engine.providers, engine.instances)
 
     @property
     def in_flight(self) -> int:
@@ -57,13 +72,9 @@ class Loaded:
         """
         if not (await self.scheduler.close(timeout_s) and await self.streams.close(timeout_s)):
             return False
-        await asyncio.to_thread(self._free)
+        await asyncio.to_thread(free, self.engine)
         return True
 
     async def end_late(self) -> None:
         """After `end` returned False, once the call has come back."""
-        await asyncio.to_thread(self._free)
-
-    def _free(self) -> None:
-        self.engine.close()
-        memory.give_back()
+        await asyncio.to_thread(free, self.engine)

@@ -57,6 +57,10 @@ class Footprint:
         """Room to make for a load: before the first one, the weights twice and something for the rest."""
         return self.loaded_bytes or self._declared_bytes or 2 * self.weights_bytes + MIB
 
+    def held_bytes(self, copies: int, hanging: int) -> int:
+        """What it takes with its weights so many times in memory, 0 for not at all, and with engines that hang."""
+        return (int(copies > 0) + hanging) * self.loaded_bytes + max(0, copies - 1) * self.weights_bytes
+
     def measured(self, grown_bytes: int) -> None:
         """Takes in by how much the process grew in a load; the first counts, since later ones find memory to reuse.
 

@@ -1,11 +1,17 @@
-"""Whether an engine call has the machine for itself, and so may take all of its cores."""
+"""Which cores an engine call gets: all of them when it has the machine for itself, and none before those who answer."""
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
 from functools import cache
+
+log = logging.getLogger(__name__)
+
+# Of engine threads, on Unix's scale from 0 (as all others) to 19.
+_NICE = 5
 
 
 class Occupancy:
@@ -45,3 +51,11 @@ def _loadavg() -> int | None:
         return os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+
+
+def give_way() -> None:
+    """Puts the thread that asks behind the others of this process: a refusal must be quick while all cores compute."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+    except (OSError, AttributeError):
+        log.debug("this system has no priorities for threads; answers may come a little later")

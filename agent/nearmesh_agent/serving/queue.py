@@ -21,6 +21,16 @@ LOWEST_PRIORITY = 9
 _MOST_LEFT = 64
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of one replica's queue."""
+
+    # Requests that may wait for an instance.
+    waiting: int = 64
+    # How long a request waits for company although an instance is free; 0: not at all.
+    max_delay_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What one request got from the engine, and where its time on the node went."""

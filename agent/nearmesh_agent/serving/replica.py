@@ -12,49 +12,38 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 from nearmesh import package as packages
-from nearmesh.errors import DeadlineExceeded, EngineFailure, NotReady
+from nearmesh.errors import DeadlineExceeded, NotReady
 from nearmesh.package import Package
-from nearmesh.quantiles import Window
 from nearmesh_agent.engines.base import Array, Engine, EngineFactory
 from nearmesh_agent.serving import memory
 from nearmesh_agent.serving.batch import BatchLayout
+from nearmesh_agent.serving.endings import Endings
+from nearmesh_agent.serving.failures import Failures
 from nearmesh_agent.serving.holds import Holds
 from nearmesh_agent.serving.inputs import Intake
-from nearmesh_agent.serving.loaded import Loaded
+from nearmesh_agent.serving.loaded import Description, Loaded
+from nearmesh_agent.serving.loading import Loading
+from nearmesh_agent.serving.measured import Measured, ReplicaStats
 from nearmesh_agent.serving.memory import Footprint, weights_bytes
 from nearmesh_agent.serving.occupancy import Occupancy
-from nearmesh_agent.serving.proof import measure, prove
-from nearmesh_agent.serving.queue import DEFAULT_PRIORITY, Answer
-from nearmesh_agent.serving.replica_config import ReplicaConfig, ReplicaStats
-from nearmesh_agent.serving.scheduler import Clock, Limits, Scheduler
+from nearmesh_agent.serving.proof import prove
+from nearmesh_agent.serving.queue import DEFAULT_PRIORITY, Answer, Limits
+from nearmesh_agent.serving.replica_config import ReplicaConfig
+from nearmesh_agent.serving.scheduler import Clock, Scheduler
 from nearmesh_agent.serving.streams import Streams
 from nearmesh_agent.serving.tally import Tally
-from nearmesh_agent.serving.times import ServiceTimes
-
-__all__ = ["Replica", "ReplicaConfig", "ReplicaStats"]
 
 log = logging.getLogger(__name__)
-
-# How long a measurement speaks for a replica.
-MEASURED_FOR_S = 30.0
-# So many engine calls that fail one after the other may be the engine's fault, not the requests'.
-FAILURES_IN_ROW = 3
-
 
 # Brings a cold replica back for a request that has so many seconds left, None for any number.
 Wake = Callable[["Replica", float | None], Awaitable[None]]
 
-
 # Proves a version that was just opened from its folder, when there is room for it.
 Bring = Callable[["Replica", Path], Awaitable[None]]
-
-
-async def _wake(replica: Replica, timeout_s: float | None) -> None:
-    """Where nobody decides what is in memory."""
-    await replica.activate()
 
 
 class Replica:
@@ -75,14 +64,17 @@ class Replica:
         self.package = package
         self.digest = digest
         self.tally = Tally()
+        self.measured = Measured(package.batching, clock)
         # Sequences that began with this version; `sequences_over` waits for them.
         self.holds = Holds(clock)
-        # Brings a cold replica back into memory; set by whoever decides what leaves for it.
-        self.wake: Wake = _wake
+        # Brings a cold replica back into memory; set by whoever decides what leaves for it, None where nobody does.
+        self.wake: Wake | None = None
         # Why it should not be used although it is here; "" when all is well.
         self.fault = ""
         # An operator took it out of memory, and it stays out until an operator wants it back.
         self.unloaded = False
+        # It takes nothing more, from sequences neither.
+        self.closed = False
         # The inputs that a watchdog may ask with.
         self.probe: Mapping[str, Array] = {}
         self.layout = BatchLayout(package)
@@ -93,27 +85,19 @@ class Replica:
         # What the latest load took; 0 before any.
         self.load_s = 0.0
         self.footprint = Footprint(package.memory_bytes)
+        # Engines that it no longer uses.
+        self.endings = Endings(package.name, package.version)
         # Callers that wait until it is in memory.
         self._waking = 0
-        # Engines that were given up while a call of theirs hung; their memory stays until it comes back.
-        self._lost: list[Loaded] = []
         self._make = make
         self._config = config or ReplicaConfig()
         self._clock = clock
         self._executor = executor
         self._occupancy = occupancy
-        self._times = ServiceTimes(package.batching.max_batch, package.batching.preferred_batch_sizes)
-        # The latest of each. What a busy minute left is forgotten: a node that was slow once must get another chance,
-        # and without traffic nothing else would tell that it is fast again.
-        self._service_ms = Window(size=256, max_age_s=MEASURED_FOR_S)
-        self._row_s = Window(size=256, max_age_s=MEASURED_FOR_S)
-        # What the warm-up measured: seconds of a lone request, and of a row when many come.
-        self._proven_s = self._proven_row_s = 0.0
         self._active: Loaded | None = None
-        # Name, variant, providers and instances of the engine that was active last.
-        self._described: tuple[str, str, tuple[str, ...], int] = ("", "", (), 0)
-        self._failures = 0
-        self._closed = False
+        # The engine that was active last.
+        self._described = Description()
+        self._failures = Failures(package.name)
 
     @classmethod
     async def load(
@@ -147,10 +131,7 @@ class Replica:
             occupancy=occupancy,
         )
         replica.footprint.weights_bytes = await loop.run_in_executor(executor, weights_bytes, folder, described)
-        if bring:
-            await bring(replica, folder)
-        else:
-            await replica.activate(folder)
+        await (bring(replica, folder) if bring else replica.activate(folder))
         return replica
 
     # In memory, or not.
@@ -161,69 +142,62 @@ class Replica:
         What was active answers what it has accepted, and goes. Raises as `load`.
         """
         resident = memory.resident()
-        loaded = await asyncio.get_running_loop().run_in_executor(self._executor, self._load, folder)
-        if self._closed:
-            await self._end(loaded, self._config.close_s)
+        engine = await Loading(self._open, partial(self._check, folder)).run(self._executor)
+        if self.closed:
+            await self.endings.end(self._loaded(engine), 0)
             raise NotReady(f"{self.name!r} is being unloaded from this node")
         self.footprint.measured(memory.resident() - resident)
-        before, self._active = self._active, loaded
+        before, self._active = self._active, self._loaded(engine)
         self._description()
-        self._failures, self.fault = 0, ""
+        self._failures.in_row, self.fault = 0, ""
         self.last_used_s = self._clock()
         self.tally.loads += 1
-        log.info("loaded model=%s version=%s variant=%s", self.name, self.version, loaded.engine.variant)
+        log.info("loaded model=%s version=%s variant=%s", self.name, self.version, engine.variant)
         if before:
-            await self._end(before, self._config.close_s)
+            await self.endings.end(before, self._config.close_s)
 
-    def _load(self, folder: Path | None) -> Loaded:
+    def _open(self) -> Engine:
         """In a thread."""
         started = self._clock()
         engine = self._make()
-        try:
-            self.load_s = self._clock() - started
-            if folder:
-                self.probe = prove(engine, folder, self.package)
-                measure(engine, self.layout, self.probe, self._times, self._clock)
-                self._proven_s = self._times.mean_s(1)
-                self._proven_row_s = self._times.mean_s(self._times.best) / self._times.best
-            elif self.fault and self.probe:
-                # What is to replace an engine that hung or failed shows that it answers before it gets requests.
-                engine.infer(self.probe)
-        except BaseException:
-            engine.close()
-            raise
-        limits = Limits(
-            waiting=self.package.queue or self._config.queue, max_delay_s=self.package.batching.max_delay_ms / 1000
-        )
+        self.load_s = self._clock() - started
+        return engine
+
+    def _check(self, folder: Path | None, engine: Engine) -> None:
+        """In a thread."""
+        if folder:
+            self.probe = prove(engine, folder, self.package)
+            self.measured.warmed_up(engine, self.layout, self.probe)
+        elif self.fault and self.probe:
+            # What is to replace an engine that hung or failed shows that it answers before it gets requests.
+            engine.infer(self.probe)
+
+    def _loaded(self, engine: Engine) -> Loaded:
+        batching = self.package.batching
+        limits = Limits(waiting=self.package.queue or self._config.queue, max_delay_s=batching.max_delay_ms / 1000)
         scheduler = Scheduler(
             engine,
             self.layout,
-            self._times,
+            self.measured.times,
             limits=limits,
             clock=self._clock,
-            name=f"{self.package.name}-{self.package.version}",
+            name=f"{self.name}-{self.version}",
             occupancy=self._occupancy,
         )
         return Loaded(engine, scheduler, Streams(engine, most=limits.waiting, name=scheduler.name))
 
     @property
-    def footprint_bytes(self) -> int:
-        """What the version takes in memory; 0 before any load."""
-        return self.footprint.loaded_bytes
-
-    @property
     def held_bytes(self) -> int:
-        """What it takes at this moment, with what hangs and could not be freed."""
+        """What it takes in memory at this moment, with what hangs and could not be freed."""
         # Asked by other threads as well, while it may be unloaded.
         active = self._active
-        again = (active.copies - 1) * self.footprint.weights_bytes if active else 0
-        return (int(active is not None) + self.hanging) * self.footprint_bytes + max(0, again)
+        return self.footprint.held_bytes(active.copies if active else 0, self.endings.hanging)
 
     async def deactivate(self) -> None:
         """Gives back the memory, once what is in flight has been answered; the next request brings it back."""
         active, self._active = self._active, None
         if active:
-            await self._end(active, self._config.close_s)
+            await self.endings.end(active, self._config.close_s)
             log.info("left memory model=%s version=%s", self.name, self.version)
 
     async def give_up(self, why: str) -> None:
@@ -232,24 +206,7 @@ class Replica:
         active, self._active = self._active, None
         log.error("not ready model=%s version=%s: %s", self.name, self.version, why)
         if active:
-            await self._end(active, 0)
-
-    async def _end(self, loaded: Loaded, timeout_s: float) -> None:
-        if not await loaded.end(timeout_s):
-            log.error("an engine call of model=%s version=%s did not end; its memory stays", self.name, self.version)
-            self._lost.append(loaded)
-
-    async def tidy(self) -> None:
-        """Frees engines that were given up and whose calls have come back after all."""
-        for loaded in [loaded for loaded in self._lost if not loaded.hangs()]:
-            self._lost.remove(loaded)
-            log.info("an engine call of model=%s version=%s came back late", self.name, self.version)
-            await loaded.end_late()
-
-    @property
-    def hanging(self) -> int:
-        """Engines that were given up and cannot be freed yet."""
-        return len(self._lost)
+            await self.endings.end(active, 0)
 
     @property
     def active(self) -> bool:
@@ -279,28 +236,26 @@ class Replica:
     @property
     def platform(self) -> str:
         """The runtime, as OIP names platforms."""
-        return self._description()[0]
+        return self._description().name
 
     @property
     def variant(self) -> str:
-        return self._description()[1]
+        return self._description().variant
 
     @property
     def providers(self) -> tuple[str, ...]:
         """What executes it, best first."""
-        return self._description()[2]
+        return self._description().providers
 
     @property
     def instances(self) -> int:
         """Engine calls at a time."""
-        return self._description()[3]
+        return self._description().instances
 
-    def _description(self) -> tuple[str, str, tuple[str, ...], int]:
+    def _description(self) -> Description:
         """An engine may change while it serves, from ONNX Runtime to TensorRT."""
-        active = self._active
-        if active:
-            engine = active.engine
-            self._described = (engine.name, engine.variant, engine.providers, engine.instances)
+        if active := self._active:
+            self._described = active.description
         return self._described
 
     # Serving.
@@ -312,15 +267,10 @@ class Replica:
         active = self._active
         if active is None:
             active, timeout_s = await self._back(timeout_s)
-        try:
+        with self._failures:
             answer = await active.scheduler.run(inputs, timeout_s=timeout_s, priority=priority)
-        except EngineFailure as error:
-            self._failed(error)
-            raise
-        self._failures = 0
-        self.last_used_s = now = self._clock()
-        if answer.first and not answer.alone:
-            self._row_s.add(answer.compute_ms / 1000 / answer.batch_rows, now_s=now)
+        self.last_used_s = self._clock()
+        self.measured.answered(answer)
         return answer
 
     async def stream(
@@ -330,14 +280,10 @@ class Replica:
         active = self._active
         if active is None:
             active, timeout_s = await self._back(timeout_s)
-        try:
+        with self._failures:
             async with aclosing(active.streams.run(inputs, timeout_s=timeout_s)) as answers:
                 async for outputs in answers:
                     yield outputs
-        except EngineFailure as error:
-            self._failed(error)
-            raise
-        self._failures = 0
         self.last_used_s = self._clock()
 
     async def _back(self, timeout_s: float | None) -> tuple[Loaded, float | None]:
@@ -349,7 +295,7 @@ class Replica:
             async with asyncio.timeout(timeout_s):
                 while self._active is None:
                     self._check_here()
-                    await self.wake(self, timeout_s)
+                    await (self.wake(self, timeout_s) if self.wake else self.activate())
         except TimeoutError:
             raise DeadlineExceeded(f"{self.name!r} was not back in memory within {timeout_s:.3f} s") from None
         finally:
@@ -357,20 +303,16 @@ class Replica:
         return self._active, None if timeout_s is None else timeout_s - (self._clock() - started)
 
     def _check_here(self) -> None:
-        why = "being unloaded from" if self._closed else "unloaded by an operator on" if self.unloaded else ""
+        why = "being unloaded from" if self.closed else "unloaded by an operator on" if self.unloaded else ""
         if why:
             raise NotReady(f"{self.name!r} is {why} this node; another node may serve it")
         if self.fault:
             raise NotReady(f"{self.name!r} is not ready on this node: {self.fault}; another node may serve it")
 
-    def _failed(self, error: EngineFailure) -> None:
-        self._failures += 1
-        log.debug("an engine call failed model=%s: %s", self.name, error.message)
-
     @property
     def suspect(self) -> bool:
         """Several calls in a row failed: the engine's fault, or that of somebody's requests; its probe can tell."""
-        return self._failures >= FAILURES_IN_ROW
+        return self._failures.suspect
 
     async def ask(self) -> bool:
         """One probe through the queue that all requests go through; False if it did not come to an engine call.
@@ -378,28 +320,11 @@ class Replica:
         Raises what the engine raises, TimeoutError if it takes far longer than a call of the smallest size.
         """
         active = self._active
-        async with asyncio.timeout(max(self._config.probe_s, 10 * self._times.mean_s(1))):
+        async with asyncio.timeout(max(self._config.probe_s, 10 * self.measured.times.mean_s(1))):
             answered = active is not None and await active.probe(self.probe)
         if answered:
-            self._failures = 0
+            self._failures.in_row = 0
         return answered
-
-    def served(self, service_ms: float) -> None:
-        """Takes note of a request's whole time on the node, from bytes in to bytes out."""
-        self._service_ms.add(service_ms, now_s=self._clock())
-
-    def too_late(self, service_ms: float) -> None:
-        """Takes note of a request that its deadline ended after so long.
-
-        It would have taken longer still. A caller with hardly any time ends sooner than answers do, and proves nothing.
-        """
-        if service_ms >= self.stats().service_ms_p50:
-            self.served(service_ms)
-
-    @property
-    def closed(self) -> bool:
-        """It takes nothing more, from sequences neither."""
-        return self._closed
 
     @property
     def in_flight(self) -> int:
@@ -426,7 +351,7 @@ class Replica:
 
     def stalled(self) -> bool:
         """An engine call takes far longer than it should."""
-        return bool(self._active) and self.running_s > self.patience_s
+        return bool(self._active) and self.running_s > self.measured.patience_s(self._config.stall_s)
 
     @property
     def running_s(self) -> float:
@@ -434,27 +359,9 @@ class Replica:
         active = self._active
         return active.longest_running_s() if active else 0.0
 
-    @property
-    def patience_s(self) -> float:
-        """How long an engine call may take: far longer than a usual one, and than one request of the largest size."""
-        times = self._times
-        return max(self._config.stall_s, 10 * times.mean_s(times.best), 3 * times.mean_s(times.sizes[-1]))
-
     def stats(self) -> ReplicaStats:
-        # The warm-up's few calls have no 95th percentile: one that the machine held up would be it, for ever, since a
-        # node that looks slow gets no requests that could prove otherwise. The fastest is what it can do; requests will
-        # soon tell what it does.
-        now = self._clock()
-        proven_ms = self._proven_s * 1000
-        service = self._service_ms.quantiles(0.5, 0.95, now_s=now) or (proven_ms, proven_ms)
-        # The fastest tenth is what the machine can do when nothing else holds it up.
-        (row_s,) = self._row_s.quantiles(0.1, now_s=now) or (self._proven_row_s,)
-        return ReplicaStats(
-            service_ms_p50=service[0],
-            service_ms_p95=service[1],
-            inferences_per_second=self.instances / row_s if row_s else 0.0,
-            in_flight=self.in_flight,
-        )
+        """What the router is told."""
+        return self.measured.stats(instances=self.instances, in_flight=self.in_flight)
 
     async def sequences_over(self) -> None:
         """Waits until the sequences that began here have ended or are idle, within `sequences_s`."""
@@ -463,7 +370,7 @@ class Replica:
 
     async def close(self) -> None:
         """Lets what is in flight finish, within `close_s`, and gives back the engine's memory. Safe to repeat."""
-        self._closed = True
+        self.closed = True
         active, self._active = self._active, None
         if active:
-            await self._end(active, self._config.close_s)
+            await self.endings.end(active, self._config.close_s)

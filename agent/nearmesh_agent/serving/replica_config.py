@@ -1,4 +1,4 @@
-"""How one replica takes requests, and what it says about itself."""
+"""How one replica takes requests."""
 
 from __future__ import annotations
 
@@ -29,13 +29,3 @@ class ReplicaConfig:
     def __post_init__(self) -> None:
         if self.queue < 0 or self.stall_s <= 0 or self.probe_s <= 0 or self.close_s < 0 or self.sequences_s < 0:
             raise ConfigError("`queue`, `close_s` and `sequences_s` are 0 or more, `stall_s` and `probe_s` are above 0")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaStats:
-    """What a replica says about itself; zeros before anything was measured."""
-
-    service_ms_p50: float
-    service_ms_p95: float
-    inferences_per_second: float
-    in_flight: int

@@ -60,7 +60,7 @@ class Residency:
             try:
                 async with asyncio.timeout(HANGS_AFTER_S):
                     await replica.activate(folder)
-                self._check_fits(replica, replica.footprint_bytes)
+                self._check_fits(replica, replica.footprint.loaded_bytes)
             except TimeoutError:
                 raise EngineFailure(_HANGS) from None
             except ConfigError:
@@ -96,7 +96,7 @@ class Residency:
             await asyncio.sleep(LOOK_EVERY_S)
             await self.unload_idle()
             for replica in self._here():
-                await replica.tidy()
+                await replica.endings.tidy()
 
     async def unload_idle(self) -> None:
         """Those that nobody has asked for `idle_unload_s`."""
@@ -236,7 +236,7 @@ class Residency:
 
     def _here(self) -> list[Replica]:
         """Forgets what was closed meanwhile."""
-        self._replicas = [replica for replica in self._replicas if not replica.closed or replica.hanging]
+        self._replicas = [replica for replica in self._replicas if not replica.closed or replica.endings.hanging]
         return self._replicas
 
     def _idle_s(self, replica: Replica) -> float:

@@ -10,19 +10,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from nearmesh.errors import DeadlineExceeded, MeshError, NotReady, Overloaded
 from nearmesh_agent.engines.base import Array, Engine
-from nearmesh_agent.serving.admission import Load, finish_s, hopeless, usable_s
+from nearmesh_agent.serving.admission import Load, Outcomes, finish_s, hopeless, usable_s
 from nearmesh_agent.serving.batch import BatchLayout
 from nearmesh_agent.serving.call import EngineCalls, Result
 from nearmesh_agent.serving.company import Company
-from nearmesh_agent.serving.occupancy import Occupancy
-from nearmesh_agent.serving.queue import DEFAULT_PRIORITY, Answer, RequestQueue, Waiting
+from nearmesh_agent.serving.occupancy import Occupancy, give_way
+from nearmesh_agent.serving.queue import DEFAULT_PRIORITY, Answer, Limits, RequestQueue, Waiting
 from nearmesh_agent.serving.times import ServiceTimes
 
 log = logging.getLogger(__name__)
@@ -33,22 +32,10 @@ Clock = Callable[[], float]
 INLINE_S = 50e-6
 # On a busy machine it may take longer at times; when none takes less than this, it has become another call.
 _TOO_LONG_S = 5 * INLINE_S
-# Engine threads give way to the threads that answer: a refusal must be quick while all cores compute.
-_NICE = 5
 # Who computes: the event loop, or an engine thread by its number.
 _LOOP = 0
 _numbers = itertools.count(1)
 _LATE = "the deadline passed in the queue"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Bounds of one replica's queue."""
-
-    # Requests that may wait for an instance.
-    waiting: int = 64
-    # How long a request waits for company although an instance is free; 0: not at all.
-    max_delay_s: float = 0.0
 
 
 class Scheduler:
@@ -74,13 +61,16 @@ class Scheduler:
         self.name = self._name = name
         self._occupancy = occupancy or Occupancy()
         self._queue = RequestQueue()
+        self._outcomes = Outcomes()
         # Held for moments only; engine threads wait on it for work.
         self._wake = threading.Condition(threading.Lock())
         self._threads: list[threading.Thread] = []
         self._idle = 0
         # When the call began of each that computes. Changed with the lock held.
         self._running: dict[int, float] = {}
-        self._short = 0 < times.best_mean_s <= INLINE_S
+        # Without rows to share out the loop would gain little, and such models are more often those whose calls may
+        # take any time, since a loop in their graph depends on the input.
+        self._short = layout.max_rows > 0 and 0 < times.best_mean_s <= INLINE_S
         self._flushing = False
         self._company = Company()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -132,6 +122,7 @@ class Scheduler:
         except asyncio.CancelledError:
             with self._wake:
                 left = self._queue.leave(request)
+            self._gave_up(request, waited=left)
             if left:
                 self._over(1)
             raise
@@ -139,11 +130,29 @@ class Scheduler:
             if timer:
                 timer.cancel()
 
+    def _gave_up(self, request: Waiting, *, waited: bool) -> None:
+        """The caller left: because its time was up, or for reasons of its own."""
+        late_s = self._clock() - request.deadline_s
+        if late_s >= 0:
+            self._judge(request)
+        elif waited:
+            self._outcomes.waited(gave_up=True)
+
+    def _judge(self, request: Waiting) -> None:
+        """An answer is ready, or the time for it is up."""
+        if request.deadline_s < math.inf:
+            self._outcomes.answered(request.deadline_s - self._clock(), request.deadline_s - request.entered_s)
+
     def _expire(self, request: Waiting) -> None:
         with self._wake:
             left = self._queue.leave(request)
         if left:
-            self._fail([request], DeadlineExceeded(_LATE))
+            self._expired([request])
+
+    def _expired(self, requests: Sequence[Waiting]) -> None:
+        for request in requests:
+            self._judge(request)
+        self._fail(requests, DeadlineExceeded(_LATE))
 
     # Admission.
 
@@ -185,7 +194,7 @@ class Scheduler:
     def _make_room(self, request: Waiting, now: float) -> Waiting | None:
         """Whom the request puts out of a full queue, if anyone. Raises Overloaded if it must not come in itself."""
         load = Load(self.instances, self._free_in_s(now))
-        if without := hopeless(request, self._queue, self._times, load, now_s=now):
+        if without := hopeless(request, self._queue, self._times, load, self._outcomes, now_s=now):
             raise self._overloaded(without.why, retry_after_s=without.retry_after_s)
         # Those that an idle instance is about to take do not count.
         if len(self._queue) < self._limits.waiting + self._idle_instances():
@@ -226,7 +235,7 @@ class Scheduler:
 
     def _work(self, number: int) -> None:
         """An engine thread's life."""
-        _give_way()
+        give_way()
         while batch := self._next_batch(number):
             self._serve(number, batch)
             # A thread that waits for the next one keeps no answers in memory.
@@ -272,7 +281,7 @@ class Scheduler:
             rows = -(-rows // self._idle_instances())
         batch, late = self._queue.pop(self._times.limit(rows), now)
         if late:
-            self._post(self._fail, late, DeadlineExceeded(_LATE))
+            self._post(self._expired, late)
         if batch:
             self._running[number] = now
         return batch
@@ -340,8 +349,10 @@ class Scheduler:
     def _deliver(self, batch: Sequence[Waiting], results: Sequence[Result]) -> None:
         for request, result in zip(batch, results, strict=True):
             request.inputs = {}
+            self._outcomes.waited(gave_up=False)
             if request.future.done():
                 continue
+            self._judge(request)
             if isinstance(result, Exception):
                 request.future.set_exception(result)
             else:
@@ -384,11 +395,3 @@ class Scheduler:
             self._wake.notify_all()
         if left:
             self._fail(left, NotReady(f"{self._name} was unloaded from this node before the request's turn"))
-
-
-def _give_way() -> None:
-    try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-    except (OSError, AttributeError):
-        # A system without priorities for threads: answers may come a little later.
-        log.debug("engine threads keep the priority of the process")

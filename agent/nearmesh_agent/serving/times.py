@@ -22,17 +22,19 @@ _EXPLORE_EVERY = 48
 class _Size:
     """Calls of one size, smoothed."""
 
-    __slots__ = ("deviation_s", "mean_s", "rows")
+    __slots__ = ("deviation_s", "effort_s", "mean_s", "rows")
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self.mean_s = 0.0
         self.deviation_s = 0.0
+        self.effort_s = 0.0
 
-    def add(self, seconds: float) -> None:
+    def add(self, seconds: float, effort_s: float) -> None:
         if not self.mean_s:
-            self.mean_s, self.deviation_s = seconds, seconds / 4
+            self.mean_s, self.deviation_s, self.effort_s = seconds, seconds / 4, effort_s
             return
+        self.effort_s += _ALPHA * (effort_s - self.effort_s)
         self.deviation_s += _BETA * (abs(seconds - self.mean_s) - self.deviation_s)
         self.mean_s += _ALPHA * (seconds - self.mean_s)
 
@@ -63,12 +65,17 @@ class ServiceTimes:
         """Rows of the call that pays, as far as is known."""
         return self._rows[self._best]
 
-    def add(self, rows: int, seconds: float) -> None:
-        """Takes in what a call of `rows` took."""
+    def add(self, rows: int, seconds: float, effort_s: float | None = None) -> None:
+        """Takes in what a call of `rows` took, and what of that it worked rather than waited (None: all of it).
+
+        Which size pays is a matter of effort: while more wants to run than there are cores, every call takes longer,
+        and by more the oftener it has to wait for its turn.
+        """
         self.fastest_s = min(seconds, _FORGET * self.fastest_s or seconds)
         size = self._sizes[self._index(rows)]
         # A call between two sizes counts for the larger one as if it had been full; one beyond all, for its part.
-        size.add(seconds * size.rows / max(1, rows))
+        part = size.rows / max(1, rows)
+        size.add(seconds * part, (seconds if effort_s is None else effort_s) * part)
         self._choose()
 
     def at_most(self, rows: int, seconds: float) -> None:
@@ -78,6 +85,7 @@ class ServiceTimes:
         self.fastest_s = min(self.fastest_s, seconds)
         if size.mean_s > bound_s > 0:
             size.mean_s, size.deviation_s = bound_s, min(size.deviation_s, bound_s / 4)
+            size.effort_s = min(size.effort_s, bound_s)
             self._choose()
 
     def limit(self, waiting: int) -> int:
@@ -120,7 +128,7 @@ class ServiceTimes:
         return len(self._rows) - 1
 
     def _choose(self) -> None:
-        rates = [size.rows / size.mean_s if size.mean_s else 0.0 for size in self._sizes]
+        rates = [size.rows / size.effort_s if size.effort_s else 0.0 for size in self._sizes]
         enough = _NEARLY * max(rates)
         self._best = next(at for at, rate in enumerate(rates) if rate >= enough)
         self.best_mean_s = self._sizes[self._best].mean_s

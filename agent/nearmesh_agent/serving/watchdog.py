@@ -139,8 +139,8 @@ class Watchdog:
         self._tell()
 
     async def _heal_once(self, replica: Replica) -> None:
-        if replica.hanging >= MOST_HANGING:
-            log.error("not loaded again model=%s: %s engines of it hang already", replica.name, replica.hanging)
+        if replica.endings.hanging >= MOST_HANGING:
+            log.error("not loaded again model=%s: %s engines of it hang already", replica.name, replica.endings.hanging)
             return
         try:
             await self._load(replica)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from nearmesh.errors import EngineFailure
-from nearmesh_agent.engines.shapes import Profile
+from nearmesh_agent.engines.tensorrt.shapes import Profile
 
 log = logging.getLogger(__name__)
 

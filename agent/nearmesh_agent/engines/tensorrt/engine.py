@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 from nearmesh.errors import EngineFailure
 from nearmesh_agent.engines.base import Array, Engine
-from nearmesh_agent.engines.cuda import Gpu
-from nearmesh_agent.engines.plan_build import MODULES, PlanBuild, PlanOrder
-from nearmesh_agent.engines.plan_runner import PlanRunner
-from nearmesh_agent.engines.plans import PlanKey, PlanStore
+from nearmesh_agent.engines.tensorrt.cuda import Gpu
+from nearmesh_agent.engines.tensorrt.plan_build import MODULES, PlanBuild, PlanOrder
+from nearmesh_agent.engines.tensorrt.plan_runner import PlanRunner
+from nearmesh_agent.engines.tensorrt.plans import PlanKey, PlanStore
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nearmesh.errors import EngineFailure
-from nearmesh_agent.engines.shapes import Profile
+from nearmesh_agent.engines.tensorrt.shapes import Profile
 
 # Names of the libraries' modules, by what model.toml calls them.
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}

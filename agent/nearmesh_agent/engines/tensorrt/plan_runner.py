@@ -13,8 +13,8 @@ import numpy as np
 from nearmesh.errors import EngineFailure
 from nearmesh_agent.engines.base import Array
 from nearmesh_agent.engines.choice import GPU_INSTANCES
-from nearmesh_agent.engines.cuda import Gpu
-from nearmesh_agent.engines.shapes import Span
+from nearmesh_agent.engines.tensorrt.cuda import Gpu
+from nearmesh_agent.engines.tensorrt.shapes import Span
 
 
 @dataclass(slots=True)

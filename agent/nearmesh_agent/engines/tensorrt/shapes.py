@@ -13,7 +13,7 @@ import numpy as np
 
 from nearmesh.errors import EngineFailure
 from nearmesh.package import Package
-from nearmesh_agent.engines.session import GraphTensor
+from nearmesh_agent.engines.onnx.session import GraphTensor
 
 Shape = tuple[int, ...]
 

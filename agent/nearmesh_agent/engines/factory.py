@@ -14,15 +14,20 @@ from nearmesh.package import Package, Step, Variant
 from nearmesh_agent.engines.base import Engine
 from nearmesh_agent.engines.choice import CPU, TENSORRT, Layout, choose_variant, lay_out
 from nearmesh_agent.engines.cores import usable_cores
-from nearmesh_agent.engines.cuda import Gpu
-from nearmesh_agent.engines.graph_step import Graph
-from nearmesh_agent.engines.onnx_engine import OnnxEngine
-from nearmesh_agent.engines.plans import MOST_BYTES, PlanKey, PlanStore, file_sha256, precision_of
-from nearmesh_agent.engines.session import Provider
-from nearmesh_agent.engines.shapes import Profile, package_profile, provider_shapes, step_profile, warmup_shapes
-from nearmesh_agent.engines.tensorrt import PlanLibrary, PlanSource, TensorRt, TensorRtEngine
-
-__all__ = ["CPU", "OnnxEngine", "OnnxEngines", "choose_variant"]
+from nearmesh_agent.engines.onnx.engine import OnnxEngine
+from nearmesh_agent.engines.onnx.session import Provider
+from nearmesh_agent.engines.pipeline.graph_step import Graph
+from nearmesh_agent.engines.pipeline.pipeline import Pipeline
+from nearmesh_agent.engines.tensorrt.cuda import Gpu
+from nearmesh_agent.engines.tensorrt.engine import PlanLibrary, PlanSource, TensorRt, TensorRtEngine
+from nearmesh_agent.engines.tensorrt.plans import MOST_BYTES, PlanKey, PlanStore, file_sha256, precision_of
+from nearmesh_agent.engines.tensorrt.shapes import (
+    Profile,
+    package_profile,
+    provider_shapes,
+    step_profile,
+    warmup_shapes,
+)
 
 _NO_FOLDER = "this node has no folder for plans"
 
@@ -49,8 +54,6 @@ class OnnxEngines:
 
     def __call__(self, folder: Path, package: Package) -> Engine:
         if package.steps:
-            from nearmesh_agent.engines.pipeline import Pipeline
-
             graph = partial(self.graph, folder, package)
             return Pipeline.load(folder, package, graph, allow_python=self.allow_python)
         return self._load(folder, package)

@@ -9,9 +9,9 @@ from pathlib import Path
 from nearmesh.package import Package
 from nearmesh_agent.engines.base import Array
 from nearmesh_agent.engines.choice import CPU, Layout
-from nearmesh_agent.engines.graph_check import check_graph
-from nearmesh_agent.engines.session import GraphTensor, Provider, Session
-from nearmesh_agent.engines.wide import Wide
+from nearmesh_agent.engines.onnx.graph_check import check_graph
+from nearmesh_agent.engines.onnx.session import GraphTensor, Provider, Session
+from nearmesh_agent.engines.onnx.wide import Wide
 
 
 class OnnxEngine:

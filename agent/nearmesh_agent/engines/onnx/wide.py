@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from nearmesh.errors import MeshError
 from nearmesh_agent.engines.base import Array
-from nearmesh_agent.engines.session import Session
+from nearmesh_agent.engines.onnx.session import Session
 
 log = logging.getLogger(__name__)
 

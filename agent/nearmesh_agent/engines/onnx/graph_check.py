@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from nearmesh.errors import PackageError
 from nearmesh.package import Package, TensorSpec
-from nearmesh_agent.engines.session import GraphTensor, Session
+from nearmesh_agent.engines.onnx.session import GraphTensor, Session
 
 
 def check_graph(file: str, session: Session, package: Package) -> None:

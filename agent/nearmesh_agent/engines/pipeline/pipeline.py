@@ -15,8 +15,8 @@ from nearmesh.errors import EngineFailure, InvalidInput, PackageError
 from nearmesh.package import Package, Step, TensorSpec
 from nearmesh_agent.engines.base import Array
 from nearmesh_agent.engines.cores import usable_cores
-from nearmesh_agent.engines.graph_step import Graph, GraphStep
-from nearmesh_agent.engines.python_step import PythonStep, PythonSteps
+from nearmesh_agent.engines.pipeline.graph_step import Graph, GraphStep
+from nearmesh_agent.engines.pipeline.python_step import PythonStep, PythonSteps
 
 
 class _Runner(Protocol):
