@@ -14,9 +14,9 @@ from nearmesh_agent.serving.call import effort_clock
 from nearmesh_agent.serving.scheduler import Clock
 from nearmesh_agent.serving.times import ServiceTimes
 
-# Calls of one size, and seconds for all sizes together: few and short, since nothing serves meanwhile. Serving goes on
-# measuring.
-_CALLS, _BUDGET_S = 3, 0.5
+# Calls of one size, and seconds for all sizes together: few and short, since the first request may be waiting. Serving
+# goes on measuring.
+_CALLS, _BUDGET_S = 3, 0.1
 
 
 def prove(engine: Engine, folder: Path, package: Package) -> dict[str, Array]:
@@ -36,7 +36,7 @@ def prove(engine: Engine, folder: Path, package: Package) -> dict[str, Array]:
 def measure(
     engine: Engine, layout: BatchLayout, inputs: Mapping[str, Array], times: ServiceTimes, clock: Clock
 ) -> None:
-    """Times calls of each size that `times` tells apart, as far as half a second goes; the size of one always."""
+    """Times calls of each size that `times` tells apart, as far as a tenth of a second goes; the size of one always."""
     if not inputs:
         return
     until = clock() + _BUDGET_S

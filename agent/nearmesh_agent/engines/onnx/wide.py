@@ -19,7 +19,7 @@ from nearmesh_agent.engines.onnx.session import Session
 log = logging.getLogger(__name__)
 
 # It costs the weights' memory once more and some processor time in each call; a small gain is not worth them.
-WORTH = 1.25
+WORTH = 1.15
 # Measured calls of each session. The fastest of them counts: whatever else the machine does only slows a call down, and
 # a machine that is busy now need not be later.
 CALLS = 5
@@ -77,7 +77,8 @@ class Wide:
                 return
             self._begun = True
         self.detail = "loading"
-        threading.Thread(target=self._load, name=THREAD).start()
+        # Not a daemon as the engine thread that starts it is: cut off inside ONNX Runtime, it would abort the process.
+        threading.Thread(target=self._load, name=THREAD, daemon=False).start()
 
     def _load(self) -> None:
         try:
