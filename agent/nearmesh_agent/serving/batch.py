@@ -36,6 +36,10 @@ class BatchLayout:
 
     def __init__(self, package: Package) -> None:
         self.max_rows = package.batching.max_batch
+        # Whether a row is always of one size, so that its time is as well.
+        self.fixed = all(
+            dim >= 0 or axis == spec.batch_axis for spec in package.inputs for axis, dim in enumerate(spec.shape)
+        )
         pad = set(package.batching.pad)
         self._inputs = [_side(spec, pad) for spec in package.inputs]
         self._outputs = [_side(spec, pad) for spec in package.outputs]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from nearmesh.errors import EngineFailure
+from nearmesh.errors import DeadlineExceeded, EngineFailure
 from nearmesh_agent.engines.base import Engine
 from nearmesh_agent.serving.batch import BatchLayout
 from nearmesh_agent.serving.queue import Answer, Waiting
@@ -43,7 +43,15 @@ class EngineCalls:
         if len(batch) == 1:
             return [failed]
         # One bad request must not spoil those that happened to share its call. Who has left is not computed again.
-        return [failed if one.future.done() else self.run([one], alone=False)[0] for one in batch]
+        return [self._again(one, failed) for one in batch]
+
+    def _again(self, request: Waiting, failed: Exception) -> Result:
+        """By itself, if anybody still waits for it."""
+        if request.future.done():
+            return failed
+        if request.deadline_s <= self._clock():
+            return DeadlineExceeded("the deadline passed before the request could be tried by itself")
+        return self.run([request], alone=False)[0]
 
     def _together(self, batch: Sequence[Waiting], *, alone: bool) -> list[Answer]:
         started, effort_s = self._clock(), self._effort_clock()

@@ -14,7 +14,7 @@ from nearmesh_agent.serving.scheduler import Scheduler
 from nearmesh_agent.serving.streams import Streams
 
 # Before every other request's: a probe waits for running calls alone, so that it tells of the engine, not of the queue.
-_PROBE_PRIORITY = 1
+_PROBE_PRIORITY = 0
 
 
 class Description(NamedTuple):
@@ -70,7 +70,7 @@ class Loaded:
 
         Freeing what a thread is still using would crash the process, so then all stays.
         """
-        if not (await self.scheduler.close(timeout_s) and await self.streams.close(timeout_s)):
+        if not all(await asyncio.gather(self.scheduler.close(timeout_s), self.streams.close(timeout_s))):
             return False
         await asyncio.to_thread(free, self.engine)
         return True

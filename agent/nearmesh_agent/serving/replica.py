@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from nearmesh import package as packages
-from nearmesh.errors import DeadlineExceeded, NotReady
+from nearmesh.errors import DeadlineExceeded, NotReady, Overloaded
 from nearmesh.package import Package
 from nearmesh_agent.engines.base import Array, Engine, EngineFactory
 from nearmesh_agent.serving import memory
@@ -289,6 +289,8 @@ class Replica:
     async def _back(self, timeout_s: float | None) -> tuple[Loaded, float | None]:
         """In memory again, and what is left of the caller's time."""
         started = self._clock()
+        if self._waking > (self.package.queue or self._config.queue):
+            raise Overloaded(f"{self._waking} requests wait until {self.name!r} is back in memory, as many as may")
         # Counts as use, so that nothing puts it out again before this request has had its turn.
         self._waking += 1
         try:

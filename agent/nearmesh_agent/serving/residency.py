@@ -68,10 +68,15 @@ class Residency:
                 raise
             replica.wake = self._wake
             self._replicas.append(replica)
+        try:
             # What it measured may be more than was estimated.
             await self._shrink(keep=replica)
-        if replica.name in self._out:
-            await self._put_out(replica)
+            if replica.name in self._out:
+                await self._put_out(replica)
+        except BaseException:
+            # Whoever asked for it has changed their mind; nobody else would close it.
+            await replica.close()
+            raise
 
     async def load(self, replica: Replica) -> None:
         """In memory once this returns, and allowed to be. Raises NotReady, or what the load raises."""

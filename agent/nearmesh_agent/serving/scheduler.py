@@ -66,11 +66,12 @@ class Scheduler:
         self._wake = threading.Condition(threading.Lock())
         self._threads: list[threading.Thread] = []
         self._idle = 0
-        # When the call began of each that computes. Changed with the lock held.
+        # When the call began of each that computes, and whose it is. Changed with the lock held.
         self._running: dict[int, float] = {}
+        self._served: dict[int, list[Waiting]] = {}
         # Without rows to share out the loop would gain little, and such models are more often those whose calls may
-        # take any time, since a loop in their graph depends on the input.
-        self._short = layout.max_rows > 0 and 0 < times.best_mean_s <= INLINE_S
+        # take any time, since a loop in their graph depends on the input. Nor may a large input hold the loop up.
+        self._short = layout.max_rows > 0 and layout.fixed and 0 < times.best_mean_s <= INLINE_S
         self._flushing = False
         self._company = Company()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -283,7 +284,7 @@ class Scheduler:
         if late:
             self._post(self._expired, late)
         if batch:
-            self._running[number] = now
+            self._running[number], self._served[number] = now, batch
         return batch
 
     def _serve(self, number: int, batch: list[Waiting]) -> None:
@@ -293,8 +294,13 @@ class Scheduler:
         finally:
             self._occupancy.leave()
             with self._wake:
-                self._running.pop(number, None)
+                self._finished(number)
         self._post(self._deliver, batch, results)
+
+    def _finished(self, number: int) -> None:
+        """The lock is held."""
+        self._running.pop(number, None)
+        self._served.pop(number, None)
 
     def _post(self, work: Callable[..., None], *args: object) -> None:
         assert self._loop is not None
@@ -327,7 +333,7 @@ class Scheduler:
                 results = self._calls.run(batch, alone=False)
             finally:
                 with self._wake:
-                    self._running.pop(_LOOP, None)
+                    self._finished(_LOOP)
             self._deliver(batch, results)
         with self._wake:
             inline = self.inline and not self._running
@@ -374,7 +380,10 @@ class Scheduler:
     # The end.
 
     async def close(self, timeout_s: float) -> bool:
-        """Takes nothing more and waits for what is in flight; False if an engine call did not end in time."""
+        """Takes nothing more and waits for what is in flight; False if an engine call did not end in time.
+
+        What is still being computed then is answered when it is done; with no time at all, it is given up.
+        """
         self._closed = True
         with self._wake:
             self._wake.notify_all()
@@ -384,14 +393,20 @@ class Scheduler:
         except TimeoutError:
             pass
         finally:
-            self._abandon()
+            self._abandon(calls=timeout_s <= 0)
         return not self._running
 
-    def _abandon(self) -> None:
-        """The engine threads end with the calls that they are in; who still waits is told."""
+    def _abandon(self, *, calls: bool) -> None:
+        """The engine threads end with the calls that they are in; who waits in the queue is told, or for `calls`."""
+        gone = NotReady(f"{self._name} was unloaded from this node before it had answered; another node may serve it")
         with self._wake:
             self._abandoned = True
             left = [request for request in list(self._queue) if self._queue.leave(request)]
+            hung = [request for batch in self._served.values() for request in batch] if calls else []
             self._wake.notify_all()
         if left:
-            self._fail(left, NotReady(f"{self._name} was unloaded from this node before the request's turn"))
+            self._fail(left, gone)
+        for request in hung:
+            # They count as in flight until their call comes back.
+            if not request.future.done():
+                request.future.set_exception(gone)

@@ -18,6 +18,9 @@ from nearmesh_agent.serving.replica import Replica
 # A stream holds no more than this many sequences at a time; the package bounds those of the node.
 MAX_SEQUENCES = 256
 
+# And no more requests of one sequence wait for each other: they are held outside the engine's queue.
+MAX_IN_LINE = 32
+
 # Whose it is (callers of unary calls may choose the same ids), its model and its id.
 Key = tuple[str, str, SequenceId]
 
@@ -55,6 +58,8 @@ class Sequences:
     async def turn(self, key: Key) -> AsyncIterator[None]:
         """One request of a sequence at a time, in the order in which they asked."""
         line = self._turns.setdefault(key, [])
+        if len(line) >= MAX_IN_LINE:
+            raise Overloaded(f"{len(line)} requests of sequence {key[2]!r} wait for each other, as many as may")
         mine = asyncio.Event()
         line.append(mine)
         if line[0] is mine:

@@ -117,7 +117,9 @@ class Watchdog:
             if await replica.ask():
                 seen.proved_s = self._clock()
         except TimeoutError:
-            await self._give_up(replica, "a probe has not come back")
+            # Behind requests that take their time it proves nothing; a call of theirs that hangs shows by itself.
+            if replica.in_flight <= 1:
+                await self._give_up(replica, "a probe has not come back")
         except MeshError as error:
             await self._give_up(replica, f"a probe failed: {error.message}")
         finally:
@@ -132,7 +134,9 @@ class Watchdog:
             while replica.fault and not (replica.closed or replica.unloaded):
                 await asyncio.sleep(seen.wait_s * random.uniform(0.5, 1.0))
                 seen.wait_s = min(max(BACKOFF_S[0], 2 * seen.wait_s), BACKOFF_S[1])
-                await self._heal_once(replica)
+                # An operator may have taken it out of memory meanwhile, which healing must not undo.
+                if not (replica.closed or replica.unloaded):
+                    await self._heal_once(replica)
             seen.proved_s = self._clock()
         finally:
             seen.healing = None

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
-from nearmesh.errors import DigestMismatch, MeshError, NotFound, Unreachable
+from nearmesh.errors import DigestMismatch, MeshError, NotFound, NotReady, Unreachable
 from nearmesh.tls import write_private
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_agent.serving.replica import Replica
@@ -340,9 +340,9 @@ def _why(error: MeshError | OSError) -> str:
 
 
 def _worth_another_try(error: MeshError | OSError) -> bool:
-    """Bytes that were wrong or missing may come right with another download, and a full disk may be emptied; a version
-    that proved wrong stays so."""
-    return isinstance(error, OSError | Unreachable | DigestMismatch | NotFound)
+    """Bytes that were wrong or missing may come right with another download, a full disk or memory may be emptied; a
+    version that proved wrong stays so."""
+    return isinstance(error, OSError | Unreachable | DigestMismatch | NotFound | NotReady)
 
 
 def _measure(status: pb.ReplicaStatus, replica: Replica) -> None:

@@ -74,7 +74,7 @@ _RETRY = {
 _OUTLIERS = {
     "interval": "0.5s",
     "base_ejection_time": "3s",
-    "max_ejection_time": "30s",
+    "max_ejection_time": "3s",
     "max_ejection_percent": 100,
     "split_external_local_origin_errors": True,
     "consecutive_gateway_failure": 5,

@@ -54,7 +54,7 @@ _RETRY = {
 _OUTLIERS = {
     "interval": "1s",
     "base_ejection_time": "2s",
-    "max_ejection_time": "30s",
+    "max_ejection_time": "2s",
     "max_ejection_percent": 100,
     "failure_percentage_threshold": 99,
     "enforcing_failure_percentage": 100,
