@@ -245,7 +245,7 @@ async def test_close_is_bounded_and_frees_nothing_that_is_in_use():
     await engine.entered()
     await replica.close()
     assert engine.closed == 0
-    with pytest.raises(NotReady, match="before the request's turn"):
+    with pytest.raises(NotReady, match="before it had answered"):
         await tasks[1]
     engine.open.set()
     await tasks[0]

@@ -356,7 +356,7 @@ async def test_close_is_bounded_and_tells_who_waits():
     await engine.entered()
     waiting = await started(scheduler, ask())
     assert not await scheduler.close(0.02)
-    with pytest.raises(NotReady, match="before the request's turn"):
+    with pytest.raises(NotReady, match="before it had answered"):
         await waiting
     with pytest.raises(NotReady, match="being unloaded"):
         await scheduler.run(ask())
@@ -381,3 +381,17 @@ async def test_a_close_that_is_cancelled_leaves_nobody_waiting():
         await asyncio.wait_for(waiting, 20)
     engine.open.set()
     assert await answers_of([first]) == [[2]]
+
+
+async def test_p10_the_caller_of_a_call_that_hangs_is_told_when_the_engine_is_given_up():
+    engine = Gate(is_open=False)
+    scheduler = scheduler_of(engine)
+    hung = await started(scheduler, ask())
+    await engine.entered()
+    assert not await scheduler.close(0, give_up=True)
+    with pytest.raises(NotReady):
+        await hung
+    assert scheduler.in_flight == 1
+    engine.open.set()
+    await asyncio.wait_for(scheduler._empty.wait(), 5)
+    assert scheduler.in_flight == 0

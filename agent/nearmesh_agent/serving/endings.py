@@ -25,18 +25,21 @@ class Endings:
         """Engines that were given up and cannot be freed yet."""
         return len(self._lost)
 
-    async def end(self, loaded: Loaded, timeout_s: float) -> None:
-        """Answers what it has accepted and frees it. A caller that is cancelled stops waiting; the end goes on."""
-        await asyncio.shield(self._begin(loaded, timeout_s))
+    async def end(self, loaded: Loaded, timeout_s: float, *, give_up: bool = False) -> None:
+        """Answers what it has accepted and frees it. A caller that is cancelled stops waiting; the end goes on.
 
-    def _begin(self, loaded: Loaded, timeout_s: float) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._end(loaded, timeout_s), name=f"end {self._name}")
+        With `give_up`, those whose call has not come back by then are told so.
+        """
+        await asyncio.shield(self._begin(loaded, timeout_s, give_up))
+
+    def _begin(self, loaded: Loaded, timeout_s: float, give_up: bool) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._end(loaded, timeout_s, give_up), name=f"end {self._name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _end(self, loaded: Loaded, timeout_s: float) -> None:
-        if not await loaded.end(timeout_s):
+    async def _end(self, loaded: Loaded, timeout_s: float, give_up: bool) -> None:
+        if not await loaded.end(timeout_s, give_up=give_up):
             log.error("an engine call of model=%s version=%s did not end; its memory stays", self._name, self._version)
             self._lost.append(loaded)
 

@@ -65,12 +65,14 @@ class Loaded:
             return False
         return True
 
-    async def end(self, timeout_s: float) -> bool:
+    async def end(self, timeout_s: float, *, give_up: bool = False) -> bool:
         """Answers what it has accepted and gives back the memory; False if a call did not end in time.
 
         Freeing what a thread is still using would crash the process, so then all stays.
         """
-        if not all(await asyncio.gather(self.scheduler.close(timeout_s), self.streams.close(timeout_s))):
+        if not all(
+            await asyncio.gather(self.scheduler.close(timeout_s, give_up=give_up), self.streams.close(timeout_s))
+        ):
             return False
         await asyncio.to_thread(free, self.engine)
         return True

@@ -206,7 +206,7 @@ class Replica:
         active, self._active = self._active, None
         log.error("not ready model=%s version=%s: %s", self.name, self.version, why)
         if active:
-            await self.endings.end(active, 0)
+            await self.endings.end(active, 0, give_up=True)
 
     @property
     def active(self) -> bool:

@@ -379,10 +379,10 @@ class Scheduler:
 
     # The end.
 
-    async def close(self, timeout_s: float) -> bool:
+    async def close(self, timeout_s: float, *, give_up: bool = False) -> bool:
         """Takes nothing more and waits for what is in flight; False if an engine call did not end in time.
 
-        What is still being computed then is answered when it is done; with no time at all, it is given up.
+        What is still being computed then is answered when it is done, or told at once with `give_up`.
         """
         self._closed = True
         with self._wake:
@@ -393,7 +393,7 @@ class Scheduler:
         except TimeoutError:
             pass
         finally:
-            self._abandon(calls=timeout_s <= 0)
+            self._abandon(calls=give_up)
         return not self._running
 
     def _abandon(self, *, calls: bool) -> None:
