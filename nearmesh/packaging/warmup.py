@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nearmesh.errors import PackageError
-from nearmesh.package import Package, TensorSpec, load
+from nearmesh.package import UNREADABLE_ARCHIVE, Package, TensorSpec, load
 from nearmesh.packaging.layout import lay_out, published_files
 from nearmesh.packaging.sources import default_cache
 
@@ -87,7 +85,7 @@ def read_warmup(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.
         # Opened here, since numpy leaves a file open that is no archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE_ARCHIVE as error:
         raise PackageError(f"{path} is no .npz of plain arrays: {error}") from None
     if unknown := [name for name in arrays if not name.startswith((INPUT, OUTPUT))]:
         raise PackageError(f"{path}: arrays are named input.NAME or output.NAME, not {unknown[0]!r}")

@@ -336,10 +336,10 @@ def test_ctrl_c_ends_a_wait_quietly(mesh: Mesh) -> None:
         running = subprocess.Popen([*command, "node", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             connection, _ = silent.accept()  # it is waiting for an answer now
-            # Kept open: a connection that ends is an answer, and the two would race.
-            with connection:
-                os.kill(running.pid, signal.SIGINT)
-                out, err = running.communicate(timeout=STOP_WITHIN_S)
+            # In this order: a connection that ends is an answer, and might be the first of the two to be noticed.
+            os.kill(running.pid, signal.SIGINT)
+            connection.close()
+            out, err = running.communicate(timeout=STOP_WITHIN_S)
         finally:
             running.kill()
             running.wait()

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from nearmesh_agent.engines.onnx.wide import CALLS, THREAD, Wide
 
-from nearmesh.errors import PackageError
+from nearmesh.errors import EngineFailure, PackageError
 
 
 class FakeSession:
@@ -21,9 +21,12 @@ class FakeSession:
         self.now = [0.0] if now is None else now
         self.calls = 0
         self.meanwhile = lambda: None
+        self.error = None
 
     def run(self, outputs, inputs):
         self.calls += 1
+        if self.error:
+            raise self.error
         self.now[0] += self.cost_s
         self.meanwhile()
         return dict.fromkeys(outputs, self.name)
@@ -188,3 +191,14 @@ def test_close_gives_back_the_memory(calls):
     del wide
     gc.collect()
     assert gone() is None
+
+
+def test_a_wide_session_that_fails_is_given_up_and_the_narrow_one_answers():
+    _, wide, both = in_trial()
+    for _ in range(2 * CALLS):
+        ask(both)
+    assert ask(both) == "wide"
+    wide.error = EngineFailure("out of memory")
+    assert ask(both) == "narrow"
+    wide.error = None
+    assert ask(both) == "narrow" and "out of memory" in both.detail

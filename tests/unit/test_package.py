@@ -209,3 +209,16 @@ inputs = [{ name = "x", dtype = "FP32", shape = [-1] }]
 outputs = [{ name = "y", dtype = "FP32", shape = [-1] }]
 variants = [{ name = "fp32", source = { path = "m.onnx" } }]
 """
+
+
+@pytest.mark.parametrize("file", ["../one.npz", "/etc/one.npz", "folder/one.npz", ".hidden.npz", "back\\slash.npz"])
+def test_a_packages_files_lie_beside_its_manifest(tmp_path, file):
+    with pytest.raises(PackageError, match="beside model.toml"):
+        read(tmp_path, GOOD.replace('"one.npz"', repr(file)))
+
+
+@pytest.mark.parametrize("pypi", ["-rhttps://example.org/r.txt", "x @ https://example.org/x.tar.gz", "a b", ""])
+def test_a_source_names_a_python_package_and_nothing_else(tmp_path, pypi):
+    source = f'{{ pypi = "{pypi}", version = "1", file = "f", sha256 = "{SHA256}" }}'
+    with pytest.raises(PackageError, match="source"):
+        read(tmp_path, GOOD.replace('{ path = "adder.onnx" }', source))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from nearmesh.errors import PackageError, WarmupFailed
-from nearmesh.package import Package, Warmup
+from nearmesh.package import UNREADABLE_ARCHIVE, Package, Warmup
 from nearmesh_agent.engines.base import Array
 from nearmesh_agent.serving.inputs import complete
 
@@ -61,7 +59,7 @@ def _read(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: _as_tensor(archive[name]) for name in archive.files}
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE_ARCHIVE as error:
         raise PackageError(f"{path.name} is not an .npz archive of arrays: {error}") from None
 
 

@@ -163,6 +163,9 @@ def _to_text(name: str, array: Array) -> Array:
 
 
 def _from_text(array: Array) -> Array:
+    if not isinstance(array, np.ndarray):
+        # A sequence or a map, as some exporters end their graphs with.
+        raise EngineFailure(f"the graph gave a {type(array).__name__} where a tensor was expected")
     if array.dtype.kind not in "OU":
         return array
     data = np.empty(array.shape, dtype=object)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from nearmesh.errors import MeshError
+from nearmesh.errors import EngineFailure, MeshError
 from nearmesh_agent.engines.base import Array
 from nearmesh_agent.engines.onnx.session import Session
 
@@ -56,13 +56,23 @@ class Wide:
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Array], *, alone: bool) -> dict[str, Array]:
         """As `Session.run`."""
         kept = self._kept
-        if kept is not None:
-            return (kept if alone else self._narrow).run(outputs, inputs)
+        if kept is not None and alone:
+            return self._run_wide(kept, outputs, inputs)
         trial = self._trial
         if trial is not None:
             return self._try(trial, outputs, inputs, alone=alone)
         if alone and not self._begun:
             self._begin()
+        return self._narrow.run(outputs, inputs)
+
+    def _run_wide(self, kept: Session, outputs: Sequence[str], inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """With the narrow one to fall back on: two sessions may need more memory than one."""
+        try:
+            return kept.run(outputs, inputs)
+        except EngineFailure as error:
+            self._kept = None
+            self.detail = f"given up: {error.message}"
+            log.warning("the second session for lone requests failed and is given up: %s", error.message)
         return self._narrow.run(outputs, inputs)
 
     def close(self) -> None:

@@ -145,8 +145,8 @@ class PlanSource:
         runner = self.library.open(plan)
         try:
             self.store.put(self.key, plan)
-        except EngineFailure as error:
-            log.warning("%s", error.message)
+        except (EngineFailure, OSError) as error:
+            log.warning("the plan was not kept: %s", error)
         return runner
 
 
@@ -224,9 +224,10 @@ class TensorRtEngine:
         assert self._source is not None
         try:
             runner = self._source.stored() or self._built(self._source)
-        except EngineFailure as error:
+        except (EngineFailure, OSError) as error:
+            # The disk, or a process that could not be started, fails a plan as a builder does.
             if not self._closed:
-                self._report(error.message)
+                self._report(error.message if isinstance(error, EngineFailure) else str(error))
             return
         with self._lock:
             closed = self._closed

@@ -76,7 +76,7 @@ class PlanBuild:
             if self._stopped:
                 raise EngineFailure("building was stopped")
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
+                [sys.executable, "-P", "-m", __name__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

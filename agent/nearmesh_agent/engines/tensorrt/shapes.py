@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nearmesh.errors import EngineFailure
-from nearmesh.package import Package
+from nearmesh.package import UNREADABLE_ARCHIVE, Package
 from nearmesh_agent.engines.onnx.session import GraphTensor
 
 Shape = tuple[int, ...]
@@ -81,7 +79,7 @@ def warmup_shapes(folder: Path, package: Package) -> list[dict[str, Shape]]:
         try:
             with np.load(folder / warmup.file, allow_pickle=False) as archive:
                 given = {name: archive[name].shape for name in archive.files if name.startswith("input.")}
-        except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE_ARCHIVE as error:
             raise EngineFailure(f"{warmup.file} shows no shapes: {error}") from None
         found.append({name.removeprefix("input."): shape for name, shape in given.items()})
     return found
