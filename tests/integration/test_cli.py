@@ -336,9 +336,11 @@ def test_ctrl_c_ends_a_wait_quietly(mesh: Mesh) -> None:
         running = subprocess.Popen([*command, "node", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             connection, _ = silent.accept()  # it is waiting for an answer now
-            # In this order: a connection that ends is an answer, and might be the first of the two to be noticed.
+            # A connection that ends is an answer. Stopped meanwhile, it finds the signal there before it can notice.
+            os.kill(running.pid, signal.SIGSTOP)
             os.kill(running.pid, signal.SIGINT)
             connection.close()
+            os.kill(running.pid, signal.SIGCONT)
             out, err = running.communicate(timeout=STOP_WITHIN_S)
         finally:
             running.kill()
