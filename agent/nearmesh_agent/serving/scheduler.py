@@ -58,7 +58,7 @@ class Scheduler:
         self._times = times
         self._limits = limits
         self._clock = clock
-        self.name = self._name = name
+        self.name = name
         self._occupancy = occupancy or Occupancy()
         self._queue = RequestQueue()
         self._outcomes = Outcomes()
@@ -66,9 +66,8 @@ class Scheduler:
         self._wake = threading.Condition(threading.Lock())
         self._threads: list[threading.Thread] = []
         self._idle = 0
-        # When the call began of each that computes, and whose it is. Changed with the lock held.
-        self._running: dict[int, float] = {}
-        self._served: dict[int, list[Waiting]] = {}
+        # Of each call that computes: when it began, and whose it is. Changed with the lock held.
+        self._running: dict[int, tuple[float, list[Waiting]]] = {}
         # Without rows to share out the loop would gain little, and such models are more often those whose calls may
         # take any time, since a loop in their graph depends on the input. Nor may a large input hold the loop up.
         self._short = layout.max_rows > 0 and layout.fixed and 0 < times.best_mean_s <= INLINE_S
@@ -98,7 +97,7 @@ class Scheduler:
 
     def longest_running_s(self) -> float:
         """How long the oldest engine call that has not come back has taken."""
-        started = list(self._running.values())
+        started = [began_s for began_s, _ in list(self._running.values())]
         return self._clock() - min(started) if started else 0.0
 
     def busy_share(self) -> float:
@@ -159,7 +158,7 @@ class Scheduler:
 
     def _admit(self, inputs: Mapping[str, Array], timeout_s: float | None, priority: int) -> Waiting:
         if self._closed:
-            raise NotReady(f"{self._name} is being unloaded from this node")
+            raise NotReady(f"{self.name} is being unloaded from this node")
         if timeout_s is not None and timeout_s <= 0:
             raise DeadlineExceeded("the request's deadline had passed when it arrived")
         now = self._clock()
@@ -210,14 +209,14 @@ class Scheduler:
         if len(self._running) < self.instances:
             return 0.0
         usual_s = self._times.mean_s(self._times.best)
-        return max(0.0, min(started + usual_s - now for started in list(self._running.values())))
+        return max(0.0, min(began_s + usual_s - now for began_s, _ in list(self._running.values())))
 
     def _overloaded(self, why: str, *, retry_after_s: float | None = None) -> Overloaded:
         if retry_after_s is None:
             size = self._times.best
             retry_after_s = self._queue.rows / size / self.instances * self._times.mean_s(size)
         return Overloaded(
-            f"{len(self._queue)} requests wait for {self._name} on this node: {why}; try another node",
+            f"{len(self._queue)} requests wait for {self.name} on this node: {why}; try another node",
             retry_after_ms=max(1, round(retry_after_s * 1000)),
         )
 
@@ -229,7 +228,7 @@ class Scheduler:
             self._wake.notify()
         elif len(self._threads) < self.instances:
             thread = threading.Thread(
-                target=self._work, args=(next(_numbers),), name=f"engine-{self._name}", daemon=True
+                target=self._work, args=(next(_numbers),), name=f"engine-{self.name}", daemon=True
             )
             thread.start()
             self._threads.append(thread)
@@ -284,7 +283,7 @@ class Scheduler:
         if late:
             self._post(self._expired, late)
         if batch:
-            self._running[number], self._served[number] = now, batch
+            self._running[number] = now, batch
         return batch
 
     def _serve(self, number: int, batch: list[Waiting]) -> None:
@@ -294,13 +293,8 @@ class Scheduler:
         finally:
             self._occupancy.leave()
             with self._wake:
-                self._finished(number)
+                self._running.pop(number, None)
         self._post(self._deliver, batch, results)
-
-    def _finished(self, number: int) -> None:
-        """The lock is held."""
-        self._running.pop(number, None)
-        self._served.pop(number, None)
 
     def _post(self, work: Callable[..., None], *args: object) -> None:
         assert self._loop is not None
@@ -308,7 +302,7 @@ class Scheduler:
             self._loop.call_soon_threadsafe(work, *args)
         except RuntimeError:
             # The loop is closed: nobody waits for the answer any more.
-            log.debug("an answer of %s came after the end", self._name)
+            log.debug("an answer of %s came after the end", self.name)
 
     # Engine calls on the event loop.
 
@@ -333,7 +327,7 @@ class Scheduler:
                 results = self._calls.run(batch, alone=False)
             finally:
                 with self._wake:
-                    self._finished(_LOOP)
+                    self._running.pop(_LOOP, None)
             self._deliver(batch, results)
         with self._wake:
             inline = self.inline and not self._running
@@ -398,11 +392,11 @@ class Scheduler:
 
     def _abandon(self, *, calls: bool) -> None:
         """The engine threads end with the calls that they are in; who waits in the queue is told, or for `calls`."""
-        gone = NotReady(f"{self._name} was unloaded from this node before it had answered; another node may serve it")
+        gone = NotReady(f"{self.name} was unloaded from this node before it had answered; another node may serve it")
         with self._wake:
             self._abandoned = True
             left = [request for request in list(self._queue) if self._queue.leave(request)]
-            hung = [request for batch in self._served.values() for request in batch] if calls else []
+            hung = [request for _, batch in self._running.values() for request in batch] if calls else []
             self._wake.notify_all()
         if left:
             self._fail(left, gone)
