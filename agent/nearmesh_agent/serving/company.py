@@ -24,19 +24,18 @@ class Company:
         # Calls in a row that one request had for itself.
         self._lonely = 0
 
-    def expected(self, waiting: int, *, now_s: float) -> bool:
-        """Asked once in each turn of the loop while `waiting` requests are there; False once the call should begin."""
+    def expected(self, waiting: int, *, enough: bool, now_s: float) -> bool:
+        """Asked once in each turn of the loop while `waiting` requests are there; False once the call should begin.
+
+        `enough` says that a call could not take more.
+        """
         if not self._waiting:
             self._since_s = now_s
         self._quiet_turns = self._quiet_turns + 1 if waiting == self._waiting else 0
         self._waiting = waiting
         patient = self._lonely % _LONELY < _TRIED
-        if patient and self._quiet_turns < PATIENCE and now_s - self._since_s < PATIENCE_S:
+        if patient and not enough and self._quiet_turns < PATIENCE and now_s - self._since_s < PATIENCE_S:
             return True
-        self.begun(waiting)
-        return False
-
-    def begun(self, waiting: int) -> None:
-        """A call takes those who wait."""
         self._lonely = self._lonely + 1 if waiting <= 1 else 0
         self._waiting = self._quiet_turns = 0
+        return False

@@ -314,7 +314,8 @@ class Scheduler:
 
     def _flush(self) -> None:
         """One engine call; what is left is served after other work of the loop had its turn."""
-        if self._more_to_come():
+        enough = self._queue.rows >= self._times.best
+        if self._company.expected(len(self._queue), enough=enough, now_s=self._clock()):
             assert self._loop is not None
             self._loop.call_soon(self._flush)
             return
@@ -335,14 +336,6 @@ class Scheduler:
                 self._call_thread()
         if self._queue and inline:
             self._flush_soon()
-
-    def _more_to_come(self) -> bool:
-        """Whether the call that is about to begin should wait for company."""
-        waiting = len(self._queue)
-        if self._queue.rows < self._times.best:
-            return self._company.expected(waiting, now_s=self._clock())
-        self._company.begun(waiting)
-        return False
 
     # Answers.
 
