@@ -19,26 +19,8 @@ from nearmesh.package import Step
 from nearmesh.quantiles import LEAST_SAMPLES
 from tests import tiny_models
 from tests.inference_server import load, serving
-from tests.integration.oip_client import LEFT, RIGHT, client_of, given, message, stub_of, two_models
+from tests.integration.oip_client import LEFT, RIGHT, client_of, given, message, stub_of
 from tests.tiny_models import SAMPLES
-
-
-@pytest.fixture
-async def running(tmp_path):
-    async with two_models(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-async def client(running):
-    async with client_of(running) as client:
-        yield client
-
-
-@pytest.fixture
-async def stub(running):
-    async with stub_of(running) as stub:
-        yield stub
 
 
 @pytest.mark.parametrize("datatype", SAMPLES)
