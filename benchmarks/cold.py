@@ -26,11 +26,12 @@ from nearmesh_agent.server import POLICY, add_servicers
 from nearmesh_agent.serving import memory
 from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.node import LOADER_THREADS, ServingNode
+from nearmesh_agent.transport.server import Server
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nearmesh.package import MANIFEST_FILE
-from nearmesh.rpc import Gatekeeper, GuardedServer
+from nearmesh.rpc import Gatekeeper
 
 # Six 3 x 3 convolutions of 256 channels: 14.2 MB of weights.
 LAYERS, CHANNELS, SIZE = 6, 256, 8
@@ -89,10 +90,11 @@ def bare_ms(path: Path, given: np.ndarray) -> float:
 
 async def measure(folder: Path, rounds: int) -> dict[str, object]:
     given = write_package(folder)
-    node = ServingNode(NodeConfig(data=folder), Place(node="n", site="s", region="r"), OnnxEngines())
-    server = GuardedServer(Gatekeeper(mesh="bench", verifier=None, policy=POLICY, open_door=True))
+    config = NodeConfig(data=folder)
+    node = ServingNode(config, Place(node="n", site="s", region="r"), OnnxEngines())
+    server = Server(Gatekeeper(mesh="bench", verifier=None, policy=POLICY, open_door=True), config.max_message_bytes)
     add_servicers(server, node.servicer, node.health)
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = server.listen_plain("127.0.0.1:0")
     replica = await node.load(folder, "sha256:" + "1" * 64)
     node.table.put(replica)
     await server.start()
@@ -103,7 +105,7 @@ async def measure(folder: Path, rounds: int) -> dict[str, object]:
     loads: list[float] = []
     warm: list[float] = []
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with grpc.aio.insecure_channel(address) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
             async def ask_ms() -> float:

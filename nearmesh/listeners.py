@@ -66,10 +66,15 @@ def listen(server: GuardedServer, address: str, current: Callable[[], Credential
 
 def listen_plain(server: GuardedServer, address: str) -> str:
     """Adds a listener without TLS, for loopback alone. Raises ConfigError."""
+    check_loopback(address)
+    return _bound(address, lambda: server.add_insecure_port(address))
+
+
+def check_loopback(address: str) -> None:
+    """Raises ConfigError for an address that others can reach."""
     host = address.rpartition(":")[0].strip("[]")
     if host not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigError(f"{address}: without TLS a server listens on loopback only (127.0.0.1)")
-    return _bound(address, lambda: server.add_insecure_port(address))
 
 
 def _configuration(credentials: Credentials, *, mesh: bool) -> grpc.ServerCertificateConfiguration:

@@ -12,7 +12,8 @@ import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, Protocol
 
 import grpc
 from cryptography import x509
@@ -36,6 +37,9 @@ from nearmesh.tls import machine_in
 from nearmesh.tokens import TokenVerifier
 
 log = logging.getLogger(__name__)
+
+# Trailing metadata.
+Trailing = tuple[tuple[str, str | bytes], ...]
 
 REASON_KEY = "nearmesh-reason"
 RETRY_AFTER_KEY = "nearmesh-retry-after-ms"
@@ -63,12 +67,30 @@ class Identity:
         return f"{self.role}/{self.name}" if self.name else self.role
 
 
+# Who showed neither a certificate nor a token.
+NOBODY = Identity("", ANYONE)
+
 _caller: ContextVar[Identity] = ContextVar("nearmesh_caller")
+
+
+def answering(who: Identity) -> None:
+    """A call of `who` is answered from here on, in this task."""
+    _caller.set(who)
 
 
 def caller() -> Identity:
     """Who makes the call that is being answered. Only inside a servicer's method."""
     return _caller.get()
+
+
+class CallContext(Protocol):
+    """What tells who calls; gRPC's own context does."""
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]: ...
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
+
+    def peer(self) -> str: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,7 +110,7 @@ class Gatekeeper:
     # For an agent tried out alone on loopback: no token is asked for.
     open_door: bool = False
 
-    def admit(self, context: grpc.aio.ServicerContext[Any, Any], method: str) -> Identity:
+    def admit(self, context: CallContext, method: str) -> Identity:
         """The caller, if it may call `method`. Raises Unauthenticated or PermissionDenied."""
         try:
             who = self._identify(context)
@@ -110,7 +132,7 @@ class Gatekeeper:
         if who.role not in roles and not self.open_door:
             raise PermissionDenied(f"{who} may not call {method}; it needs {' or '.join(sorted(roles)) or 'nobody'}")
 
-    def _identify(self, context: grpc.aio.ServicerContext[Any, Any]) -> Identity:
+    def _identify(self, context: CallContext) -> Identity:
         certificates = [*context.auth_context().get("x509_pem_cert", ())]
         if certificates:
             return self._machine(certificates[0])
@@ -121,13 +143,19 @@ class Gatekeeper:
                     raise Unauthenticated(f"authorization scheme {scheme!r} is not 'Bearer'")
                 bearer = self.verifier.access(token.strip())
                 return Identity(bearer.subject, bearer.role)
-        return Identity("", ANYONE)
+        return NOBODY
 
     def _machine(self, pem: bytes) -> Identity:
-        who: MachineId | None = machine_in(x509.load_pem_x509_certificate(pem))
+        who = _machine_in(pem)
         if who is None or who.mesh != self.mesh:
             raise Unauthenticated(f"the certificate names no machine of mesh {self.mesh}")
         return Identity(who.id, who.kind)
+
+
+# The same for every call on a connection.
+@lru_cache(maxsize=1024)
+def _machine_in(pem: bytes) -> MachineId | None:
+    return machine_in(x509.load_pem_x509_certificate(pem))
 
 
 class GuardedServer:
@@ -187,7 +215,7 @@ class _Guard:
 
     def enter(self, context: Any) -> Identity:
         who = self._gatekeeper.admit(context, self._method)
-        _caller.set(who)
+        answering(who)
         return who
 
     async def checked(self, who: Identity, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
@@ -201,16 +229,46 @@ class _Guard:
         self._gatekeeper.check(who, self._method)
 
     async def fail(self, context: Any, error: Exception) -> None:
-        if isinstance(error, NotImplementedError):
-            # Generated code raises it for a method of the contract that the servicer does not have.
-            error = Unsupported(f"{self._method} is not offered here")
-        if isinstance(error, MeshError):
-            log.debug("failed method=%s reason=%s: %s", self._method, error.reason, error.message)
-            await context.abort(error.status, error.message[:MAX_MESSAGE_CHARACTERS], error_metadata(error))
         if isinstance(error, grpc.aio.AbortError):
             raise error
-        log.error("bug in method=%s", self._method, exc_info=error)
-        await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has the cause")
+        told = failure(error, self._method)
+        await context.abort(told.code, told.message, told.metadata)
+
+
+class Aborted(Exception):
+    """How a servicer ends a call that gives it a status instead of raising an error of the mesh."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, metadata: Trailing) -> None:
+        super().__init__(details)
+        self.failure = Failure(code, details, metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an error travels."""
+
+    code: grpc.StatusCode
+    message: str
+    metadata: Trailing = ()
+
+
+def failure(error: Exception, method: str) -> Failure:
+    """What the caller of `method` is told. Anything but an error of the mesh is a bug, and logged as one."""
+    if isinstance(error, Aborted):
+        return error.failure
+    if isinstance(error, NotImplementedError):
+        # Generated code raises it for a method of the contract that the servicer does not have.
+        error = Unsupported(f"{method} is not offered here")
+    if isinstance(error, MeshError):
+        log.debug("failed method=%s reason=%s: %s", method, error.reason, error.message)
+        return Failure(error.status, error.message[:MAX_MESSAGE_CHARACTERS], error_metadata(error))
+    log.error("bug in method=%s", method, exc_info=error)
+    return Failure(grpc.StatusCode.INTERNAL, "internal error; the server's log has the cause")
+
+
+def unreadable(size: int, error: DecodeError) -> InvalidInput:
+    """What a caller is told whose bytes are no message."""
+    return InvalidInput(f"the {size} bytes of the request cannot be parsed: {error}")
 
 
 def _parse(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
@@ -222,7 +280,7 @@ def _parse(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any
         try:
             return deserializer(data)
         except DecodeError as error:
-            return InvalidInput(f"the {len(data)} bytes of the request cannot be parsed: {error}")
+            return unreadable(len(data), error)
 
     return parse
 
@@ -269,9 +327,9 @@ def _wrap(handler: Any, guard: _Guard) -> Any:
     return make_one(one, **common)
 
 
-def error_metadata(error: MeshError) -> tuple[tuple[str, str], ...]:
+def error_metadata(error: MeshError) -> Trailing:
     """The trailing metadata that an error travels with."""
-    metadata = [(REASON_KEY, error.reason)]
+    metadata: list[tuple[str, str | bytes]] = [(REASON_KEY, error.reason)]
     if error.retry_after_ms is not None:
         metadata.append((RETRY_AFTER_KEY, str(error.retry_after_ms)))
     return tuple(metadata)

@@ -19,11 +19,14 @@ from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.replica_config import ReplicaConfig
 from nearmesh_agent.serving.servicer import InferenceServicer
 from nearmesh_agent.serving.table import ReplicaTable
+from nearmesh_agent.transport.server import Server
 
 from nearmesh.package import Package
-from nearmesh.rpc import EVERYONE, Gatekeeper, GuardedServer
+from nearmesh.rpc import EVERYONE, Gatekeeper
 
 PLACE = Place(node="node-1", site="site-1", region="europe-west1")
+# As the agent's default.
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ async def load(folder: Path, package: Package, config: ReplicaConfig | None = No
 
 @asynccontextmanager
 async def serving(
-    replicas: Sequence[Replica], options: Sequence[tuple[str, Any]] = (), *, verifier: Any = None
+    replicas: Sequence[Replica], *, max_message_bytes: int = MAX_MESSAGE_BYTES, verifier: Any = None
 ) -> AsyncIterator[Running]:
     """Serves `replicas` on 127.0.0.1, and closes them afterwards. `verifier` reads tokens; none is demanded."""
     table = ReplicaTable()
@@ -52,15 +55,15 @@ async def serving(
     gatekeeper = Gatekeeper(
         mesh="test", verifier=verifier, policy={"/inference.GRPCInferenceService/": EVERYONE}, open_door=True
     )
-    server = GuardedServer(gatekeeper, options)
+    server = Server(gatekeeper, max_message_bytes)
     add_servicers(server, servicer, health.aio.HealthServicer())
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = server.listen_plain("127.0.0.1:0")
     await server.start()
     forgetting = asyncio.create_task(servicer.forget_idle())
     try:
-        yield Running(f"127.0.0.1:{port}", servicer, table, metrics)
+        yield Running(address, servicer, table, metrics)
     finally:
         forgetting.cancel()
-        await server.stop(grace=None)
+        await server.stop(None)
         for replica in replicas:
             await replica.close()

@@ -19,11 +19,12 @@ from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.server import POLICY, add_servicers
 from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.node import ServingNode
+from nearmesh_agent.transport.server import Server
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import aio as triton
 
 from nearmesh.package import MANIFEST_FILE
-from nearmesh.rpc import Gatekeeper, GuardedServer
+from nearmesh.rpc import Gatekeeper
 from tests.inference_server import PLACE
 
 _MANIFEST = """
@@ -130,11 +131,10 @@ async def serving_node(config: NodeConfig, engines: EngineFactory | None = None)
     node = ServingNode(
         config, Place(node=PLACE.node, site="s", region="r"), engines or OnnxEngines(threads=1), on_change=changed
     )
-    server = GuardedServer(Gatekeeper(mesh="test", verifier=None, policy=POLICY, open_door=True))
+    server = Server(Gatekeeper(mesh="test", verifier=None, policy=POLICY, open_door=True), config.max_message_bytes)
     add_servicers(server, node.servicer, node.health)
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = server.listen_plain("127.0.0.1:0")
     await server.start()
-    address = f"127.0.0.1:{port}"
     async with grpc.aio.insecure_channel(address) as channel, triton.InferenceServerClient(address) as client:
         running = Running(node, channel, client)
         task = asyncio.create_task(node.run())

@@ -20,10 +20,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import nearmesh
 from nearmesh.errors import ConfigError
-from nearmesh.listeners import listen, listen_plain, new_server
 from nearmesh.membership import Membership, Renewal, member
 from nearmesh.process import only_one
-from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper, GuardedServer
+from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper
 from nearmesh.tokens import TokenVerifier
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_agent.address import advertised_host
@@ -37,6 +36,7 @@ from nearmesh_agent.serving.servicer import InferenceServicer
 from nearmesh_agent.session.reconciler import Reconciler
 from nearmesh_agent.session.session import Session
 from nearmesh_agent.store.store import PULL_TIMEOUT, ModelStore
+from nearmesh_agent.transport.server import Server
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Agent:
             await self._reconciler.close()
             await self._node.close()
 
-    async def _leave(self, server: GuardedServer) -> None:
+    async def _leave(self, server: Server) -> None:
         """Out of the routes first, still answering who has not heard; then what is in flight ends."""
         log.info("leaving")
         self._leaving = True
@@ -141,17 +141,17 @@ class Agent:
         self._servicer.draining = True
         await server.stop(self._config.grace_s)
 
-    def _build_server(self) -> GuardedServer:
+    def _build_server(self) -> Server:
         gatekeeper = Gatekeeper(
             mesh=self._membership.mesh, verifier=self._verifier, policy=POLICY, removed=self._removed
         )
-        server = new_server(gatekeeper, self._config.max_message_bytes)
+        server = Server(gatekeeper, self._config.max_message_bytes)
         add_servicers(server, self._servicer, self._node.health)
         for name, address, mesh in (
             ("public", self._config.listen.public, False),
             ("mesh", self._config.listen.mesh, True),
         ):
-            bound = listen(server, address, lambda: self._renewal.current, mesh=mesh)
+            bound = server.listen(address, lambda: self._renewal.current, mesh=mesh)
             self._addresses[name] = f"{self._config.advertise_host}:{bound.rpartition(':')[2]}"
         return server
 
@@ -191,7 +191,7 @@ class Agent:
         await self._store.keep_only(self._reconciler.needed)
 
 
-def add_servicers(server: GuardedServer, servicer: InferenceServicer, status: health.aio.HealthServicer) -> None:
+def add_servicers(server: Server, servicer: InferenceServicer, status: health.aio.HealthServicer) -> None:
     """Everything that a node answers over gRPC."""
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     server.add_registered_method_handlers(_INFERENCE, {"ModelInfer": infer_handler(servicer)})
@@ -249,9 +249,9 @@ async def serve_alone(packages: Mapping[str, Path], config: NodeConfig, stop: as
     """Serves packages (digest: folder) without a mesh: no TLS, no token, on loopback alone, for a trial."""
     node = ServingNode(config, Place(node="alone", site="alone", region="alone"), engines_of(config))
     gatekeeper = Gatekeeper(mesh="alone", verifier=None, policy=POLICY, open_door=True)
-    server = new_server(gatekeeper, config.max_message_bytes)
+    server = Server(gatekeeper, config.max_message_bytes)
     add_servicers(server, node.servicer, node.health)
-    address = listen_plain(server, config.listen.public)
+    address = server.listen_plain(config.listen.public)
     try:
         for digest, folder in packages.items():
             node.table.put(await node.load(folder, digest))

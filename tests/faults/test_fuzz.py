@@ -56,7 +56,7 @@ async def fuzzed(folder, count, seed):
     packages = {"adder": tiny_models.adder(folder / "adder"), "sum": tiny_models.accumulator(folder / "sum")}
     packages |= {dtype: tiny_models.identity(folder / dtype, dtype) for dtype in ECHOES}
     replicas = [await load(folder / name, package) for name, package in packages.items()]
-    async with serving(replicas, [("grpc.max_receive_message_length", 1_000_000)]) as running:
+    async with serving(replicas, max_message_bytes=1_000_000) as running:
         return await asyncio.to_thread(fuzz.run, lambda: grpc.insecure_channel(running.address), count, seed, goldens())
 
 

@@ -15,7 +15,6 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from nearmesh import tensors
-from nearmesh.errors import InvalidInput
 from nearmesh_agent.engines.base import Array
 
 # Below this, parsing the whole costs less than cutting.
@@ -138,8 +137,3 @@ def _encoded(value: int) -> bytes:
 def parsed(response: Any) -> Any:
     """What `respond` gave, as a message: answers on a stream are part of another one."""
     return service_pb2.ModelInferResponse.FromString(response) if isinstance(response, bytes) else response
-
-
-def unreadable(data: bytes, error: DecodeError) -> InvalidInput:
-    """What a caller is told whose bytes are no request."""
-    return InvalidInput(f"the {len(data)} bytes of the request cannot be parsed: {error}")

@@ -1,0 +1,269 @@
+"""One call: taken in, run by its servicer, answered. Also what the servicer sees of it.
+
+A caller is admitted by its headers, before anything else of it is read; whom a method refuses by the beginning of a
+large message is answered then, and the rest of the message is not waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from nearmesh import rpc
+from nearmesh.errors import DeadlineExceeded, Draining, InvalidInput
+from nearmesh.rpc import Gatekeeper
+from nearmesh_agent.transport import headers
+from nearmesh_agent.transport.headers import Value
+from nearmesh_agent.transport.messages import Message, Messages
+from nearmesh_agent.transport.stream import Stream
+
+_PREFIX_BYTES = 5
+# Servicers keep to the deadline themselves; who does not is cancelled so much later.
+_LATE_S = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One method of a service."""
+
+    path: str
+    behavior: Callable[[Any, Any], Any]
+    streams_in: bool = False
+    streams_out: bool = False
+    parse: Callable[[Any], Any]
+    serialize: Callable[[Any], bytes]
+    # Judges a large message by its beginning, with the seconds that its caller has left; raises MeshError to refuse it.
+    early: Callable[[memoryview, float | None], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of a connection."""
+
+    address: str
+    # As gRPC has it: its certificate under "x509_pem_cert", if it showed one.
+    auth: Mapping[str, Iterable[bytes]]
+
+
+class Host(Protocol):
+    """The server, as its calls see it."""
+
+    gatekeeper: Gatekeeper
+    max_message_bytes: int
+
+    def over(self, call: Call) -> None:
+        """The call's work has ended."""
+        ...
+
+
+class Call:
+    """Belongs to one stream. For its servicer, the part of `grpc.aio.ServicerContext` that servicers here use."""
+
+    def __init__(self, host: Host, stream: Stream, method: Method, peer: Peer) -> None:
+        """`start` comes next."""
+        self._host = host
+        self._stream = stream
+        self._method = method
+        self._peer = peer
+        self._who = rpc.NOBODY
+        self._loop = asyncio.get_running_loop()
+        self._messages = Messages(host.max_message_bytes, stream.headers.encoding)
+        # Requests that came and were not taken yet; whether there will be more; who waits for them.
+        self._inbox: deque[Message] = deque()
+        self._said_all = False
+        self._news: asyncio.Future[None] | None = None
+        self._looked = method.early is None
+        self._task: asyncio.Task[None] | None = None
+        self._trailing: tuple[Value, ...] = ()
+        self._deadline_s: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._ended = False
+
+    def start(self) -> bool:
+        """Admits the caller; False if it was refused and told so."""
+        timeout_s = self._stream.headers.timeout_s
+        if timeout_s is not None:
+            self._deadline_s = self._loop.time() + timeout_s
+            self._timer = self._loop.call_later(timeout_s + _LATE_S, self._expired)
+        try:
+            self._who = self._host.gatekeeper.admit(self, self._method.path)
+        except Exception as error:
+            self._fail(error)
+            self._over()
+            return False
+        if self._method.streams_in:
+            self._task = self._loop.create_task(self._run())
+        return True
+
+    # What comes on the stream.
+
+    def data(self, part: memoryview) -> None:
+        try:
+            self._inbox.extend(self._messages.feed(part))
+            missing = self._messages.missing_bytes
+            if missing:
+                if not self._looked:
+                    self._look(self._messages.begun())
+                if missing > self._stream.receive_window:
+                    # What is needed for it to become complete: a message may be larger than the window.
+                    self._stream.credit(missing - self._stream.receive_window, at_once=True)
+        except Exception as error:
+            self._give_up(error)
+        else:
+            self._tell()
+
+    def _look(self, begun: memoryview) -> None:
+        self._looked = True
+        if begun and self._method.early:
+            self._method.early(begun, self.time_remaining())
+
+    def ended(self) -> None:
+        self._said_all = True
+        if self._messages.partial:
+            self._give_up(InvalidInput("the request ends in the middle of a message"))
+        elif self._method.streams_in:
+            self._tell()
+        elif len(self._inbox) != 1:
+            self._give_up(InvalidInput(f"{len(self._inbox)} messages came; {self._method.path} takes one"))
+        elif self._task is None and not self._ended:
+            self._task = self._loop.create_task(self._run())
+
+    def gone(self) -> None:
+        self._stop()
+
+    def _tell(self) -> None:
+        if self._news and not self._news.done():
+            self._news.set_result(None)
+
+    # Its end before its time.
+
+    def _expired(self) -> None:
+        self._give_up(DeadlineExceeded("the deadline passed before there was an answer"))
+
+    def abandon(self) -> None:
+        """The server stops and does not wait any longer."""
+        self._give_up(Draining("the node stopped before there was an answer; another node may serve"))
+
+    def _give_up(self, error: Exception) -> None:
+        self._fail(error)
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._task is None:
+            self._over()
+        else:
+            self._task.cancel()
+
+    def _over(self) -> None:
+        if not self._ended:
+            self._ended = True
+            if self._timer:
+                self._timer.cancel()
+            self._inbox.clear()
+            self._host.over(self)
+
+    def _fail(self, error: Exception) -> None:
+        failure = rpc.failure(error, self._method.path)
+        block = headers.ending(failure.code, failure.message, failure.metadata)
+        self._stream.fail(headers.OPENING, block)
+
+    # Its work.
+
+    async def _run(self) -> None:
+        try:
+            rpc.answering(self._who)
+            if self._method.streams_in or self._method.streams_out:
+                await self._exchange()
+            else:
+                request = self._parsed(self._inbox.popleft())
+                response = await self._method.behavior(request, self)
+                self._respond(response)
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._over()
+
+    async def _exchange(self) -> None:
+        request = self._requests() if self._method.streams_in else self._parsed(self._inbox.popleft())
+        responses = self._method.behavior(request, self)
+        if not self._method.streams_out:
+            self._respond(await responses)
+            return
+        if inspect.isawaitable(responses):
+            # gRPC's own servicers write to the context instead of yielding.
+            await responses
+        else:
+            async with aclosing(responses):
+                async for response in responses:
+                    self._still()
+                    await self.write(response)
+        self._stream.open(headers.OPENING)
+        self._stream.finish(headers.fine(self._trailing))
+
+    def _respond(self, response: Any) -> None:
+        self._stream.respond(headers.OPENING, self._method.serialize(response), headers.fine(self._trailing))
+
+    async def _requests(self) -> AsyncGenerator[Any, None]:
+        """What the caller says; no more is taken from it than is asked for here."""
+        while True:
+            while self._inbox:
+                message = self._inbox.popleft()
+                self._stream.credit(len(message) + _PREFIX_BYTES)
+                self._still()
+                yield self._parsed(message)
+            if self._said_all:
+                return
+            self._news = self._loop.create_future()
+            await self._news
+
+    def _still(self) -> None:
+        """Raises PermissionDenied once the caller of an open stream has been removed."""
+        self._host.gatekeeper.check(self._who, self._method.path)
+
+    def _parsed(self, message: Message) -> Any:
+        try:
+            return self._method.parse(message)
+        except DecodeError as error:
+            raise rpc.unreadable(len(message), error) from None
+
+    # What the servicer may ask of it and tell it.
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the caller's deadline, None if it has none."""
+        return None if self._deadline_s is None else self._deadline_s - self._loop.time()
+
+    def invocation_metadata(self) -> tuple[Value, ...]:
+        """What the caller sent beside its request."""
+        return self._stream.headers.metadata
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """The caller's certificate, if it showed one."""
+        return self._peer.auth
+
+    def peer(self) -> str:
+        """The caller's address."""
+        return self._peer.address
+
+    def set_trailing_metadata(self, metadata: tuple[Value, ...]) -> None:
+        """What goes out behind an answer."""
+        self._trailing = metadata
+
+    async def write(self, response: Any) -> None:
+        """One more response; returns when the caller has room for another one."""
+        self._stream.open(headers.OPENING)
+        self._stream.send(self._method.serialize(response))
+        await self._stream.room()
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: tuple[Value, ...] = ()
+    ) -> NoReturn:
+        """Ends the call."""
+        raise rpc.Aborted(code, details, trailing_metadata)

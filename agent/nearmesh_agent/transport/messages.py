@@ -1,0 +1,95 @@
+"""gRPC's messages out of the contents of a stream: five bytes say how long each is, and whether it is compressed."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from nearmesh.errors import InvalidInput, TooLarge, Unsupported
+
+_PREFIX_BYTES = 5
+# zlib's name for each way to compress: the size of its window, and 16 more for gzip's header.
+_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+# Ways to compress that callers may use.
+ENCODINGS = ("identity", *_WINDOW_BITS)
+# Memory of messages from this size on is taken without being filled with zeros first.
+_LARGE_BYTES = 64 * 1024
+
+Message = bytes | memoryview
+
+
+class Messages:
+    """Of one stream."""
+
+    def __init__(self, most_bytes: int, encoding: str) -> None:
+        self._most_bytes = most_bytes
+        self._encoding = encoding
+        self._prefix = b""
+        # The message that is being received, and how much of it is there.
+        self._body: memoryview | None = None
+        self._filled = 0
+
+    @property
+    def partial(self) -> bool:
+        """A message has begun and is not complete."""
+        return self._body is not None or bool(self._prefix)
+
+    @property
+    def missing_bytes(self) -> int:
+        """Of the message that is being received; 0 if none is."""
+        return len(self._body) - self._filled if self._body is not None else 0
+
+    def begun(self) -> memoryview:
+        """What is there of the message that is being received; empty if it is compressed."""
+        if self._body is None or self._prefix[0]:
+            return memoryview(b"")
+        return self._body[: self._filled]
+
+    def feed(self, part: memoryview) -> list[Message]:
+        """The messages that are complete with `part`. Raises TooLarge, InvalidInput, Unsupported."""
+        size = len(part)
+        whole = self._body is None and not self._prefix and size >= _PREFIX_BYTES and not part[0]
+        # Nearly always: one message, and nothing else.
+        if whole and int.from_bytes(part[1:_PREFIX_BYTES], "big") == size - _PREFIX_BYTES <= self._most_bytes:
+            return [bytes(part[_PREFIX_BYTES:])]
+        found: list[Message] = []
+        while part:
+            if self._body is None:
+                missing = _PREFIX_BYTES - len(self._prefix)
+                self._prefix += bytes(part[:missing])
+                part = part[missing:]
+                if len(self._prefix) < _PREFIX_BYTES:
+                    break
+                self._body, self._filled = self._memory(int.from_bytes(self._prefix[1:], "big")), 0
+            count = min(len(part), len(self._body) - self._filled)
+            self._body[self._filled : self._filled + count] = part[:count]
+            self._filled += count
+            part = part[count:]
+            if self._filled == len(self._body):
+                found.append(self._unpacked(self._body, self._prefix[0]))
+                self._body, self._prefix = None, b""
+        return found
+
+    def _memory(self, size: int) -> memoryview:
+        if size > self._most_bytes:
+            raise TooLarge(f"a message of {size} bytes; {self._most_bytes} are allowed here")
+        return np.empty(size, np.uint8).data if size >= _LARGE_BYTES else memoryview(bytearray(size))
+
+    def _unpacked(self, body: memoryview, compressed: int) -> Message:
+        if not compressed:
+            return body
+        bits = _WINDOW_BITS.get(self._encoding)
+        if bits is None:
+            raise Unsupported(f"a message compressed by {self._encoding!r}; {', '.join(ENCODINGS)} can be read here")
+        unpacker = zlib.decompressobj(bits)
+        try:
+            # One byte more than allowed shows that there are too many, however many there would be.
+            found = unpacker.decompress(body, self._most_bytes + 1)
+        except zlib.error as error:
+            raise InvalidInput(f"a message that is not compressed by {self._encoding}: {error}") from None
+        if len(found) > self._most_bytes:
+            raise TooLarge(f"a message of more than {self._most_bytes} bytes, which are allowed here")
+        if not unpacker.eof:
+            raise InvalidInput(f"a message compressed by {self._encoding} ends too early")
+        return found

@@ -1,0 +1,167 @@
+"""A connection's place on the event loop: bytes from a socket to `Connection` and back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from nearmesh_agent.transport.call import Peer
+from nearmesh_agent.transport.connection import Connection, Limits
+from nearmesh_agent.transport.frames import ConnectionFailed
+from nearmesh_agent.transport.stream import Receiver, Stream
+
+log = logging.getLogger(__name__)
+
+# Read at a time, by all connections of a server in turn: what is read is taken in at once.
+READ_BYTES = 256 * 1024
+# A peer that does not read what it asked for is not read from either, from so much on.
+_UNSENT_BYTES = 4 * 1024 * 1024
+# In which a new connection must show that it speaks HTTP/2.
+INTRODUCTION_S = 20.0
+# A machine that vanished is noticed after idle + count x interval seconds.
+_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+
+
+class Http2Protocol(asyncio.BufferedProtocol):
+    """One connection."""
+
+    def __init__(
+        self,
+        accept: Callable[[Stream, Http2Protocol], Receiver | None],
+        made: Callable[[Http2Protocol], None],
+        lost: Callable[[Http2Protocol], None],
+        limits: Limits,
+        buffer: memoryview,
+    ) -> None:
+        self._made = made
+        self._lost = lost
+        self._limits = limits
+        self._buffer = buffer
+        # What was read of a frame that is not complete; short, since contents never wait.
+        self._rest = b""
+        self._loop = asyncio.get_running_loop()
+        self._transport: Any = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._scheduled = False
+        self._closing = False
+        self._accept = accept
+        self.peer = Peer("unknown", {})
+        self.connection: Connection
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        transport.set_write_buffer_limits(high=_UNSENT_BYTES)
+        _keep_alive(transport.get_extra_info("socket"))
+        self.peer = _peer(transport)
+        self.connection = Connection(lambda stream: self._accept(stream, self), self._wake, self._limits)
+        self._timer = self._loop.call_later(INTRODUCTION_S, self._too_slow)
+        self._made(self)
+
+    def _too_slow(self) -> None:
+        if not self.connection.introduced:
+            log.info("closed peer=%s: it did not speak HTTP/2 within %s s", self.peer.address, INTRODUCTION_S)
+            self._transport.abort()
+
+    # In.
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        kept = len(self._rest)
+        if kept:
+            self._buffer[:kept] = self._rest
+        return self._buffer[kept:]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._closing:
+            return
+        end = len(self._rest) + nbytes
+        try:
+            at = self.connection.receive(self._buffer[:end])
+        except ConnectionFailed as error:
+            log.info("closed peer=%s: %s (%s)", self.peer.address, error.why, error.code.name)
+            self.connection.fail(error)
+            self.close()
+            return
+        self._rest = bytes(self._buffer[at:end]) if at < end else b""
+        if self.connection.finished:
+            self.close()
+
+    def eof_received(self) -> bool:
+        return False
+
+    # Out.
+
+    def _wake(self) -> None:
+        """What is written in one turn of the loop goes out as one piece."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        output = self.connection.output
+        if output and not self._transport.is_closing():
+            self._transport.write(b"".join(output) if len(output) > 1 else output[0])
+        output.clear()
+        if self.connection.finished:
+            self.close()
+
+    def pause_writing(self) -> None:
+        self.connection.flushed = self._loop.create_future()
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._caught_up()
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _caught_up(self) -> None:
+        flushed, self.connection.flushed = self.connection.flushed, None
+        if flushed and not flushed.done():
+            flushed.set_result(None)
+
+    # The end.
+
+    def leave(self) -> None:
+        """Closes once the peer knows and everything under way is answered."""
+        self.connection.leave()
+
+    def close(self) -> None:
+        """With what was written before."""
+        if not self._closing:
+            self._closing = True
+            self._flush()
+            self._transport.close()
+
+    def abort(self) -> None:
+        """At once: the peer does not take what was written to it."""
+        self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        if self._timer:
+            self._timer.cancel()
+        self._caught_up()
+        self.connection.lost()
+        self._lost(self)
+
+
+def _peer(transport: Any) -> Peer:
+    host, port, *more = transport.get_extra_info("peername") or ("unknown", 0)
+    address = f"ipv6:[{host}]:{port}" if more else f"ipv4:{host}:{port}"
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    certificate = tls.getpeercert(binary_form=True) if tls else None
+    shown = {"x509_pem_cert": (ssl.DER_cert_to_PEM_cert(certificate).encode(),)} if certificate else {}
+    return Peer(address, shown)
+
+
+def _keep_alive(found: socket.socket | None) -> None:
+    if found is not None:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            # Not on every system by these names.
+            if hasattr(socket, name):
+                found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,192 @@
+"""The agent's gRPC server: listeners, the table of methods, connections and calls, and an orderly end.
+
+Generated code adds servicers to it as it adds them to a `grpc.aio.Server`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+
+from nearmesh.errors import Unsupported
+from nearmesh.listeners import MAX_STREAMS, STREAM_WINDOW_BYTES, check_loopback
+from nearmesh.rpc import Gatekeeper, failure
+from nearmesh.tls import Credentials
+from nearmesh_agent.transport import headers
+from nearmesh_agent.transport.call import Call, Method
+from nearmesh_agent.transport.connection import Limits
+from nearmesh_agent.transport.listener import bound, server_context, shown
+from nearmesh_agent.transport.messages import ENCODINGS
+from nearmesh_agent.transport.protocol import READ_BYTES, Http2Protocol
+from nearmesh_agent.transport.stream import Receiver, Stream
+
+log = logging.getLogger(__name__)
+
+_LIMITS = Limits(streams=MAX_STREAMS, window_bytes=STREAM_WINDOW_BYTES)
+# For a TLS handshake; who takes longer is not there any more, or means ill.
+_HANDSHAKE_S = 20.0
+# In which peers hear that the server leaves, and take what was written to them.
+_FAREWELL_S = 1.0
+
+
+@dataclass(slots=True)
+class _Listener:
+    socket: socket.socket
+    tls: ssl.SSLContext | None
+    server: asyncio.Server | None = None
+
+
+class Server:
+    """Belongs to one event loop. Every call passes the gatekeeper."""
+
+    def __init__(self, gatekeeper: Gatekeeper, max_message_bytes: int) -> None:
+        self.gatekeeper = gatekeeper
+        self.max_message_bytes = max_message_bytes
+        self._methods: dict[str, Method] = {}
+        self._listeners: list[_Listener] = []
+        self._connections: set[Http2Protocol] = set()
+        self._calls: dict[Call, Http2Protocol] = {}
+        # Set while there is no call, and while there is no connection.
+        self._quiet, self._deserted = asyncio.Event(), asyncio.Event()
+        self._quiet.set()
+        self._deserted.set()
+        self._buffer = memoryview(bytearray(READ_BYTES))
+
+    # Methods.
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """For generated code."""
+        for name, handler in handlers.items():
+            path = f"/{service}/{name}"
+            self._methods[path] = _method(path, handler)
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """For generated code, which names the same methods one by one as well."""
+
+    def look_early(self, path: str, early: Callable[[memoryview, float | None], None]) -> None:
+        """Has large messages to a method judged by their beginning; see `Method.early`."""
+        self._methods[path] = replace(self._methods[path], early=early)
+
+    # Listeners.
+
+    def listen(self, address: str, current: Callable[[], Credentials], *, mesh: bool) -> str:
+        """Adds a listener with TLS and returns its host:port. Raises ConfigError."""
+        return self._listen(address, server_context(current, mesh=mesh))
+
+    def listen_plain(self, address: str) -> str:
+        """Adds a listener without TLS, for loopback alone. Raises ConfigError."""
+        check_loopback(address)
+        return self._listen(address, None)
+
+    def _listen(self, address: str, tls: ssl.SSLContext | None) -> str:
+        found = bound(address)
+        self._listeners.append(_Listener(found, tls))
+        return shown(address, found)
+
+    async def start(self) -> None:
+        """From here on calls are answered."""
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            listener.server = await loop.create_server(
+                self._connected,
+                sock=listener.socket,
+                ssl=listener.tls,
+                ssl_handshake_timeout=_HANDSHAKE_S if listener.tls else None,
+            )
+
+    def _connected(self) -> Http2Protocol:
+        return Http2Protocol(self._accept, self._made, self._lost, _LIMITS, self._buffer)
+
+    def _made(self, protocol: Http2Protocol) -> None:
+        self._connections.add(protocol)
+        self._deserted.clear()
+
+    def _lost(self, protocol: Http2Protocol) -> None:
+        self._connections.discard(protocol)
+        if not self._connections:
+            self._deserted.set()
+
+    # Calls.
+
+    def _accept(self, stream: Stream, protocol: Http2Protocol) -> Receiver | None:
+        asked = stream.headers
+        if asked.http_status != 200:
+            stream.fail(headers.plain_http(asked.http_status), b"")
+            return None
+        method = self._methods.get(asked.path)
+        if method is None:
+            self._refuse(stream, f"{asked.path[:200]} is not offered here")
+            return None
+        if asked.encoding not in ENCODINGS:
+            self._refuse(stream, f"encoding {asked.encoding[:50]!r} is none of {', '.join(ENCODINGS)}")
+            return None
+        call = Call(self, stream, method, protocol.peer)
+        self._calls[call] = protocol
+        self._quiet.clear()
+        protocol.connection.working += 1
+        return call if call.start() else None
+
+    def _refuse(self, stream: Stream, why: str) -> None:
+        told = failure(Unsupported(why), stream.headers.path)
+        block = headers.accepts(ENCODINGS) + headers.ending(told.code, told.message, told.metadata)
+        stream.fail(headers.OPENING, block)
+
+    def over(self, call: Call) -> None:
+        protocol = self._calls.pop(call)
+        protocol.connection.working -= 1
+        if not self._calls:
+            self._quiet.set()
+
+    # The end.
+
+    async def stop(self, grace_s: float | None) -> None:
+        """Takes no new connections; what is under way has `grace_s` to end. Safe to repeat, and before `start`.
+
+        Peers are told first, and calls that cross the word on their way are answered as well.
+        """
+        for listener in self._listeners:
+            if listener.server:
+                listener.server.close()
+            listener.socket.close()
+        for protocol in self._connections:
+            protocol.leave()
+        if await _within(self._quiet, grace_s or 0):
+            await _within(self._deserted, _FAREWELL_S if grace_s else 0)
+        for call in list(self._calls):
+            call.abandon()
+        for protocol in list(self._connections):
+            protocol.close()
+        if not await _within(self._deserted, _FAREWELL_S):
+            for protocol in list(self._connections):
+                protocol.abort()
+            await self._deserted.wait()
+        await self._quiet.wait()
+
+
+async def _within(event: asyncio.Event, seconds: float) -> bool:
+    """Whether it happened in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return event.is_set()
+    return True
+
+
+def _method(path: str, handler: Any) -> Method:
+    """From what generated code says of it."""
+    return Method(
+        path=path,
+        behavior=handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream,
+        streams_in=handler.request_streaming,
+        streams_out=handler.response_streaming,
+        parse=handler.request_deserializer,
+        serialize=handler.response_serializer,
+    )
