@@ -93,11 +93,13 @@ async def _run(node: NodeConfig, token: str | None) -> None:
 def _server() -> ModuleType:
     """ONNX Runtime takes a while to import, and --help should not. Raises ConfigError where there is none."""
     try:
-        return importlib.import_module("nearmesh_agent.server")
+        server = importlib.import_module("nearmesh_agent.server")
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
         raise ConfigError("there is no ONNX Runtime: pip install 'nearmesh-agent[cpu]' or '...[gpu]'") from None
+    memory.rare_collections()
+    return server
 
 
 def _leave_hung_engines() -> None:

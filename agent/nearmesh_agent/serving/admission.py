@@ -7,7 +7,8 @@ fluctuations of independent calls add up like the square root of their number.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from nearmesh_agent.serving.queue import RequestQueue, Waiting
 from nearmesh_agent.serving.times import ServiceTimes
@@ -23,8 +24,7 @@ _LATE_SHARE, _STEP = 0.01, 0.01
 _LEAVING_ALPHA = 1 / 64
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """What stands between a request and an engine, at one moment."""
 
     instances: int
@@ -73,15 +73,20 @@ def hopeless(
     `load` without the queue.
     """
     left_s = request.deadline_s - now_s
+    most_s = usable_s(left_s, outcomes.reserve)
+    if finish_s(Load(load.instances, load.free_in_s, queue.rows + request.rows), request.rows, times) <= most_s:
+        # All that waits could be done before it is due, and whom it might overtake is due later still.
+        return None
     ahead = queue.rows_ahead(request.priority, request.deadline_s)
-    needed_s = finish_s(replace(load, rows_ahead=ahead * (1 - outcomes.leaving)), request.rows, times)
-    if needed_s > usable_s(left_s, outcomes.reserve):
+    needed_s = finish_s(Load(load.instances, load.free_in_s, ahead * (1 - outcomes.leaving)), request.rows, times)
+    if needed_s > most_s:
         why = f"it would take about {needed_s * 1000:.0f} ms, the request has {left_s * 1000:.0f} ms left"
         return Hopeless(why, needed_s - left_s)
     for other in queue.behind(request.priority, request.deadline_s):
         # Who is late without it loses nothing to it.
         without_s, with_s = (
-            finish_s(replace(load, rows_ahead=rows), other.rows, times) for rows in (ahead, ahead + request.rows)
+            finish_s(Load(load.instances, load.free_in_s, rows), other.rows, times)
+            for rows in (ahead, ahead + request.rows)
         )
         if without_s <= other.deadline_s - now_s < with_s:
             return Hopeless("another request with a later deadline would miss it")

@@ -168,6 +168,8 @@ def _rows(package: Package, found: Mapping[str, Array]) -> dict[str, int]:
 def requested_outputs(package: Package, request: Any, *, hidden: Collection[str] = ()) -> list[str]:
     """The outputs to answer with, in the order asked for; all but `hidden` when none are named. Raises InvalidInput."""
     known = [spec.name for spec in package.outputs]
+    if not request.outputs:
+        return [name for name in known if name not in hidden] if hidden else known
     wanted: list[str] = []
     for output in request.outputs:
         if output.name not in known:
@@ -176,7 +178,7 @@ def requested_outputs(package: Package, request: Any, *, hidden: Collection[str]
             raise InvalidInput(f"output {output.name!r} is asked for twice, expected once")
         _check_output_parameters(output)
         wanted.append(output.name)
-    return wanted or [name for name in known if name not in hidden]
+    return wanted
 
 
 def _check_output_parameters(output: Any) -> None:

@@ -31,7 +31,8 @@ class Limits:
     max_delay_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: it is made for every request, and a frozen one takes three times as long to make.
+@dataclass(slots=True)
 class Answer:
     """What one request got from the engine, and where its time on the node went."""
 

@@ -7,6 +7,7 @@ now and then. No clock: durations are passed in.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 # Weight of a new measurement, and of its distance from the mean, as TCP smooths round trips (RFC 6298).
@@ -116,16 +117,16 @@ class ServiceTimes:
     def _known(self, rows: int) -> _Size | None:
         """The smallest measured size that holds `rows`, or else the largest one."""
         at = self._index(rows)
+        usual = self._sizes[at]
+        if usual.mean_s:
+            return usual
         for size in (*self._sizes[at:], *reversed(self._sizes[:at])):
             if size.mean_s:
                 return size
         return None
 
     def _index(self, rows: int) -> int:
-        for at, size in enumerate(self._rows):
-            if size >= rows:
-                return at
-        return len(self._rows) - 1
+        return min(bisect_left(self._rows, rows), len(self._rows) - 1)
 
     def _choose(self) -> None:
         rates = [size.rows / size.effort_s if size.effort_s else 0.0 for size in self._sizes]

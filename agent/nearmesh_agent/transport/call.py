@@ -77,7 +77,7 @@ class Call:
         self._loop = asyncio.get_running_loop()
         self._messages = Messages(host.max_message_bytes, stream.headers.encoding)
         # Requests that came and were not taken yet; whether there will be more; who waits for them.
-        self._inbox: deque[Message] = deque()
+        self._inbox: deque[Message] | list[Message] = deque() if method.streams_in else []
         self._said_all = False
         self._news: asyncio.Future[None] | None = None
         self._looked = method.early is None
@@ -183,7 +183,7 @@ class Call:
             if self._method.streams_in or self._method.streams_out:
                 await self._exchange()
             else:
-                request = self._parsed(self._inbox.popleft())
+                request = self._parsed(self._inbox.pop())
                 response = await self._method.behavior(request, self)
                 self._respond(response)
         except Exception as error:
@@ -192,7 +192,7 @@ class Call:
             self._over()
 
     async def _exchange(self) -> None:
-        request = self._requests() if self._method.streams_in else self._parsed(self._inbox.popleft())
+        request = self._requests() if self._method.streams_in else self._parsed(self._inbox.pop())
         responses = self._method.behavior(request, self)
         if not self._method.streams_out:
             self._respond(await responses)
@@ -213,6 +213,7 @@ class Call:
 
     async def _requests(self) -> AsyncGenerator[Any, None]:
         """What the caller says; no more is taken from it than is asked for here."""
+        assert isinstance(self._inbox, deque)
         while True:
             while self._inbox:
                 message = self._inbox.popleft()

@@ -85,6 +85,8 @@ class Connection:
     def closed(self, stream: Stream) -> None:
         self._streams.pop(stream.number, None)
         self._held.pop(stream.number, None)
+        # They refer to each other; apart, both are freed at once and not by a search for cycles.
+        stream.receiver = None
 
     @property
     def introduced(self) -> bool:
@@ -112,9 +114,7 @@ class Connection:
         streams, self._streams = list(self._streams.values()), {}
         self._held.clear()
         for stream in streams:
-            stream.leave()
-            if stream.receiver:
-                stream.receiver.gone()
+            self._gone(stream)
 
     # In.
 
@@ -305,10 +305,14 @@ class Connection:
             raise ConnectionFailed(Code.PROTOCOL_ERROR, f"an end of stream {number}, which was not opened")
         stream = self._streams.get(number)
         if stream is not None:
-            stream.leave()
-            self.closed(stream)
-            if stream.receiver:
-                stream.receiver.gone()
+            self._gone(stream)
+
+    def _gone(self, stream: Stream) -> None:
+        receiver = stream.receiver
+        stream.leave()
+        self.closed(stream)
+        if receiver:
+            receiver.gone()
 
     def _window_update(self, number: int, more_bytes: int) -> None:
         if not more_bytes:
