@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from nearmesh_agent.serving.queue import RequestQueue, Waiting
+from nearmesh_agent.serving.queue import RequestQueue
 from nearmesh_agent.serving.times import ServiceTimes
 
 # How many mean deviations a prediction allows for: about the 95th percentile of a bell curve.
@@ -56,6 +56,19 @@ class Outcomes:
         self.leaving += _LEAVING_ALPHA * (gave_up - self.leaving)
 
 
+class Asking(Protocol):
+    """What of a request decides whether there is time for it."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def priority(self) -> int: ...
+
+    @property
+    def deadline_s(self) -> float: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Hopeless:
     """Why a request should not come in."""
@@ -66,7 +79,7 @@ class Hopeless:
 
 
 def hopeless(
-    request: Waiting, queue: RequestQueue, times: ServiceTimes, load: Load, outcomes: Outcomes, *, now_s: float
+    request: Asking, queue: RequestQueue, times: ServiceTimes, load: Load, outcomes: Outcomes, *, now_s: float
 ) -> Hopeless | None:
     """Whether `request` would only wait for its deadline, or make others miss theirs, while another node may serve.
 

@@ -79,6 +79,22 @@ class Inference:
             self._count(call, error)
             raise
 
+    def expect(self, message: Any, timeout_s: float | None) -> None:
+        """Judges a large request by what it says before its tensors. Raises what `answer` would raise at once.
+
+        So a node that has no time for it need not receive it.
+        """
+        call = _Call(Received(message, ()), time.perf_counter(), timeout_s)
+        try:
+            asked = self._asked(call)
+            if asked.step is None:
+                replica = call.replica = self._open(self._table.get(message.model_name, message.model_version))
+                if not replica.package.decoupled:
+                    replica.expect(replica.intake.rows(message), timeout_s=call.timeout_s, priority=asked.priority)
+        except MeshError as error:
+            self._count(call, error)
+            raise
+
     def _count(self, call: _Call, error: BaseException) -> None:
         took_ms = (time.perf_counter() - call.started_s) * 1000
         outcome = error.reason if isinstance(error, MeshError) else _OTHERS.get(type(error), MeshError.reason)

@@ -34,6 +34,14 @@ class Intake:
         found = None if held else self._quick(request)
         return _aligned(self._careful(request, held) if found is None else found)
 
+    def rows(self, message: Any) -> int:
+        """How many rows a request says that it brings, before anything about it has been checked."""
+        for tensor in message.inputs:
+            plain = self._plain.get(tensor.name)
+            if plain is not None and len(tensor.shape) == len(plain.shape):
+                return min(max(1, plain.rows(tensor.shape)), max(1, plain.max_rows))
+        return 1
+
     def _quick(self, request: Received) -> dict[str, Array] | None:
         """What nearly all requests are: every input once, in raw contents that fit. None for anything else."""
         tensors_given, raw = request.message.inputs, request.raw
@@ -105,7 +113,7 @@ class _Plain:
             count *= given
         return count == size_bytes and self.rows(shape) <= self.max_rows
 
-    def rows(self, shape: tuple[int, ...]) -> int:
+    def rows(self, shape: Sequence[int]) -> int:
         """0 where nothing is batched."""
         return shape[self.batch_axis] if self.max_rows and self.batch_axis >= 0 else 0
 

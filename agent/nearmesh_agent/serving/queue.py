@@ -48,6 +48,16 @@ class Answer:
     rows: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """A request whose tensors are still on their way."""
+
+    rows: int
+    priority: int
+    # On the scheduler's clock; infinite when the caller set none.
+    deadline_s: float
+
+
 @dataclass(slots=True, eq=False)
 class Waiting:
     """One request in the queue."""

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from nearmesh.errors import DeadlineExceeded, MeshError, NotReady, Overloaded
 from nearmesh_agent.engines.base import Array, Engine
-from nearmesh_agent.serving.admission import Load, Outcomes, finish_s, hopeless, usable_s
+from nearmesh_agent.serving.admission import Asking, Load, Outcomes, finish_s, hopeless, usable_s
 from nearmesh_agent.serving.batch import BatchLayout
 from nearmesh_agent.serving.call import EngineCalls, Result
 from nearmesh_agent.serving.company import Company
 from nearmesh_agent.serving.occupancy import Occupancy, give_way
-from nearmesh_agent.serving.queue import DEFAULT_PRIORITY, Answer, Limits, RequestQueue, Waiting
+from nearmesh_agent.serving.queue import DEFAULT_PRIORITY, Answer, Limits, Prospect, RequestQueue, Waiting
 from nearmesh_agent.serving.times import ServiceTimes
 
 log = logging.getLogger(__name__)
@@ -156,11 +156,23 @@ class Scheduler:
 
     # Admission.
 
-    def _admit(self, inputs: Mapping[str, Array], timeout_s: float | None, priority: int) -> Waiting:
+    def expect(self, rows: int, *, timeout_s: float | None = None, priority: int = DEFAULT_PRIORITY) -> None:
+        """Whether a request would come in, before its tensors are here. Raises what `run` would raise at once."""
+        now = self._clock()
+        self._check_open(timeout_s)
+        prospect = Prospect(rows, priority, math.inf if timeout_s is None else now + timeout_s)
+        with self._wake:
+            if self._idle_instances() <= len(self._queue):
+                self._whom_to_displace(prospect, now)
+
+    def _check_open(self, timeout_s: float | None) -> None:
         if self._closed:
             raise NotReady(f"{self.name} is being unloaded from this node")
         if timeout_s is not None and timeout_s <= 0:
             raise DeadlineExceeded("the request's deadline had passed when it arrived")
+
+    def _admit(self, inputs: Mapping[str, Array], timeout_s: float | None, priority: int) -> Waiting:
+        self._check_open(timeout_s)
         now = self._clock()
         loop = self._loop = self._loop or asyncio.get_running_loop()
         request = Waiting(
@@ -168,14 +180,16 @@ class Scheduler:
             self._layout.rows(inputs),
             self._layout.kind(inputs),
             priority,
-            float("inf") if timeout_s is None else now + timeout_s,
+            math.inf if timeout_s is None else now + timeout_s,
             now,
             loop.create_future(),
         )
         displaced: Waiting | None = None
         with self._wake:
             if self._idle_instances() <= len(self._queue):
-                displaced = self._make_room(request, now)
+                displaced = self._whom_to_displace(request, now)
+                if displaced is not None:
+                    self._queue.leave(displaced)
             inline = self.inline and not self._running
             if not inline:
                 self._call_thread()
@@ -191,8 +205,11 @@ class Scheduler:
     def _idle_instances(self) -> int:
         return self.instances - len(self._running)
 
-    def _make_room(self, request: Waiting, now: float) -> Waiting | None:
-        """Whom the request puts out of a full queue, if anyone. Raises Overloaded if it must not come in itself."""
+    def _whom_to_displace(self, request: Asking, now: float) -> Waiting | None:
+        """Whom the request puts out of a full queue, if anyone. Raises Overloaded if it must not come in itself.
+
+        The lock is held.
+        """
         load = Load(self.instances, self._free_in_s(now))
         if without := hopeless(request, self._queue, self._times, load, self._outcomes, now_s=now):
             raise self._overloaded(without.why, retry_after_s=without.retry_after_s)
@@ -202,7 +219,6 @@ class Scheduler:
         last = self._queue.least_urgent()
         if last is None or last.priority <= request.priority:
             raise self._overloaded("as many as may")
-        self._queue.leave(last)
         return last
 
     def _free_in_s(self, now: float) -> float:

@@ -80,7 +80,26 @@ def _cut(data: bytes) -> tuple[bytes, list[memoryview]] | None:
     return None
 
 
-def _skip(data: bytes, kind: int, at: int) -> tuple[int, int]:
+def head(begun: memoryview) -> Any:
+    """The request whose first bytes these are, without its raw contents; None if those have not begun yet.
+
+    Every client of the protocol writes its fields in order, so everything else stands before them.
+    """
+    at, end = 0, len(begun)
+    try:
+        for _ in range(_MOST_FIELDS):
+            tag, content = _varint(begun, at)
+            if tag == _RAW_INPUT:
+                return service_pb2.ModelInferRequest.FromString(begun[:at])
+            at, _ = _skip(begun, tag & 7, content)
+            if at >= end:
+                return None
+    except (IndexError, DecodeError):
+        pass
+    return None
+
+
+def _skip(data: bytes | memoryview, kind: int, at: int) -> tuple[int, int]:
     """Where a field ends, and where its contents begin."""
     if kind == _BYTES:
         length, content = _varint(data, at)
@@ -92,7 +111,7 @@ def _skip(data: bytes, kind: int, at: int) -> tuple[int, int]:
     raise DecodeError(f"a field of type {kind}")
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[at]
