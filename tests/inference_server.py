@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpc_health.v1 import health
 from nearmesh_agent.engines.factory import OnnxEngines
+from nearmesh_agent.health import Health
 from nearmesh_agent.server import add_servicers
 from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.metrics import ServingMetrics
@@ -56,7 +56,7 @@ async def serving(
         mesh="test", verifier=verifier, policy={"/inference.GRPCInferenceService/": EVERYONE}, open_door=True
     )
     server = Server(gatekeeper, max_message_bytes)
-    add_servicers(server, servicer, health.aio.HealthServicer())
+    add_servicers(server, servicer, Health())
     address = server.listen_plain("127.0.0.1:0")
     await server.start()
     forgetting = asyncio.create_task(servicer.forget_idle())

@@ -1,11 +1,14 @@
-"""Keeps grpc.health.v1 in step with the truth: "" is the node, any other name a model."""
+"""grpc.health.v1, in step with the truth: "" is the node, any other name a model."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from nearmesh.errors import NotFound
 from nearmesh_agent.serving.servicer import InferenceServicer
 from nearmesh_agent.serving.table import ReplicaTable
 
@@ -13,9 +16,57 @@ from nearmesh_agent.serving.table import ReplicaTable
 # within which a node must say that it is not ready.
 LOOK_EVERY_S = 0.5
 
+SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """The service. Watchers know nothing of each other, and what they ask for is not kept."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, int] = {"": health_pb2.HealthCheckResponse.NOT_SERVING}
+        self._changed = asyncio.Event()
+        self._leaving = False
+
+    def put(self, name: str, *, serving: bool) -> None:
+        """Says how `name` is; once the node leaves, nothing serves any more."""
+        state = health_pb2.HealthCheckResponse.NOT_SERVING
+        if serving and not self._leaving:
+            state = health_pb2.HealthCheckResponse.SERVING
+        if self._states.get(name) != state:
+            self._states[name] = state
+            self._tell()
+
+    def leave(self) -> None:
+        """The node leaves, and so does all that it serves."""
+        self._leaving = True
+        for name in self._states:
+            self._states[name] = health_pb2.HealthCheckResponse.NOT_SERVING
+        self._tell()
+
+    def _tell(self) -> None:
+        told, self._changed = self._changed, asyncio.Event()
+        told.set()
+
+    async def Check(self, request: Any, context: Any) -> Any:
+        """Raises NotFound for a name that was never served here."""
+        if request.service not in self._states:
+            raise NotFound(f"nothing of the name {request.service[:200]!r} is or was served on this node")
+        return health_pb2.HealthCheckResponse(status=self._states[request.service])
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """The state, and from then on every other one."""
+        said = None
+        while True:
+            changed = self._changed
+            state = self._states.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+            if state != said:
+                said = state
+                yield health_pb2.HealthCheckResponse(status=state)
+            await changed.wait()
+
 
 async def follow_readiness(
-    status: health.aio.HealthServicer, servicer: InferenceServicer, table: ReplicaTable, changed: asyncio.Event
+    status: Health, servicer: InferenceServicer, table: ReplicaTable, changed: asyncio.Event
 ) -> None:
     """For ever; `changed` hurries the next look."""
     known: set[str] = set()
@@ -23,15 +74,11 @@ async def follow_readiness(
         changed.clear()
         serving = {replica.name for replica in table if replica.ready and not servicer.draining}
         for model in known | serving:
-            await status.set(model, _state(model in serving))
+            status.put(model, serving=model in serving)
         known |= serving
-        await status.set("", _state(servicer.ready))
+        status.put("", serving=servicer.ready)
         try:
             async with asyncio.timeout(LOOK_EVERY_S):
                 await changed.wait()
         except TimeoutError:
             pass
-
-
-def _state(ready: bool) -> health_pb2.HealthCheckResponse.ServingStatus:
-    return health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING

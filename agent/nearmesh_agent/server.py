@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import httpx
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import start_http_server
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -28,6 +28,8 @@ from nearmesh.v1 import node_pb2 as pb
 from nearmesh_agent.address import advertised_host
 from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.engines.factory import OnnxEngines
+from nearmesh_agent.health import SERVICE as HEALTH
+from nearmesh_agent.health import Health
 from nearmesh_agent.serving import wire
 from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.metrics import ServingMetrics
@@ -57,7 +59,7 @@ _INFERENCE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].ful
 
 _REFLECTED = (
     _INFERENCE,
-    health.SERVICE_NAME,
+    HEALTH,
     reflection.SERVICE_NAME,
 )
 
@@ -132,7 +134,7 @@ class Agent:
         if self._reconciler.wanted.withdrawn:
             self._withdrawn.set()
         self._session.report_now()
-        await self._node.health.enter_graceful_shutdown()
+        self._node.health.leave()
         try:
             async with asyncio.timeout(WITHDRAW_S):
                 await self._withdrawn.wait()
@@ -191,7 +193,7 @@ class Agent:
         await self._store.keep_only(self._reconciler.needed)
 
 
-def add_servicers(server: Server, servicer: InferenceServicer, status: health.aio.HealthServicer) -> None:
+def add_servicers(server: Server, servicer: InferenceServicer, status: Health) -> None:
     """Everything that a node answers over gRPC."""
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     server.add_registered_method_handlers(_INFERENCE, {"ModelInfer": infer_handler(servicer)})

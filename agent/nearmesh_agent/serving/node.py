@@ -7,11 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from grpc_health.v1 import health
-
 from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.engines.base import EngineFactory
-from nearmesh_agent.health import follow_readiness
+from nearmesh_agent.health import Health, follow_readiness
 from nearmesh_agent.serving import memory
 from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.metrics import ServingMetrics
@@ -38,7 +36,7 @@ class ServingNode:
         self.metrics = ServingMetrics(self.table)
         self.residency = Residency(memory.budget(config.memory_budget_mib), idle_unload_s=config.idle_unload_s)
         self.servicer = InferenceServicer(self.table, place, metrics=self.metrics, residency=self.residency)
-        self.health = health.aio.HealthServicer()
+        self.health = Health()
         self._watchdog = Watchdog(self.table, self.residency.load, on_change=self._changed)
         self._engines = engines
         self._limits = ReplicaConfig(queue=config.queue_limit, close_s=config.grace_s)
