@@ -27,6 +27,9 @@ LEEWAY_S = 30
 # Tokens that one server remembers to have held; about half a kilobyte each.
 HELD_TOKENS = 4096
 
+# Where a gateway says whose token it has checked; only a gateway is believed.
+SUBJECT_HEADER = "nearmesh-subject"
+
 _ALGORITHM = "ES256"
 _ACCESS, _JOIN = "nearmesh", "nearmesh-join"
 

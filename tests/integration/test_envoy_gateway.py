@@ -19,6 +19,7 @@ import tritonclient.grpc.aio as stock
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nearmesh.gateway.bootstrap import write_secrets
+from nearmesh.tokens import SUBJECT_HEADER
 from tests.integration.xds_fixtures import Gateway, SmallMesh, access_token, gateway, machine, small_mesh
 
 LARGE = 6_500_000
@@ -192,6 +193,15 @@ async def test_tokens_on_tls_and_in_plain_text(tmp_path: Path) -> None:
                     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
             answer = await secure.ModelInfer(request(), metadata=bearer(small.token))
             assert answer.parameters["node"].string_param == "a"
+
+
+async def test_a_node_is_told_whose_token_it_was_and_by_the_gateway_alone(tmp_path: Path) -> None:
+    async with setting(tmp_path) as (small, _, plain):
+        claimed = [(SUBJECT_HEADER, "somebody-else")]
+        shown = await plain.ModelInfer(request(), metadata=[*bearer(small.token), *claimed])
+        assert shown.parameters["subject"].string_param == "app"
+        nobody = await plain.ModelInfer(request(), metadata=claimed)
+        assert "subject" not in nobody.parameters
 
 
 def bearer(token: str | None) -> list[tuple[str, str]]:

@@ -17,7 +17,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from nearmesh import tensors
 from nearmesh.errors import Draining, Overloaded, SequenceLost
 from nearmesh.package import Batching, Sequence, State, TensorSpec
-from nearmesh.rpc import from_rpc_error
+from nearmesh.rpc import Gatekeeper, Identity, from_rpc_error
+from nearmesh.tokens import SUBJECT_HEADER
 from tests import tiny_models
 from tests.gated_engine import Gate
 from tests.inference_server import load, serving
@@ -194,6 +195,18 @@ async def test_callers_with_the_same_id_do_not_meet(tmp_path):
         await ask(stub, step(10, 7, start=True), **bob)
         assert await ask(stub, step(1, 7), **ann) == {"sum": [2]}
         assert await ask(stub, step(1, 7), **bob) == {"sum": [11]}
+
+
+@pytest.mark.parametrize(("role", "apart"), [("gateway", True), ("client", False)])
+async def test_a_gateway_alone_is_believed_whose_call_it_brings(tmp_path, monkeypatch, role, apart):
+    monkeypatch.setattr(Gatekeeper, "admit", lambda *_: Identity("edge", role))
+    async with serving([await load(tmp_path, tiny_models.accumulator(tmp_path))]) as running, stub_of(running) as stub:
+        ann, bob = ({"metadata": [(SUBJECT_HEADER, name)]} for name in ("ann", "bob"))
+        await ask(stub, step(1, 7, start=True), **ann)
+        if apart:
+            assert isinstance(await refused(stub, step(1, 7), **bob), SequenceLost)
+        else:
+            assert await ask(stub, step(1, 7), **bob) == {"sum": [2]}
 
 
 async def test_steps_of_one_sequence_never_overlap():

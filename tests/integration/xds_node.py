@@ -18,6 +18,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nearmesh.tls import Credentials
+from nearmesh.tokens import SUBJECT_HEADER
 
 OPTIONS = [
     ("grpc.max_receive_message_length", 64 * 2**20),
@@ -44,7 +45,11 @@ class Node(service_pb2_grpc.GRPCInferenceServiceServicer):
         if wanted.get("status"):
             code = next(c for c in grpc.StatusCode if c.value[0] == wanted["status"])
             await context.abort(code, f"{self.name} was told to fail")
-        return self._answer(request)
+        answer = self._answer(request)
+        for key, value in context.invocation_metadata():
+            if key == SUBJECT_HEADER:
+                answer.parameters["subject"].string_param = value
+        return answer
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         async for request in requests:

@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nearmesh.errors import Draining, MeshError, NotFound, NotReady, SequenceLost, Unsupported
 from nearmesh.rpc import MAX_MESSAGE_CHARACTERS, caller
+from nearmesh.tokens import SUBJECT_HEADER
 from nearmesh_agent.serving import describe, wire
 from nearmesh_agent.serving.inference import Inference, Place
 from nearmesh_agent.serving.metrics import ServingMetrics
@@ -143,7 +144,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         """`request` is a message, or what `wire.read` makes of one."""
         found = request if isinstance(request, wire.Received) else wire.received(request)
-        answer = await self._inference.answer(found, context.time_remaining(), self.sequences, str(caller()))
+        answer = await self._inference.answer(found, context.time_remaining(), self.sequences, _scope(context))
         context.set_trailing_metadata(self._orca.metadata())
         return answer
 
@@ -234,6 +235,14 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     CudaSharedMemoryUnregister = SystemSharedMemoryStatus
     TraceSetting = _refused("trace settings are not offered: the node's metrics and receipts say where time goes")
     LogSettings = _refused("log settings are not offered over the network: they are in the node's configuration")
+
+
+def _scope(context: Any) -> str:
+    """Whose sequences a call may go on with: its caller's, and behind a gateway those of the token checked there."""
+    who = caller()
+    if who.role != "gateway":
+        return str(who)
+    return next((f"{who}/{value}" for key, value in context.invocation_metadata() if key == SUBJECT_HEADER), str(who))
 
 
 def _failed(request: Any, error: MeshError) -> Any:

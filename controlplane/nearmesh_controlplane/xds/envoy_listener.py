@@ -19,7 +19,7 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from nearmesh.gateway.metadata import CERTIFICATE_SECRET, GatewayMetadata, secret_source
-from nearmesh.tokens import LEEWAY_S
+from nearmesh.tokens import LEEWAY_S, SUBJECT_HEADER
 from nearmesh_controlplane.xds.resources import packed, typed
 
 LISTENER_NAME = ROUTES_NAME = "gateway"
@@ -134,6 +134,8 @@ def _tokens(mesh: str, jwks_json: str, token_needed: bool) -> dict[str, Any]:
         "audiences": ["nearmesh"],
         "local_jwks": {"inline_string": jwks_json},
         "clock_skew_seconds": LEEWAY_S,
+        # Nodes keep callers' sequences apart by it. What a client says there itself is taken away first.
+        "claim_to_headers": [{"header_name": SUBJECT_HEADER, "claim_name": "sub"}],
     }
     need: dict[str, Any] = {"provider_name": "mesh"}
     if not token_needed:
