@@ -251,3 +251,24 @@ async def test_close_waits_for_the_thread_of_a_caller_who_left():
     engine.open.set()
     assert await streams.close(20)
     assert engine.ended == 1
+
+
+async def test_p10_who_waits_behind_a_step_that_hangs_is_told_when_it_is_given_up():
+    engine = Counting()
+    engine.open.clear()
+    streams = streams_of(engine)
+    hung = asyncio.create_task(all_of(streams, x(2)))
+    assert await asyncio.to_thread(engine.running.acquire, timeout=20)
+    waiting = asyncio.create_task(all_of(streams, x(2), timeout_s=60))
+    # It has its place in the line after its first turn of the loop.
+    await asyncio.sleep(0)
+    assert len(streams) == 2
+    assert not await streams.close(0, give_up=True)
+    for task in (hung, waiting):
+        with pytest.raises(NotReady, match="given up"):
+            await asyncio.wait_for(task, 20)
+    # The thread is still in the step, so nothing may be freed before it is back.
+    assert len(streams) == 1
+    engine.open.set()
+    await asyncio.wait_for(streams._none.wait(), 20)
+    assert engine.begun == engine.ended == 1

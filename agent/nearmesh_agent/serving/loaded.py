@@ -70,9 +70,8 @@ class Loaded:
 
         Freeing what a thread is still using would crash the process, so then all stays.
         """
-        if not all(
-            await asyncio.gather(self.scheduler.close(timeout_s, give_up=give_up), self.streams.close(timeout_s))
-        ):
+        ends = (part.close(timeout_s, give_up=give_up) for part in (self.scheduler, self.streams))
+        if not all(await asyncio.gather(*ends)):
             return False
         await asyncio.to_thread(free, self.engine)
         return True

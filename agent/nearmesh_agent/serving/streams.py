@@ -35,6 +35,9 @@ class Streams:
         # What callers who left have left behind: it ends when its thread comes back.
         self._endings: set[asyncio.Task[None]] = set()
         self._closed = False
+        # Nobody waits for a step any more that has not come back.
+        self._given_up = False
+        self._waits: set[asyncio.Timeout] = set()
         self._none = asyncio.Event()
         self._none.set()
 
@@ -81,10 +84,17 @@ class Streams:
 
     async def _in_time(self, work: Awaitable[T], until_s: float | None) -> T:
         try:
-            async with asyncio.timeout_at(until_s):
-                return await work
+            async with asyncio.timeout_at(until_s) as wait:
+                self._waits.add(wait)
+                try:
+                    return await work
+                finally:
+                    self._waits.discard(wait)
         except TimeoutError:
-            raise self._late() from None
+            raise (self._gone() if self._given_up else self._late()) from None
+
+    def _gone(self) -> NotReady:
+        return NotReady(f"{self._name} hung on this node and was given up; another node may serve it")
 
     def _late(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"{self._name} had not given all its answers by the deadline")
@@ -117,13 +127,20 @@ class Streams:
         if not self._count:
             self._none.set()
 
-    async def close(self, timeout_s: float) -> bool:
-        """Takes nothing more and waits for what is in flight; False if some of it did not end in time."""
+    async def close(self, timeout_s: float, *, give_up: bool = False) -> bool:
+        """Takes nothing more and waits for what is in flight; False if some of it did not end in time.
+
+        With `give_up`, those who still wait then are told so, whether it is for an instance or for an answer.
+        """
         self._closed = True
         try:
             async with asyncio.timeout(timeout_s):
                 await self._none.wait()
         except TimeoutError:
+            if give_up:
+                self._given_up = True
+                for wait in self._waits:
+                    wait.reschedule(asyncio.get_running_loop().time())
             return False
         self._pool.shutdown(wait=False)
         return True

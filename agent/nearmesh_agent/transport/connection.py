@@ -346,14 +346,16 @@ class Connection:
                 if not frames.FRAME_BYTES <= value <= frames.MOST_FRAME_BYTES:
                     raise ConnectionFailed(Code.PROTOCOL_ERROR, f"frames of {value} bytes")
                 self.frame_bytes = value
+        # Before anything that uses them: the peer counts with its new settings from this word on.
         self.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        for stream in list(self._streams.values()):
+            stream.pump()
 
     def _resize(self, first_window: int) -> None:
         """The first window counts for streams that are open already, too."""
         grown, self._peer_window = first_window - self._peer_window, first_window
-        for stream in list(self._streams.values()):
+        for stream in self._streams.values():
             stream.window += grown
-            stream.pump()
 
     def _ping(self, flags: int, number: int, contents: bytes) -> None:
         if number or len(contents) != 8:
