@@ -6,7 +6,9 @@ import re
 import tomllib
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -273,14 +275,19 @@ class Package:
             raise InvalidInput(f"route.deadline_ms must be above 0, got {self.route.deadline_ms:g}")
 
     def _check_state(self) -> None:
-        inputs, outputs = {i.name: i for i in self.inputs}, {o.name for o in self.outputs}
+        inputs, outputs = {i.name: i for i in self.inputs}, {o.name: o for o in self.outputs}
         for state in self.sequence.state if self.sequence else ():
             if state.input not in inputs or state.output not in outputs:
                 raise InvalidInput(f"sequence state {state.input!r} -> {state.output!r}: no such input or output")
-            if len(state.shape) != len(inputs[state.input].shape):
+            goes_in, comes_out = inputs[state.input], outputs[state.output]
+            if not _fits(state.shape, goes_in.shape):
                 raise InvalidInput(
-                    f"sequence state {state.input!r} has shape {list(state.shape)}, the input "
-                    f"{list(inputs[state.input].shape)}"
+                    f"sequence state {state.input!r} has shape {list(state.shape)}, the input {list(goes_in.shape)}"
+                )
+            if not state.dtype == goes_in.dtype == comes_out.dtype:
+                raise InvalidInput(
+                    f"sequence state {state.input!r} is {state.dtype}, the input is {goes_in.dtype} and the output "
+                    f"{state.output!r} {comes_out.dtype}; expected one dtype"
                 )
 
     def _check_axes(self) -> None:
@@ -330,6 +337,12 @@ class Package:
         """Names of the files beside model.toml and the weights."""
         code = dict.fromkeys(step.file for step in self.steps if step.file)
         return tuple(w.file for w in self.warmup) + ((self.labels,) if self.labels else ()) + tuple(code)
+
+
+def _fits(shape: Iterable[int], expected: Iterable[int]) -> bool:
+    """Whether sizes are those expected, where -1 on either side stands for any."""
+    pairs = list(zip_longest(shape, expected))
+    return all(None not in pair and (-1 in pair or pair[0] == pair[1]) for pair in pairs)
 
 
 def _check_unique(what: str, specs: tuple[TensorSpec, ...]) -> None:

@@ -159,6 +159,22 @@ def test_state_of_a_tensor_that_is_not_there(tmp_path):
         read(tmp_path, f"{GOOD}sequence = {{ state = [{state}] }}")
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("shape = [2]", r"sequence state 'x' has shape \[2\], the input \[-1, 2\]"),
+        ("shape = [1, 3]", r"has shape \[1, 3\], the input \[-1, 2\]"),
+        (
+            'shape = [1, 2], dtype = "INT64"',
+            "'x' is INT64, the input is FP32 and the output 'y' FP32; expected one dtype",
+        ),
+    ],
+)
+def test_state_that_its_tensors_could_not_hold(tmp_path, state, said):
+    with pytest.raises(PackageError, match=said):
+        read(tmp_path, f'{GOOD}sequence = {{ state = [{{ input = "x", output = "y", {state} }}] }}')
+
+
 def test_no_manifest(tmp_path):
     with pytest.raises(PackageError, match=r"model\.toml: no such file"):
         load(tmp_path)
