@@ -62,6 +62,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             if state != said:
                 said = state
                 yield health_pb2.HealthCheckResponse(status=state)
+            if self._leaving:
+                # There will be no other state, and the server waits for its calls to end.
+                return
             await changed.wait()
 
 

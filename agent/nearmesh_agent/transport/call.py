@@ -18,9 +18,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from nearmesh import rpc
-from nearmesh.errors import DeadlineExceeded, Draining, InvalidInput
+from nearmesh.errors import DeadlineExceeded, Draining, InvalidInput, Unreachable
 from nearmesh.rpc import Gatekeeper
 from nearmesh_agent.transport import headers
+from nearmesh_agent.transport.frames import Code
 from nearmesh_agent.transport.headers import Value
 from nearmesh_agent.transport.messages import Message, Messages
 from nearmesh_agent.transport.stream import Stream
@@ -28,6 +29,8 @@ from nearmesh_agent.transport.stream import Stream
 _PREFIX_BYTES = 5
 # Servicers keep to the deadline themselves; who does not is cancelled so much later.
 _LATE_S = 0.02
+# Of a message from somebody who showed nothing; what is open to everyone asks for little.
+_STRANGER_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +88,7 @@ class Call:
         self._trailing: tuple[Value, ...] = ()
         self._deadline_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._ended = False
+        self._begun = self._stopped = self._ended = False
 
     def start(self) -> bool:
         """Admits the caller; False if it was refused and told so."""
@@ -95,6 +98,8 @@ class Call:
             self._timer = self._loop.call_later(timeout_s + _LATE_S, self._expired)
         try:
             self._who = self._host.gatekeeper.admit(self, self._method.path)
+            if self._who is rpc.NOBODY and not self._host.gatekeeper.open_door:
+                self._messages = Messages(_STRANGER_BYTES, self._stream.headers.encoding)
         except Exception as error:
             self._fail(error)
             self._over()
@@ -108,13 +113,15 @@ class Call:
     def data(self, part: memoryview) -> None:
         try:
             self._inbox.extend(self._messages.feed(part))
+            if len(self._inbox) > 1 and not self._method.streams_in:
+                raise InvalidInput(f"more than one message came; {self._method.path} takes one")
             missing = self._messages.missing_bytes
             if missing:
                 if not self._looked:
                     self._look(self._messages.begun())
                 if missing > self._stream.receive_window:
                     # What is needed for it to become complete: a message may be larger than the window.
-                    self._stream.credit(missing - self._stream.receive_window, at_once=True)
+                    self._stream.lend(missing - self._stream.receive_window)
         except Exception as error:
             self._give_up(error)
         else:
@@ -154,13 +161,19 @@ class Call:
 
     def _give_up(self, error: Exception) -> None:
         self._fail(error)
+        self._stream.reset(Code.CANCEL)
         self._stop()
 
     def _stop(self) -> None:
-        if self._task is None:
-            self._over()
-        else:
+        if self._timer:
+            self._timer.cancel()
+        if self._task and not self._stopped:
+            # Once: a second time would reach the servicer while it tidies up after the first.
             self._task.cancel()
+        self._stopped = True
+        if not self._begun:
+            # A task cancelled before its first step runs nothing of `_run`, its `finally` included.
+            self._over()
 
     def _over(self) -> None:
         if not self._ended:
@@ -178,6 +191,7 @@ class Call:
     # Its work.
 
     async def _run(self) -> None:
+        self._begun = True
         try:
             rpc.answering(self._who)
             if self._method.streams_in or self._method.streams_out:
@@ -186,6 +200,12 @@ class Call:
                 request = self._parsed(self._inbox.pop())
                 response = await self._method.behavior(request, self)
                 self._respond(response)
+            # Until the caller has it the call is under way: its deadline counts, and a server that stops waits.
+            await self._stream.room()
+        except asyncio.CancelledError:
+            # Its own work's, and not the caller's or the server's: those have ended the stream by now.
+            self._fail(Unreachable("the work on the request was given up; another node may serve"))
+            raise
         except Exception as error:
             self._fail(error)
         finally:
@@ -231,7 +251,7 @@ class Call:
 
     def _parsed(self, message: Message) -> Any:
         try:
-            return self._method.parse(message)
+            return self._method.parse(self._messages.opened(message))
         except DecodeError as error:
             raise rpc.unreadable(len(message), error) from None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nearmesh_agent.transport import frames
 from nearmesh_agent.transport.frames import Code, ConnectionFailed
-from nearmesh_agent.transport.headers import MAX_BLOCK_BYTES, HeaderReader
+from nearmesh_agent.transport.headers import MAX_BLOCK_BYTES, MAX_TOLD_BYTES, HeaderReader
 from nearmesh_agent.transport.stream import Receiver, Stream
 
 # With large frames a request of half a megabyte is one step instead of 37.
@@ -68,7 +68,7 @@ class Connection:
             frames.MAX_CONCURRENT_STREAMS: limits.streams,
             frames.INITIAL_WINDOW_SIZE: limits.window_bytes,
             frames.MAX_FRAME_SIZE: FRAME_BYTES,
-            frames.MAX_HEADER_LIST_SIZE: MAX_BLOCK_BYTES,
+            frames.MAX_HEADER_LIST_SIZE: MAX_TOLD_BYTES,
         }
         self.write(frames.settings(asked) + frames.window_update(0, _WINDOW_BYTES - frames.WINDOW_BYTES))
 
@@ -164,7 +164,7 @@ class Connection:
             self._receive_window = _WINDOW_BYTES
         stream = self._streams.get(number)
         if stream is None:
-            if number > self._last_stream or not number % 2:
+            if not number % 2 or (number > self._last_stream and not self._left):
                 raise ConnectionFailed(Code.PROTOCOL_ERROR, f"contents for stream {number}, which was not opened")
             # It was answered or cancelled while this was on its way.
         elif not stream.remote_open:
@@ -185,6 +185,8 @@ class Connection:
             at += 1
             if length < 0:
                 raise ConnectionFailed(Code.PROTOCOL_ERROR, "a frame with more padding than it is long")
+            if stream is not None:
+                stream.credit(1 + self._data_padding)
         self._data_for, self._data_left, self._data_ends = stream, length, ends
         return self._more_data(data, at, end)
 
@@ -321,9 +323,9 @@ class Connection:
             self.window += more_bytes
             if self.window > frames.MOST_WINDOW_BYTES:
                 raise ConnectionFailed(Code.FLOW_CONTROL_ERROR, "a window that is too large")
-            held, self._held = self._held, {}
-            for stream in held.values():
-                stream.pump()
+            # Each either uses up the room, and then waits behind the others, or has nothing more for it.
+            while self._held and self.window > 0:
+                self._held.pop(next(iter(self._held))).pump()
         elif (grown := self._streams.get(number)) is not None:
             grown.window += more_bytes
             if grown.window > frames.MOST_WINDOW_BYTES:
@@ -336,26 +338,35 @@ class Connection:
         if number:
             raise ConnectionFailed(Code.PROTOCOL_ERROR, "settings for a stream")
         if flags & frames.ACK:
+            if contents:
+                raise ConnectionFailed(Code.FRAME_SIZE_ERROR, "settings that are acknowledged and given at once")
             return
+        before, first_window = self._peer_window, self._peer_window
         for setting, value in frames.read_settings(contents):
             if setting == frames.INITIAL_WINDOW_SIZE:
                 if value > frames.MOST_WINDOW_BYTES:
                     raise ConnectionFailed(Code.FLOW_CONTROL_ERROR, f"a first window of {value} bytes")
-                self._resize(value)
+                first_window = value
             elif setting == frames.MAX_FRAME_SIZE:
                 if not frames.FRAME_BYTES <= value <= frames.MOST_FRAME_BYTES:
                     raise ConnectionFailed(Code.PROTOCOL_ERROR, f"frames of {value} bytes")
                 self.frame_bytes = value
+        # Once for all that a frame says: what is asked for a thousand times costs no more.
+        if first_window != before:
+            self._resize(first_window)
         # Before anything that uses them: the peer counts with its new settings from this word on.
         self.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
-        for stream in list(self._streams.values()):
-            stream.pump()
+        if first_window > before:
+            for stream in list(self._streams.values()):
+                stream.pump()
 
     def _resize(self, first_window: int) -> None:
         """The first window counts for streams that are open already, too."""
         grown, self._peer_window = first_window - self._peer_window, first_window
         for stream in self._streams.values():
             stream.window += grown
+            if stream.window > frames.MOST_WINDOW_BYTES:
+                raise ConnectionFailed(Code.FLOW_CONTROL_ERROR, f"a window of stream {stream.number} that is too large")
 
     def _ping(self, flags: int, number: int, contents: bytes) -> None:
         if number or len(contents) != 8:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote
@@ -20,14 +20,20 @@ from hpack.table import HeaderTable
 
 from nearmesh_agent.transport.frames import Code, ConnectionFailed
 
-# Of a request's headers, as sent and unpacked. A bearer token has about 300 bytes.
-MAX_BLOCK_BYTES = MAX_LIST_BYTES = 16 * 1024
+# Of a request's headers, as peers are told; who sends more is refused alone. A bearer token has about 300 bytes.
+MAX_TOLD_BYTES = 16 * 1024
+# Still unpacked: a gateway carries many callers on one connection, and lets 60 KiB of one pass. More than this ends the
+# connection, since what follows could not be understood without it.
+MAX_BLOCK_BYTES = MAX_LIST_BYTES = 96 * 1024
 # Blocks remembered for one connection, and how long they may be.
 _MOST_KNOWN, _MOST_KNOWN_BYTES = 64, 2048
 
 # gRPC over HTTP/2: a timeout is up to eight digits and a unit.
 _UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _TIMEOUT_DIGITS = 8
+
+# In no header (RFC 9113, section 8.2.1): they would begin another line wherever it is written down.
+_NEVER = (b"\r", b"\n", b"\0")
 
 # Headers that are gRPC's own business.
 _RESERVED = {"te", "content-type", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "content-length"}
@@ -96,12 +102,17 @@ class HeaderReader:
         return self._table.changes, self._table.maxsize, len(self._table.dynamic_entries)
 
 
-def _understood(pairs: Iterable[tuple[bytes, bytes]]) -> RequestHeaders:
+def _understood(pairs: Sequence[tuple[bytes, bytes]]) -> RequestHeaders:
+    # Each counts for 32 bytes more than it is long (RFC 9113, section 6.5.2).
+    if sum(len(name) + len(value) + 32 for name, value in pairs) > MAX_TOLD_BYTES:
+        return RequestHeaders(http_status=431)
     pseudo: dict[str, str] = {}
     plain: dict[str, str] = {}
     metadata: list[Value] = []
     try:
         for raw_name, raw_value in pairs:
+            if any(byte in raw_name or byte in raw_value for byte in _NEVER):
+                return RequestHeaders(malformed="a header has a line end or a zero in it")
             name = raw_name.decode("ascii")
             if name.startswith(":"):
                 if name in pseudo or plain or metadata:
@@ -114,7 +125,7 @@ def _understood(pairs: Iterable[tuple[bytes, bytes]]) -> RequestHeaders:
             elif name.endswith("-bin"):
                 metadata += [(name, _from_base64(part)) for part in raw_value.split(b",")]
             else:
-                metadata.append((name, raw_value.decode("utf-8")))
+                metadata.append((name, raw_value.decode("latin-1")))
         timeout_s = _timeout_s(plain["grpc-timeout"]) if "grpc-timeout" in plain else None
     except (UnicodeDecodeError, ValueError) as error:
         return RequestHeaders(malformed=f"a header cannot be read: {error}")
@@ -183,7 +194,7 @@ def ending(code: grpc.StatusCode, message: str = "", metadata: Metadata = ()) ->
     """The block after the last message when something went wrong."""
     number: int = code.value[0]
     # Percent-encoding, as the protocol has it: everything but printable ASCII, and the percent sign.
-    text = quote(message, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}")
+    text = quote(message, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}", errors="replace")
     parts = _literal("grpc-status", b"%d" % number) + _literal("grpc-message", text.encode("ascii"))
     return parts + _written(metadata)
 

@@ -15,22 +15,24 @@ from nearmesh.tls import Credentials
 log = logging.getLogger(__name__)
 
 # Connections that wait to be accepted.
-_BACKLOG = 1024
+BACKLOG = 1024
 
 
 def bound(address: str) -> socket.socket:
     """A socket that listens at host:port; [::] is every address of both kinds. Raises ConfigError."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
+    if not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"cannot listen on {address}: expected HOST:PORT, ports are 0 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server(
             (host, int(port)),
             family=family,
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
             dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
         )
-    except (OSError, ValueError, OverflowError) as error:
+    except OSError as error:
         raise ConfigError(f"cannot listen on {address}: {error}") from None
 
 
@@ -69,6 +71,9 @@ def _context(credentials: Credentials, *, mesh: bool) -> ssl.SSLContext:
         file.write_bytes(credentials.key_pem + b"\n" + credentials.certificate_pem)
         context.load_cert_chain(file)
     if mesh:
+        # Nobody is let in on the word of an earlier connection.
+        context.num_tickets = 0
+        context.options |= ssl.OP_NO_TICKET
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(cadata=credentials.ca_pem.decode())
     return context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,7 +17,18 @@ ENCODINGS = ("identity", *_WINDOW_BITS)
 # Memory of messages from this size on is taken without being filled with zeros first.
 _LARGE_BYTES = 64 * 1024
 
-Message = bytes | memoryview
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A message as it came, compressed: it is unpacked when its turn comes, so that those that wait stay small."""
+
+    body: memoryview
+
+    def __len__(self) -> int:
+        return len(self.body)
+
+
+Message = bytes | memoryview | Packed
 
 
 class Messages:
@@ -67,7 +79,7 @@ class Messages:
             self._filled += count
             part = part[count:]
             if self._filled == len(self._body):
-                found.append(self._unpacked(self._body, self._prefix[0]))
+                found.append(self._complete(self._body))
                 self._body, self._prefix = None, b""
         return found
 
@@ -76,16 +88,23 @@ class Messages:
             raise TooLarge(f"a message of {size} bytes; {self._most_bytes} are allowed here")
         return np.empty(size, np.uint8).data if size >= _LARGE_BYTES else memoryview(bytearray(size))
 
-    def _unpacked(self, body: memoryview, compressed: int) -> Message:
-        if not compressed:
-            return body
+    def _complete(self, body: memoryview) -> Message:
+        if self._prefix[0]:
+            return Packed(body)
+        # Ten times smaller than the view with its array, which counts where messages are small and many wait.
+        return body if len(body) >= _LARGE_BYTES else bytes(body)
+
+    def opened(self, message: Message) -> bytes | memoryview:
+        """Its contents. Raises TooLarge, InvalidInput, Unsupported."""
+        if not isinstance(message, Packed):
+            return message
         bits = _WINDOW_BITS.get(self._encoding)
         if bits is None:
             raise Unsupported(f"a message compressed by {self._encoding!r}; {', '.join(ENCODINGS)} can be read here")
         unpacker = zlib.decompressobj(bits)
         try:
             # One byte more than allowed shows that there are too many, however many there would be.
-            found = unpacker.decompress(body, self._most_bytes + 1)
+            found = unpacker.decompress(message.body, self._most_bytes + 1)
         except zlib.error as error:
             raise InvalidInput(f"a message that is not compressed by {self._encoding}: {error}") from None
         if len(found) > self._most_bytes:

@@ -7,7 +7,10 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
+
+from cryptography import x509
 
 from nearmesh_agent.transport.call import Peer
 from nearmesh_agent.transport.connection import Connection, Limits
@@ -18,12 +21,13 @@ log = logging.getLogger(__name__)
 
 # Read at a time, by all connections of a server in turn: what is read is taken in at once.
 READ_BYTES = 256 * 1024
-# A peer that does not read what it asked for is not read from either, from so much on.
-_UNSENT_BYTES = 4 * 1024 * 1024
+# From so much on that a peer has not read, streams wait with more; and from so much on, it is not read from either.
+_UNSENT_BYTES, _MOST_UNSENT_BYTES = 4 * 1024 * 1024, 16 * 1024 * 1024
 # In which a new connection must show that it speaks HTTP/2.
 INTRODUCTION_S = 20.0
-# A machine that vanished is noticed after idle + count x interval seconds.
-_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+# A machine that vanished is noticed after idle + count x interval seconds; with an answer on its way to it, or when it
+# takes nothing of one, after so many milliseconds.
+_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 120_000}
 
 
 class Http2Protocol(asyncio.BufferedProtocol):
@@ -56,7 +60,12 @@ class Http2Protocol(asyncio.BufferedProtocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=_UNSENT_BYTES)
         _keep_alive(transport.get_extra_info("socket"))
-        self.peer = _peer(transport)
+        certificate = _certificate(transport)
+        if certificate and x509.load_der_x509_certificate(certificate).not_valid_after_utc < datetime.now(UTC):
+            # A session that is taken up again skips the handshake's own look at it.
+            log.info("closed: a certificate that has expired")
+            transport.abort()
+        self.peer = _peer(transport, certificate)
         self.connection = Connection(lambda stream: self._accept(stream, self), self._wake, self._limits)
         self._timer = self._loop.call_later(INTRODUCTION_S, self._too_slow)
         self._made(self)
@@ -105,17 +114,19 @@ class Http2Protocol(asyncio.BufferedProtocol):
         output = self.connection.output
         if output and not self._transport.is_closing():
             self._transport.write(b"".join(output) if len(output) > 1 else output[0])
+            if self.connection.flushed and self._transport.get_write_buffer_size() > _MOST_UNSENT_BYTES:
+                self._transport.pause_reading()
         output.clear()
         if self.connection.finished:
             self.close()
 
     def pause_writing(self) -> None:
         self.connection.flushed = self._loop.create_future()
-        self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._caught_up()
         if not self._transport.is_closing():
+            # Safe if it was not paused.
             self._transport.resume_reading()
 
     def _caught_up(self) -> None:
@@ -128,6 +139,11 @@ class Http2Protocol(asyncio.BufferedProtocol):
     def leave(self) -> None:
         """Closes once the peer knows and everything under way is answered."""
         self.connection.leave()
+
+    @property
+    def unsent(self) -> bool:
+        """Some of what was written waits for the peer to take it."""
+        return bool(self._transport.get_write_buffer_size())
 
     def close(self) -> None:
         """With what was written before."""
@@ -149,11 +165,15 @@ class Http2Protocol(asyncio.BufferedProtocol):
         self._lost(self)
 
 
-def _peer(transport: Any) -> Peer:
+def _certificate(transport: Any) -> bytes | None:
+    """What the peer showed, in DER."""
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    return tls.getpeercert(binary_form=True) if tls else None
+
+
+def _peer(transport: Any, certificate: bytes | None) -> Peer:
     host, port, *more = transport.get_extra_info("peername") or ("unknown", 0)
     address = f"ipv6:[{host}]:{port}" if more else f"ipv4:{host}:{port}"
-    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-    certificate = tls.getpeercert(binary_form=True) if tls else None
     shown = {"x509_pem_cert": (ssl.DER_cert_to_PEM_cert(certificate).encode(),)} if certificate else {}
     return Peer(address, shown)
 

@@ -22,7 +22,7 @@ from nearmesh.tls import Credentials
 from nearmesh_agent.transport import headers
 from nearmesh_agent.transport.call import Call, Method
 from nearmesh_agent.transport.connection import Limits
-from nearmesh_agent.transport.listener import bound, server_context, shown
+from nearmesh_agent.transport.listener import BACKLOG, bound, server_context, shown
 from nearmesh_agent.transport.messages import ENCODINGS
 from nearmesh_agent.transport.protocol import READ_BYTES, Http2Protocol
 from nearmesh_agent.transport.stream import Receiver, Stream
@@ -57,6 +57,8 @@ class Server:
         self._quiet, self._deserted = asyncio.Event(), asyncio.Event()
         self._quiet.set()
         self._deserted.set()
+        # Peers are told that the server leaves; it has left, and nobody comes any more.
+        self._leaving = self._left = False
         self._buffer = memoryview(bytearray(READ_BYTES))
 
     # Methods.
@@ -98,6 +100,7 @@ class Server:
                 self._connected,
                 sock=listener.socket,
                 ssl=listener.tls,
+                backlog=BACKLOG,
                 ssl_handshake_timeout=_HANDSHAKE_S if listener.tls else None,
             )
 
@@ -105,8 +108,14 @@ class Server:
         return Http2Protocol(self._accept, self._made, self._lost, _LIMITS, self._buffer)
 
     def _made(self, protocol: Http2Protocol) -> None:
+        # Its handshake may have begun before the listener was closed.
+        if self._left:
+            protocol.abort()
+            return
         self._connections.add(protocol)
         self._deserted.clear()
+        if self._leaving:
+            protocol.leave()
 
     def _lost(self, protocol: Http2Protocol) -> None:
         self._connections.discard(protocol)
@@ -155,19 +164,26 @@ class Server:
             if listener.server:
                 listener.server.close()
             listener.socket.close()
+        now_s = asyncio.get_running_loop().time
+        until_s = now_s() + (grace_s or 0)
+        self._leaving = True
         for protocol in self._connections:
             protocol.leave()
-        if await _within(self._quiet, grace_s or 0):
-            await _within(self._deserted, _FAREWELL_S if grace_s else 0)
+        # What crosses the word on its way has the rest of the time, too.
+        await _within(self._deserted, min(_FAREWELL_S, grace_s or 0))
+        await _within(self._quiet, until_s - now_s())
+        self._left = True
         for call in list(self._calls):
             call.abandon()
         for protocol in list(self._connections):
             protocol.close()
-        if not await _within(self._deserted, _FAREWELL_S):
+        unsent = any(protocol.unsent for protocol in self._connections)
+        if not await _within(self._deserted, max(_FAREWELL_S, until_s - now_s() if unsent else 0)):
             for protocol in list(self._connections):
                 protocol.abort()
             await self._deserted.wait()
-        await self._quiet.wait()
+        if not await _within(self._quiet, _FAREWELL_S):
+            log.error("%d calls do not end; the server is stopped without them", len(self._calls))
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:

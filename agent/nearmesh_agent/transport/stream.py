@@ -63,6 +63,7 @@ class Stream:
 
     __slots__ = (
         "_ending",
+        "_lent",
         "_link",
         "_opened",
         "_pending",
@@ -98,7 +99,7 @@ class Stream:
         self._pending: deque[memoryview] = deque()
         self._ending: bytes | None = None
         self._room: asyncio.Future[None] | None = None
-        self._uncredited = 0
+        self._uncredited = self._lent = 0
 
     # The answer.
 
@@ -146,7 +147,7 @@ class Stream:
 
     def finish(self, block: bytes) -> None:
         """Trailers, after every message."""
-        if not self._done:
+        if not self._done and self._ending is None:
             self._ending = block
             self.pump()
 
@@ -181,7 +182,11 @@ class Stream:
             flags = frames.END_HEADERS | frames.END_STREAM
             link.write(frames.frame(frames.HEADERS, flags, self.number, self._ending))
             self._finished()
-        elif self._room and not self._room.done():
+        else:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._room and not self._room.done():
             self._room.set_result(None)
 
     async def room(self) -> None:
@@ -189,6 +194,9 @@ class Stream:
         while self._pending and not self._done:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
+        if not self._done:
+            # What was written is handed to the socket in the loop's next turn; before that nobody knows if it is taken.
+            await asyncio.sleep(0)
         while not self._done and (flushed := self._link.flushed):
             await asyncio.shield(flushed)
 
@@ -202,14 +210,23 @@ class Stream:
             # The answer is complete; NO_ERROR asks the caller to stop sending (RFC 9113, section 8.1).
             self._link.write(frames.reset(self.number, Code.NO_ERROR))
             self.remote_open = False
+        self._tell()
         self._link.closed(self)
 
     # The request.
 
-    def credit(self, size_bytes: int, *, at_once: bool = False) -> None:
+    def lend(self, size_bytes: int) -> None:
+        """Room beyond the window, at once; what is credited next pays it back."""
+        self._lent += size_bytes
+        self.receive_window += size_bytes
+        self._link.write(frames.window_update(self.number, size_bytes))
+
+    def credit(self, size_bytes: int) -> None:
         """So many bytes were taken in and may be followed by as many more; told to the peer in large steps."""
-        self._uncredited += size_bytes
-        if self.remote_open and (at_once or self._uncredited > self.receive_window // 2):
+        paid = min(size_bytes, self._lent)
+        self._lent -= paid
+        self._uncredited += size_bytes - paid
+        if self.remote_open and self._uncredited > self.receive_window // 2:
             self.receive_window += self._uncredited
             self._link.write(frames.window_update(self.number, self._uncredited))
             self._uncredited = 0
@@ -217,7 +234,7 @@ class Stream:
     # The end.
 
     def reset(self, code: Code) -> None:
-        """Ends it without an answer."""
+        """Ends it without an answer, or in the middle of one."""
         if not self._done:
             self._link.write(frames.reset(self.number, code))
             self.leave()
@@ -228,5 +245,4 @@ class Stream:
         self.gone = True
         self.remote_open = False
         self._pending.clear()
-        if self._room and not self._room.done():
-            self._room.set_result(None)
+        self._tell()
