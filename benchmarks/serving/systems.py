@@ -19,7 +19,7 @@ from benchmarks.serving.servers.session import Task
 from nearmesh.devmesh.children import script
 
 SERVERS = Path(__file__).parent / "servers"
-OURS, ECHO, IN_PROCESS = "nearmesh", "echo", "in-process"
+OURS, ECHO, OWN_ECHO, IN_PROCESS = "nearmesh", "echo", "own-echo", "in-process"
 # Larger than any message here.
 MESSAGE_BYTES = 64 << 20
 
@@ -172,6 +172,12 @@ SYSTEMS = {
             name=ECHO,
             about="a floor: grpc.aio that parses the same requests and says one prepared answer",
             command=_echo,
+            answers=False,
+        ),
+        System(
+            name=OWN_ECHO,
+            about="the same with this agent's own gRPC server in grpc.aio's place; no floor is taken from it",
+            command=lambda start: [*_echo(start), "own"],
             answers=False,
         ),
     )

@@ -1,10 +1,11 @@
-"""What the transport alone costs: grpc.aio that reads each request and says one answer, made beforehand.
+"""What the transport alone costs: a server that reads each request and says one answer, made beforehand.
 
-Runs in the project's own environment.
+grpc.aio's, or with `own` as second argument this agent's. Runs in the project's own environment.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 import grpc
@@ -44,5 +45,18 @@ async def serve(task: Task) -> None:
     await server.wait_for_termination()
 
 
+async def serve_own(task: Task) -> None:
+    from nearmesh_agent.transport.server import Server
+
+    from nearmesh.rpc import EVERYONE, Gatekeeper
+
+    policy = {"/inference.GRPCInferenceService/": EVERYONE}
+    server = Server(Gatekeeper(mesh="bench", verifier=None, policy=policy), 1 << 26)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Echo(answer(task)), server)
+    server.listen_plain(f"127.0.0.1:{task.grpc_port}")
+    await server.start()
+    await asyncio.Event().wait()
+
+
 if __name__ == "__main__":
-    uvloop.run(serve(Task.of(sys.argv[1])))
+    uvloop.run((serve_own if sys.argv[2:] == ["own"] else serve)(Task.of(sys.argv[1])))
