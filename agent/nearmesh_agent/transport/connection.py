@@ -369,8 +369,10 @@ class Connection:
                 raise ConnectionFailed(Code.FLOW_CONTROL_ERROR, f"a window of stream {stream.number} that is too large")
 
     def _ping(self, flags: int, number: int, contents: bytes) -> None:
-        if number or len(contents) != 8:
-            raise ConnectionFailed(Code.FRAME_SIZE_ERROR, f"a ping of {len(contents)} bytes for stream {number}")
+        if number:
+            raise ConnectionFailed(Code.PROTOCOL_ERROR, f"a ping for stream {number}")
+        if len(contents) != 8:
+            raise ConnectionFailed(Code.FRAME_SIZE_ERROR, f"a ping of {len(contents)} bytes")
         if not flags & frames.ACK:
             self.write(frames.frame(frames.PING, frames.ACK, 0, contents))
         elif contents == _FAREWELL and self._leaving and not self._left:

@@ -150,7 +150,9 @@ class Http2Protocol(asyncio.BufferedProtocol):
         if not self._closing:
             self._closing = True
             self._flush()
-            self._transport.close()
+            if not self._transport.is_closing():
+                # Closed a second time, a TLS transport of asyncio forgets its connection and cannot be aborted.
+                self._transport.close()
 
     def abort(self) -> None:
         """At once: the peer does not take what was written to it."""

@@ -138,7 +138,7 @@ class Stream:
 
     def send(self, message: bytes) -> None:
         """One message, as fast as flow control allows; `room` tells when it has left."""
-        if self._done:
+        if self._done or self._ending is not None:
             return
         self._pending.append(memoryview(b"\x00" + len(message).to_bytes(4, "big")))
         if message:
