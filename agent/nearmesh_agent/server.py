@@ -197,7 +197,7 @@ def add_servicers(server: Server, servicer: InferenceServicer, status: Health) -
     """Everything that a node answers over gRPC."""
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     server.add_registered_method_handlers(_INFERENCE, {"ModelInfer": infer_handler(servicer)})
-    server.look_early(f"/{_INFERENCE}/ModelInfer", servicer.expect)
+    server.look_early(f"/{_INFERENCE}/ModelInfer", servicer.expect, wire.contents_at)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     # Its own `enable_server_reflection` takes any server but gRPC's for a synchronous one.
     described = reflection.aio.ReflectionServicer(service_names=_REFLECTED)

@@ -55,6 +55,28 @@ def check(data):
         assert means(found) == means(wire.received(whole))
 
 
+@given(st.integers(0, 400))
+def test_the_beginning_of_a_request_says_all_but_its_contents(taken):
+    """As soon as the first contents have begun, and nothing before."""
+    request = large(z=np.ones(3))
+    data = request.SerializeToString()
+    begins = data.index(bytes(wire.LARGE_BYTES))
+    begun = memoryview(data)[: begins - 10 + taken]
+    found = wire.head(begun)
+    if len(begun) < begins:
+        assert found is None and wire.contents_at(begun) == 0
+    else:
+        del request.raw_input_contents[:]
+        assert found == request and wire.contents_at(begun) == begins
+
+
+@given(st.binary(max_size=100))
+def test_the_beginning_of_something_else_says_nothing(data):
+    begun = memoryview(data)
+    assert wire.contents_at(begun) <= len(data)
+    assert wire.head(begun) is None or isinstance(wire.head(begun), Request)
+
+
 @pytest.mark.parametrize("size", [0, 1, wire.LARGE_BYTES - 200, wire.LARGE_BYTES, 5 * wire.LARGE_BYTES])
 def test_read_means_what_parsing_means(size):
     request = tensors.encode_request("m", {"x": np.arange(size) % 7, "y": np.ones((2, 3))}, request_id="a")

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,6 +66,17 @@ def test_what_is_missing_is_known(size: int) -> None:
     assert fed(messages, sent[5:8]) == [] and (messages.partial, messages.missing_bytes) == (True, size - 3)
     assert messages.begun() == sent[5:8]
     assert fed(messages, sent[8:]) == [sent[5:]] and (messages.partial, messages.missing_bytes) == (False, 0)
+
+
+@pytest.mark.parametrize("at", [0, 1, 7, 63, 64, 1001])
+def test_the_bulk_of_a_large_message_is_aligned(at: int) -> None:
+    body = bytes(range(250)) * 400
+    messages = Messages(MOST_BYTES, "identity", lambda begun: at if begun == body[:2000] else 0)
+    sent = message(body)
+    assert messages.feed(memoryview(sent[:2005])) == []
+    (found,) = messages.feed(memoryview(sent[2005:]))
+    assert found == body
+    assert np.frombuffer(messages.opened(found), np.uint8)[at:].ctypes.data % 64 == 0
 
 
 def test_the_beginning_of_a_compressed_message_says_nothing() -> None:

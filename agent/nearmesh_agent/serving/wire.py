@@ -81,7 +81,22 @@ def _cut(data: bytes) -> tuple[bytes, list[memoryview]] | None:
 
 
 def head(begun: memoryview) -> Any:
-    """The request whose first bytes these are, without its raw contents; None if those have not begun yet.
+    """The request whose first bytes these are, without its raw contents; None if those have not begun yet."""
+    found = _raw_begins(begun)
+    try:
+        return service_pb2.ModelInferRequest.FromString(begun[: found[0]]) if found else None
+    except DecodeError:
+        return None
+
+
+def contents_at(begun: memoryview) -> int:
+    """Where the first tensor's bytes begin in the request whose first bytes these are; 0 if they have not begun yet."""
+    found = _raw_begins(begun)
+    return found[1] if found else 0
+
+
+def _raw_begins(begun: memoryview) -> tuple[int, int] | None:
+    """Where the field of the first raw contents begins, and where those do.
 
     Every client of the protocol writes its fields in order, so everything else stands before them.
     """
@@ -90,10 +105,10 @@ def head(begun: memoryview) -> Any:
         for _ in range(_MOST_FIELDS):
             tag, content = _varint(begun, at)
             if tag == _RAW_INPUT:
-                return service_pb2.ModelInferRequest.FromString(begun[:at])
+                return at, _varint(begun, content)[1]
             at, _ = _skip(begun, tag & 7, content)
             if at >= end:
-                return None
+                break
     except (IndexError, DecodeError):
         pass
     return None

@@ -29,6 +29,8 @@ from nearmesh_agent.transport.stream import Stream
 _PREFIX_BYTES = 5
 # Servicers keep to the deadline themselves; who does not is cancelled so much later.
 _LATE_S = 0.02
+# Of a large message, what is looked at before the rest has come; only names and shapes stand before its bulk.
+_ENOUGH_BYTES = 4 * 1024
 # Of a message from somebody who showed nothing; what is open to everyone asks for little.
 _STRANGER_BYTES = 64 * 1024
 
@@ -45,6 +47,8 @@ class Method:
     serialize: Callable[[Any], bytes]
     # Judges a large message by its beginning, with the seconds that its caller has left; raises MeshError to refuse it.
     early: Callable[[memoryview, float | None], None] | None = None
+    # Where in a large message its bulk begins, from its first bytes; see `Messages`.
+    contents_at: Callable[[memoryview], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ class Call:
         self._peer = peer
         self._who = rpc.NOBODY
         self._loop = asyncio.get_running_loop()
-        self._messages = Messages(host.max_message_bytes, stream.headers.encoding)
+        self._messages = Messages(host.max_message_bytes, stream.headers.encoding, method.contents_at)
         # Requests that came and were not taken yet; whether there will be more; who waits for them.
         self._inbox: deque[Message] | list[Message] = deque() if method.streams_in else []
         self._said_all = False
@@ -118,7 +122,7 @@ class Call:
             missing = self._messages.missing_bytes
             if missing:
                 if not self._looked:
-                    self._look(self._messages.begun())
+                    self._look()
                 if missing > self._stream.receive_window:
                     # What is needed for it to become complete: a message may be larger than the window.
                     self._stream.lend(missing - self._stream.receive_window)
@@ -127,9 +131,10 @@ class Call:
         else:
             self._tell()
 
-    def _look(self, begun: memoryview) -> None:
-        self._looked = True
-        if begun and self._method.early:
+    def _look(self) -> None:
+        begun = self._messages.begun()
+        if len(begun) >= _ENOUGH_BYTES and self._method.early:
+            self._looked = True
             self._method.early(begun, self.time_remaining())
 
     def ended(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 ENCODINGS = ("identity", *_WINDOW_BITS)
 # Memory of messages from this size on is taken without being filled with zeros first.
 _LARGE_BYTES = 64 * 1024
+# Where compiled code likes its arrays to begin: at a multiple of a cache line.
+_ALIGNED_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,9 @@ Message = bytes | memoryview | Packed
 class Messages:
     """Of one stream."""
 
-    def __init__(self, most_bytes: int, encoding: str) -> None:
+    def __init__(self, most_bytes: int, encoding: str, contents_at: Callable[[memoryview], int] | None = None) -> None:
+        """`contents_at` says from a large message's first bytes where its bulk begins: that is aligned in memory."""
+        self._contents_at = contents_at
         self._most_bytes = most_bytes
         self._encoding = encoding
         self._prefix = b""
@@ -73,7 +78,7 @@ class Messages:
                 part = part[missing:]
                 if len(self._prefix) < _PREFIX_BYTES:
                     break
-                self._body, self._filled = self._memory(int.from_bytes(self._prefix[1:], "big")), 0
+                self._body, self._filled = self._memory(int.from_bytes(self._prefix[1:], "big"), part), 0
             count = min(len(part), len(self._body) - self._filled)
             self._body[self._filled : self._filled + count] = part[:count]
             self._filled += count
@@ -83,10 +88,15 @@ class Messages:
                 self._body, self._prefix = None, b""
         return found
 
-    def _memory(self, size: int) -> memoryview:
+    def _memory(self, size: int, begun: memoryview) -> memoryview:
         if size > self._most_bytes:
             raise TooLarge(f"a message of {size} bytes; {self._most_bytes} are allowed here")
-        return np.empty(size, np.uint8).data if size >= _LARGE_BYTES else memoryview(bytearray(size))
+        if size < _LARGE_BYTES:
+            return memoryview(bytearray(size))
+        memory = np.empty(size + _ALIGNED_BYTES, np.uint8)
+        contents = memory.ctypes.data + (self._contents_at(begun[:size]) if self._contents_at else 0)
+        start = -contents % _ALIGNED_BYTES
+        return memory.data[start : start + size]
 
     def _complete(self, body: memoryview) -> Message:
         if self._prefix[0]:

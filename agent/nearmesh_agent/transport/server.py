@@ -72,9 +72,11 @@ class Server:
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """For generated code, which names the same methods one by one as well."""
 
-    def look_early(self, path: str, early: Callable[[memoryview, float | None], None]) -> None:
-        """Has large messages to a method judged by their beginning; see `Method.early`."""
-        self._methods[path] = replace(self._methods[path], early=early)
+    def look_early(
+        self, path: str, early: Callable[[memoryview, float | None], None], contents_at: Callable[[memoryview], int]
+    ) -> None:
+        """Has large messages to a method judged and laid out by their beginning; see `Method`."""
+        self._methods[path] = replace(self._methods[path], early=early, contents_at=contents_at)
 
     # Listeners.
 

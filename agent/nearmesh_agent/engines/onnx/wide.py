@@ -19,7 +19,7 @@ from nearmesh_agent.engines.onnx.session import Session
 log = logging.getLogger(__name__)
 
 # It costs the weights' memory once more and some processor time in each call; a small gain is not worth them.
-WORTH = 1.15
+WORTH = 1.1
 # Measured calls of each session. The fastest of them counts: whatever else the machine does only slows a call down, and
 # a machine that is busy now need not be later.
 CALLS = 5
