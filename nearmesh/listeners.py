@@ -1,8 +1,8 @@
-"""The two gRPC listeners of a server: public (TLS, bearer token) and mesh (a certificate is demanded).
+"""The two gRPC listeners of the control plane's server: public (TLS, bearer token) and mesh (a certificate is asked).
 
 A Python gRPC server either demands client certificates or never asks, hence two. Both are ports of one server and
 lead to the same servicers; what a caller may do follows from who it is (`nearmesh.rpc`). Renewed certificates are
-taken over at the next handshake.
+taken over at the next handshake. An agent has a server of its own, with the same two (`nearmesh_agent.transport`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_STREAMS = 1000
 
 
 def server_options(max_message_bytes: int) -> list[tuple[str, Any]]:
-    """Channel arguments of every server of the mesh."""
+    """Channel arguments of the control plane's server."""
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
@@ -62,12 +62,6 @@ def listen(server: GuardedServer, address: str, current: Callable[[], Credential
         require_client_authentication=mesh,
     )
     return _bound(address, lambda: server.add_secure_port(address, credentials))
-
-
-def listen_plain(server: GuardedServer, address: str) -> str:
-    """Adds a listener without TLS, for loopback alone. Raises ConfigError."""
-    check_loopback(address)
-    return _bound(address, lambda: server.add_insecure_port(address))
 
 
 def check_loopback(address: str) -> None:

@@ -284,6 +284,11 @@ class Package:
                 raise InvalidInput(
                     f"sequence state {state.input!r} has shape {list(state.shape)}, the input {list(goes_in.shape)}"
                 )
+            if not _fits(comes_out.shape, goes_in.shape):
+                raise InvalidInput(
+                    f"sequence state: the output {state.output!r} has shape {list(comes_out.shape)}, the input "
+                    f"{state.input!r} {list(goes_in.shape)}"
+                )
             if not state.dtype == goes_in.dtype == comes_out.dtype:
                 raise InvalidInput(
                     f"sequence state {state.input!r} is {state.dtype}, the input is {goes_in.dtype} and the output "

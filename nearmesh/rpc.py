@@ -1,8 +1,8 @@
 """What every gRPC server of the mesh does around a call: who asks, may they, and how errors travel.
 
-`GuardedServer` admits or refuses each call and turns errors of `nearmesh.errors` into a status with trailing metadata;
-`from_rpc_error` turns them back on the client. Anything else that escapes a servicer is a bug: logged with its
-traceback and answered INTERNAL without detail.
+`GuardedServer`, and on an agent `transport.call.Call`, admits or refuses each call and turns errors of
+`nearmesh.errors` into a status with trailing metadata; `from_rpc_error` turns them back on the client. Anything else
+that escapes a servicer is a bug: logged with its traceback and answered INTERNAL without detail.
 """
 
 from __future__ import annotations
@@ -172,7 +172,6 @@ class GuardedServer:
         self.add_insecure_port = self._server.add_insecure_port
         self.start = self._server.start
         self.stop = self._server.stop
-        self.wait_for_termination = self._server.wait_for_termination
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """For generated code."""
@@ -235,14 +234,6 @@ class _Guard:
         await context.abort(told.code, told.message, told.metadata)
 
 
-class Aborted(Exception):
-    """How a servicer ends a call that gives it a status instead of raising an error of the mesh."""
-
-    def __init__(self, code: grpc.StatusCode, details: str, metadata: Trailing) -> None:
-        super().__init__(details)
-        self.failure = Failure(code, details, metadata)
-
-
 @dataclass(frozen=True, slots=True)
 class Failure:
     """How an error travels."""
@@ -254,8 +245,6 @@ class Failure:
 
 def failure(error: Exception, method: str) -> Failure:
     """What the caller of `method` is told. Anything but an error of the mesh is a bug, and logged as one."""
-    if isinstance(error, Aborted):
-        return error.failure
     if isinstance(error, NotImplementedError):
         # Generated code raises it for a method of the contract that the servicer does not have.
         error = Unsupported(f"{method} is not offered here")

@@ -25,7 +25,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     def __init__(self) -> None:
         self._states: dict[str, int] = {"": health_pb2.HealthCheckResponse.NOT_SERVING}
         self._changed = asyncio.Event()
-        self._leaving = False
+        self._leaving = self._ended = False
 
     def put(self, name: str, *, serving: bool) -> None:
         """Says how `name` is; once the node leaves, nothing serves any more."""
@@ -41,6 +41,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._leaving = True
         for name in self._states:
             self._states[name] = health_pb2.HealthCheckResponse.NOT_SERVING
+        self._tell()
+
+    def end(self) -> None:
+        """Watchers have heard all that there is to hear; the server waits for their calls to end."""
+        self._ended = True
         self._tell()
 
     def _tell(self) -> None:
@@ -62,8 +67,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             if state != said:
                 said = state
                 yield health_pb2.HealthCheckResponse(status=state)
-            if self._leaving:
-                # There will be no other state, and the server waits for its calls to end.
+            if self._ended:
                 return
             await changed.wait()
 

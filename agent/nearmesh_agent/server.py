@@ -141,6 +141,7 @@ class Agent:
         except TimeoutError:
             log.warning("the control plane did not confirm the withdrawal within %s s", WITHDRAW_S)
         self._servicer.draining = True
+        self._node.health.end()
         await server.stop(self._config.grace_s)
 
     def _build_server(self) -> Server:
@@ -197,7 +198,7 @@ def add_servicers(server: Server, servicer: InferenceServicer, status: Health) -
     """Everything that a node answers over gRPC."""
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     server.add_registered_method_handlers(_INFERENCE, {"ModelInfer": infer_handler(servicer)})
-    server.look_early(f"/{_INFERENCE}/ModelInfer", servicer.expect, wire.contents_at)
+    server.check_heads(f"/{_INFERENCE}/ModelInfer", servicer.check_head, wire.contents_at)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     # Its own `enable_server_reflection` takes any server but gRPC's for a synchronous one.
     described = reflection.aio.ReflectionServicer(service_names=_REFLECTED)
@@ -263,6 +264,8 @@ async def serve_alone(packages: Mapping[str, Path], config: NodeConfig, stop: as
         running = asyncio.create_task(node.run())
         await stop.wait()
         running.cancel()
+        node.health.leave()
+        node.health.end()
         await server.stop(config.grace_s)
         await asyncio.gather(*(replica.close() for replica in node.table))
     finally:

@@ -83,4 +83,7 @@ async def test_a_node_that_leaves_serves_nothing_any_more():
         health.put("reader", serving=True)
         assert (await stub.Check(named("reader"))).status == NOT_SERVING
         assert (await stub.Check(named(""))).status == NOT_SERVING
-        watcher.cancel()
+        # Watchers would keep the server from stopping; before, they would only ask again.
+        assert not watcher.done()
+        health.end()
+        assert await asyncio.wait_for(watcher.read(), 10) is grpc.aio.EOF

@@ -57,7 +57,7 @@ def in_trial(wide_s=0.1):
     return narrow, wide, both
 
 
-@pytest.mark.parametrize(("wide_s", "kept"), [(0.1, True), (0.8, True), (0.88, False), (1.0, False), (3.0, False)])
+@pytest.mark.parametrize(("wide_s", "kept"), [(0.1, True), (0.8, True), (0.92, False), (1.0, False), (3.0, False)])
 def test_it_is_kept_if_it_is_worth_it(wide_s, kept):
     narrow, wide, both = in_trial(wide_s)
     assert [ask(both) for _ in range(2 * CALLS)] == ["narrow", "wide"] * CALLS

@@ -175,6 +175,13 @@ def test_state_that_its_tensors_could_not_hold(tmp_path, state, said):
         read(tmp_path, f'{GOOD}sequence = {{ state = [{{ input = "x", output = "y", {state} }}] }}')
 
 
+def test_state_that_comes_out_otherwise_than_it_goes_in(tmp_path):
+    text = GOOD.replace("shape = [-1, 2] }]\nv", "shape = [-1, 3] }]\nv")
+    assert text != GOOD
+    with pytest.raises(PackageError, match=r"the output 'y' has shape \[-1, 3\], the input 'x' \[-1, 2\]"):
+        read(tmp_path, f'{text}sequence = {{ state = [{{ input = "x", output = "y", shape = [1, 2] }}] }}')
+
+
 def test_no_manifest(tmp_path):
     with pytest.raises(PackageError, match=r"model\.toml: no such file"):
         load(tmp_path)

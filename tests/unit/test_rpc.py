@@ -22,7 +22,7 @@ from nearmesh.errors import (
     Unsupported,
     error_classes,
 )
-from nearmesh.listeners import listen_plain
+from nearmesh.listeners import check_loopback
 from nearmesh.rpc import (
     ANYONE,
     EVERYONE,
@@ -196,4 +196,4 @@ def test_without_a_reason_the_status_decides(code: grpc.StatusCode) -> None:
 @pytest.mark.parametrize("address", ["0.0.0.0:8001", "192.0.2.1:8001", ":8001", "[::]:8001", "example.org:8001"])
 def test_without_tls_a_server_listens_on_loopback_only(address: str) -> None:
     with pytest.raises(ConfigError, match="loopback only"):
-        listen_plain(None, address)  # type: ignore[arg-type]
+        check_loopback(address)

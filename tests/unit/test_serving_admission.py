@@ -6,6 +6,8 @@ import asyncio
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from nearmesh_agent.serving.admission import Load, Outcomes, finish_s, hopeless, usable_s
 from nearmesh_agent.serving.queue import RequestQueue, Waiting
 from nearmesh_agent.serving.times import ServiceTimes
@@ -125,3 +127,31 @@ def test_those_who_will_leave_are_not_waited_for():
         outcomes.waited(gave_up=True)
         outcomes.waited(gave_up=False)
     assert outcomes.leaving == pytest.approx(0.5, abs=0.02)
+
+
+NUMBERS = st.integers(1, 20)
+RESERVED = st.floats(0.05, 2.0)
+
+
+@given(
+    st.lists(st.tuples(NUMBERS, RESERVED), max_size=8),
+    st.tuples(NUMBERS, RESERVED),
+    st.integers(1, 4),
+    st.dictionaries(st.sampled_from([1, 2, 4, 8, 16, 32]), st.floats(0.001, 0.2), min_size=1),
+)
+def test_p6_the_quick_way_lets_in_nobody_whom_the_careful_way_would_refuse(loop, waiting, asking, instances, seconds):
+    """A larger call takes at least as long as a smaller one, as it does unless a measurement was disturbed."""
+    longest, taken = 0.0, {}
+    for rows in sorted(seconds):
+        longest = max(longest, seconds[rows])
+        taken[f"r{rows}"] = longest
+    times, queue = steady(32, **taken), RequestQueue()
+    for rows, deadline_s in waiting:
+        queue.push(request(loop, deadline_s, rows=rows))
+    asked = request(loop, asking[1], rows=asking[0])
+    load, outcomes = Load(instances, 0.01), Outcomes()
+    quick = hopeless(asked, queue, times, load, outcomes, now_s=0.0)
+    # So large that the quick way never applies.
+    queue.most_rows = 10**9
+    careful = hopeless(asked, queue, times, load, outcomes, now_s=0.0)
+    assert quick == careful

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from contextlib import aclosing
 
 import numpy as np
@@ -272,3 +273,25 @@ async def test_p10_who_waits_behind_a_step_that_hangs_is_told_when_it_is_given_u
     engine.open.set()
     await asyncio.wait_for(streams._none.wait(), 20)
     assert engine.begun == engine.ended == 1
+
+
+async def test_p10_a_deadline_that_comes_as_the_engine_is_given_up_spoils_nothing():
+    """Both timers of one turn of the loop: the request's own, and the end of the wait for what is in flight."""
+    engine = Counting()
+    engine.open.clear()
+    streams = streams_of(engine)
+    hung = asyncio.create_task(all_of(streams, x(2)))
+    assert await asyncio.to_thread(engine.running.acquire, timeout=20)
+    late = asyncio.create_task(all_of(streams, x(2), timeout_s=0.01))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(streams.close(0.0099, give_up=True))
+    await asyncio.sleep(0)
+    # The loop comes back when both are due.
+    time.sleep(0.03)  # noqa: ASYNC251
+    assert not await asyncio.wait_for(closing, 20)
+    with pytest.raises(NotReady, match="given up"):
+        await asyncio.wait_for(hung, 20)
+    with pytest.raises((NotReady, DeadlineExceeded)):
+        await asyncio.wait_for(late, 20)
+    engine.open.set()
+    await asyncio.wait_for(streams._none.wait(), 20)

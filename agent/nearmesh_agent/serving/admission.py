@@ -87,7 +87,8 @@ def hopeless(
     """
     left_s = request.deadline_s - now_s
     most_s = usable_s(left_s, outcomes.reserve)
-    if finish_s(Load(load.instances, load.free_in_s, queue.rows + request.rows), request.rows, times) <= most_s:
+    everything = Load(load.instances, load.free_in_s, queue.rows + request.rows)
+    if finish_s(everything, max(request.rows, queue.most_rows), times) <= most_s:
         # All that waits could be done before it is due, and whom it might overtake is due later still.
         return None
     ahead = queue.rows_ahead(request.priority, request.deadline_s)

@@ -79,7 +79,7 @@ class Inference:
             self._count(call, error)
             raise
 
-    def expect(self, message: Any, timeout_s: float | None) -> None:
+    def check_head(self, message: Any, timeout_s: float | None) -> None:
         """Judges a large request by what it says before its tensors. Raises what `answer` would raise at once.
 
         So a node that has no time for it need not receive it.
@@ -90,7 +90,7 @@ class Inference:
             if asked.step is None:
                 replica = call.replica = self._open(self._table.get(message.model_name, message.model_version))
                 if not replica.package.decoupled:
-                    replica.expect(replica.intake.rows(message), timeout_s=call.timeout_s, priority=asked.priority)
+                    replica.check_room(replica.intake.rows(message), timeout_s=call.timeout_s, priority=asked.priority)
         except MeshError as error:
             self._count(call, error)
             raise

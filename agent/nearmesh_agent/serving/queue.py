@@ -104,6 +104,8 @@ class RequestQueue:
         # Those who left and are still in their heaps.
         self._left = 0
         self.rows = 0
+        # Of a request that waits, at most; exact when it was last empty.
+        self.most_rows = 0
 
     def __len__(self) -> int:
         return self._count
@@ -126,6 +128,7 @@ class RequestQueue:
         level.latest_s = max(level.latest_s, request.deadline_s)
         self._count += 1
         self.rows += request.rows
+        self.most_rows = max(self.most_rows, request.rows)
 
     def leave(self, request: Waiting) -> bool:
         """Takes out a request that nobody waits for any more; False if it is not here."""
@@ -221,3 +224,5 @@ class RequestQueue:
         level.rows -= request.rows
         if not level.count:
             del self._levels[request.priority]
+        if not self._count:
+            self.most_rows = 0

@@ -273,7 +273,7 @@ class Replica:
         self.measured.answered(answer)
         return answer
 
-    def expect(self, rows: int, *, timeout_s: float | None = None, priority: int = DEFAULT_PRIORITY) -> None:
+    def check_room(self, rows: int, *, timeout_s: float | None = None, priority: int = DEFAULT_PRIORITY) -> None:
         """Whether a request would be taken whose tensors are still on their way; a cold replica takes all it can.
 
         Raises what `infer` would raise at once.
@@ -282,7 +282,7 @@ class Replica:
         if active is None:
             self._check_here()
         else:
-            active.scheduler.expect(rows, timeout_s=timeout_s, priority=priority)
+            active.scheduler.check_room(rows, timeout_s=timeout_s, priority=priority)
 
     async def stream(
         self, inputs: Mapping[str, Array], *, timeout_s: float | None

@@ -14,12 +14,13 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from nearmesh.errors import DeadlineExceeded, MeshError, NotReady, Overloaded
+from nearmesh.errors import DeadlineExceeded, MeshError, NotReady
 from nearmesh_agent.engines.base import Array, Engine
-from nearmesh_agent.serving.admission import Asking, Load, Outcomes, finish_s, hopeless, usable_s
+from nearmesh_agent.serving.admission import Load, finish_s, usable_s
 from nearmesh_agent.serving.batch import BatchLayout
 from nearmesh_agent.serving.call import EngineCalls, Result
 from nearmesh_agent.serving.company import Company
+from nearmesh_agent.serving.entrance import Entrance
 from nearmesh_agent.serving.occupancy import Occupancy, give_way
 from nearmesh_agent.serving.queue import DEFAULT_PRIORITY, Answer, Limits, Prospect, RequestQueue, Waiting
 from nearmesh_agent.serving.times import ServiceTimes
@@ -61,13 +62,15 @@ class Scheduler:
         self.name = name
         self._occupancy = occupancy or Occupancy()
         self._queue = RequestQueue()
-        self._outcomes = Outcomes()
         # Held for moments only; engine threads wait on it for work.
         self._wake = threading.Condition(threading.Lock())
         self._threads: list[threading.Thread] = []
         self._idle = 0
         # Of each call that computes: when it began, and whose it is. Changed with the lock held.
         self._running: dict[int, tuple[float, list[Waiting]]] = {}
+        self._entrance = Entrance(
+            self._queue, self._running, times, instances=engine.instances, limits=limits, name=name
+        )
         # Without rows to share out the loop would gain little, and such models are more often those whose calls may
         # take any time, since a loop in their graph depends on the input. Nor may a large input hold the loop up.
         self._short = layout.max_rows > 0 and layout.fixed and 0 < times.best_mean_s <= INLINE_S
@@ -136,12 +139,12 @@ class Scheduler:
         if late_s >= 0:
             self._judge(request)
         elif waited:
-            self._outcomes.waited(gave_up=True)
+            self._entrance.outcomes.waited(gave_up=True)
 
     def _judge(self, request: Waiting) -> None:
         """An answer is ready, or the time for it is up."""
         if request.deadline_s < math.inf:
-            self._outcomes.answered(request.deadline_s - self._clock(), request.deadline_s - request.entered_s)
+            self._entrance.outcomes.answered(request.deadline_s - self._clock(), request.deadline_s - request.entered_s)
 
     def _expire(self, request: Waiting) -> None:
         with self._wake:
@@ -156,14 +159,13 @@ class Scheduler:
 
     # Admission.
 
-    def expect(self, rows: int, *, timeout_s: float | None = None, priority: int = DEFAULT_PRIORITY) -> None:
+    def check_room(self, rows: int, *, timeout_s: float | None = None, priority: int = DEFAULT_PRIORITY) -> None:
         """Whether a request would come in, before its tensors are here. Raises what `run` would raise at once."""
-        now = self._clock()
         self._check_open(timeout_s)
+        now = self._clock()
         prospect = Prospect(rows, priority, math.inf if timeout_s is None else now + timeout_s)
         with self._wake:
-            if self._idle_instances() <= len(self._queue):
-                self._whom_to_displace(prospect, now)
+            self._entrance.check(prospect, now)
 
     def _check_open(self, timeout_s: float | None) -> None:
         if self._closed:
@@ -184,12 +186,10 @@ class Scheduler:
             now,
             loop.create_future(),
         )
-        displaced: Waiting | None = None
         with self._wake:
-            if self._idle_instances() <= len(self._queue):
-                displaced = self._whom_to_displace(request, now)
-                if displaced is not None:
-                    self._queue.leave(displaced)
+            displaced = self._entrance.check(request, now)
+            if displaced is not None:
+                self._queue.leave(displaced)
             inline = self.inline and not self._running
             if not inline:
                 self._call_thread()
@@ -197,44 +197,10 @@ class Scheduler:
             self._in_flight += 1
             self._empty.clear()
         if displaced is not None:
-            self._fail([displaced], self._overloaded(f"a request of priority {priority} took its place"))
+            self._fail([displaced], self._entrance.overloaded(f"a request of priority {priority} took its place"))
         if inline:
             self._flush_soon()
         return request
-
-    def _idle_instances(self) -> int:
-        return self.instances - len(self._running)
-
-    def _whom_to_displace(self, request: Asking, now: float) -> Waiting | None:
-        """Whom the request puts out of a full queue, if anyone. Raises Overloaded if it must not come in itself.
-
-        The lock is held.
-        """
-        load = Load(self.instances, self._free_in_s(now))
-        if without := hopeless(request, self._queue, self._times, load, self._outcomes, now_s=now):
-            raise self._overloaded(without.why, retry_after_s=without.retry_after_s)
-        # Those that an idle instance is about to take do not count.
-        if len(self._queue) < self._limits.waiting + self._idle_instances():
-            return None
-        last = self._queue.least_urgent()
-        if last is None or last.priority <= request.priority:
-            raise self._overloaded("as many as may")
-        return last
-
-    def _free_in_s(self, now: float) -> float:
-        if len(self._running) < self.instances:
-            return 0.0
-        usual_s = self._times.mean_s(self._times.best)
-        return max(0.0, min(began_s + usual_s - now for began_s, _ in list(self._running.values())))
-
-    def _overloaded(self, why: str, *, retry_after_s: float | None = None) -> Overloaded:
-        if retry_after_s is None:
-            size = self._times.best
-            retry_after_s = self._queue.rows / size / self.instances * self._times.mean_s(size)
-        return Overloaded(
-            f"{len(self._queue)} requests wait for {self.name} on this node: {why}; try another node",
-            retry_after_ms=max(1, round(retry_after_s * 1000)),
-        )
 
     # Engine calls in threads.
 
@@ -267,7 +233,7 @@ class Scheduler:
                     self._wake.wait(wait_s)
                     self._idle -= 1
                 elif batch := self._take(number):
-                    if self._queue and self._idle_instances() > 0:
+                    if self._queue and self._entrance.idle > 0:
                         # Two requests may have come before the one thread that was called for them was awake.
                         self._call_thread()
                     return batch
@@ -276,7 +242,7 @@ class Scheduler:
     def _wait_s(self) -> float | None:
         """How long a thread waits before it takes a batch; None: until it is called. The lock is held."""
         # An instance may be taken by a call on the event loop.
-        if not self._queue or self._idle_instances() <= 0:
+        if not self._queue or self._entrance.idle <= 0:
             return None
         if not self._limits.max_delay_s or self._closed or self._queue.rows >= self._times.best:
             return 0.0
@@ -294,7 +260,7 @@ class Scheduler:
         rows = self._queue.rows
         if number != _LOOP and not self._limits.max_delay_s:
             # Two instances with a row each are sooner done than one with two.
-            rows = -(-rows // self._idle_instances())
+            rows = -(-rows // self._entrance.idle)
         batch, late = self._queue.pop(self._times.limit(rows), now)
         if late:
             self._post(self._expired, late)
@@ -338,7 +304,7 @@ class Scheduler:
         self._flushing = False
         with self._wake:
             # Engine threads may have come first; they go on with the queue.
-            batch = self._take(_LOOP) if self._idle_instances() > 0 else []
+            batch = self._take(_LOOP) if self._entrance.idle > 0 else []
         if batch:
             try:
                 results = self._calls.run(batch, alone=False)
@@ -358,7 +324,7 @@ class Scheduler:
     def _deliver(self, batch: Sequence[Waiting], results: Sequence[Result]) -> None:
         for request, result in zip(batch, results, strict=True):
             request.inputs = {}
-            self._outcomes.waited(gave_up=False)
+            self._entrance.outcomes.waited(gave_up=False)
             if request.future.done():
                 continue
             self._judge(request)

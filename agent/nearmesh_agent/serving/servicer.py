@@ -135,11 +135,11 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
 
     # Inference.
 
-    def expect(self, begun: memoryview, timeout_s: float | None) -> None:
+    def check_head(self, begun: memoryview, timeout_s: float | None) -> None:
         """Judges a large request for ModelInfer by its first bytes. Raises MeshError when the rest is not wanted."""
         message = wire.head(begun)
         if message is not None:
-            self._inference.expect(message, timeout_s)
+            self._inference.check_head(message, timeout_s)
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         """`request` is a message, or what `wire.read` makes of one."""

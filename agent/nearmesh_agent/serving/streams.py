@@ -139,7 +139,8 @@ class Streams:
         except TimeoutError:
             if give_up:
                 self._given_up = True
-                for wait in self._waits:
+                # One whose own deadline has just come ends by itself.
+                for wait in [wait for wait in self._waits if not wait.expired()]:
                     wait.reschedule(asyncio.get_running_loop().time())
             return False
         self._pool.shutdown(wait=False)

@@ -7,12 +7,11 @@ large message is answered then, and the rest of the message is not waited for.
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -21,12 +20,11 @@ from nearmesh import rpc
 from nearmesh.errors import DeadlineExceeded, Draining, InvalidInput, Unreachable
 from nearmesh.rpc import Gatekeeper
 from nearmesh_agent.transport import headers
-from nearmesh_agent.transport.frames import Code
+from nearmesh_agent.transport.frames import PREFIX_BYTES, Code
 from nearmesh_agent.transport.headers import Value
-from nearmesh_agent.transport.messages import Message, Messages
+from nearmesh_agent.transport.messages import Message, Messages, Packed
 from nearmesh_agent.transport.stream import Stream
 
-_PREFIX_BYTES = 5
 # Servicers keep to the deadline themselves; who does not is cancelled so much later.
 _LATE_S = 0.02
 # Of a large message, what is looked at before the rest has come; only names and shapes stand before its bulk.
@@ -46,7 +44,7 @@ class Method:
     parse: Callable[[Any], Any]
     serialize: Callable[[Any], bytes]
     # Judges a large message by its beginning, with the seconds that its caller has left; raises MeshError to refuse it.
-    early: Callable[[memoryview, float | None], None] | None = None
+    check_head: Callable[[memoryview, float | None], None] | None = None
     # Where in a large message its bulk begins, from its first bytes; see `Messages`.
     contents_at: Callable[[memoryview], int] | None = None
 
@@ -87,7 +85,7 @@ class Call:
         self._inbox: deque[Message] | list[Message] = deque() if method.streams_in else []
         self._said_all = False
         self._news: asyncio.Future[None] | None = None
-        self._looked = method.early is None
+        self._looked = method.check_head is None
         self._task: asyncio.Task[None] | None = None
         self._trailing: tuple[Value, ...] = ()
         self._deadline_s: float | None = None
@@ -133,9 +131,9 @@ class Call:
 
     def _look(self) -> None:
         begun = self._messages.begun()
-        if len(begun) >= _ENOUGH_BYTES and self._method.early:
+        if len(begun) >= _ENOUGH_BYTES and self._method.check_head:
             self._looked = True
-            self._method.early(begun, self.time_remaining())
+            self._method.check_head(begun, self.time_remaining())
 
     def ended(self) -> None:
         self._said_all = True
@@ -166,6 +164,7 @@ class Call:
 
     def _give_up(self, error: Exception) -> None:
         self._fail(error)
+        # Only where an answer has begun and waits for room; its status would have to wait behind it.
         self._stream.reset(Code.CANCEL)
         self._stop()
 
@@ -202,7 +201,7 @@ class Call:
             if self._method.streams_in or self._method.streams_out:
                 await self._exchange()
             else:
-                request = self._parsed(self._inbox.pop())
+                request = await self._parsed(self._inbox.pop())
                 response = await self._method.behavior(request, self)
                 self._respond(response)
             # Until the caller has it the call is under way: its deadline counts, and a server that stops waits.
@@ -217,21 +216,23 @@ class Call:
             self._over()
 
     async def _exchange(self) -> None:
-        request = self._requests() if self._method.streams_in else self._parsed(self._inbox.pop())
+        request = self._requests() if self._method.streams_in else await self._parsed(self._inbox.pop())
         responses = self._method.behavior(request, self)
         if not self._method.streams_out:
             self._respond(await responses)
             return
-        if inspect.isawaitable(responses):
-            # gRPC's own servicers write to the context instead of yielding.
-            await responses
-        else:
-            async with aclosing(responses):
-                async for response in responses:
-                    self._still()
-                    await self.write(response)
+        async with aclosing(responses):
+            async for response in responses:
+                self._still()
+                await self._write(response)
         self._stream.open(headers.OPENING)
         self._stream.finish(headers.fine(self._trailing))
+
+    async def _write(self, response: Any) -> None:
+        """One more response; returns when the caller has room for another one."""
+        self._stream.open(headers.OPENING)
+        self._stream.send(self._method.serialize(response))
+        await self._stream.room()
 
     def _respond(self, response: Any) -> None:
         self._stream.respond(headers.OPENING, self._method.serialize(response), headers.fine(self._trailing))
@@ -242,9 +243,9 @@ class Call:
         while True:
             while self._inbox:
                 message = self._inbox.popleft()
-                self._stream.credit(len(message) + _PREFIX_BYTES)
+                self._stream.credit(len(message) + PREFIX_BYTES)
                 self._still()
-                yield self._parsed(message)
+                yield await self._parsed(message)
             if self._said_all:
                 return
             self._news = self._loop.create_future()
@@ -254,9 +255,12 @@ class Call:
         """Raises PermissionDenied once the caller of an open stream has been removed."""
         self._host.gatekeeper.check(self._who, self._method.path)
 
-    def _parsed(self, message: Message) -> Any:
+    async def _parsed(self, message: Message) -> Any:
+        if isinstance(message, Packed):
+            # A thousand times as large, perhaps: the loop does not wait for it.
+            message = await asyncio.to_thread(self._messages.opened, message)
         try:
-            return self._method.parse(self._messages.opened(message))
+            return self._method.parse(message)
         except DecodeError as error:
             raise rpc.unreadable(len(message), error) from None
 
@@ -282,14 +286,8 @@ class Call:
         """What goes out behind an answer."""
         self._trailing = metadata
 
-    async def write(self, response: Any) -> None:
-        """One more response; returns when the caller has room for another one."""
-        self._stream.open(headers.OPENING)
-        self._stream.send(self._method.serialize(response))
-        await self._stream.room()
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """For generated code, which says so of a method that a servicer lacks, and then raises; that is what counts."""
 
-    async def abort(
-        self, code: grpc.StatusCode, details: str = "", trailing_metadata: tuple[Value, ...] = ()
-    ) -> NoReturn:
-        """Ends the call."""
-        raise rpc.Aborted(code, details, trailing_metadata)
+    def set_details(self, details: str) -> None:
+        """As `set_code`."""

@@ -19,6 +19,8 @@ END_HEADERS, PADDED, PRIORITIZED = 0x4, 0x8, 0x20
 MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 3, 4, 5, 6
 
 HEAD_BYTES = 9
+# gRPC's own frame around each message, within the contents: whether it is compressed, and its length.
+PREFIX_BYTES = 5
 # A frame's length and window sizes are at most these; the second two are what a peer has before it says otherwise.
 MOST_FRAME_BYTES, MOST_WINDOW_BYTES = 2**24 - 1, 2**31 - 1
 FRAME_BYTES, WINDOW_BYTES = 2**14, 2**16 - 1

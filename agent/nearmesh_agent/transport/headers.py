@@ -28,6 +28,9 @@ MAX_BLOCK_BYTES = MAX_LIST_BYTES = 96 * 1024
 # Blocks remembered for one connection, and how long they may be.
 _MOST_KNOWN, _MOST_KNOWN_BYTES = 64, 2048
 
+# HTTP's word for it.
+TOO_LARGE = 431
+
 # gRPC over HTTP/2: a timeout is up to eight digits and a unit.
 _UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _TIMEOUT_DIGITS = 8
@@ -105,7 +108,7 @@ class HeaderReader:
 def _understood(pairs: Sequence[tuple[bytes, bytes]]) -> RequestHeaders:
     # Each counts for 32 bytes more than it is long (RFC 9113, section 6.5.2).
     if sum(len(name) + len(value) + 32 for name, value in pairs) > MAX_TOLD_BYTES:
-        return RequestHeaders(http_status=431)
+        return RequestHeaders(http_status=TOO_LARGE)
     pseudo: dict[str, str] = {}
     plain: dict[str, str] = {}
     metadata: list[Value] = []

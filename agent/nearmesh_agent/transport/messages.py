@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nearmesh.errors import InvalidInput, TooLarge, Unsupported
+from nearmesh_agent.transport.frames import PREFIX_BYTES
 
-_PREFIX_BYTES = 5
 # zlib's name for each way to compress: the size of its window, and 16 more for gzip's header.
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 # Ways to compress that callers may use.
@@ -66,17 +66,17 @@ class Messages:
     def feed(self, part: memoryview) -> list[Message]:
         """The messages that are complete with `part`. Raises TooLarge, InvalidInput, Unsupported."""
         size = len(part)
-        whole = self._body is None and not self._prefix and size >= _PREFIX_BYTES and not part[0]
+        whole = self._body is None and not self._prefix and size >= PREFIX_BYTES and not part[0]
         # Nearly always: one message, and nothing else.
-        if whole and int.from_bytes(part[1:_PREFIX_BYTES], "big") == size - _PREFIX_BYTES <= self._most_bytes:
-            return [bytes(part[_PREFIX_BYTES:])]
+        if whole and int.from_bytes(part[1:PREFIX_BYTES], "big") == size - PREFIX_BYTES <= self._most_bytes:
+            return [bytes(part[PREFIX_BYTES:])]
         found: list[Message] = []
         while part:
             if self._body is None:
-                missing = _PREFIX_BYTES - len(self._prefix)
+                missing = PREFIX_BYTES - len(self._prefix)
                 self._prefix += bytes(part[:missing])
                 part = part[missing:]
-                if len(self._prefix) < _PREFIX_BYTES:
+                if len(self._prefix) < PREFIX_BYTES:
                     break
                 self._body, self._filled = self._memory(int.from_bytes(self._prefix[1:], "big"), part), 0
             count = min(len(part), len(self._body) - self._filled)
@@ -104,10 +104,8 @@ class Messages:
         # Ten times smaller than the view with its array, which counts where messages are small and many wait.
         return body if len(body) >= _LARGE_BYTES else bytes(body)
 
-    def opened(self, message: Message) -> bytes | memoryview:
-        """Its contents. Raises TooLarge, InvalidInput, Unsupported."""
-        if not isinstance(message, Packed):
-            return message
+    def opened(self, message: Packed) -> bytes:
+        """Its contents; blocks, without Python's lock. Raises TooLarge, InvalidInput, Unsupported."""
         bits = _WINDOW_BITS.get(self._encoding)
         if bits is None:
             raise Unsupported(f"a message compressed by {self._encoding!r}; {', '.join(ENCODINGS)} can be read here")

@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 
-from nearmesh.errors import Unsupported
+from nearmesh.errors import MeshError, TooLarge, Unsupported
 from nearmesh.listeners import MAX_STREAMS, STREAM_WINDOW_BYTES, check_loopback
 from nearmesh.rpc import Gatekeeper, failure
 from nearmesh.tls import Credentials
@@ -72,11 +72,11 @@ class Server:
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """For generated code, which names the same methods one by one as well."""
 
-    def look_early(
-        self, path: str, early: Callable[[memoryview, float | None], None], contents_at: Callable[[memoryview], int]
+    def check_heads(
+        self, path: str, check: Callable[[memoryview, float | None], None], contents_at: Callable[[memoryview], int]
     ) -> None:
         """Has large messages to a method judged and laid out by their beginning; see `Method`."""
-        self._methods[path] = replace(self._methods[path], early=early, contents_at=contents_at)
+        self._methods[path] = replace(self._methods[path], check_head=check, contents_at=contents_at)
 
     # Listeners.
 
@@ -128,15 +128,19 @@ class Server:
 
     def _accept(self, stream: Stream, protocol: Http2Protocol) -> Receiver | None:
         asked = stream.headers
+        if asked.http_status == headers.TOO_LARGE:
+            self._refuse(stream, TooLarge(f"headers of more than {headers.MAX_TOLD_BYTES} bytes, which are allowed"))
+            return None
         if asked.http_status != 200:
             stream.fail(headers.plain_http(asked.http_status), b"")
             return None
         method = self._methods.get(asked.path)
         if method is None:
-            self._refuse(stream, f"{asked.path[:200]} is not offered here")
+            self._refuse(stream, Unsupported(f"{asked.path[:200]} is not offered here"))
             return None
         if asked.encoding not in ENCODINGS:
-            self._refuse(stream, f"encoding {asked.encoding[:50]!r} is none of {', '.join(ENCODINGS)}")
+            known = ", ".join(ENCODINGS)
+            self._refuse(stream, Unsupported(f"encoding {asked.encoding[:50]!r} is none of {known}"))
             return None
         call = Call(self, stream, method, protocol.peer)
         self._calls[call] = protocol
@@ -144,8 +148,8 @@ class Server:
         protocol.connection.working += 1
         return call if call.start() else None
 
-    def _refuse(self, stream: Stream, why: str) -> None:
-        told = failure(Unsupported(why), stream.headers.path)
+    def _refuse(self, stream: Stream, why: MeshError) -> None:
+        told = failure(why, stream.headers.path)
         block = headers.accepts(ENCODINGS) + headers.ending(told.code, told.message, told.metadata)
         stream.fail(headers.OPENING, block)
 

@@ -13,9 +13,6 @@ from nearmesh_agent.transport import frames
 from nearmesh_agent.transport.frames import Code
 from nearmesh_agent.transport.headers import RequestHeaders
 
-# gRPC's own frame around each message: whether it is compressed, and its length.
-_PREFIX_BYTES = 5
-
 
 class Receiver(Protocol):
     """Who takes in what comes on a stream."""
@@ -105,7 +102,7 @@ class Stream:
 
     def respond(self, opening: bytes, message: bytes, ending: bytes) -> None:
         """A whole answer: opening headers, one message, trailers."""
-        size = len(message) + _PREFIX_BYTES
+        size = len(message) + frames.PREFIX_BYTES
         link = self._link
         if size > self.window or size > link.window or size > link.frame_bytes or self._opened:
             self.open(opening)

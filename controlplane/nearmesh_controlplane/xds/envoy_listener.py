@@ -103,8 +103,8 @@ def _manager(mesh: str, jwks_json: str, *, token_needed: bool) -> dict[str, Any]
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=LISTENER_NAME,
         codec_type="HTTP2",
-        # Nodes refuse more than 16 KiB, and the gateway adds some of its own.
-        max_request_headers_kb=15,
+        # Nodes refuse more than 16 KiB, in which each of up to 100 headers counts for 32 bytes more (RFC 9113).
+        max_request_headers_kb=12,
         rds={"route_config_name": ROUTES_NAME, "config_source": {"ads": {}, "resource_api_version": "V3"}},
         http2_protocol_options={
             "initial_stream_window_size": STREAM_WINDOW_BYTES,

@@ -16,7 +16,7 @@ from nearmesh_agent.transport import frames, protocol
 from nearmesh.listeners import MAX_STREAMS, STREAM_WINDOW_BYTES
 from tests.http2_peer import HELLO, block, message
 from tests.http2_peer import headers as opened
-from tests.integration.transport_service import (
+from tests.integration.transport.service import (
     SOON_S,
     RawClient,
     Running,

@@ -19,7 +19,7 @@ from nearmesh.ids import MachineId
 from nearmesh.rpc import Gatekeeper
 from nearmesh.tls import Credentials, certificate_request, key_to_pem, new_key
 from tests.http2_peer import HELLO
-from tests.integration.transport_service import SERVICE, SOON_S, Running, connected, raw_client, serving
+from tests.integration.transport.service import SERVICE, SOON_S, Running, connected, raw_client, serving
 
 MESH = "mesh"
 REFUSED = (grpc.StatusCode.UNAVAILABLE,)

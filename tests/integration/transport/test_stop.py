@@ -14,7 +14,7 @@ from nearmesh.errors import ConfigError, Draining
 from nearmesh.rpc import from_rpc_error
 from tests.http2_peer import HELLO, block, message
 from tests.http2_peer import headers as opened
-from tests.integration.transport_service import (
+from tests.integration.transport.service import (
     SERVICE,
     SOON_S,
     RawClient,

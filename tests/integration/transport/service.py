@@ -49,9 +49,6 @@ class Service:
         assert self.error
         raise self.error
 
-    async def abort(self, request: bytes, context: Any) -> bytes:
-        await context.abort(grpc.StatusCode.ABORTED, request.decode(), (("x-why", "asked"),))
-
     async def wait(self, request: bytes, context: Any) -> bytes:
         """Until it is released, whatever the caller's deadline."""
         self.begun.set()
@@ -77,11 +74,6 @@ class Service:
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
             raise
-
-    async def write(self, request: bytes, context: Any) -> None:
-        """As gRPC's own servicers answer with a stream."""
-        for part in request.split():
-            await context.write(part)
 
     async def collect(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
         sizes = [len(request) async for request in requests]
@@ -118,9 +110,8 @@ def handlers(service: Service) -> dict[str, Any]:
     """As generated code gives them to a server."""
     plain = {"request_deserializer": bytes, "response_serializer": bytes}
     one = grpc.unary_unary_rpc_method_handler
-    found = {name: one(getattr(service, name.lower()), **plain) for name in ("Echo", "Fail", "Abort", "Wait")}
+    found = {name: one(getattr(service, name.lower()), **plain) for name in ("Echo", "Fail", "Wait")}
     found["Produce"] = grpc.unary_stream_rpc_method_handler(service.produce, **plain)
-    found["Write"] = grpc.unary_stream_rpc_method_handler(service.write, **plain)
     found["Collect"] = grpc.stream_unary_rpc_method_handler(service.collect, **plain)
     found["Hear"] = grpc.stream_unary_rpc_method_handler(service.hear, **plain)
     found["Chat"] = grpc.stream_stream_rpc_method_handler(service.chat, **plain)
@@ -144,8 +135,8 @@ class Running:
         return grpc.aio.insecure_channel(self.address, options=options)
 
 
-def open_to_all() -> Gatekeeper:
-    return Gatekeeper(mesh="mesh", verifier=None, policy={SERVICE: EVERYONE}, open_door=True)
+def open_to_all(service: str = SERVICE) -> Gatekeeper:
+    return Gatekeeper(mesh="mesh", verifier=None, policy={service: EVERYONE}, open_door=True)
 
 
 @asynccontextmanager
