@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 # Trailing metadata.
 Trailing = tuple[tuple[str, str | bytes], ...]
 
+# Metadata before an answer: the node that it comes from, also when the rest of it is lost.
+NODE_KEY = "nearmesh-node"
 REASON_KEY = "nearmesh-reason"
 RETRY_AFTER_KEY = "nearmesh-retry-after-ms"
 

@@ -22,7 +22,7 @@ import nearmesh
 from nearmesh.errors import ConfigError
 from nearmesh.membership import Membership, Renewal, member
 from nearmesh.process import only_one
-from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper
+from nearmesh.rpc import EVERYONE, MACHINES, NODE_KEY, OPERATORS, PEOPLE, Gatekeeper
 from nearmesh.tokens import TokenVerifier
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_agent.address import advertised_host
@@ -148,7 +148,7 @@ class Agent:
         gatekeeper = Gatekeeper(
             mesh=self._membership.mesh, verifier=self._verifier, policy=POLICY, removed=self._removed
         )
-        server = Server(gatekeeper, self._config.max_message_bytes)
+        server = Server(gatekeeper, self._config.max_message_bytes, metadata=((NODE_KEY, self._membership.id),))
         add_servicers(server, self._servicer, self._node.health)
         for name, address, mesh in (
             ("public", self._config.listen.public, False),

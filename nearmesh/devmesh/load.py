@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from nearmesh.devmesh.samples import (
     Sample,
     file_type_samples,
@@ -28,6 +30,7 @@ from nearmesh.devmesh.samples import (
     voice_activity_sample,
 )
 from nearmesh.devmesh.ways import WAYS, Way
+from nearmesh.rpc import NODE_KEY
 
 # Calls that may be under way at once; at 20 a second this is three seconds of silence from every node.
 WORKERS = 64
@@ -41,6 +44,9 @@ class Call:
     ms: float
     node: str = ""
     error: str = ""
+    # The node, of a call that failed, whose answer had begun to come. Neither gRPC nor a gateway makes such a call
+    # again; they do so only before the first byte of an answer.
+    cut_off: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,14 +99,25 @@ def run(
 
 def _call(way: Way, sample: Sample, objective: str, timeout_s: float) -> Call:
     started_s, started = time.time(), time.perf_counter()
-    node = error = ""
+    node = error = cut_off = ""
     try:
         reply = way.infer(sample.model, sample.inputs, objective=objective, timeout_s=timeout_s)
         node = reply.node
         sample.check(reply.outputs)
     except Exception as raised:  # noqa: BLE001  # whatever a client library raises counts as an error
         error = f"{type(raised).__name__}: {raised}"[:500]
-    return Call(started_s=started_s, ms=(time.perf_counter() - started) * 1000, node=node, error=error)
+        cut_off = _begun(raised)
+    ms = (time.perf_counter() - started) * 1000
+    return Call(started_s=started_s, ms=ms, node=node, error=error, cut_off=cut_off)
+
+
+def _begun(raised: BaseException) -> str:
+    """The node whose answer had begun to come when the call failed; "" if none had."""
+    # tritonclient raises an error of its own in the course of gRPC's.
+    found = raised if isinstance(raised, grpc.Call) else raised.__context__
+    if not isinstance(found, grpc.Call):
+        return ""
+    return str(dict(found.initial_metadata() or ()).get(NODE_KEY, ""))
 
 
 def main() -> None:

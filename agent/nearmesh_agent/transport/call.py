@@ -63,6 +63,8 @@ class Host(Protocol):
 
     gatekeeper: Gatekeeper
     max_message_bytes: int
+    # The block of headers that every answer begins with.
+    opening: bytes
 
     def over(self, call: Call) -> None:
         """The call's work has ended."""
@@ -190,7 +192,7 @@ class Call:
     def _fail(self, error: Exception) -> None:
         failure = rpc.failure(error, self._method.path)
         block = headers.ending(failure.code, failure.message, failure.metadata)
-        self._stream.fail(headers.OPENING, block)
+        self._stream.fail(self._host.opening, block)
 
     # Its work.
 
@@ -225,17 +227,17 @@ class Call:
             async for response in responses:
                 self._still()
                 await self._write(response)
-        self._stream.open(headers.OPENING)
+        self._stream.open(self._host.opening)
         self._stream.finish(headers.fine(self._trailing))
 
     async def _write(self, response: Any) -> None:
         """One more response; returns when the caller has room for another one."""
-        self._stream.open(headers.OPENING)
+        self._stream.open(self._host.opening)
         self._stream.send(self._method.serialize(response))
         await self._stream.room()
 
     def _respond(self, response: Any) -> None:
-        self._stream.respond(headers.OPENING, self._method.serialize(response), headers.fine(self._trailing))
+        self._stream.respond(self._host.opening, self._method.serialize(response), headers.fine(self._trailing))
 
     async def _requests(self) -> AsyncGenerator[Any, None]:
         """What the caller says; no more is taken from it than is asked for here."""

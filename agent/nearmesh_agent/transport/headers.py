@@ -181,9 +181,14 @@ def _length(value: int) -> bytes:
     return bytes(parts)
 
 
-# The block before the first message.
+# The block before the first message, without anything of the server's own.
 OPENING = _STATUS_200 + _literal("content-type", b"application/grpc")
 _FINE = _literal("grpc-status", b"0")
+
+
+def opening(metadata: Metadata) -> bytes:
+    """The block before the first message."""
+    return OPENING + _written(metadata)
 
 
 # The node's load, which most answers end with, is the same for a tenth of a second.

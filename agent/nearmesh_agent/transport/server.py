@@ -46,9 +46,11 @@ class _Listener:
 class Server:
     """Belongs to one event loop. Every call passes the gatekeeper."""
 
-    def __init__(self, gatekeeper: Gatekeeper, max_message_bytes: int) -> None:
+    def __init__(self, gatekeeper: Gatekeeper, max_message_bytes: int, *, metadata: headers.Metadata = ()) -> None:
+        """`metadata` goes out before every answer."""
         self.gatekeeper = gatekeeper
         self.max_message_bytes = max_message_bytes
+        self.opening = headers.opening(metadata)
         self._methods: dict[str, Method] = {}
         self._listeners: list[_Listener] = []
         self._connections: set[Http2Protocol] = set()

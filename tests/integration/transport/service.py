@@ -145,10 +145,11 @@ async def serving(
     *,
     gatekeeper: Gatekeeper | None = None,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
+    metadata: tuple[tuple[str, str], ...] = (),
 ) -> AsyncIterator[Running]:
     """Ends within bounds, whatever is under way."""
     service = Service()
-    server = Server(gatekeeper or open_to_all(), max_message_bytes)
+    server = Server(gatekeeper or open_to_all(), max_message_bytes, metadata=metadata)
     server.add_registered_method_handlers(SERVICE.strip("/"), handlers(service))
     address = listen(server)
     await server.start()

@@ -12,8 +12,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nearmesh_agent.transport.server import Server
 
+from nearmesh.devmesh.load import _begun
 from nearmesh.errors import InvalidInput, Overloaded, TooLarge, Unreachable, Unsupported, error_classes
-from nearmesh.rpc import MAX_MESSAGE_CHARACTERS, from_rpc_error
+from nearmesh.rpc import MAX_MESSAGE_CHARACTERS, NODE_KEY, from_rpc_error
 from tests.integration.transport.service import SERVICE, SOON_S, Running, happened, open_to_all, serving
 
 MIB = 2**20
@@ -163,6 +164,28 @@ async def test_a_method_whose_own_task_was_cancelled_does_not_leave_its_caller_w
     running.service.error = asyncio.CancelledError()
     error = await refused(channel.unary_unary(SERVICE + "Fail")(b"", timeout=3))
     assert error.code() is grpc.StatusCode.UNAVAILABLE and type(from_rpc_error(error)) is Unreachable
+
+
+async def test_whose_answer_it_was_is_known_though_its_rest_is_lost() -> None:
+    async with serving(metadata=((NODE_KEY, "n-1"),)) as running, running.channel() as channel:
+        whole = channel.unary_unary(SERVICE + "Echo")(b"a", timeout=SOON_S)
+        assert await whole == b"a" and dict(await whole.initial_metadata())[NODE_KEY] == "n-1"
+
+        def cut_off() -> list[str]:
+            """By a client of the kind that load tests use."""
+            with grpc.insecure_channel(running.address) as plain:
+                answers = plain.unary_stream(SERVICE + "Produce")(b"1 9", timeout=SOON_S)
+                try:
+                    return [str(len(part)) for part in answers]
+                except grpc.RpcError as error:
+                    return [_begun(error)]
+
+        running.service.error = ConnectionError("in the midst")
+        assert await asyncio.to_thread(cut_off) == ["n-1"]
+        running.service.error = InvalidInput("before anything")
+        error = await refused(channel.unary_unary(SERVICE + "Fail")(b"", timeout=SOON_S))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert _begun(ValueError("no call at all")) == ""
 
 
 async def test_a_method_that_a_servicer_lacks_is_not_offered(caplog: pytest.LogCaptureFixture) -> None:
