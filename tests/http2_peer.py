@@ -107,7 +107,30 @@ class Node:
         return len(self._rest)
 
 
-class Pair:
+class Reader:
+    """What a client of h2's has heard so far."""
+
+    events: list[h2.events.Event]
+
+    def of(self, kind: type[Any], number: int | None = None) -> list[Any]:
+        """The events of a kind so far, of one stream if it is named."""
+        found = [event for event in self.events if isinstance(event, kind)]
+        return found if number is None else [event for event in found if event.stream_id == number]
+
+    def body(self, number: int) -> bytes:
+        """What came of an answer so far."""
+        return b"".join(event.data for event in self.of(h2.events.DataReceived, number))
+
+    def trailers(self, number: int) -> dict[str, str] | None:
+        """What an answer ended with; None while it goes on."""
+        for kind in (h2.events.TrailersReceived, h2.events.ResponseReceived):
+            for event in self.of(kind, number):
+                if event.stream_ended:
+                    return dict(event.headers)
+        return None
+
+
+class Pair(Reader):
     """A client of h2 and a node, with nothing but memory between them."""
 
     def __init__(self, *, settings: dict[int, int] | None = None, step: int = 0, **limits: Any) -> None:
@@ -152,23 +175,6 @@ class Pair:
             part, rest = rest[:room], rest[room:]
             self.client.send_data(number, part, end_stream=end and not rest)
             self.exchange()
-
-    def of(self, kind: type[Any], number: int | None = None) -> list[Any]:
-        """The events of a kind so far, of one stream if it is named."""
-        found = [event for event in self.events if isinstance(event, kind)]
-        return found if number is None else [event for event in found if event.stream_id == number]
-
-    def body(self, number: int) -> bytes:
-        """What came of an answer so far."""
-        return b"".join(event.data for event in self.of(h2.events.DataReceived, number))
-
-    def trailers(self, number: int) -> dict[str, str] | None:
-        """What an answer ended with; None while it goes on."""
-        for kind in (h2.events.TrailersReceived, h2.events.ResponseReceived):
-            for event in self.of(kind, number):
-                if event.stream_ended:
-                    return dict(event.headers)
-        return None
 
     def read_all(self, number: int) -> bytes:
         """The answer to its end, with room given for what was read."""

@@ -92,7 +92,7 @@ async def killed_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[s
         started_s = time.time()
         await child.start()
     check_before(found.results, node=before, until_s=killed_s)
-    check_no_error(found.results, killed=before)
+    check_no_error(found.results)
     check_moved(found.results, away_from=before, after_s=killed_s, until_s=started_s, within_s=MOVED_WITHIN_S)
     await until(lambda: _chosen(mesh, model, region, before))
     back_s = time.time() - started_s

@@ -254,12 +254,18 @@ async def test_close_waits_for_the_thread_of_a_caller_who_left():
     assert engine.ended == 1
 
 
-async def test_p10_who_waits_behind_a_step_that_hangs_is_told_when_it_is_given_up():
+async def hanging():
+    """An engine in a step that does not come back, and the request that waits for it."""
     engine = Counting()
     engine.open.clear()
     streams = streams_of(engine)
     hung = asyncio.create_task(all_of(streams, x(2)))
     assert await asyncio.to_thread(engine.running.acquire, timeout=20)
+    return engine, streams, hung
+
+
+async def test_p10_who_waits_behind_a_step_that_hangs_is_told_when_it_is_given_up():
+    engine, streams, hung = await hanging()
     waiting = asyncio.create_task(all_of(streams, x(2), timeout_s=60))
     # It has its place in the line after its first turn of the loop.
     await asyncio.sleep(0)
@@ -277,11 +283,7 @@ async def test_p10_who_waits_behind_a_step_that_hangs_is_told_when_it_is_given_u
 
 async def test_p10_a_deadline_that_comes_as_the_engine_is_given_up_spoils_nothing():
     """Both timers of one turn of the loop: the request's own, and the end of the wait for what is in flight."""
-    engine = Counting()
-    engine.open.clear()
-    streams = streams_of(engine)
-    hung = asyncio.create_task(all_of(streams, x(2)))
-    assert await asyncio.to_thread(engine.running.acquire, timeout=20)
+    engine, streams, hung = await hanging()
     late = asyncio.create_task(all_of(streams, x(2), timeout_s=0.01))
     await asyncio.sleep(0)
     closing = asyncio.create_task(streams.close(0.0099, give_up=True))

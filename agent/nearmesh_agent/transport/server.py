@@ -153,7 +153,7 @@ class Server:
     def _refuse(self, stream: Stream, why: MeshError) -> None:
         told = failure(why, stream.headers.path)
         block = headers.accepts(ENCODINGS) + headers.ending(told.code, told.message, told.metadata)
-        stream.fail(headers.OPENING, block)
+        stream.fail(self.opening, block)
 
     def over(self, call: Call) -> None:
         protocol = self._calls.pop(call)

@@ -19,7 +19,7 @@ from nearmesh_agent.transport import frames
 from nearmesh_agent.transport.server import Server
 
 from nearmesh.rpc import EVERYONE, Gatekeeper, caller
-from tests.http2_peer import OPENING
+from tests.http2_peer import OPENING, Reader
 
 SERVICE = "/test.Service/"
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -166,7 +166,7 @@ def opening(method: str, *pairs: tuple[str, str]) -> list[tuple[str, str]]:
     return [*replaced, *pairs]
 
 
-class RawClient:
+class RawClient(Reader):
     """h2 on a socket; nothing is read or written but in `until`, and no window grows by itself."""
 
     def __init__(
@@ -208,21 +208,6 @@ class RawClient:
         if contents is not None:
             self.h2.send_data(number, b"\0" + len(contents).to_bytes(4, "big") + contents, end_stream=end)
         return number
-
-    def of(self, kind: type[Any], number: int | None = None) -> list[Any]:
-        found = [event for event in self.events if isinstance(event, kind)]
-        return found if number is None else [event for event in found if event.stream_id == number]
-
-    def body(self, number: int) -> bytes:
-        return b"".join(event.data for event in self.of(h2.events.DataReceived, number))
-
-    def trailers(self, number: int) -> dict[str, str] | None:
-        """What an answer ended with; None while it goes on."""
-        for kind in (h2.events.TrailersReceived, h2.events.ResponseReceived):
-            for event in self.of(kind, number):
-                if event.stream_ended:
-                    return dict(event.headers)
-        return None
 
 
 @asynccontextmanager
