@@ -26,12 +26,12 @@ from nearmesh_agent.server import POLICY, add_servicers
 from nearmesh_agent.serving import memory
 from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.node import LOADER_THREADS, ServingNode
-from nearmesh_agent.transport.server import Server
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nearmesh.package import MANIFEST_FILE
 from nearmesh.rpc import Gatekeeper
+from nearmesh.transport.server import Server
 
 # Six 3 x 3 convolutions of 256 channels: 14.2 MB of weights.
 LAYERS, CHANNELS, SIZE = 6, 256, 8

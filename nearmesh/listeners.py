@@ -2,7 +2,7 @@
 
 A Python gRPC server either demands client certificates or never asks, hence two. Both are ports of one server and
 lead to the same servicers; what a caller may do follows from who it is (`nearmesh.rpc`). Renewed certificates are
-taken over at the next handshake. An agent has a server of its own, with the same two (`nearmesh_agent.transport`).
+taken over at the next handshake. An agent has a server of its own, with the same two (`nearmesh.transport`).
 """
 
 from __future__ import annotations

@@ -9,9 +9,10 @@ import h2.connection
 import h2.events
 import hpack
 from h2.settings import SettingCodes, Settings
-from nearmesh_agent.transport import frames
-from nearmesh_agent.transport.connection import Connection, Limits
-from nearmesh_agent.transport.stream import Stream
+
+from nearmesh.transport import frames
+from nearmesh.transport.connection import Connection, Limits
+from nearmesh.transport.stream import Stream
 
 OPENING = [
     (":method", "POST"),

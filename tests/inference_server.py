@@ -19,10 +19,10 @@ from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.replica_config import ReplicaConfig
 from nearmesh_agent.serving.servicer import InferenceServicer
 from nearmesh_agent.serving.table import ReplicaTable
-from nearmesh_agent.transport.server import Server
 
 from nearmesh.package import Package
 from nearmesh.rpc import EVERYONE, Gatekeeper
+from nearmesh.transport.server import Server
 
 PLACE = Place(node="node-1", site="site-1", region="europe-west1")
 # As the agent's default.

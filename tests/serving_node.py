@@ -19,12 +19,12 @@ from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.server import POLICY, add_servicers
 from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.node import ServingNode
-from nearmesh_agent.transport.server import Server
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import aio as triton
 
 from nearmesh.package import MANIFEST_FILE
 from nearmesh.rpc import Gatekeeper
+from nearmesh.transport.server import Server
 from tests.inference_server import PLACE
 
 _MANIFEST = """

@@ -24,6 +24,7 @@ from nearmesh.membership import Membership, Renewal, member
 from nearmesh.process import only_one
 from nearmesh.rpc import EVERYONE, MACHINES, NODE_KEY, OPERATORS, PEOPLE, Gatekeeper
 from nearmesh.tokens import TokenVerifier
+from nearmesh.transport.server import Server
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_agent.address import advertised_host
 from nearmesh_agent.config import NodeConfig
@@ -38,7 +39,6 @@ from nearmesh_agent.serving.servicer import InferenceServicer
 from nearmesh_agent.session.reconciler import Reconciler
 from nearmesh_agent.session.session import Session
 from nearmesh_agent.store.store import PULL_TIMEOUT, ModelStore
-from nearmesh_agent.transport.server import Server
 
 log = logging.getLogger(__name__)
 

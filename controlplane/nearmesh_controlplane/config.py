@@ -8,7 +8,7 @@ from pathlib import Path
 from nearmesh import addresses
 from nearmesh.errors import InvalidInput
 from nearmesh.ids import check_label
-from nearmesh_controlplane.routing.table import Listener
+from nearmesh.routing.table import Listener
 
 # Bound to one of these, a listener answers at every address of the machine, and none of them is its name.
 WILDCARDS = ("", "0.0.0.0", "::")

@@ -18,6 +18,7 @@ from nearmesh.process import only_one
 from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper, GuardedServer
 from nearmesh.tls import Credentials
 from nearmesh.v1 import admin_pb2_grpc, catalog_pb2_grpc, node_pb2_grpc, route_pb2_grpc
+from nearmesh.xds.ads import AggregatedDiscovery
 from nearmesh_controlplane.admin import AdminServicer
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.catalog import Catalog
@@ -36,7 +37,6 @@ from nearmesh_controlplane.routing.router import Router
 from nearmesh_controlplane.routing.servicer import RouteServicer
 from nearmesh_controlplane.web.peer import HttpsServer
 from nearmesh_controlplane.web.registry_api import application
-from nearmesh_controlplane.xds.ads import AggregatedDiscovery
 
 log = logging.getLogger(__name__)
 

@@ -67,7 +67,7 @@ class ListNodesResponse(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("id", "kind", "site", "region", "public_address", "mesh_address", "metrics_address", "hardware", "agent_version", "usd_per_hour", "live", "draining", "cordoned", "removed", "last_seen_s", "ready_replicas")
+    __slots__ = ("id", "kind", "site", "region", "public_address", "mesh_address", "metrics_address", "hardware", "agent_version", "usd_per_hour", "live", "draining", "cordoned", "removed", "last_seen_s", "ready_replicas", "spot", "price_source", "notice", "notice_s", "utilization")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +84,11 @@ class Node(_message.Message):
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_S_FIELD_NUMBER: _ClassVar[int]
     READY_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    SPOT_FIELD_NUMBER: _ClassVar[int]
+    PRICE_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_S_FIELD_NUMBER: _ClassVar[int]
+    UTILIZATION_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: NodeKind
     site: str
@@ -100,7 +105,12 @@ class Node(_message.Message):
     removed: bool
     last_seen_s: float
     ready_replicas: int
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., site: _Optional[str] = ..., region: _Optional[str] = ..., public_address: _Optional[str] = ..., mesh_address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., hardware: _Optional[str] = ..., agent_version: _Optional[str] = ..., usd_per_hour: _Optional[float] = ..., live: _Optional[bool] = ..., draining: _Optional[bool] = ..., cordoned: _Optional[bool] = ..., removed: _Optional[bool] = ..., last_seen_s: _Optional[float] = ..., ready_replicas: _Optional[int] = ...) -> None: ...
+    spot: bool
+    price_source: str
+    notice: str
+    notice_s: float
+    utilization: float
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., site: _Optional[str] = ..., region: _Optional[str] = ..., public_address: _Optional[str] = ..., mesh_address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., hardware: _Optional[str] = ..., agent_version: _Optional[str] = ..., usd_per_hour: _Optional[float] = ..., live: _Optional[bool] = ..., draining: _Optional[bool] = ..., cordoned: _Optional[bool] = ..., removed: _Optional[bool] = ..., last_seen_s: _Optional[float] = ..., ready_replicas: _Optional[int] = ..., spot: _Optional[bool] = ..., price_source: _Optional[str] = ..., notice: _Optional[str] = ..., notice_s: _Optional[float] = ..., utilization: _Optional[float] = ...) -> None: ...
 
 class DrainNodeRequest(_message.Message):
     __slots__ = ("node", "undo")
@@ -125,32 +135,164 @@ class RemoveNodeRequest(_message.Message):
     def __init__(self, node: _Optional[str] = ...) -> None: ...
 
 class SetPriceRequest(_message.Message):
-    __slots__ = ("node", "usd_per_hour")
+    __slots__ = ("node", "usd_per_hour", "currency", "valid_for_s", "unset")
     NODE_FIELD_NUMBER: _ClassVar[int]
     USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    CURRENCY_FIELD_NUMBER: _ClassVar[int]
+    VALID_FOR_S_FIELD_NUMBER: _ClassVar[int]
+    UNSET_FIELD_NUMBER: _ClassVar[int]
     node: str
     usd_per_hour: float
-    def __init__(self, node: _Optional[str] = ..., usd_per_hour: _Optional[float] = ...) -> None: ...
+    currency: str
+    valid_for_s: float
+    unset: bool
+    def __init__(self, node: _Optional[str] = ..., usd_per_hour: _Optional[float] = ..., currency: _Optional[str] = ..., valid_for_s: _Optional[float] = ..., unset: _Optional[bool] = ...) -> None: ...
+
+class ListPricesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListPricesResponse(_message.Message):
+    __slots__ = ("nodes", "transfers", "feed")
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    FEED_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedCompositeFieldContainer[NodePrice]
+    transfers: _containers.RepeatedCompositeFieldContainer[TransferPrice]
+    feed: PriceFeed
+    def __init__(self, nodes: _Optional[_Iterable[_Union[NodePrice, _Mapping]]] = ..., transfers: _Optional[_Iterable[_Union[TransferPrice, _Mapping]]] = ..., feed: _Optional[_Union[PriceFeed, _Mapping]] = ...) -> None: ...
+
+class NodePrice(_message.Message):
+    __slots__ = ("node", "usd_per_hour", "spot", "source", "amount", "currency", "valid_until_s")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    SPOT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    CURRENCY_FIELD_NUMBER: _ClassVar[int]
+    VALID_UNTIL_S_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    usd_per_hour: float
+    spot: bool
+    source: str
+    amount: float
+    currency: str
+    valid_until_s: float
+    def __init__(self, node: _Optional[str] = ..., usd_per_hour: _Optional[float] = ..., spot: _Optional[bool] = ..., source: _Optional[str] = ..., amount: _Optional[float] = ..., currency: _Optional[str] = ..., valid_until_s: _Optional[float] = ...) -> None: ...
+
+class TransferPrice(_message.Message):
+    __slots__ = ("from_region", "to_region", "usd_per_gb")
+    FROM_REGION_FIELD_NUMBER: _ClassVar[int]
+    TO_REGION_FIELD_NUMBER: _ClassVar[int]
+    USD_PER_GB_FIELD_NUMBER: _ClassVar[int]
+    from_region: str
+    to_region: str
+    usd_per_gb: float
+    def __init__(self, from_region: _Optional[str] = ..., to_region: _Optional[str] = ..., usd_per_gb: _Optional[float] = ...) -> None: ...
+
+class SetTransferPriceRequest(_message.Message):
+    __slots__ = ("from_region", "to_region", "usd_per_gb", "unset")
+    FROM_REGION_FIELD_NUMBER: _ClassVar[int]
+    TO_REGION_FIELD_NUMBER: _ClassVar[int]
+    USD_PER_GB_FIELD_NUMBER: _ClassVar[int]
+    UNSET_FIELD_NUMBER: _ClassVar[int]
+    from_region: str
+    to_region: str
+    usd_per_gb: float
+    unset: bool
+    def __init__(self, from_region: _Optional[str] = ..., to_region: _Optional[str] = ..., usd_per_gb: _Optional[float] = ..., unset: _Optional[bool] = ...) -> None: ...
+
+class PriceFeed(_message.Message):
+    __slots__ = ("source", "read_at_s", "prices", "error")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    READ_AT_S_FIELD_NUMBER: _ClassVar[int]
+    PRICES_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    read_at_s: float
+    prices: int
+    error: str
+    def __init__(self, source: _Optional[str] = ..., read_at_s: _Optional[float] = ..., prices: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
 
 class SetPolicyRequest(_message.Message):
-    __slots__ = ("model", "objective", "deadline_ms")
+    __slots__ = ("model", "objective", "deadline_ms", "regions", "any_region")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    ANY_REGION_FIELD_NUMBER: _ClassVar[int]
     model: str
     objective: str
     deadline_ms: float
-    def __init__(self, model: _Optional[str] = ..., objective: _Optional[str] = ..., deadline_ms: _Optional[float] = ...) -> None: ...
+    regions: _containers.RepeatedScalarFieldContainer[str]
+    any_region: bool
+    def __init__(self, model: _Optional[str] = ..., objective: _Optional[str] = ..., deadline_ms: _Optional[float] = ..., regions: _Optional[_Iterable[str]] = ..., any_region: _Optional[bool] = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("model", "objective", "deadline_ms")
+    __slots__ = ("model", "objective", "deadline_ms", "regions")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
     model: str
     objective: str
     deadline_ms: float
-    def __init__(self, model: _Optional[str] = ..., objective: _Optional[str] = ..., deadline_ms: _Optional[float] = ...) -> None: ...
+    regions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., objective: _Optional[str] = ..., deadline_ms: _Optional[float] = ..., regions: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SetResidencyRequest(_message.Message):
+    __slots__ = ("client_region", "regions")
+    CLIENT_REGION_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    client_region: str
+    regions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, client_region: _Optional[str] = ..., regions: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Residency(_message.Message):
+    __slots__ = ("client_region", "regions")
+    CLIENT_REGION_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    client_region: str
+    regions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, client_region: _Optional[str] = ..., regions: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ListResidencyRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListResidencyResponse(_message.Message):
+    __slots__ = ("rules",)
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    rules: _containers.RepeatedCompositeFieldContainer[Residency]
+    def __init__(self, rules: _Optional[_Iterable[_Union[Residency, _Mapping]]] = ...) -> None: ...
+
+class ListControlPlanesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListControlPlanesResponse(_message.Message):
+    __slots__ = ("control_planes",)
+    CONTROL_PLANES_FIELD_NUMBER: _ClassVar[int]
+    control_planes: _containers.RepeatedCompositeFieldContainer[ControlPlane]
+    def __init__(self, control_planes: _Optional[_Iterable[_Union[ControlPlane, _Mapping]]] = ...) -> None: ...
+
+class ControlPlane(_message.Message):
+    __slots__ = ("id", "public_address", "mesh_address", "http_address", "leader", "seen_at_s", "term")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    MESH_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    HTTP_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    SEEN_AT_S_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    public_address: str
+    mesh_address: str
+    http_address: str
+    leader: bool
+    seen_at_s: float
+    term: int
+    def __init__(self, id: _Optional[str] = ..., public_address: _Optional[str] = ..., mesh_address: _Optional[str] = ..., http_address: _Optional[str] = ..., leader: _Optional[bool] = ..., seen_at_s: _Optional[float] = ..., term: _Optional[int] = ...) -> None: ...
 
 class ListAuditRequest(_message.Message):
     __slots__ = ("limit",)

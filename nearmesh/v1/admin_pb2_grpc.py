@@ -69,10 +69,35 @@ class AdminServiceStub:
                 request_serializer=nearmesh_dot_v1_dot_admin__pb2.SetPriceRequest.SerializeToString,
                 response_deserializer=nearmesh_dot_v1_dot_admin__pb2.Node.FromString,
                 _registered_method=True)
+        self.ListPrices = channel.unary_unary(
+                '/nearmesh.v1.AdminService/ListPrices',
+                request_serializer=nearmesh_dot_v1_dot_admin__pb2.ListPricesRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_admin__pb2.ListPricesResponse.FromString,
+                _registered_method=True)
+        self.SetTransferPrice = channel.unary_unary(
+                '/nearmesh.v1.AdminService/SetTransferPrice',
+                request_serializer=nearmesh_dot_v1_dot_admin__pb2.SetTransferPriceRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_admin__pb2.TransferPrice.FromString,
+                _registered_method=True)
         self.SetPolicy = channel.unary_unary(
                 '/nearmesh.v1.AdminService/SetPolicy',
                 request_serializer=nearmesh_dot_v1_dot_admin__pb2.SetPolicyRequest.SerializeToString,
                 response_deserializer=nearmesh_dot_v1_dot_admin__pb2.Policy.FromString,
+                _registered_method=True)
+        self.SetResidency = channel.unary_unary(
+                '/nearmesh.v1.AdminService/SetResidency',
+                request_serializer=nearmesh_dot_v1_dot_admin__pb2.SetResidencyRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_admin__pb2.Residency.FromString,
+                _registered_method=True)
+        self.ListResidency = channel.unary_unary(
+                '/nearmesh.v1.AdminService/ListResidency',
+                request_serializer=nearmesh_dot_v1_dot_admin__pb2.ListResidencyRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_admin__pb2.ListResidencyResponse.FromString,
+                _registered_method=True)
+        self.ListControlPlanes = channel.unary_unary(
+                '/nearmesh.v1.AdminService/ListControlPlanes',
+                request_serializer=nearmesh_dot_v1_dot_admin__pb2.ListControlPlanesRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_admin__pb2.ListControlPlanesResponse.FromString,
                 _registered_method=True)
         self.ListAudit = channel.unary_unary(
                 '/nearmesh.v1.AdminService/ListAudit',
@@ -131,8 +156,41 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPrices(self, request, context):
+        """What every node costs, by whose word, and until when; what moving data between regions costs; how the feed does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTransferPrice(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetPolicy(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetResidency(self, request, context):
+        """Binds the requests of one client region to named regions. They are never sent elsewhere, also if nothing is left.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListResidency(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListControlPlanes(self, request, context):
+        """The control planes of this mesh, and which of them decides.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -181,10 +239,35 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=nearmesh_dot_v1_dot_admin__pb2.SetPriceRequest.FromString,
                     response_serializer=nearmesh_dot_v1_dot_admin__pb2.Node.SerializeToString,
             ),
+            'ListPrices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPrices,
+                    request_deserializer=nearmesh_dot_v1_dot_admin__pb2.ListPricesRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_admin__pb2.ListPricesResponse.SerializeToString,
+            ),
+            'SetTransferPrice': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTransferPrice,
+                    request_deserializer=nearmesh_dot_v1_dot_admin__pb2.SetTransferPriceRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_admin__pb2.TransferPrice.SerializeToString,
+            ),
             'SetPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.SetPolicy,
                     request_deserializer=nearmesh_dot_v1_dot_admin__pb2.SetPolicyRequest.FromString,
                     response_serializer=nearmesh_dot_v1_dot_admin__pb2.Policy.SerializeToString,
+            ),
+            'SetResidency': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetResidency,
+                    request_deserializer=nearmesh_dot_v1_dot_admin__pb2.SetResidencyRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_admin__pb2.Residency.SerializeToString,
+            ),
+            'ListResidency': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListResidency,
+                    request_deserializer=nearmesh_dot_v1_dot_admin__pb2.ListResidencyRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_admin__pb2.ListResidencyResponse.SerializeToString,
+            ),
+            'ListControlPlanes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListControlPlanes,
+                    request_deserializer=nearmesh_dot_v1_dot_admin__pb2.ListControlPlanesRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_admin__pb2.ListControlPlanesResponse.SerializeToString,
             ),
             'ListAudit': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAudit,
@@ -392,6 +475,60 @@ class AdminService:
             _registered_method=True)
 
     @staticmethod
+    def ListPrices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.AdminService/ListPrices',
+            nearmesh_dot_v1_dot_admin__pb2.ListPricesRequest.SerializeToString,
+            nearmesh_dot_v1_dot_admin__pb2.ListPricesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTransferPrice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.AdminService/SetTransferPrice',
+            nearmesh_dot_v1_dot_admin__pb2.SetTransferPriceRequest.SerializeToString,
+            nearmesh_dot_v1_dot_admin__pb2.TransferPrice.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def SetPolicy(request,
             target,
             options=(),
@@ -408,6 +545,87 @@ class AdminService:
             '/nearmesh.v1.AdminService/SetPolicy',
             nearmesh_dot_v1_dot_admin__pb2.SetPolicyRequest.SerializeToString,
             nearmesh_dot_v1_dot_admin__pb2.Policy.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetResidency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.AdminService/SetResidency',
+            nearmesh_dot_v1_dot_admin__pb2.SetResidencyRequest.SerializeToString,
+            nearmesh_dot_v1_dot_admin__pb2.Residency.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListResidency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.AdminService/ListResidency',
+            nearmesh_dot_v1_dot_admin__pb2.ListResidencyRequest.SerializeToString,
+            nearmesh_dot_v1_dot_admin__pb2.ListResidencyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListControlPlanes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.AdminService/ListControlPlanes',
+            nearmesh_dot_v1_dot_admin__pb2.ListControlPlanesRequest.SerializeToString,
+            nearmesh_dot_v1_dot_admin__pb2.ListControlPlanesResponse.FromString,
             options,
             channel_credentials,
             insecure,

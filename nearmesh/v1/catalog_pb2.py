@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from nearmesh.v1 import node_pb2 as nearmesh_dot_v1_dot_node__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19nearmesh/v1/catalog.proto\x12\x0bnearmesh.v1\x1a\x16nearmesh/v1/node.proto\"X\n\x0ePublishRequest\x12\x17\n\rmanifest_json\x18\x01 \x01(\x0cH\x00\x12%\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x15.nearmesh.v1.BlobPartH\x00\x42\x06\n\x04part\"(\n\x08\x42lobPart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"h\n\x0cModelVersion\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x14\n\x0c\x63reated_at_s\x18\x05 \x01(\x01\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.nearmesh.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xc0\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x08versions\x18\x02 \x03(\x0b\x32\x19.nearmesh.v1.ModelVersion\x12,\n\x0b\x64\x65ployments\x18\x03 \x03(\x0b\x32\x17.nearmesh.v1.Deployment\x12&\n\x08replicas\x18\x04 \x03(\x0b\x32\x14.nearmesh.v1.Replica\x12\x11\n\tobjective\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\x01\"b\n\x07Replica\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12*\n\x06status\x18\x03 \x01(\x0b\x32\x1a.nearmesh.v1.ReplicaStatus\x12\x0c\n\x04live\x18\x04 \x01(\x08\">\n\rDeployRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05sites\x18\x03 \x03(\t\"p\n\nDeployment\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\r\n\x05sites\x18\x04 \x03(\t\x12\x14\n\x0c\x63reated_at_s\x18\x05 \x01(\x01\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\" \n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t2\xd9\x02\n\x0e\x43\x61talogService\x12\x43\n\x07Publish\x12\x1b.nearmesh.v1.PublishRequest\x1a\x19.nearmesh.v1.ModelVersion(\x01\x12G\n\x04List\x12\x1e.nearmesh.v1.ListModelsRequest\x1a\x1f.nearmesh.v1.ListModelsResponse\x12\x37\n\x03Get\x12\x1c.nearmesh.v1.GetModelRequest\x1a\x12.nearmesh.v1.Model\x12=\n\x06\x44\x65ploy\x12\x1a.nearmesh.v1.DeployRequest\x1a\x17.nearmesh.v1.Deployment\x12\x41\n\x08Rollback\x12\x1c.nearmesh.v1.RollbackRequest\x1a\x17.nearmesh.v1.Deploymentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19nearmesh/v1/catalog.proto\x12\x0bnearmesh.v1\x1a\x16nearmesh/v1/node.proto\"X\n\x0ePublishRequest\x12\x17\n\rmanifest_json\x18\x01 \x01(\x0cH\x00\x12%\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x15.nearmesh.v1.BlobPartH\x00\x42\x06\n\x04part\"(\n\x08\x42lobPart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"h\n\x0cModelVersion\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x14\n\x0c\x63reated_at_s\x18\x05 \x01(\x01\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.nearmesh.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xd1\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x08versions\x18\x02 \x03(\x0b\x32\x19.nearmesh.v1.ModelVersion\x12,\n\x0b\x64\x65ployments\x18\x03 \x03(\x0b\x32\x17.nearmesh.v1.Deployment\x12&\n\x08replicas\x18\x04 \x03(\x0b\x32\x14.nearmesh.v1.Replica\x12\x11\n\tobjective\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\x01\x12\x0f\n\x07regions\x18\x07 \x03(\t\"b\n\x07Replica\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12*\n\x06status\x18\x03 \x01(\x0b\x32\x1a.nearmesh.v1.ReplicaStatus\x12\x0c\n\x04live\x18\x04 \x01(\x08\">\n\rDeployRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05sites\x18\x03 \x03(\t\"p\n\nDeployment\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\r\n\x05sites\x18\x04 \x03(\t\x12\x14\n\x0c\x63reated_at_s\x18\x05 \x01(\x01\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\" \n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t2\xd9\x02\n\x0e\x43\x61talogService\x12\x43\n\x07Publish\x12\x1b.nearmesh.v1.PublishRequest\x1a\x19.nearmesh.v1.ModelVersion(\x01\x12G\n\x04List\x12\x1e.nearmesh.v1.ListModelsRequest\x1a\x1f.nearmesh.v1.ListModelsResponse\x12\x37\n\x03Get\x12\x1c.nearmesh.v1.GetModelRequest\x1a\x12.nearmesh.v1.Model\x12=\n\x06\x44\x65ploy\x12\x1a.nearmesh.v1.DeployRequest\x1a\x17.nearmesh.v1.Deployment\x12\x41\n\x08Rollback\x12\x1c.nearmesh.v1.RollbackRequest\x1a\x17.nearmesh.v1.Deploymentb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,15 +45,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST']._serialized_start=383
   _globals['_GETMODELREQUEST']._serialized_end=415
   _globals['_MODEL']._serialized_start=418
-  _globals['_MODEL']._serialized_end=610
-  _globals['_REPLICA']._serialized_start=612
-  _globals['_REPLICA']._serialized_end=710
-  _globals['_DEPLOYREQUEST']._serialized_start=712
-  _globals['_DEPLOYREQUEST']._serialized_end=774
-  _globals['_DEPLOYMENT']._serialized_start=776
-  _globals['_DEPLOYMENT']._serialized_end=888
-  _globals['_ROLLBACKREQUEST']._serialized_start=890
-  _globals['_ROLLBACKREQUEST']._serialized_end=922
-  _globals['_CATALOGSERVICE']._serialized_start=925
-  _globals['_CATALOGSERVICE']._serialized_end=1270
+  _globals['_MODEL']._serialized_end=627
+  _globals['_REPLICA']._serialized_start=629
+  _globals['_REPLICA']._serialized_end=727
+  _globals['_DEPLOYREQUEST']._serialized_start=729
+  _globals['_DEPLOYREQUEST']._serialized_end=791
+  _globals['_DEPLOYMENT']._serialized_start=793
+  _globals['_DEPLOYMENT']._serialized_end=905
+  _globals['_ROLLBACKREQUEST']._serialized_start=907
+  _globals['_ROLLBACKREQUEST']._serialized_end=939
+  _globals['_CATALOGSERVICE']._serialized_start=942
+  _globals['_CATALOGSERVICE']._serialized_end=1287
 # @@protoc_insertion_point(module_scope)

@@ -24,31 +24,51 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17nearmesh/v1/route.proto\x12\x0bnearmesh.v1\"P\n\x0eResolveRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\x11\n\tobjective\x18\x04 \x01(\t\"\x9b\x01\n\x05Route\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12\x11\n\tobjective\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\x01\x12*\n\ncandidates\x18\x07 \x03(\x0b\x32\x16.nearmesh.v1.Candidate\"\xb0\x02\n\tCandidate\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x13\n\x0bserver_name\x18\x05 \x01(\t\x12\r\n\x05ready\x18\x06 \x01(\x08\x12\x16\n\x0enetwork_ms_p50\x18\x07 \x01(\x01\x12\x16\n\x0enetwork_ms_p95\x18\x08 \x01(\x01\x12\x18\n\x10network_measured\x18\t \x01(\x08\x12\x16\n\x0eservice_ms_p50\x18\n \x01(\x01\x12\x16\n\x0eservice_ms_p95\x18\x0b \x01(\x01\x12\x14\n\x0cusd_per_hour\x18\x0c \x01(\x01\x12\x14\n\x0cusd_per_1000\x18\r \x01(\x01\x12\x0f\n\x07in_time\x18\x0e \x01(\x08\x12\x0b\n\x03why\x18\x0f \x01(\t\"S\n\x14ReportLatencyRequest\x12\x0e\n\x06region\x18\x01 \x01(\t\x12+\n\x07samples\x18\x02 \x03(\x0b\x32\x1a.nearmesh.v1.LatencySample\"1\n\rLatencySample\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nnetwork_ms\x18\x02 \x03(\x01\"\x17\n\x15ReportLatencyResponse\"&\n\x14ListLatenciesRequest\x12\x0e\n\x06region\x18\x01 \x01(\t\"@\n\x15ListLatenciesResponse\x12\'\n\tlatencies\x18\x01 \x03(\x0b\x32\x14.nearmesh.v1.Latency\"\x8f\x01\n\x07Latency\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x16\n\x0enetwork_ms_p50\x18\x03 \x01(\x01\x12\x16\n\x0enetwork_ms_p95\x18\x04 \x01(\x01\x12\x10\n\x08measured\x18\x05 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12\x13\n\x0bserver_name\x18\x07 \x01(\t2\xf2\x02\n\x0cRouteService\x12:\n\x07Resolve\x12\x1b.nearmesh.v1.ResolveRequest\x1a\x12.nearmesh.v1.Route\x12:\n\x05Watch\x12\x1b.nearmesh.v1.ResolveRequest\x1a\x12.nearmesh.v1.Route0\x01\x12:\n\x07\x45xplain\x12\x1b.nearmesh.v1.ResolveRequest\x1a\x12.nearmesh.v1.Route\x12V\n\rReportLatency\x12!.nearmesh.v1.ReportLatencyRequest\x1a\".nearmesh.v1.ReportLatencyResponse\x12V\n\rListLatencies\x12!.nearmesh.v1.ListLatenciesRequest\x1a\".nearmesh.v1.ListLatenciesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17nearmesh/v1/route.proto\x12\x0bnearmesh.v1\"\x9a\x01\n\x0eResolveRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\x11\n\tobjective\x18\x04 \x01(\t\x12\x15\n\x08latitude\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tlongitude\x18\x06 \x01(\x01H\x01\x88\x01\x01\x42\x0b\n\t_latitudeB\x0c\n\n_longitude\"\xdb\x01\n\x05Route\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12\x11\n\tobjective\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\x01\x12*\n\ncandidates\x18\x07 \x03(\x0b\x32\x16.nearmesh.v1.Candidate\x12\x12\n\ngeneration\x18\x08 \x01(\x04\x12\x14\n\x0c\x64\x65mand_per_s\x18\t \x01(\x01\x12\x14\n\x0c\x65xpires_at_s\x18\n \x01(\x01\"\xb1\x04\n\tCandidate\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x13\n\x0bserver_name\x18\x05 \x01(\t\x12\r\n\x05ready\x18\x06 \x01(\x08\x12\x16\n\x0enetwork_ms_p50\x18\x07 \x01(\x01\x12\x16\n\x0enetwork_ms_p95\x18\x08 \x01(\x01\x12\x18\n\x10network_measured\x18\t \x01(\x08\x12\x16\n\x0eservice_ms_p50\x18\n \x01(\x01\x12\x16\n\x0eservice_ms_p95\x18\x0b \x01(\x01\x12\x14\n\x0cusd_per_hour\x18\x0c \x01(\x01\x12\x14\n\x0cusd_per_1000\x18\r \x01(\x01\x12\x0f\n\x07in_time\x18\x0e \x01(\x08\x12\x0b\n\x03why\x18\x0f \x01(\t\x12\x1c\n\x14network_ms_quantiles\x18\x10 \x03(\x01\x12\x1c\n\x14service_ms_quantiles\x18\x11 \x03(\x01\x12\x11\n\tp_in_time\x18\x12 \x01(\x01\x12\r\n\x05share\x18\x13 \x01(\x01\x12\x14\n\x0ctotal_ms_p50\x18\x14 \x01(\x01\x12\x14\n\x0ctotal_ms_p95\x18\x15 \x01(\x01\x12\x14\n\x0ctotal_ms_p99\x18\x16 \x01(\x01\x12\x1d\n\x15transfer_usd_per_1000\x18\x17 \x01(\x01\x12\x0c\n\x04spot\x18\x18 \x01(\x08\x12\x1d\n\x15inferences_per_second\x18\x19 \x01(\x01\x12\x13\n\x0butilization\x18\x1a \x01(\x01\"{\n\x14ReportLatencyRequest\x12\x0e\n\x06region\x18\x01 \x01(\t\x12+\n\x07samples\x18\x02 \x03(\x0b\x32\x1a.nearmesh.v1.LatencySample\x12&\n\x05\x63\x61lls\x18\x03 \x03(\x0b\x32\x17.nearmesh.v1.CallReport\"\xd0\x01\n\nCallReport\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x11\n\tobjective\x18\x03 \x01(\t\x12\x10\n\x08\x61nswered\x18\x04 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x04\x12\x12\n\nwithin_p50\x18\x06 \x01(\x04\x12\x12\n\nwithin_p95\x18\x07 \x01(\x04\x12\x12\n\nwithin_p99\x18\x08 \x01(\x04\x12\x10\n\x08total_ms\x18\t \x01(\x01\x12\x14\n\x0cpredicted_ms\x18\n \x01(\x01\x12\x0c\n\x04late\x18\x0b \x01(\x04\"1\n\rLatencySample\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nnetwork_ms\x18\x02 \x03(\x01\"\x17\n\x15ReportLatencyResponse\"&\n\x14ListLatenciesRequest\x12\x0e\n\x06region\x18\x01 \x01(\t\"@\n\x15ListLatenciesResponse\x12\'\n\tlatencies\x18\x01 \x03(\x0b\x32\x14.nearmesh.v1.Latency\"\x8f\x01\n\x07Latency\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x16\n\x0enetwork_ms_p50\x18\x03 \x01(\x01\x12\x16\n\x0enetwork_ms_p95\x18\x04 \x01(\x01\x12\x10\n\x08measured\x18\x05 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12\x13\n\x0bserver_name\x18\x07 \x01(\t\"&\n\x14WatchSnapshotRequest\x12\x0e\n\x06region\x18\x01 \x01(\t\"5\n\x0eSignedSnapshot\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\x83\x02\n\x08Snapshot\x12\x0c\n\x04mesh\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x13\n\x0bissued_at_s\x18\x03 \x01(\x01\x12\x14\n\x0c\x65xpires_at_s\x18\x04 \x01(\x01\x12(\n\x05nodes\x18\x05 \x03(\x0b\x32\x19.nearmesh.v1.SnapshotNode\x12*\n\x06models\x18\x06 \x03(\x0b\x32\x1a.nearmesh.v1.SnapshotModel\x12*\n\x06tables\x18\x07 \x03(\x0b\x32\x1a.nearmesh.v1.SnapshotTable\x12\x15\n\rremoved_nodes\x18\x08 \x03(\t\x12\x11\n\tjwks_json\x18\t \x01(\t\"\x8a\x01\n\x0cSnapshotNode\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x16\n\x0epublic_address\x18\x04 \x01(\t\x12\x14\n\x0cmesh_address\x18\x05 \x01(\t\x12\x14\n\x0cusd_per_hour\x18\x06 \x01(\x01\x12\x0c\n\x04spot\x18\x07 \x01(\x08\"f\n\rSnapshotModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x11\n\tobjective\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\x01\"\x8d\x01\n\rSnapshotTable\x12\x0e\n\x06region\x18\x01 \x01(\t\x12/\n\taddresses\x18\x02 \x03(\x0b\x32\x1c.nearmesh.v1.SnapshotAddress\x12*\n\x06routes\x18\x03 \x03(\x0b\x32\x1a.nearmesh.v1.SnapshotRoute\x12\x0f\n\x07nearest\x18\x04 \x03(\r\"M\n\x0fSnapshotAddress\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x16\n\x0epublic_address\x18\x02 \x01(\t\x12\x14\n\x0cmesh_address\x18\x03 \x01(\t\"_\n\rSnapshotRoute\x12\r\n\x05model\x18\x01 \x01(\r\x12\x11\n\tobjective\x18\x02 \x01(\t\x12,\n\x07\x63hoices\x18\x03 \x03(\x0b\x32\x1b.nearmesh.v1.SnapshotChoice\"\x9f\x01\n\x0eSnapshotChoice\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\r\n\x05share\x18\x02 \x01(\x02\x12\x1c\n\x14network_ms_quantiles\x18\x03 \x03(\x02\x12\x1c\n\x14service_ms_quantiles\x18\x04 \x03(\x02\x12\x14\n\x0cusd_per_1000\x18\x05 \x01(\x02\x12\x11\n\tp_in_time\x18\x06 \x01(\x02\x12\x0b\n\x03why\x18\x07 \x01(\t2\xc5\x03\n\x0cRouteService\x12:\n\x07Resolve\x12\x1b.nearmesh.v1.ResolveRequest\x1a\x12.nearmesh.v1.Route\x12:\n\x05Watch\x12\x1b.nearmesh.v1.ResolveRequest\x1a\x12.nearmesh.v1.Route0\x01\x12:\n\x07\x45xplain\x12\x1b.nearmesh.v1.ResolveRequest\x1a\x12.nearmesh.v1.Route\x12V\n\rReportLatency\x12!.nearmesh.v1.ReportLatencyRequest\x1a\".nearmesh.v1.ReportLatencyResponse\x12V\n\rListLatencies\x12!.nearmesh.v1.ListLatenciesRequest\x1a\".nearmesh.v1.ListLatenciesResponse\x12Q\n\rWatchSnapshot\x12!.nearmesh.v1.WatchSnapshotRequest\x1a\x1b.nearmesh.v1.SignedSnapshot0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nearmesh.v1.route_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RESOLVEREQUEST']._serialized_start=40
-  _globals['_RESOLVEREQUEST']._serialized_end=120
-  _globals['_ROUTE']._serialized_start=123
-  _globals['_ROUTE']._serialized_end=278
-  _globals['_CANDIDATE']._serialized_start=281
-  _globals['_CANDIDATE']._serialized_end=585
-  _globals['_REPORTLATENCYREQUEST']._serialized_start=587
-  _globals['_REPORTLATENCYREQUEST']._serialized_end=670
-  _globals['_LATENCYSAMPLE']._serialized_start=672
-  _globals['_LATENCYSAMPLE']._serialized_end=721
-  _globals['_REPORTLATENCYRESPONSE']._serialized_start=723
-  _globals['_REPORTLATENCYRESPONSE']._serialized_end=746
-  _globals['_LISTLATENCIESREQUEST']._serialized_start=748
-  _globals['_LISTLATENCIESREQUEST']._serialized_end=786
-  _globals['_LISTLATENCIESRESPONSE']._serialized_start=788
-  _globals['_LISTLATENCIESRESPONSE']._serialized_end=852
-  _globals['_LATENCY']._serialized_start=855
-  _globals['_LATENCY']._serialized_end=998
-  _globals['_ROUTESERVICE']._serialized_start=1001
-  _globals['_ROUTESERVICE']._serialized_end=1371
+  _globals['_RESOLVEREQUEST']._serialized_start=41
+  _globals['_RESOLVEREQUEST']._serialized_end=195
+  _globals['_ROUTE']._serialized_start=198
+  _globals['_ROUTE']._serialized_end=417
+  _globals['_CANDIDATE']._serialized_start=420
+  _globals['_CANDIDATE']._serialized_end=981
+  _globals['_REPORTLATENCYREQUEST']._serialized_start=983
+  _globals['_REPORTLATENCYREQUEST']._serialized_end=1106
+  _globals['_CALLREPORT']._serialized_start=1109
+  _globals['_CALLREPORT']._serialized_end=1317
+  _globals['_LATENCYSAMPLE']._serialized_start=1319
+  _globals['_LATENCYSAMPLE']._serialized_end=1368
+  _globals['_REPORTLATENCYRESPONSE']._serialized_start=1370
+  _globals['_REPORTLATENCYRESPONSE']._serialized_end=1393
+  _globals['_LISTLATENCIESREQUEST']._serialized_start=1395
+  _globals['_LISTLATENCIESREQUEST']._serialized_end=1433
+  _globals['_LISTLATENCIESRESPONSE']._serialized_start=1435
+  _globals['_LISTLATENCIESRESPONSE']._serialized_end=1499
+  _globals['_LATENCY']._serialized_start=1502
+  _globals['_LATENCY']._serialized_end=1645
+  _globals['_WATCHSNAPSHOTREQUEST']._serialized_start=1647
+  _globals['_WATCHSNAPSHOTREQUEST']._serialized_end=1685
+  _globals['_SIGNEDSNAPSHOT']._serialized_start=1687
+  _globals['_SIGNEDSNAPSHOT']._serialized_end=1740
+  _globals['_SNAPSHOT']._serialized_start=1743
+  _globals['_SNAPSHOT']._serialized_end=2002
+  _globals['_SNAPSHOTNODE']._serialized_start=2005
+  _globals['_SNAPSHOTNODE']._serialized_end=2143
+  _globals['_SNAPSHOTMODEL']._serialized_start=2145
+  _globals['_SNAPSHOTMODEL']._serialized_end=2247
+  _globals['_SNAPSHOTTABLE']._serialized_start=2250
+  _globals['_SNAPSHOTTABLE']._serialized_end=2391
+  _globals['_SNAPSHOTADDRESS']._serialized_start=2393
+  _globals['_SNAPSHOTADDRESS']._serialized_end=2470
+  _globals['_SNAPSHOTROUTE']._serialized_start=2472
+  _globals['_SNAPSHOTROUTE']._serialized_end=2567
+  _globals['_SNAPSHOTCHOICE']._serialized_start=2570
+  _globals['_SNAPSHOTCHOICE']._serialized_end=2729
+  _globals['_ROUTESERVICE']._serialized_start=2732
+  _globals['_ROUTESERVICE']._serialized_end=3185
 # @@protoc_insertion_point(module_scope)

@@ -59,6 +59,11 @@ class RouteServiceStub:
                 request_serializer=nearmesh_dot_v1_dot_route__pb2.ListLatenciesRequest.SerializeToString,
                 response_deserializer=nearmesh_dot_v1_dot_route__pb2.ListLatenciesResponse.FromString,
                 _registered_method=True)
+        self.WatchSnapshot = channel.unary_stream(
+                '/nearmesh.v1.RouteService/WatchSnapshot',
+                request_serializer=nearmesh_dot_v1_dot_route__pb2.WatchSnapshotRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_route__pb2.SignedSnapshot.FromString,
+                _registered_method=True)
 
 
 class RouteServiceServicer:
@@ -99,6 +104,13 @@ class RouteServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchSnapshot(self, request, context):
+        """The present decision as one signed message, now and on every change; whoever keeps it can route for a while alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouteServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +138,11 @@ def add_RouteServiceServicer_to_server(servicer, server):
                     servicer.ListLatencies,
                     request_deserializer=nearmesh_dot_v1_dot_route__pb2.ListLatenciesRequest.FromString,
                     response_serializer=nearmesh_dot_v1_dot_route__pb2.ListLatenciesResponse.SerializeToString,
+            ),
+            'WatchSnapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchSnapshot,
+                    request_deserializer=nearmesh_dot_v1_dot_route__pb2.WatchSnapshotRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_route__pb2.SignedSnapshot.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +280,33 @@ class RouteService:
             '/nearmesh.v1.RouteService/ListLatencies',
             nearmesh_dot_v1_dot_route__pb2.ListLatenciesRequest.SerializeToString,
             nearmesh_dot_v1_dot_route__pb2.ListLatenciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nearmesh.v1.RouteService/WatchSnapshot',
+            nearmesh_dot_v1_dot_route__pb2.WatchSnapshotRequest.SerializeToString,
+            nearmesh_dot_v1_dot_route__pb2.SignedSnapshot.FromString,
             options,
             channel_credentials,
             insecure,

@@ -10,9 +10,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nearmesh_agent.health import Health
-from nearmesh_agent.transport.server import Server
 
 from nearmesh.rpc import EVERYONE, Gatekeeper
+from nearmesh.transport.server import Server
 
 SERVING, NOT_SERVING, UNKNOWN = (
     health_pb2.HealthCheckResponse.SERVING,

@@ -17,8 +17,6 @@ from typing import Any
 import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc
 from nearmesh_controlplane.registry.authority import Authority
-from nearmesh_controlplane.routing.table import Endpoint, Listener, ModelRoutes, RouteTable
-from nearmesh_controlplane.xds.ads import AggregatedDiscovery
 
 from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
 from nearmesh.gateway.bootstrap import GatewayIdentity, write_secrets
@@ -27,8 +25,10 @@ from nearmesh.gateway.config import GatewayConfig
 from nearmesh.gateway.envoy import Envoy, envoy_binary, envoy_command, free_port
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.ids import Kind, MachineId
+from nearmesh.routing.table import Endpoint, Listener, ModelRoutes, RouteTable
 from nearmesh.rpc import EVERYONE, MACHINES, Gatekeeper, GuardedServer
 from nearmesh.tls import Credentials, certificate_request, key_to_pem, new_key
+from nearmesh.xds.ads import AggregatedDiscovery
 
 MESH = "test-mesh"
 ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/"

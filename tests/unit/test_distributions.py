@@ -36,7 +36,7 @@ NAMES = {
 }
 # Modules that only run with an extra; what they import may stand there.
 OF_EXTRAS = {
-    "nearmesh": {"nearmesh/devmesh": ("dev",)},
+    "nearmesh": {"nearmesh/devmesh": ("dev",), "nearmesh/transport": ("server",), "nearmesh/xds": ("server",)},
     "nearmesh-agent": {"nearmesh_agent/engines": ("cpu",)},
 }
 # Imported if it is there, and done without otherwise.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nearmesh.errors import InvalidInput
-from nearmesh.routing import (
+from nearmesh.routing.rule import (
     HYSTERESIS,
     NEAR_MS,
     OBJECTIVES,

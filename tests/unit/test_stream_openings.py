@@ -12,16 +12,16 @@ from envoy.service.discovery.v3 import discovery_pb2
 from nearmesh_controlplane.registry import servicer as sessions
 from nearmesh_controlplane.registry.servicer import NodeServicer
 from nearmesh_controlplane.routing.servicer import RouteServicer
-from nearmesh_controlplane.xds import ads
-from nearmesh_controlplane.xds.ads import AggregatedDiscovery
-from nearmesh_controlplane.xds.resources import CLUSTER, LISTENER
-from nearmesh_controlplane.xds.subscription import MAX_NAME_CHARACTERS, MAX_NAMES
 
 from nearmesh import rpc
 from nearmesh.errors import DeadlineExceeded, InvalidInput, MeshError, PermissionDenied
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.rpc import Identity
 from nearmesh.v1 import route_pb2
+from nearmesh.xds import ads
+from nearmesh.xds.ads import AggregatedDiscovery
+from nearmesh.xds.resources import CLUSTER, LISTENER
+from nearmesh.xds.subscription import MAX_NAME_CHARACTERS, MAX_NAMES
 from tests.control_plane_state import State, state
 
 EUROPE, ASIA = "europe-west1", "asia-northeast1"

@@ -6,11 +6,11 @@ import h2.events
 import hpack
 import pytest
 from h2.errors import ErrorCodes
-from nearmesh_agent.transport import frames, headers
-from nearmesh_agent.transport.connection import FRAME_BYTES
-from nearmesh_agent.transport.frames import Code
-from nearmesh_agent.transport.headers import MAX_BLOCK_BYTES, MAX_TOLD_BYTES
 
+from nearmesh.transport import frames, headers
+from nearmesh.transport.connection import FRAME_BYTES
+from nearmesh.transport.frames import Code
+from nearmesh.transport.headers import MAX_BLOCK_BYTES, MAX_TOLD_BYTES
 from tests.http2_peer import HELLO, OPENING, Heard, Node, Pair, block, data, message
 from tests.http2_peer import headers as opened
 

@@ -7,11 +7,11 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nearmesh_agent.transport import frames, headers
-from nearmesh_agent.transport.connection import FRAME_BYTES
-from nearmesh_agent.transport.frames import Code, ConnectionFailed
-from nearmesh_agent.transport.headers import MAX_BLOCK_BYTES
 
+from nearmesh.transport import frames, headers
+from nearmesh.transport.connection import FRAME_BYTES
+from nearmesh.transport.frames import Code, ConnectionFailed
+from nearmesh.transport.headers import MAX_BLOCK_BYTES
 from tests.http2_peer import HELLO, OPENING, Heard, Node, block, data, message
 from tests.http2_peer import headers as opened
 

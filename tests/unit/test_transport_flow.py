@@ -10,9 +10,9 @@ import pytest
 from h2.settings import SettingCodes
 from hypothesis import given
 from hypothesis import strategies as st
-from nearmesh_agent.transport import frames, headers
-from nearmesh_agent.transport.frames import Code, ConnectionFailed
 
+from nearmesh.transport import frames, headers
+from nearmesh.transport.frames import Code, ConnectionFailed
 from tests.http2_peer import HELLO, Heard, Node, Pair, data, message
 from tests.http2_peer import headers as opened
 

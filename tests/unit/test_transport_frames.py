@@ -7,8 +7,9 @@ import pytest
 from h2.errors import ErrorCodes
 from hypothesis import given
 from hypothesis import strategies as st
-from nearmesh_agent.transport import frames
-from nearmesh_agent.transport.frames import Code, ConnectionFailed
+
+from nearmesh.transport import frames
+from nearmesh.transport.frames import Code, ConnectionFailed
 
 # What hyperframe calls each kind.
 KINDS = {

@@ -14,10 +14,10 @@ import pytest
 from hpack.hpack import encode_integer
 from hypothesis import given
 from hypothesis import strategies as st
-from nearmesh_agent.transport import headers
-from nearmesh_agent.transport.frames import Code, ConnectionFailed
-from nearmesh_agent.transport.headers import HeaderReader, RequestHeaders
 
+from nearmesh.transport import headers
+from nearmesh.transport.frames import Code, ConnectionFailed
+from nearmesh.transport.headers import HeaderReader, RequestHeaders
 from tests.http2_peer import OPENING, block
 
 # POST, http and a path, by the static table: the least that a request says.

@@ -6,9 +6,9 @@ import h2.events
 import hpack
 import pytest
 from h2.errors import ErrorCodes
-from nearmesh_agent.transport import frames, headers
-from nearmesh_agent.transport.frames import Code, ConnectionFailed
 
+from nearmesh.transport import frames, headers
+from nearmesh.transport.frames import Code, ConnectionFailed
 from tests.http2_peer import HELLO, OPENING, Heard, Node, Pair, data, message
 from tests.http2_peer import headers as opened
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nearmesh_agent.transport.messages import ENCODINGS, Messages, Packed
 
 from nearmesh.errors import InvalidInput, MeshError, TooLarge, Unsupported
+from nearmesh.transport.messages import ENCODINGS, Messages, Packed
 from tests.http2_peer import message
 
 MOST_BYTES = 200_000

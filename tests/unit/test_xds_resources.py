@@ -14,12 +14,12 @@ from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 from google.protobuf import any_pb2
-from nearmesh_controlplane.routing.table import Endpoint, ModelRoutes, RouteTable
-from nearmesh_controlplane.xds.envoy_gateway import NEAREST, gateway_resources
-from nearmesh_controlplane.xds.grpc_client import NOWHERE, client_resources, with_unknown
-from nearmesh_controlplane.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTES, load_assignment, socket_address
 
 from nearmesh.gateway.metadata import GatewayMetadata
+from nearmesh.routing.table import Endpoint, ModelRoutes, RouteTable
+from nearmesh.xds.envoy_gateway import NEAREST, gateway_resources
+from nearmesh.xds.grpc_client import NOWHERE, client_resources, with_unknown
+from nearmesh.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTES, load_assignment, socket_address
 
 OBJECTIVES = ("cheapest-in-time", "nearest", "cheapest")
 METADATA = GatewayMetadata(host="127.0.0.1", port=8001, plaintext=True, certificate_sds="/c.json", ca_sds="/ca.json")

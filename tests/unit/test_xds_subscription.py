@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
-from nearmesh_controlplane.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Resources
-from nearmesh_controlplane.xds.subscription import Subscription
+
+from nearmesh.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Resources
+from nearmesh.xds.subscription import Subscription
 
 
 def data(text: str) -> bytes:

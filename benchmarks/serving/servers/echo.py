@@ -46,9 +46,8 @@ async def serve(task: Task) -> None:
 
 
 async def serve_own(task: Task) -> None:
-    from nearmesh_agent.transport.server import Server
-
     from nearmesh.rpc import EVERYONE, Gatekeeper
+    from nearmesh.transport.server import Server
 
     policy = {"/inference.GRPCInferenceService/": EVERYONE}
     server = Server(Gatekeeper(mesh="bench", verifier=None, policy=policy, open_door=True), 1 << 26)

@@ -13,13 +13,13 @@ from typing import TypeVar
 
 from nearmesh.ids import node_server_name
 from nearmesh.routing import OBJECTIVES, Candidate, Objective, Ranked, parse_objective, rank, usd_per_1000
+from nearmesh.routing.table import Endpoint, Listener, ModelRoutes, RouteTable
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.config import EndpointOverride
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.registry.nodes import READY, Node, Presence, Registry
 from nearmesh_controlplane.routing.latency import LatencyBook
-from nearmesh_controlplane.routing.table import Endpoint, Listener, ModelRoutes, RouteTable
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -9,6 +9,7 @@ from typing import Any
 from nearmesh.errors import PermissionDenied
 from nearmesh.ids import check_label
 from nearmesh.routing import Ranked, parse_objective
+from nearmesh.routing.table import Listener
 from nearmesh.rpc import caller
 from nearmesh.v1 import route_pb2 as pb
 from nearmesh.v1 import route_pb2_grpc
@@ -17,7 +18,6 @@ from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.registry.nodes import Node, Registry
 from nearmesh_controlplane.routing.latency import LatencyBook
 from nearmesh_controlplane.routing.router import Decision, Router
-from nearmesh_controlplane.routing.table import Listener
 
 # A watcher hears of a changed order or price at once, and of times that merely drifted this often.
 REFRESH_S = 5.0

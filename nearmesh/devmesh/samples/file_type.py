@@ -23,7 +23,7 @@ BLOCK_BYTES = 4096
 
 # Files of the project, and what they are. Those that a checkout lacks are left out.
 PROJECT_FILES = {
-    "nearmesh/routing.py": "python",
+    "nearmesh/routing/rule.py": "python",
     "pyproject.toml": "toml",
     "protos/nearmesh/v1/route.proto": "proto",
     "Makefile": "makefile",

@@ -15,10 +15,10 @@ import h2.connection
 import h2.events
 from google.protobuf.wrappers_pb2 import BytesValue
 from h2.settings import SettingCodes, Settings
-from nearmesh_agent.transport import frames
-from nearmesh_agent.transport.server import Server
 
 from nearmesh.rpc import EVERYONE, Gatekeeper, caller
+from nearmesh.transport import frames
+from nearmesh.transport.server import Server
 from tests.http2_peer import OPENING, Reader
 
 SERVICE = "/test.Service/"

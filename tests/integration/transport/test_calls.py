@@ -10,11 +10,11 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from nearmesh_agent.transport.server import Server
 
 from nearmesh.devmesh.load import _begun
 from nearmesh.errors import InvalidInput, Overloaded, TooLarge, Unreachable, Unsupported, error_classes
 from nearmesh.rpc import MAX_MESSAGE_CHARACTERS, NODE_KEY, from_rpc_error
+from nearmesh.transport.server import Server
 from tests.integration.transport.service import SERVICE, SOON_S, Running, happened, open_to_all, serving
 
 MIB = 2**20

@@ -11,9 +11,9 @@ from pathlib import Path
 import h2.events
 import pytest
 from h2.errors import ErrorCodes
-from nearmesh_agent.transport import frames, protocol
 
 from nearmesh.listeners import MAX_STREAMS, STREAM_WINDOW_BYTES
+from nearmesh.transport import frames, protocol
 from tests.http2_peer import HELLO, block, message
 from tests.http2_peer import headers as opened
 from tests.integration.transport.service import (

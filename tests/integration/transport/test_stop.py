@@ -7,11 +7,11 @@ import time
 
 import grpc
 import pytest
-from nearmesh_agent.transport import frames
-from nearmesh_agent.transport import server as transport_server
 
 from nearmesh.errors import ConfigError, Draining
 from nearmesh.rpc import from_rpc_error
+from nearmesh.transport import frames
+from nearmesh.transport import server as transport_server
 from tests.http2_peer import HELLO, block, message
 from tests.http2_peer import headers as opened
 from tests.integration.transport.service import (

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from nearmesh_agent.transport import frames
-from nearmesh_agent.transport.server import Server
 from nearmesh_controlplane.registry.authority import Authority
 
 from nearmesh.ids import MachineId
 from nearmesh.rpc import Gatekeeper
 from nearmesh.tls import Credentials, certificate_request, key_to_pem, new_key
+from nearmesh.transport import frames
+from nearmesh.transport.server import Server
 from tests.http2_peer import HELLO
 from tests.integration.transport.service import SERVICE, SOON_S, Running, connected, raw_client, serving
 

@@ -19,11 +19,11 @@ from google.protobuf.message import DecodeError
 from nearmesh import rpc
 from nearmesh.errors import DeadlineExceeded, Draining, InvalidInput, Unreachable
 from nearmesh.rpc import Gatekeeper
-from nearmesh_agent.transport import headers
-from nearmesh_agent.transport.frames import PREFIX_BYTES, Code
-from nearmesh_agent.transport.headers import Value
-from nearmesh_agent.transport.messages import Message, Messages, Packed
-from nearmesh_agent.transport.stream import Stream
+from nearmesh.transport import headers
+from nearmesh.transport.frames import PREFIX_BYTES, Code
+from nearmesh.transport.headers import Value
+from nearmesh.transport.messages import Message, Messages, Packed
+from nearmesh.transport.stream import Stream
 
 # Servicers keep to the deadline themselves; who does not is cancelled so much later.
 _LATE_S = 0.02

@@ -17,13 +17,13 @@ from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from nearmesh.errors import DeadlineExceeded, InvalidInput, PermissionDenied, Unauthenticated, Unsupported
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.ids import check_label
+from nearmesh.routing.table import Listener, RouteSource, RouteTable
 from nearmesh.rpc import ANYONE, PEOPLE, Identity, caller
 from nearmesh.tokens import TokenVerifier
-from nearmesh_controlplane.routing.table import Listener, RouteSource, RouteTable
-from nearmesh_controlplane.xds.envoy_gateway import gateway_resources
-from nearmesh_controlplane.xds.grpc_client import client_resources, with_unknown
-from nearmesh_controlplane.xds.resources import Resources
-from nearmesh_controlplane.xds.subscription import Subscription
+from nearmesh.xds.envoy_gateway import gateway_resources
+from nearmesh.xds.grpc_client import client_resources, with_unknown
+from nearmesh.xds.resources import Resources
+from nearmesh.xds.subscription import Subscription
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from envoy.extensions.transport_sockets.tls.v3 import tls_pb2  # noqa: F401
 from google.protobuf.json_format import ParseDict
 
 from nearmesh.routing import OBJECTIVE_HEADER
-from nearmesh_controlplane.routing.table import Endpoint, ModelRoutes, RouteTable
-from nearmesh_controlplane.xds.resources import (
+from nearmesh.routing.table import Endpoint, ModelRoutes, RouteTable
+from nearmesh.xds.resources import (
     CLUSTER,
     ENDPOINTS,
     LISTENER,

@@ -19,8 +19,8 @@ from google.protobuf.json_format import ParseDict
 
 from nearmesh.gateway.metadata import CA_SECRET, CERTIFICATE_SECRET, GatewayMetadata, secret_source
 from nearmesh.routing import OBJECTIVE_HEADER, OBJECTIVES
-from nearmesh_controlplane.routing.table import Endpoint, RouteTable
-from nearmesh_controlplane.xds.envoy_listener import (
+from nearmesh.routing.table import Endpoint, RouteTable
+from nearmesh.xds.envoy_listener import (
     BUFFER_BYTES,
     CONNECTION_WINDOW_BYTES,
     EXTRACTION_FILTER,
@@ -32,7 +32,7 @@ from nearmesh_controlplane.xds.envoy_listener import (
     STREAM_WINDOW_BYTES,
     gateway_listener,
 )
-from nearmesh_controlplane.xds.resources import (
+from nearmesh.xds.resources import (
     CLUSTER,
     ENDPOINTS,
     LISTENER,

@@ -9,9 +9,9 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
-from nearmesh_agent.transport import frames
-from nearmesh_agent.transport.frames import Code
-from nearmesh_agent.transport.headers import RequestHeaders
+from nearmesh.transport import frames
+from nearmesh.transport.frames import Code
+from nearmesh.transport.headers import RequestHeaders
 
 
 class Receiver(Protocol):

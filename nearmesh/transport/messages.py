@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nearmesh.errors import InvalidInput, TooLarge, Unsupported
-from nearmesh_agent.transport.frames import PREFIX_BYTES
+from nearmesh.transport.frames import PREFIX_BYTES
 
 # zlib's name for each way to compress: the size of its window, and 16 more for gzip's header.
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}

@@ -20,7 +20,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from nearmesh.gateway.metadata import CERTIFICATE_SECRET, GatewayMetadata, secret_source
 from nearmesh.tokens import LEEWAY_S, SUBJECT_HEADER
-from nearmesh_controlplane.xds.resources import packed, typed
+from nearmesh.xds.resources import packed, typed
 
 LISTENER_NAME = ROUTES_NAME = "gateway"
 MODEL_HEADER = "nearmesh-model"

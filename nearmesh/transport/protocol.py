@@ -12,10 +12,10 @@ from typing import Any
 
 from cryptography import x509
 
-from nearmesh_agent.transport.call import Peer
-from nearmesh_agent.transport.connection import Connection, Limits
-from nearmesh_agent.transport.frames import ConnectionFailed
-from nearmesh_agent.transport.stream import Receiver, Stream
+from nearmesh.transport.call import Peer
+from nearmesh.transport.connection import Connection, Limits
+from nearmesh.transport.frames import ConnectionFailed
+from nearmesh.transport.stream import Receiver, Stream
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nearmesh_agent.transport import frames
-from nearmesh_agent.transport.frames import Code, ConnectionFailed
-from nearmesh_agent.transport.headers import MAX_BLOCK_BYTES, MAX_TOLD_BYTES, HeaderReader
-from nearmesh_agent.transport.stream import Receiver, Stream
+from nearmesh.transport import frames
+from nearmesh.transport.frames import Code, ConnectionFailed
+from nearmesh.transport.headers import MAX_BLOCK_BYTES, MAX_TOLD_BYTES, HeaderReader
+from nearmesh.transport.stream import Receiver, Stream
 
 # With large frames a request of half a megabyte is one step instead of 37.
 FRAME_BYTES = 2**20

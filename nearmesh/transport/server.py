@@ -19,13 +19,13 @@ from nearmesh.errors import MeshError, TooLarge, Unsupported
 from nearmesh.listeners import MAX_STREAMS, STREAM_WINDOW_BYTES, check_loopback
 from nearmesh.rpc import Gatekeeper, failure
 from nearmesh.tls import Credentials
-from nearmesh_agent.transport import headers
-from nearmesh_agent.transport.call import Call, Method
-from nearmesh_agent.transport.connection import Limits
-from nearmesh_agent.transport.listener import BACKLOG, bound, server_context, shown
-from nearmesh_agent.transport.messages import ENCODINGS
-from nearmesh_agent.transport.protocol import READ_BYTES, Http2Protocol
-from nearmesh_agent.transport.stream import Receiver, Stream
+from nearmesh.transport import headers
+from nearmesh.transport.call import Call, Method
+from nearmesh.transport.connection import Limits
+from nearmesh.transport.listener import BACKLOG, bound, server_context, shown
+from nearmesh.transport.messages import ENCODINGS
+from nearmesh.transport.protocol import READ_BYTES, Http2Protocol
+from nearmesh.transport.stream import Receiver, Stream
 
 log = logging.getLogger(__name__)
 

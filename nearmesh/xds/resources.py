@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from nearmesh import addresses
 from nearmesh.errors import InvalidInput
-from nearmesh_controlplane.routing.table import Endpoint
+from nearmesh.routing.table import Endpoint
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
 
 from nearmesh.errors import InvalidInput
-from nearmesh_controlplane.xds.resources import CLUSTER, ENDPOINTS, LISTENER, PUSH_ORDER, Resources
+from nearmesh.xds.resources import CLUSTER, ENDPOINTS, LISTENER, PUSH_ORDER, Resources
 
 log = logging.getLogger(__name__)
 

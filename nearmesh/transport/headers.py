@@ -18,7 +18,7 @@ import grpc
 import hpack
 from hpack.table import HeaderTable
 
-from nearmesh_agent.transport.frames import Code, ConnectionFailed
+from nearmesh.transport.frames import Code, ConnectionFailed
 
 # Of a request's headers, as peers are told; who sends more is refused alone. A bearer token has about 300 bytes.
 MAX_TOLD_BYTES = 16 * 1024
