@@ -1,9 +1,10 @@
-"""The rule that ranks the nodes for one request: pure, so that the control plane and the SDK decide alike.
+"""The rule that ranks the nodes for one request: pure, so that the control plane, the nodes and the SDK decide alike.
 
-For every candidate, time = network + service, both at their 95th percentile (their sum is an upper bound of the sum's
-95th percentile for most pairs, and errs on the careful side); cost = usd_per_hour / (3600 x inferences per second).
+For every candidate, time = network + service (waiting included), each a distribution; cost = usd_per_hour /
+(3600 x inferences per second), and what moving the data costs. P is the chance to answer within the deadline; a
+candidate is in time when P is at least 0.99.
 
-- `cheapest-in-time`: the cheapest candidate that is in time; among the others, the soonest.
+- `cheapest-in-time`: the cheapest candidate that is in time; if none is, the one with the highest P.
 - `nearest`: the shortest median round trip.
 - `cheapest`: the lowest cost, whatever the time.
 
@@ -13,25 +14,17 @@ A candidate that is not ready ranks last, and only stands there for the explanat
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-from nearmesh.errors import InvalidInput
-
-Objective = Literal["cheapest-in-time", "nearest", "cheapest"]
-OBJECTIVES: tuple[str, ...] = get_args(Objective)
-DEFAULT_OBJECTIVE: Objective = "cheapest-in-time"
-DEFAULT_DEADLINE_MS = 300.0
-# The header (gRPC metadata key) by which a single call names its objective.
-OBJECTIVE_HEADER = "nearmesh-objective"
+from nearmesh.routing.costs import format_usd
+from nearmesh.routing.objectives import IN_TIME, Objective
+from nearmesh.routing.times import Times, chance_within, sum_of
 
 # The present choice stays until another one is cheaper, or sooner, by this share: a price that moves by 5 % moves no
 # traffic, nor does the noise of a measurement. A choice that is in time gives way only to one with this share of the
 # deadline to spare, so that a node on the edge of the deadline does not win and lose by turns.
 HYSTERESIS = 0.06
-PRICE_DIGITS = 4
 # Round trips that differ by less than this are the same distance.
 NEAR_MS = 0.5
 
@@ -50,13 +43,39 @@ class Candidate:
     service_ms_p50: float
     service_ms_p95: float
     usd_per_hour: float
+    # Transfer included.
     usd_per_1000: float
+    transfer_usd_per_1000: float = 0.0
+    # Can be taken away at short notice, for a lower price.
+    spot: bool = False
     # Why it is not ready; empty when it is.
     unready_why: str = ""
+    # The whole distributions, where more is known than two quantiles.
+    network_times: Times | None = None
+    service_times: Times | None = None
+    # The part of the locality's requests that was placed here.
+    share: float = 0.0
+
+    @property
+    def network(self) -> Times:
+        return self.network_times or Times.spread(self.network_ms_p50, self.network_ms_p95)
+
+    @property
+    def service(self) -> Times:
+        return self.service_times or Times.spread(self.service_ms_p50, self.service_ms_p95)
+
+    @property
+    def total(self) -> Times:
+        """From the request's leaving to its answer."""
+        return sum_of(self.network, self.service)
 
     @property
     def total_ms_p95(self) -> float:
-        return self.network_ms_p95 + self.service_ms_p95
+        return self.total.p95_ms
+
+    def p_in_time(self, deadline_ms: float) -> float:
+        """The chance to answer within the deadline."""
+        return chance_within(self.network, self.service, deadline_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,43 +87,30 @@ class Ranked:
     why: str
 
 
-def parse_objective(text: str) -> Objective:
-    """The objective of that name. Raises InvalidInput."""
-    for name in get_args(Objective):
-        if text == name:
-            return name  # type: ignore[no-any-return]
-    raise InvalidInput(f"objective {text!r} is not one of {', '.join(OBJECTIVES)}")
-
-
-def usd_per_1000(usd_per_hour: float, inferences_per_second: float) -> float:
-    """The price of 1,000 inferences on a node that does nothing else."""
-    return 1000 * usd_per_hour / (3600 * inferences_per_second)
-
-
-def format_usd(value: float) -> str:
-    """A price with four significant digits and no exponent; free is 0, unknown is '?'."""
-    if value <= 0 or not math.isfinite(value):
-        return "0" if value <= 0 else "?"
-    return f"{value:.{max(0, PRICE_DIGITS - 1 - math.floor(math.log10(value)))}f}"
-
-
 def rank(
     candidates: Iterable[Candidate], objective: Objective, deadline_ms: float, *, current: str | None = None
 ) -> list[Ranked]:
     """Best first. `current` is the node that is the choice now and keeps it against a near tie."""
     pool = sorted(candidates, key=lambda c: (not c.ready, *_merit(c, objective, deadline_ms), c.node))
     pool = _keep_current(pool, objective, deadline_ms, current)
-    return [Ranked(c, c.total_ms_p95 <= deadline_ms, _why(c, pool, objective, deadline_ms)) for c in pool]
+    return [Ranked(c, c.ready and in_time(c, deadline_ms), _why(c, pool, objective, deadline_ms)) for c in pool]
+
+
+def in_time(c: Candidate, deadline_ms: float) -> bool:
+    """Whether enough of the requests that it gets will be."""
+    return c.p_in_time(deadline_ms) >= IN_TIME
 
 
 def _merit(c: Candidate, objective: Objective, deadline_ms: float) -> tuple[float, ...]:
     """The smaller the better; lexicographic."""
     if objective == "nearest":
         return (c.network_ms_p50, c.usd_per_1000)
+    if not c.ready:
+        return (c.usd_per_1000,)
     if objective == "cheapest":
         return (c.usd_per_1000, c.total_ms_p95)
-    late = c.total_ms_p95 > deadline_ms
-    return (1.0, c.total_ms_p95, c.usd_per_1000) if late else (0.0, c.usd_per_1000, c.total_ms_p95)
+    p = c.p_in_time(deadline_ms)
+    return (0.0, c.usd_per_1000, c.total_ms_p95) if p >= IN_TIME else (1.0, -round(p, 3), c.total_ms_p95)
 
 
 def _keep_current(
@@ -124,9 +130,9 @@ def _displaces(c: Candidate, held: Candidate, objective: Objective, deadline_ms:
         return held.network_ms_p50 - c.network_ms_p50 >= max(NEAR_MS, HYSTERESIS * c.network_ms_p50)
     if objective == "cheapest":
         return _clearly_cheaper(c, held)
-    if held.total_ms_p95 <= deadline_ms:
+    if in_time(held, deadline_ms):
         return _clearly_cheaper(c, held) and _clearly_in_time(c, deadline_ms)
-    return c.total_ms_p95 <= deadline_ms or c.total_ms_p95 < held.total_ms_p95 * (1 - HYSTERESIS)
+    return in_time(c, deadline_ms) or c.total_ms_p95 < held.total_ms_p95 * (1 - HYSTERESIS)
 
 
 def _clearly_cheaper(c: Candidate, held: Candidate) -> bool:
@@ -134,7 +140,7 @@ def _clearly_cheaper(c: Candidate, held: Candidate) -> bool:
 
 
 def _clearly_in_time(c: Candidate, deadline_ms: float) -> bool:
-    return c.total_ms_p95 <= deadline_ms * (1 - HYSTERESIS)
+    return in_time(c, deadline_ms * (1 - HYSTERESIS))
 
 
 def _why(c: Candidate, pool: Sequence[Candidate], objective: Objective, deadline_ms: float) -> str:
@@ -151,7 +157,7 @@ def _why_won(c: Candidate, pool: Sequence[Candidate], objective: Objective, dead
         return f"nearest: {c.network_ms_p50:.1f} ms round trip"
     if objective == "cheapest":
         return f"cheapest: ${format_usd(c.usd_per_1000)} per 1,000"
-    if c.total_ms_p95 <= deadline_ms:
+    if in_time(c, deadline_ms):
         return f"cheapest in time: {c.total_ms_p95:.0f} of {deadline_ms:.0f} ms at p95"
     return f"soonest: no node is within {deadline_ms:.0f} ms, this one takes {c.total_ms_p95:.0f} ms at p95"
 
@@ -159,8 +165,8 @@ def _why_won(c: Candidate, pool: Sequence[Candidate], objective: Objective, dead
 def _why_lost(c: Candidate, winner: Candidate, objective: Objective, deadline_ms: float) -> str:
     if objective == "nearest":
         return f"farther: {c.network_ms_p50:.1f} ms against {winner.network_ms_p50:.1f} ms round trip"
-    if objective == "cheapest-in-time" and c.total_ms_p95 > deadline_ms:
-        return f"too late: {c.total_ms_p95:.0f} ms at p95, the deadline is {deadline_ms:.0f} ms"
+    if objective == "cheapest-in-time" and not in_time(c, deadline_ms):
+        return late_because(c, deadline_ms)
     if c.usd_per_1000 == winner.usd_per_1000:
         return f"as cheap: {c.total_ms_p95:.0f} ms against {winner.total_ms_p95:.0f} ms at p95"
     if objective == "cheapest-in-time" and _clearly_cheaper(c, winner):
@@ -170,6 +176,23 @@ def _why_lost(c: Candidate, winner: Candidate, objective: Objective, deadline_ms
     return f"dearer: ${format_usd(c.usd_per_1000)} against ${format_usd(winner.usd_per_1000)} per 1,000"
 
 
+def late_because(c: Candidate, deadline_ms: float) -> str:
+    """Why a candidate is not in time."""
+    p, p99_ms = c.p_in_time(deadline_ms), c.total.p99_ms
+    return f"too late: {p:.1%} within {deadline_ms:.0f} ms, {IN_TIME:.0%} are wanted; {p99_ms:.0f} ms at p99"
+
+
 def with_network(candidate: Candidate, p50_ms: float, p95_ms: float) -> Candidate:
     """The candidate with a network time that was measured where the request will start."""
-    return dataclasses.replace(candidate, network_ms_p50=p50_ms, network_ms_p95=p95_ms, network_measured=True)
+    return with_network_times(candidate, Times.spread(p50_ms, p95_ms))
+
+
+def with_network_times(candidate: Candidate, times: Times) -> Candidate:
+    """The candidate with a network time that was measured where the request will start."""
+    return dataclasses.replace(
+        candidate,
+        network_ms_p50=times.p50_ms,
+        network_ms_p95=times.p95_ms,
+        network_times=times,
+        network_measured=True,
+    )

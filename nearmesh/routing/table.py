@@ -19,6 +19,8 @@ class Endpoint:
     region: str
     # host:port, after any endpoint override for the client's region.
     address: str
+    # Of the region's requests, 0 to 1; those without any stand there for the case that the others fail.
+    share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

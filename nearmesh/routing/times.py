@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -22,6 +23,9 @@ _NORMAL = NormalDist()
 # How a distribution stands in a sum: points, each for a share of it. The tail's shares are small, so that a chance of
 # 0.99 is told from one of 0.999.
 CELLS = (0.05, 0.20, 0.25, 0.25, 0.15, 0.05, 0.04, 0.01)
+
+# Sums that are remembered: the same few distributions are asked for again and again.
+CACHED = 32_768
 
 Array = npt.NDArray[np.float64]
 
@@ -81,13 +85,15 @@ def matrix(times: Iterable[Times]) -> Array:
 def share_within(quantiles: Array, limit_ms: Array) -> Array:
     """The chance to take no longer than `limit_ms`; `quantiles` has one more axis, the last one, of len(LEVELS)."""
     low, high = quantiles[..., :-1], quantiles[..., 1:]
-    width = np.maximum(high - low, 1e-9)
-    part = np.clip((limit_ms[..., None] - low) / width, 0.0, 1.0)
+    limit = limit_ms[..., None]
+    part = np.where(limit >= high, 1.0, np.clip((limit - low) / np.maximum(high - low, 1e-9), 0.0, 1.0))
     found = part @ np.diff(LEVELS)
     found = np.where(limit_ms >= quantiles[..., 0], found + LEVELS[0], 0.0)
     beyond = limit_ms - quantiles[..., -1]
     tail = 1 - LEVELS[-1]
-    return np.where(beyond > 0, 1 - tail * np.exp(-np.maximum(beyond, 0) / _tail_ms(quantiles)), found)
+    scale = _tail_ms(quantiles)
+    left = np.where(scale > 0, np.exp(-np.maximum(beyond, 0) / np.maximum(scale, 1e-9)), 0.0)
+    return np.where(beyond >= 0, 1 - tail * left, found)
 
 
 def share_of_sum_within(first: Array, second: Array, limit_ms: Array) -> Array:
@@ -102,8 +108,18 @@ def share_of_sum_within(first: Array, second: Array, limit_ms: Array) -> Array:
     return found
 
 
+@lru_cache(maxsize=CACHED)
+def chance_within(first: Times, second: Times, limit_ms: float) -> float:
+    """The chance that two independent durations together take no longer than `limit_ms`."""
+    return float(share_of_sum_within(np.asarray(first.ms), np.asarray(second.ms), np.asarray(limit_ms)))
+
+
+@lru_cache(maxsize=CACHED)
 def sum_of(first: Times, second: Times) -> Times:
     """The distribution of the sum of two independent durations."""
+    for fixed, other in ((first, second), (second, first)):
+        if fixed.ms[0] == fixed.ms[-1]:
+            return Times(tuple(q + fixed.ms[0] for q in other.ms))
     grid = np.unique(np.add.outer(_points(np.asarray(first.ms)), _fine(np.asarray(second.ms))))
     shares = share_of_sum_within(np.asarray(first.ms), np.asarray(second.ms), grid)
     shares = np.maximum.accumulate(shares)
@@ -123,8 +139,7 @@ def mixture(times: Sequence[Times], weights: Sequence[float]) -> Times:
 
 def _tail_ms(quantiles: Array) -> Array:
     """The scale of the exponential tail: it passes through the last two quantiles."""
-    tail = (quantiles[..., -1] - quantiles[..., -2]) / math.log((1 - LEVELS[-2]) / (1 - LEVELS[-1]))
-    return np.maximum(tail, 1e-6)
+    return (quantiles[..., -1] - quantiles[..., -2]) / math.log((1 - LEVELS[-2]) / (1 - LEVELS[-1]))
 
 
 def _points(quantiles: Array) -> Array:

@@ -55,7 +55,8 @@ def test_nodes_that_are_not_ready_come_last_whatever_their_merit() -> None:
 
 def test_the_choice_carries_the_measured_time_and_a_reason() -> None:
     choice = picker.order(route(endpoint("a"), endpoint("b", 50)), measured={"a": (4.0, 6.0)})[0]
-    assert choice.endpoint.candidate.total_ms_p95 == 26.0
+    # Less than the sum of the two 95th percentiles: both are seldom long at once.
+    assert 4 + 20 * 0.5 < choice.endpoint.candidate.total_ms_p95 < 6.0 + 20.0
     assert choice.endpoint.server_name == "a.mesh" and choice.in_time
     assert choice.why == "nearest: 4.0 ms round trip"
 
