@@ -129,6 +129,18 @@ class DigestMismatch(MeshError):
     status, reason = StatusCode.DATA_LOSS, "DIGEST_MISMATCH"
 
 
+class SnapshotRefused(MeshError):
+    """A snapshot that this mesh did not sign, that is damaged, or that is older than one that was seen."""
+
+    status, reason = StatusCode.DATA_LOSS, "SNAPSHOT_REFUSED"
+
+
+class SnapshotExpired(SnapshotRefused):
+    """The snapshot's time is over; only a control plane makes a new one."""
+
+    status, reason = StatusCode.UNAVAILABLE, "SNAPSHOT_EXPIRED"
+
+
 class WarmupFailed(MeshError):
     """A version's warm-up did not give the expected outputs."""
 

@@ -53,13 +53,15 @@ class MeshConfig:
     lease_s: float = 10.0
     # Certificates of nodes and gateways; renewed after two thirds of it.
     certificate_lifetime_s: float = 24 * 3600.0
+    # How long nodes, gateways and clients may route by what this control plane said last, while it is away.
+    snapshot_lifetime_s: float = 24 * 3600.0
     # Largest model file that may be published.
     max_blob_bytes: int = 8 * 1024**3
     endpoint_override: tuple[EndpointOverride, ...] = ()
 
     def __post_init__(self) -> None:
         check_label("mesh", self.mesh)
-        for name in ("lease_s", "certificate_lifetime_s", "max_blob_bytes"):
+        for name in ("lease_s", "certificate_lifetime_s", "snapshot_lifetime_s", "max_blob_bytes"):
             if getattr(self, name) <= 0:
                 raise InvalidInput(f"{name} must be above 0, got {getattr(self, name)}")
         if self.host in WILDCARDS:

@@ -35,6 +35,7 @@ from nearmesh_controlplane.registry.wanted import wanted_state
 from nearmesh_controlplane.routing.latency import LatencyBook
 from nearmesh_controlplane.routing.router import Router
 from nearmesh_controlplane.routing.servicer import RouteServicer
+from nearmesh_controlplane.routing.snapshots import Snapshots
 from nearmesh_controlplane.web.peer import HttpsServer
 from nearmesh_controlplane.web.registry_api import application
 
@@ -79,6 +80,7 @@ class ControlPlane:
     layout: Layout
     router: Router
     latencies: LatencyBook
+    snapshots: Snapshots
     admission: Admission
     audit: Audit
 
@@ -96,6 +98,7 @@ class ControlPlane:
         router = Router(
             config.mesh, registry, catalog, latencies, changes, config.endpoint_override, clock=time.monotonic
         )
+        snapshots = Snapshots(authority, registry, catalog, router, changes, config.snapshot_lifetime_s)
         admission = Admission(
             db,
             registry,
@@ -107,7 +110,20 @@ class ControlPlane:
             certificate_lifetime=timedelta(seconds=config.certificate_lifetime_s),
         )
         layout = Layout(config.data / "oci")
-        return cls(config, authority, db, changes, registry, catalog, layout, router, latencies, admission, Audit(db))
+        return cls(
+            config=config,
+            authority=authority,
+            db=db,
+            changes=changes,
+            registry=registry,
+            catalog=catalog,
+            layout=layout,
+            router=router,
+            latencies=latencies,
+            snapshots=snapshots,
+            admission=admission,
+            audit=Audit(db),
+        )
 
     def add_servicers(self, server: GuardedServer, gatekeeper: Gatekeeper) -> None:
         """Every gRPC service of the control plane."""
@@ -122,7 +138,8 @@ class ControlPlane:
             NodeServicer(self.authority, self.admission, self.registry, self.changes, wanted), server
         )
         route_pb2_grpc.add_RouteServiceServicer_to_server(
-            RouteServicer(self.router, self.registry, self.catalog, self.latencies, self.changes), server
+            RouteServicer(self.router, self.registry, self.catalog, self.latencies, self.changes, self.snapshots),
+            server,
         )
         catalog_pb2_grpc.add_CatalogServiceServicer_to_server(
             CatalogServicer(self.catalog, self.layout, self.registry, self.audit, self.config.max_blob_bytes), server
@@ -154,7 +171,10 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
                 web = tasks.create_task(https.run_until_stopped())
-                tick = tasks.create_task(_tick(plane, certificate, https))
+                background = [
+                    tasks.create_task(_tick(plane, certificate, https)),
+                    tasks.create_task(plane.snapshots.run()),
+                ]
                 log.info(
                     "serving mesh=%s public=%s mesh_listener=%s http=%s",
                     config.mesh,
@@ -164,7 +184,8 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
                 )
                 await stop.wait()
                 log.info("stopping")
-                tick.cancel()
+                for task in background:
+                    task.cancel()
                 https.should_exit = True
                 await server.stop(GRACE_S)
                 await web

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from nearmesh.errors import PermissionDenied
+from nearmesh.errors import InvalidInput, PermissionDenied
 from nearmesh.ids import check_label
 from nearmesh.routing import Ranked, parse_objective
 from nearmesh.routing.table import Listener
-from nearmesh.rpc import caller
+from nearmesh.rpc import PEOPLE, caller
 from nearmesh.v1 import route_pb2 as pb
 from nearmesh.v1 import route_pb2_grpc
 from nearmesh_controlplane.catalog.catalog import Catalog
@@ -18,22 +19,32 @@ from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.registry.nodes import Node, Registry
 from nearmesh_controlplane.routing.latency import LatencyBook
 from nearmesh_controlplane.routing.router import Decision, Router
+from nearmesh_controlplane.routing.snapshots import Snapshots
 
 # A watcher hears of a changed order or price at once, and of times that merely drifted this often.
 REFRESH_S = 5.0
+# How often a client is sent a new snapshot at most.
+CLIENT_SNAPSHOT_S = 60.0
 
 
 class RouteServicer(route_pb2_grpc.RouteServiceServicer):
     """Answers who asks for a route, or for the reason of one."""
 
     def __init__(
-        self, router: Router, registry: Registry, catalog: Catalog, latencies: LatencyBook, changes: Generation
+        self,
+        router: Router,
+        registry: Registry,
+        catalog: Catalog,
+        latencies: LatencyBook,
+        changes: Generation,
+        snapshots: Snapshots,
     ) -> None:
         self._router = router
         self._registry = registry
         self._catalog = catalog
         self._latencies = latencies
         self._changes = changes
+        self._snapshots = snapshots
 
     async def Resolve(self, request: pb.ResolveRequest, context: Any) -> pb.Route:
         return self._route(self._decide(request), everyone=False)
@@ -78,6 +89,15 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
         listener: Listener = "mesh" if caller().role == "gateway" else "public"
         pairs = [(region, node) for region in regions for node in self._registry.serving_nodes()]
         return pb.ListLatenciesResponse(latencies=[self._latency(region, node, listener) for region, node in pairs])
+
+    async def WatchSnapshot(self, request: pb.WatchSnapshotRequest, context: Any) -> AsyncIterator[pb.SignedSnapshot]:
+        if caller().role in PEOPLE and not request.region:
+            raise InvalidInput("name the region that the client is in; only machines are told of all")
+        async for signed in self._snapshots.watch(request.region):
+            yield signed
+            if caller().role in PEOPLE:
+                # Clients are many, and they keep it for a day when they cannot ask.
+                await asyncio.sleep(CLIENT_SNAPSHOT_S)
 
     def _regions(self) -> list[str]:
         return sorted({node.region for node in self._registry.all() if not node.removed})

@@ -1,0 +1,106 @@
+"""The newest snapshot that a machine has seen, in memory and on disk. Implements `RouteSource`.
+
+A snapshot never replaces a newer one, also across restarts: else whoever recorded an old one could bring a removed node
+back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from nearmesh.errors import MeshError, NotReady, SnapshotRefused
+from nearmesh.routing.table import Listener, RouteTable
+from nearmesh.snapshot.routes import SnapshotRoutes
+from nearmesh.snapshot.seal import check_expiry, opened
+from nearmesh.tls import write_private
+from nearmesh.v1 import route_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+SNAPSHOT_FILE = "snapshot.pb"
+
+
+class SnapshotKeeper:
+    """Belongs to one event loop, but for `save`. `path` None: nothing is kept on disk."""
+
+    def __init__(
+        self, ca_pem: bytes, path: Path | None, *, mesh: str = "", clock: Callable[[], float] = time.time
+    ) -> None:
+        """Reads what an earlier process left; a file that is damaged or was not signed by this mesh counts as none."""
+        self._ca_pem = ca_pem
+        self._path = path
+        self._mesh = mesh
+        self._clock = clock
+        self._routes: SnapshotRoutes | None = None
+        self._changes = 1
+        self._changed = asyncio.Event()
+        self.signed: pb.SignedSnapshot | None = None
+        self._load()
+
+    @property
+    def known(self) -> SnapshotRoutes | None:
+        """What was seen last, its time over or not."""
+        return self._routes
+
+    def routes(self) -> SnapshotRoutes:
+        """Raises NotReady when there is no snapshot, SnapshotExpired when its time is over."""
+        if self._routes is None:
+            raise NotReady("there is no snapshot of the mesh's routes here yet; another node may have one")
+        check_expiry(self._routes.expires_at_s, self._clock())
+        return self._routes
+
+    def take(self, signed: pb.SignedSnapshot) -> bool:
+        """Makes it the present one; False if that is what it was. Raises SnapshotRefused."""
+        if self.signed == signed:
+            return False
+        snapshot = opened(signed, self._ca_pem, mesh=self._mesh, now_s=self._clock())
+        if self._routes and snapshot.generation < self._routes.generation:
+            raise SnapshotRefused(
+                f"the snapshot is generation {snapshot.generation}, and {self._routes.generation} was seen before"
+            )
+        self._hold(signed, snapshot)
+        return True
+
+    def save(self) -> None:
+        """Puts the present one on disk. A full disk costs the file, not the process; the old file stays."""
+        if self._path is None or self.signed is None:
+            return
+        try:
+            write_private(self._path, self.signed.SerializeToString())
+        except OSError as error:
+            log.warning("the snapshot was not kept in %s: %s", self._path, error)
+
+    def table(self, region: str, listener: Listener) -> RouteTable:
+        """Raises as `routes`."""
+        return self.routes().table(region, listener)
+
+    async def changed(self, after: int) -> int:
+        while self._changes <= after:
+            await self._changed.wait()
+        return self._changes
+
+    def _load(self) -> None:
+        if self._path is None:
+            return
+        try:
+            signed = pb.SignedSnapshot.FromString(self._path.read_bytes())
+            # One whose time is over still says what may not come back.
+            snapshot = opened(signed, self._ca_pem, mesh=self._mesh, now_s=self._clock(), expired_too=True)
+        except FileNotFoundError:
+            return
+        except (OSError, DecodeError, MeshError) as error:
+            log.warning("the snapshot in %s counts as none: %s", self._path, error)
+            return
+        self._hold(signed, snapshot)
+
+    def _hold(self, signed: pb.SignedSnapshot, snapshot: pb.Snapshot) -> None:
+        self.signed, self._routes = signed, SnapshotRoutes(snapshot)
+        self._changes += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
