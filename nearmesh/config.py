@@ -1,7 +1,7 @@
 """TOML into frozen dataclasses: every key known, every value of the right type, every error naming the place.
 
-A field may be str, int, float, bool, Path, a Literal, an optional of these, a nested dataclass, or a tuple or dict of
-these. Relative paths are taken from the file's own folder.
+A field may be str, int, float, bool, Path, PathOrUrl, a Literal, an optional of these, a nested dataclass, or a tuple
+or dict of these. Relative paths are taken from the file's own folder.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import tomllib
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from nearmesh.errors import ConfigError, MeshError
 
 T = TypeVar("T")
+
+# A path, or anything with "://" in it; empty is neither.
+PathOrUrl = NewType("PathOrUrl", str)
 
 
 def load(cls: type[T], path: Path) -> T:
@@ -84,6 +87,8 @@ def _convert(kind: Any, value: Any, where: str, base: Path) -> Any:
 def _scalar(kind: Any, value: Any, where: str, base: Path) -> Any:
     if kind is Path and isinstance(value, str):
         return base / Path(value).expanduser()
+    if kind is PathOrUrl and isinstance(value, str):
+        return PathOrUrl(value if not value or "://" in value else str(base / Path(value).expanduser()))
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

@@ -11,6 +11,8 @@ from nearmesh.errors import InvalidInput
 # A DNS label, because node ids and mesh names stand in certificates and model names in xDS listeners.
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+# As clouds name them: g2-standard-4, Standard_NC24ads_A100_v4, p4d.24xlarge.
+_MACHINE_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 Kind = Literal["node", "gateway"]
@@ -27,6 +29,15 @@ def check_version(value: str) -> str:
     """Returns `value` if it can name a model version. Raises InvalidInput."""
     if not _VERSION.fullmatch(value):
         raise InvalidInput(f"version {value!r} must be 1 to 64 of letters, digits and . _ + -, beginning with neither")
+    return value
+
+
+def check_machine_type(value: str) -> str:
+    """Returns `value` if it can name a kind of machine, or is empty. Raises InvalidInput."""
+    if value and not _MACHINE_TYPE.fullmatch(value):
+        raise InvalidInput(
+            f"machine_type {value!r} must be 1 to 63 of letters, digits and . _ -, such as g2-standard-4"
+        )
     return value
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 from nearmesh import config, routing
 from nearmesh.errors import ConfigError, InvalidInput, PackageError
 from nearmesh.ids import check_digest, check_label, check_version
+from nearmesh.routing.residency import check_regions
 
 MANIFEST_FILE = "model.toml"
 
@@ -218,6 +219,11 @@ class RoutePolicy:
 
     objective: routing.Objective = routing.DEFAULT_OBJECTIVE
     deadline_ms: float = routing.DEFAULT_DEADLINE_MS
+    # The regions that may serve it; empty: any.
+    regions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_regions("route.regions", self.regions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,12 @@ from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.config import EndpointOverride
 from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.prices.book import Prices
+from nearmesh_controlplane.prices.currencies import Currencies
+from nearmesh_controlplane.prices.feed import FeedState
 from nearmesh_controlplane.registry.nodes import READY, Node, Registry, node_from_row
 from nearmesh_controlplane.routing.latency import LatencyBook
+from nearmesh_controlplane.routing.residency import ResidencyRules
 from nearmesh_controlplane.routing.router import Router
 
 from nearmesh.oci import CONFIG_TYPE, FILE_TYPE, Descriptor, Manifest, digest_bytes
@@ -46,6 +50,10 @@ class State:
     catalog: Catalog
     latencies: LatencyBook
     router: Router
+    prices: Prices
+    residency: ResidencyRules
+    # Seconds since the epoch, by which prices end.
+    wall: Clock
 
     async def join(self, name: str, region: str = "europe-west1", *, kind: str = "node", site: str = "") -> Node:
         """A machine that has joined and was never seen."""
@@ -121,12 +129,16 @@ async def state(folder: Path, overrides: Iterable[EndpointOverride] = ()) -> Asy
     """What lies in `folder`, as a control plane finds it when it starts."""
     db, clock, changes = Database.open(folder / "state.db"), Clock(), Generation()
     try:
-        registry = Registry(db, changes, LEASE_S, clock)
+        wall = Clock()
+        prices, residency = Prices(db, changes, Currencies({"EUR": 2.0}), FeedState()), ResidencyRules(db, changes)
+        registry = Registry(db, changes, LEASE_S, clock, lambda node: prices.usd_per_hour(node, wall.now_s))
         catalog = Catalog(db, changes)
+        await prices.restore()
+        await residency.restore()
         await registry.restore()
         await catalog.restore()
         latencies = LatencyBook()
         router = Router("mesh", registry, catalog, latencies, changes, overrides, clock=clock)
-        yield State(db, clock, changes, registry, catalog, latencies, router)
+        yield State(db, clock, changes, registry, catalog, latencies, router, prices, residency, wall)
     finally:
         db.close()

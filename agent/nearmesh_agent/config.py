@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nearmesh.errors import InvalidInput
+from nearmesh.ids import check_machine_type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +42,12 @@ class NodeConfig:
     advertise_host: str = ""
     # A file with the single-use join token; needed until the node has joined. NEARMESH_JOIN_TOKEN does as well.
     join_token_file: Path | None = None
-    # What this machine costs; an operator's `nearmesh node price` wins over it.
+    # What this machine costs; a price feed's price wins over it, and an operator's `nearmesh node price` over both.
     usd_per_hour: float = 0.0
+    # The machine is bought on spot terms: it costs the spot price, and may be taken away at short notice.
+    spot: bool = False
+    # What the cloud calls this kind of machine; a price feed may price it by that. Empty: none.
+    machine_type: str = ""
     # Names this kind of machine; nodes that share it count as equally fast. Empty: taken from the processor.
     hardware: str = ""
     # ONNX Runtime execution providers, best first; each must be usable or the node does not start serving a model.
@@ -72,6 +77,7 @@ class NodeConfig:
     def __post_init__(self) -> None:
         if self.usd_per_hour < 0:
             raise InvalidInput(f"usd_per_hour must be 0 or more, got {self.usd_per_hour}")
+        check_machine_type(self.machine_type)
         if self.max_message_bytes < 1024 * 1024:
             raise InvalidInput(f"max_message_bytes must be at least 1 MiB, got {self.max_message_bytes}")
         if self.queue_limit < 1 or self.threads < 0 or self.grace_s < 0:

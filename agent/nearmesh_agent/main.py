@@ -40,6 +40,8 @@ LISTEN = "listen_"
 @click.option("--listen-mesh", metavar="HOST:PORT", help=f"For gateways and nodes. [default: {Listen().mesh}]")
 @click.option("--listen-metrics", metavar="HOST:PORT", help=f"For Prometheus. [default: {Listen().metrics}]")
 @click.option("--usd-per-hour", type=click.FloatRange(0), help="What this machine costs. [default: 0]")
+@click.option("--spot", is_flag=True, default=None, help="This machine is bought on spot terms.")
+@click.option("--machine-type", help="What the cloud calls this kind of machine; price feeds look it up.")
 @click.option("--log-level", default="info", show_default=True, help="debug, info, warning or error.")
 @click.version_option(__version__)
 @click.pass_context

@@ -170,6 +170,8 @@ class Agent:
             hardware=self._config.hardware_name(),
             providers=self._config.providers,
             usd_per_hour=self._config.usd_per_hour or -1.0,
+            spot=self._config.spot,
+            machine_type=self._config.machine_type,
         )
 
     def _status(self) -> pb.NodeStatus:

@@ -13,12 +13,19 @@ from nearmesh.v1 import admin_pb2_grpc
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.database import whole
+from nearmesh_controlplane.prices import messages
+from nearmesh_controlplane.prices.book import Prices
+from nearmesh_controlplane.prices.currencies import USD
+from nearmesh_controlplane.prices.rules import moment
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.registry.join import Admission
 from nearmesh_controlplane.registry.nodes import READY, Node, Registry
+from nearmesh_controlplane.routing.residency import ResidencyRules
 
 MAX_TOKEN_LIFETIME_S = 366 * 24 * 3600.0
 MAX_AUDIT_ENTRIES = 1000
+# For longer, a price is set without an end.
+MAX_PRICE_S = 366 * 24 * 3600.0
 
 _KINDS: dict[int, Kind] = {pb.NODE_KIND_NODE: "node", pb.NODE_KIND_GATEWAY: "gateway"}
 
@@ -27,13 +34,23 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     """Answers operators."""
 
     def __init__(
-        self, authority: Authority, admission: Admission, registry: Registry, catalog: Catalog, audit: Audit
+        self,
+        authority: Authority,
+        admission: Admission,
+        registry: Registry,
+        catalog: Catalog,
+        audit: Audit,
+        *,
+        prices: Prices,
+        residency: ResidencyRules,
     ) -> None:
         self._authority = authority
         self._admission = admission
         self._registry = registry
         self._catalog = catalog
         self._audit = audit
+        self._prices = prices
+        self._residency = residency
 
     @whole
     async def CreateJoinToken(self, request: pb.CreateJoinTokenRequest, context: Any) -> pb.CreateJoinTokenResponse:
@@ -78,15 +95,60 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     @whole
     async def SetPrice(self, request: pb.SetPriceRequest, context: Any) -> pb.Node:
-        node = await self._registry.set_price(request.node, request.usd_per_hour)
-        await self._audit.record(caller(), "price", node.id, f"{node.usd_per_hour} USD per hour")
+        if request.unset:
+            node = await self._registry.unset_price(request.node)
+            await self._audit.record(caller(), "price", node.id, "taken back")
+            return self._message(node)
+        if not 0 <= request.valid_for_s <= MAX_PRICE_S:
+            raise InvalidInput(
+                f"a price holds 0 to {MAX_PRICE_S:.0f} s, not {request.valid_for_s}; 0 is without an end"
+            )
+        money = self._prices.currencies.money(request.usd_per_hour, request.currency or USD)
+        until_s = time.time() + request.valid_for_s if request.valid_for_s else 0.0
+        node = await self._registry.set_price(request.node, money, until_s)
+        said = f"{money.amount} {money.currency} per hour" + (f" until {moment(until_s)}" if until_s else "")
+        await self._audit.record(caller(), "price", node.id, said)
         return self._message(node)
+
+    async def ListPrices(self, request: pb.ListPricesRequest, context: Any) -> pb.ListPricesResponse:
+        return messages.prices(self._registry.serving_nodes(), self._prices)
+
+    @whole
+    async def SetTransferPrice(self, request: pb.SetTransferPriceRequest, context: Any) -> pb.TransferPrice:
+        ends = request.from_region, request.to_region
+        if request.unset:
+            found = await self._prices.unset_transfer(*ends)
+        else:
+            found = await self._prices.set_transfer(*ends, request.usd_per_gb)
+        said = "taken back" if request.unset else f"{found.usd_per_gb} USD per GB"
+        await self._audit.record(caller(), "transfer-price", f"{ends[0]} -> {ends[1]}", said)
+        return messages.transfer(found)
 
     @whole
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Any) -> pb.Policy:
-        policy = await self._catalog.set_policy(request.model, request.objective, request.deadline_ms)
-        await self._audit.record(caller(), "policy", request.model, f"{policy.objective}, {policy.deadline_ms} ms")
-        return pb.Policy(model=request.model, objective=policy.objective, deadline_ms=policy.deadline_ms)
+        if request.regions and request.any_region:
+            raise InvalidInput("`regions` and `any_region` exclude each other; give one of them")
+        regions = tuple(request.regions) if request.regions or request.any_region else None
+        policy = await self._catalog.set_policy(request.model, request.objective, request.deadline_ms, regions)
+        said = f"{policy.objective}, {policy.deadline_ms} ms, {', '.join(policy.regions) or 'any region'}"
+        await self._audit.record(caller(), "policy", request.model, said)
+        return pb.Policy(
+            model=request.model,
+            objective=policy.objective,
+            deadline_ms=policy.deadline_ms,
+            regions=policy.regions,
+        )
+
+    @whole
+    async def SetResidency(self, request: pb.SetResidencyRequest, context: Any) -> pb.Residency:
+        regions = sorted(await self._residency.set(request.client_region, request.regions))
+        said = f"only {', '.join(regions)}" if regions else "any region"
+        await self._audit.record(caller(), "residency", request.client_region, said)
+        return pb.Residency(client_region=request.client_region, regions=regions)
+
+    async def ListResidency(self, request: pb.ListResidencyRequest, context: Any) -> pb.ListResidencyResponse:
+        rules = [pb.Residency(client_region=region, regions=sorted(bound)) for region, bound in self._residency.all()]
+        return pb.ListResidencyResponse(rules=rules)
 
     async def ListAudit(self, request: pb.ListAuditRequest, context: Any) -> pb.ListAuditResponse:
         entries = await self._audit.latest(min(request.limit or 100, MAX_AUDIT_ENTRIES))
@@ -110,6 +172,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             hardware=node.hardware,
             agent_version=node.agent_version,
             usd_per_hour=node.usd_per_hour,
+            spot=node.spot,
+            price_source=node.price.source if node.kind == "node" else "",
             live=self._registry.live(node),
             draining=node.draining,
             cordoned=node.cordoned,

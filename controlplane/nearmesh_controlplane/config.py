@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from nearmesh import addresses
+from nearmesh.config import PathOrUrl
 from nearmesh.errors import InvalidInput
 from nearmesh.ids import check_label
 from nearmesh.routing.table import Listener
+from nearmesh_controlplane.prices.currencies import Currencies
 
 # Bound to one of these, a listener answers at every address of the machine, and none of them is its name.
 WILDCARDS = ("", "0.0.0.0", "::")
@@ -36,6 +39,32 @@ class EndpointOverride:
     listener: Listener = "public"
 
 
+NO_FEED = PathOrUrl("")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceFeed:
+    """Where prices come from that nobody types in."""
+
+    # A CSV or JSON file, or an http(s) URL of one. Empty: none.
+    feed: PathOrUrl = NO_FEED
+    # How often it is looked at; it is read only when it changed.
+    every_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.every_s <= 86400:
+            raise InvalidInput(f"every_s must be 1 to 86400, got {self.every_s:g}")
+        if "://" in self.feed:
+            try:
+                scheme, host = urlsplit(self.feed).scheme, urlsplit(self.feed).hostname
+            except ValueError:
+                scheme, host = "", None
+            if scheme not in ("http", "https") or not host:
+                raise InvalidInput(
+                    f"feed {self.feed!r} is neither a path nor such as https://prices.example.net/list.csv"
+                )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshConfig:
     """The control plane's configuration."""
@@ -58,12 +87,16 @@ class MeshConfig:
     # Largest model file that may be published.
     max_blob_bytes: int = 8 * 1024**3
     endpoint_override: tuple[EndpointOverride, ...] = ()
+    prices: PriceFeed = field(default_factory=PriceFeed)
+    # US dollars for one unit of each other currency that prices are given in, by its three letters.
+    currencies: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_label("mesh", self.mesh)
         for name in ("lease_s", "certificate_lifetime_s", "snapshot_lifetime_s", "max_blob_bytes"):
             if getattr(self, name) <= 0:
                 raise InvalidInput(f"{name} must be above 0, got {getattr(self, name)}")
+        Currencies(self.currencies)
         if self.host in WILDCARDS:
             raise InvalidInput(
                 f"listening on {self.listen.public}, nodes cannot be told where that is: "

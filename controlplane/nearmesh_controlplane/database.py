@@ -48,9 +48,16 @@ nodes = sa.Table(
     sa.Column("metrics_address", sa.String, nullable=False, default=""),
     sa.Column("hardware", sa.String, nullable=False, default=""),
     sa.Column("agent_version", sa.String, nullable=False, default=""),
-    # From the node's own configuration, and the operator's, which wins.
+    # From the node's own configuration, and the operator's, which wins: in US dollars as of when it was set, as it was
+    # given where that was in another currency, and until when it holds.
     sa.Column("own_usd_per_hour", sa.Float, nullable=False, default=0.0),
     sa.Column("set_usd_per_hour", sa.Float),
+    sa.Column("set_amount", sa.Float),
+    sa.Column("set_currency", sa.String),
+    sa.Column("set_until_s", sa.Float),
+    # On what terms the machine is bought, and the cloud's name for its kind: what a price feed is looked up by.
+    sa.Column("spot", sa.Boolean, nullable=False, default=False),
+    sa.Column("machine_type", sa.String, nullable=False, default=""),
     sa.Column("draining", sa.Boolean, nullable=False, default=False),
     sa.Column("cordoned", sa.Boolean, nullable=False, default=False),
     sa.Column("removed", sa.Boolean, nullable=False, default=False),
@@ -99,6 +106,28 @@ policies = sa.Table(
     sa.Column("deadline_ms", sa.Float, nullable=False),
     # A policy that an operator set is not overwritten by the next published package.
     sa.Column("by_operator", sa.Boolean, nullable=False, default=False),
+    # JSON list of the regions that may serve the model; empty or null for any. Whose word they are is kept apart: who
+    # changes a deadline has not said that the next package may not bind itself to a region.
+    sa.Column("regions", sa.JSON),
+    sa.Column("regions_by_operator", sa.Boolean, nullable=False, default=False),
+)
+
+# What an operator said that it costs to move data between regions; "*" stands for any other region.
+transfer_prices = sa.Table(
+    "transfer_prices",
+    metadata,
+    sa.Column("from_region", sa.String, primary_key=True),
+    sa.Column("to_region", sa.String, primary_key=True),
+    sa.Column("usd_per_gb", sa.Float, nullable=False),
+)
+
+# The regions that may answer the clients of a region; a region without a row may be answered by any.
+residency = sa.Table(
+    "residency",
+    metadata,
+    sa.Column("client_region", sa.String, primary_key=True),
+    # JSON list, never empty.
+    sa.Column("regions", sa.JSON, nullable=False),
 )
 
 audit = sa.Table(

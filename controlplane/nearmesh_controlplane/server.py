@@ -27,12 +27,17 @@ from nearmesh_controlplane.catalog.servicer import CatalogServicer
 from nearmesh_controlplane.config import MeshConfig
 from nearmesh_controlplane.database import Database, settled
 from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.prices.book import Prices
+from nearmesh_controlplane.prices.currencies import Currencies
+from nearmesh_controlplane.prices.feed import Feed, FeedState
+from nearmesh_controlplane.prices.sources import open_source
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.registry.join import Addresses, Admission
 from nearmesh_controlplane.registry.nodes import Registry
 from nearmesh_controlplane.registry.servicer import NodeServicer
 from nearmesh_controlplane.registry.wanted import wanted_state
 from nearmesh_controlplane.routing.latency import LatencyBook
+from nearmesh_controlplane.routing.residency import ResidencyRules
 from nearmesh_controlplane.routing.router import Router
 from nearmesh_controlplane.routing.servicer import RouteServicer
 from nearmesh_controlplane.routing.snapshots import Snapshots
@@ -83,6 +88,9 @@ class ControlPlane:
     snapshots: Snapshots
     admission: Admission
     audit: Audit
+    prices: Prices
+    feed: Feed | None
+    residency: ResidencyRules
 
     @classmethod
     async def open(cls, config: MeshConfig) -> ControlPlane:
@@ -90,8 +98,16 @@ class ControlPlane:
         authority = Authority.open(config.mesh, config.data / "authority")
         db = Database.open(config.data / "state.db")
         changes = Generation()
-        registry = Registry(db, changes, config.lease_s, time.monotonic)
+        currencies = Currencies(config.currencies)
+        feed = _feed(config, currencies)
+        prices = Prices(db, changes, currencies, feed.state if feed else FeedState())
+        residency = ResidencyRules(db, changes)
+        registry = Registry(
+            db, changes, config.lease_s, time.monotonic, lambda node: prices.usd_per_hour(node, time.time())
+        )
         catalog = Catalog(db, changes)
+        await prices.restore()
+        await residency.restore()
         await registry.restore()
         await catalog.restore()
         latencies = LatencyBook()
@@ -123,7 +139,15 @@ class ControlPlane:
             snapshots=snapshots,
             admission=admission,
             audit=Audit(db),
+            prices=prices,
+            feed=feed,
+            residency=residency,
         )
+
+    def take_prices(self, state: FeedState) -> None:
+        """What the feed says now counts from now on."""
+        self.prices.take(state)
+        self.registry.reprice()
 
     def add_servicers(self, server: GuardedServer, gatekeeper: Gatekeeper) -> None:
         """Every gRPC service of the control plane."""
@@ -145,7 +169,16 @@ class ControlPlane:
             CatalogServicer(self.catalog, self.layout, self.registry, self.audit, self.config.max_blob_bytes), server
         )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
-            AdminServicer(self.authority, self.admission, self.registry, self.catalog, self.audit), server
+            AdminServicer(
+                self.authority,
+                self.admission,
+                self.registry,
+                self.catalog,
+                self.audit,
+                prices=self.prices,
+                residency=self.residency,
+            ),
+            server,
         )
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(
             AggregatedDiscovery(
@@ -175,6 +208,8 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
                     tasks.create_task(_tick(plane, certificate, https)),
                     tasks.create_task(plane.snapshots.run()),
                 ]
+                if plane.feed:
+                    background.append(tasks.create_task(plane.feed.run(plane.take_prices)))
                 log.info(
                     "serving mesh=%s public=%s mesh_listener=%s http=%s",
                     config.mesh,
@@ -193,6 +228,13 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
             await server.stop(0)
             await settled()
             plane.db.close()
+
+
+def _feed(config: MeshConfig, currencies: Currencies) -> Feed | None:
+    if not config.prices.feed:
+        return None
+    kept = config.data / "prices" / "feed.json"
+    return Feed(open_source(config.prices.feed), config.prices.every_s, currencies, kept)
 
 
 class ServerCertificate:
@@ -261,5 +303,6 @@ async def _tick(plane: ControlPlane, certificate: ServerCertificate, https: Http
     while True:
         await asyncio.sleep(TICK_S)
         plane.registry.expire()
+        plane.registry.reprice()
         plane.changes.tick()
         certificate.keep_young(https.reload_certificate)

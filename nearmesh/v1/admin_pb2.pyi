@@ -163,7 +163,7 @@ class ListPricesResponse(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[_Union[NodePrice, _Mapping]]] = ..., transfers: _Optional[_Iterable[_Union[TransferPrice, _Mapping]]] = ..., feed: _Optional[_Union[PriceFeed, _Mapping]] = ...) -> None: ...
 
 class NodePrice(_message.Message):
-    __slots__ = ("node", "usd_per_hour", "spot", "source", "amount", "currency", "valid_until_s")
+    __slots__ = ("node", "usd_per_hour", "spot", "source", "amount", "currency", "valid_until_s", "note", "region", "machine_type")
     NODE_FIELD_NUMBER: _ClassVar[int]
     USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
     SPOT_FIELD_NUMBER: _ClassVar[int]
@@ -171,6 +171,9 @@ class NodePrice(_message.Message):
     AMOUNT_FIELD_NUMBER: _ClassVar[int]
     CURRENCY_FIELD_NUMBER: _ClassVar[int]
     VALID_UNTIL_S_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    MACHINE_TYPE_FIELD_NUMBER: _ClassVar[int]
     node: str
     usd_per_hour: float
     spot: bool
@@ -178,17 +181,22 @@ class NodePrice(_message.Message):
     amount: float
     currency: str
     valid_until_s: float
-    def __init__(self, node: _Optional[str] = ..., usd_per_hour: _Optional[float] = ..., spot: _Optional[bool] = ..., source: _Optional[str] = ..., amount: _Optional[float] = ..., currency: _Optional[str] = ..., valid_until_s: _Optional[float] = ...) -> None: ...
+    note: str
+    region: str
+    machine_type: str
+    def __init__(self, node: _Optional[str] = ..., usd_per_hour: _Optional[float] = ..., spot: _Optional[bool] = ..., source: _Optional[str] = ..., amount: _Optional[float] = ..., currency: _Optional[str] = ..., valid_until_s: _Optional[float] = ..., note: _Optional[str] = ..., region: _Optional[str] = ..., machine_type: _Optional[str] = ...) -> None: ...
 
 class TransferPrice(_message.Message):
-    __slots__ = ("from_region", "to_region", "usd_per_gb")
+    __slots__ = ("from_region", "to_region", "usd_per_gb", "source")
     FROM_REGION_FIELD_NUMBER: _ClassVar[int]
     TO_REGION_FIELD_NUMBER: _ClassVar[int]
     USD_PER_GB_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     from_region: str
     to_region: str
     usd_per_gb: float
-    def __init__(self, from_region: _Optional[str] = ..., to_region: _Optional[str] = ..., usd_per_gb: _Optional[float] = ...) -> None: ...
+    source: str
+    def __init__(self, from_region: _Optional[str] = ..., to_region: _Optional[str] = ..., usd_per_gb: _Optional[float] = ..., source: _Optional[str] = ...) -> None: ...
 
 class SetTransferPriceRequest(_message.Message):
     __slots__ = ("from_region", "to_region", "usd_per_gb", "unset")

@@ -67,7 +67,7 @@ class NodeReport(_message.Message):
     def __init__(self, hello: _Optional[_Union[NodeHello, _Mapping]] = ..., status: _Optional[_Union[NodeStatus, _Mapping]] = ...) -> None: ...
 
 class NodeHello(_message.Message):
-    __slots__ = ("agent_version", "public_address", "mesh_address", "metrics_address", "hardware", "providers", "usd_per_hour", "spot")
+    __slots__ = ("agent_version", "public_address", "mesh_address", "metrics_address", "hardware", "providers", "usd_per_hour", "spot", "machine_type")
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     MESH_ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,7 @@ class NodeHello(_message.Message):
     PROVIDERS_FIELD_NUMBER: _ClassVar[int]
     USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
     SPOT_FIELD_NUMBER: _ClassVar[int]
+    MACHINE_TYPE_FIELD_NUMBER: _ClassVar[int]
     agent_version: str
     public_address: str
     mesh_address: str
@@ -84,7 +85,8 @@ class NodeHello(_message.Message):
     providers: _containers.RepeatedScalarFieldContainer[str]
     usd_per_hour: float
     spot: bool
-    def __init__(self, agent_version: _Optional[str] = ..., public_address: _Optional[str] = ..., mesh_address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., hardware: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., usd_per_hour: _Optional[float] = ..., spot: _Optional[bool] = ...) -> None: ...
+    machine_type: str
+    def __init__(self, agent_version: _Optional[str] = ..., public_address: _Optional[str] = ..., mesh_address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., hardware: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., usd_per_hour: _Optional[float] = ..., spot: _Optional[bool] = ..., machine_type: _Optional[str] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
     __slots__ = ("replicas", "draining", "notice_s", "notice", "peers", "utilization")

@@ -39,7 +39,8 @@ def test_the_defaults_that_it_shows_are_the_defaults(name: str) -> None:
     if isinstance(shown, MeshConfig):
         (override,) = shown.endpoint_override
         assert override == EndpointOverride(client_region="us-east1", node="node-1", address="203.0.113.20:8001")
-        shown = dataclasses.replace(shown, endpoint_override=())
+        assert shown.currencies == {"EUR": 1.08}
+        shown = dataclasses.replace(shown, endpoint_override=(), currencies={})
     assert shown == plain
 
 

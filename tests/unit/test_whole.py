@@ -62,6 +62,8 @@ def contents(mesh: State) -> Any:
         nodes,
         [dict(mesh.registry.replicas(node.id)) for node in nodes],
         [(mesh.catalog.versions(m), mesh.catalog.deployments(m), mesh.catalog.policy(m)) for m in models],
+        mesh.prices.transfers(),
+        mesh.residency.all(),
     )
 
 
@@ -69,6 +71,12 @@ CHANGES: dict[str, Callable[[State], Awaitable[Any]]] = {
     "register": lambda mesh: mesh.join("second"),
     "drain": lambda mesh: mesh.registry.drain("n", undo=False),
     "price": lambda mesh: mesh.registry.set_price("n", 7.0),
+    "price taken back": lambda mesh: mesh.registry.unset_price("priced"),
+    "transfer": lambda mesh: mesh.prices.set_transfer("a", "*", 0.1),
+    "transfer taken back": lambda mesh: mesh.prices.unset_transfer("a", "b"),
+    "residency": lambda mesh: mesh.residency.set("a", ["b"]),
+    "residency taken back": lambda mesh: mesh.residency.set("bound", []),
+    "regions": lambda mesh: mesh.catalog.set_policy("m", "", 0.0, ("a",)),
     "status": lambda mesh: mesh.reports("n", replica()),
     "add": lambda mesh: mesh.publish("m", "2"),
     "deploy": lambda mesh: mesh.catalog.deploy("m", "1", (), "me"),
@@ -81,6 +89,10 @@ CHANGES: dict[str, Callable[[State], Awaitable[Any]]] = {
 async def filled(folder: Path) -> AsyncIterator[State]:
     async with state(folder) as mesh:
         await mesh.node("n")
+        await mesh.node("priced")
+        await mesh.registry.set_price("priced", 3.0)
+        await mesh.prices.set_transfer("a", "b", 0.2)
+        await mesh.residency.set("bound", ["a"])
         await mesh.publish("m", "1")
         for version in "12":
             await mesh.publish("r", version)
@@ -104,6 +116,12 @@ CALLS: dict[str, Callable[[AdminServicer, CatalogServicer], Awaitable[Any]]] = {
     "cordon": lambda admin, _: admin.CordonNode(admin_pb2.CordonNodeRequest(node="n"), None),
     "remove": lambda admin, _: admin.RemoveNode(admin_pb2.RemoveNodeRequest(node="n"), None),
     "price": lambda admin, _: admin.SetPrice(admin_pb2.SetPriceRequest(node="n", usd_per_hour=7), None),
+    "transfer-price": lambda admin, _: admin.SetTransferPrice(
+        admin_pb2.SetTransferPriceRequest(from_region="a", to_region="*", usd_per_gb=0.1), None
+    ),
+    "residency": lambda admin, _: admin.SetResidency(
+        admin_pb2.SetResidencyRequest(client_region="a", regions=["b"]), None
+    ),
     "policy": lambda admin, _: admin.SetPolicy(admin_pb2.SetPolicyRequest(model="m", deadline_ms=7), None),
     "token": lambda admin, _: admin.IssueToken(
         admin_pb2.IssueTokenRequest(subject="you", role="client", lifetime_s=60), None
@@ -117,7 +135,15 @@ CALLS: dict[str, Callable[[AdminServicer, CatalogServicer], Awaitable[Any]]] = {
 async def test_the_audit_follows_a_cancelled_call_and_knows_who_called(tmp_path: Path, name: str) -> None:
     async with filled(tmp_path) as mesh:
         audit, unused = Audit(mesh.db), cast(Any, None)
-        admin = AdminServicer(Authority.open("mesh", tmp_path), unused, mesh.registry, mesh.catalog, audit)
+        admin = AdminServicer(
+            Authority.open("mesh", tmp_path),
+            unused,
+            mesh.registry,
+            mesh.catalog,
+            audit,
+            prices=mesh.prices,
+            residency=mesh.residency,
+        )
         catalog = CatalogServicer(mesh.catalog, unused, mesh.registry, audit, 10)
         rpc._caller.set(ME)
         await cancelled(mesh.db, CALLS[name](admin, catalog))

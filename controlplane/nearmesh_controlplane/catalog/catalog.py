@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ import sqlalchemy as sa
 from nearmesh.errors import AlreadyExists, InvalidInput, NotFound
 from nearmesh.oci import Manifest
 from nearmesh.package import RoutePolicy
-from nearmesh.routing import Objective, parse_objective
+from nearmesh.routing import parse_objective
+from nearmesh.routing.residency import check_regions
 from nearmesh_controlplane import database as tables
 from nearmesh_controlplane.database import Database, whole
 from nearmesh_controlplane.generation import Generation
@@ -177,18 +179,23 @@ class Catalog:
         return await self.deploy(model, earlier.version, present.sites, actor)
 
     @whole
-    async def set_policy(self, model: str, objective: str, deadline_ms: float) -> RoutePolicy:
-        """Empty or 0 leaves a value as it is. Raises NotFound, InvalidInput."""
+    async def set_policy(
+        self, model: str, objective: str, deadline_ms: float, regions: tuple[str, ...] | None = None
+    ) -> RoutePolicy:
+        """Empty, 0 or None leaves a value as it is; no regions at all let any serve. Raises NotFound, InvalidInput."""
         self.versions(model)
-        now = self.policy(model)
         if not 0 <= deadline_ms < 1e7:
             raise InvalidInput(f"a deadline of {deadline_ms} ms is not between 0 and 10,000,000")
-        wanted: Objective = parse_objective(objective) if objective else now.objective
-        policy = RoutePolicy(objective=wanted, deadline_ms=deadline_ms or now.deadline_ms)
-        await self._db.run(_write_policy, model, policy, True)
-        self._policies[model] = policy
+        changes: dict[str, Any] = {}
+        if objective:
+            changes |= {"objective": parse_objective(objective)}
+        if deadline_ms:
+            changes |= {"deadline_ms": deadline_ms}
+        if regions is not None:
+            changes |= {"regions": check_regions("region", regions)}
+        self._policies[model] = await self._db.run(_change_policy, model, changes)
         self._changes.bump()
-        return policy
+        return self._policies[model]
 
 
 def _read_all(connection: sa.Connection) -> tuple[list[Version], list[Deployment], dict[str, RoutePolicy]]:
@@ -203,23 +210,42 @@ def _deployment(row: sa.Row[Any]) -> Deployment:
 
 
 def _policy(row: sa.Row[Any]) -> RoutePolicy:
-    return RoutePolicy(objective=row.objective, deadline_ms=row.deadline_ms)
+    return RoutePolicy(objective=row.objective, deadline_ms=row.deadline_ms, regions=tuple(row.regions or ()))
 
 
 def _insert_version(connection: sa.Connection, version: Version, policy: RoutePolicy) -> RoutePolicy:
     row = {name: getattr(version, name) for name in ("digest", "model", "version", "size_bytes", "created_at_s")}
     connection.execute(sa.insert(tables.versions).values(**row))
-    known = connection.execute(sa.select(tables.policies).where(tables.policies.c.model == version.model)).one_or_none()
+    known = _policy_row(connection, version.model)
     if known is not None and known.by_operator:
-        return _policy(known)
-    _write_policy(connection, version.model, policy, False)
+        policy = dataclasses.replace(_policy(known), regions=policy.regions)
+    if known is not None and known.regions_by_operator:
+        policy = dataclasses.replace(policy, regions=_policy(known).regions)
+    _write_policy(connection, version.model, policy, {})
     return policy
 
 
-def _write_policy(connection: sa.Connection, model: str, policy: RoutePolicy, by_operator: bool) -> None:
-    values = {"objective": policy.objective, "deadline_ms": policy.deadline_ms, "by_operator": by_operator}
-    connection.execute(sa.delete(tables.policies).where(tables.policies.c.model == model))
-    connection.execute(sa.insert(tables.policies).values(model=model, **values))
+def _change_policy(connection: sa.Connection, model: str, changes: Mapping[str, Any]) -> RoutePolicy:
+    """An operator's word. In one transaction, so that who changes the deadline does not undo who binds the regions."""
+    known = _policy_row(connection, model)
+    policy = dataclasses.replace(RoutePolicy() if known is None else _policy(known), **changes)
+    spoken = {"by_operator": True} if changes.keys() - {"regions"} else {}
+    spoken |= {"regions_by_operator": True} if "regions" in changes else {}
+    _write_policy(connection, model, policy, spoken)
+    return policy
+
+
+def _policy_row(connection: sa.Connection, model: str) -> sa.Row[Any] | None:
+    return connection.execute(sa.select(tables.policies).where(tables.policies.c.model == model)).one_or_none()
+
+
+def _write_policy(connection: sa.Connection, model: str, policy: RoutePolicy, spoken: Mapping[str, bool]) -> None:
+    """`spoken` has what an operator has spoken on from now on; the rest stays as it was."""
+    values = {"objective": policy.objective, "deadline_ms": policy.deadline_ms, "regions": list(policy.regions)}
+    table = tables.policies
+    changed = connection.execute(sa.update(table).where(table.c.model == model).values(**values, **spoken))
+    if not changed.rowcount:
+        connection.execute(sa.insert(table).values(model=model, **values, **spoken))
 
 
 def _insert_deployment(

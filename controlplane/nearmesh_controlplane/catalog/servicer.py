@@ -148,6 +148,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
             replicas=self._replicas(name),
             objective=policy.objective,
             deadline_ms=policy.deadline_ms,
+            regions=policy.regions,
         )
 
     def _replicas(self, model: str) -> list[pb.Replica]:

@@ -2,11 +2,15 @@
 
 Durable facts are written to the database before they are seen here; presence lives in memory alone. After a restart
 every node counts as just lost, so that those who come back within the lease never leave the routes.
+
+A node's price is decided elsewhere (`prices`), by these facts and others, and kept here with them: whoever routes sees
+the facts and the price of one moment.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,16 +19,24 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from nearmesh.errors import InvalidInput, NotFound
+from nearmesh.errors import NotFound
+from nearmesh.ids import check_machine_type
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_controlplane import database as tables
 from nearmesh_controlplane.database import Database, whole
 from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.prices.currencies import USD, Currencies, Money, check_price
+from nearmesh_controlplane.prices.rules import Price, jumped, price_of
+from nearmesh_controlplane.prices.table import PriceTable
+
+log = logging.getLogger(__name__)
 
 # "live": its session is open. "suspect": it broke within the lease. "gone": longer ago, or it never had one.
 Presence = Literal["live", "suspect", "gone"]
 
 READY = pb.REPLICA_STATE_READY
+# Of a node that nobody has looked up a price for yet.
+UNPRICED = Price()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,16 +53,29 @@ class Node:
     metrics_address: str = ""
     hardware: str = ""
     agent_version: str = ""
+    # Of the machine, and what its own configuration asks for it.
+    machine_type: str = ""
+    spot: bool = False
     own_usd_per_hour: float = 0.0
+    # The operator's price, in US dollars and where need be as it was given; until when, seconds since the epoch.
     set_usd_per_hour: float | None = None
+    set_amount: float | None = None
+    set_currency: str | None = None
+    set_until_s: float | None = None
     draining: bool = False
     cordoned: bool = False
     removed: bool = False
+    # What counts of all prices, at present. Not durable: it is made of the facts above, a feed, and the time.
+    price: Price = UNPRICED
 
     @property
     def usd_per_hour(self) -> float:
-        """The operator's price, else the node's own."""
-        return self.own_usd_per_hour if self.set_usd_per_hour is None else self.set_usd_per_hour
+        """The price that counts: the operator's, else a feed's, else the node's own."""
+        return self.price.usd_per_hour
+
+
+def priced_without_a_feed(node: Node) -> Price:
+    return price_of(node, PriceTable(), Currencies({}), time.time())
 
 
 @dataclass(slots=True)
@@ -66,11 +91,19 @@ class _Seen:
 class Registry:
     """All nodes and gateways of the mesh."""
 
-    def __init__(self, db: Database, changes: Generation, lease_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        db: Database,
+        changes: Generation,
+        lease_s: float,
+        clock: Callable[[], float],
+        price_of: Callable[[Node], Price] = priced_without_a_feed,
+    ) -> None:
         self._db = db
         self._changes = changes
         self._lease_s = lease_s
         self._clock = clock
+        self._price_of = price_of
         self._nodes: dict[str, Node] = {}
         self._seen: dict[str, _Seen] = {}
         self._replicas: dict[str, dict[str, pb.ReplicaStatus]] = {}
@@ -79,7 +112,7 @@ class Registry:
     async def restore(self) -> None:
         """Reads the durable state; called once, before anyone is served."""
         for node, replicas in await self._db.run(_read_all):
-            self._nodes[node.id] = node
+            self._nodes[node.id] = self._at_its_price(node)
             self._replicas[node.id] = replicas
             self._seen[node.id] = _Seen(lost_at=self._clock() if replicas else -math.inf)
         self.expire()
@@ -130,13 +163,13 @@ class Registry:
     @whole
     async def register(self, connection_change: Callable[[Any], Node]) -> Node:
         """Runs a transaction that writes a node's row, then knows the node."""
-        node = await self._db.run(connection_change)
+        node = self._at_its_price(await self._db.run(connection_change))
         self._nodes[node.id] = node
         self._changes.bump()
         return node
 
     async def hello(self, node_id: str, hello: pb.NodeHello) -> None:
-        """Takes over the addresses and the price that a node brings to its session."""
+        """Takes over the addresses, and what a node says of its machine and its price. Raises InvalidInput."""
         price = hello.usd_per_hour if hello.usd_per_hour > 0 else 0.0
         await self._update(
             node_id,
@@ -146,6 +179,8 @@ class Registry:
             hardware=hello.hardware,
             agent_version=hello.agent_version,
             own_usd_per_hour=check_price(price),
+            spot=hello.spot,
+            machine_type=check_machine_type(hello.machine_type),
         )
 
     @whole
@@ -203,24 +238,53 @@ class Registry:
     async def remove(self, node_id: str) -> Node:
         return await self._update(node_id, removed=True)
 
-    async def set_price(self, node_id: str, usd_per_hour: float) -> Node:
-        return await self._update(node_id, set_usd_per_hour=check_price(usd_per_hour))
+    async def set_price(self, node_id: str, price: Money | float, until_s: float = 0.0) -> Node:
+        """The operator's price, US dollars where it is a number alone; until then, or with 0 until it is changed."""
+        money = price if isinstance(price, Money) else Money(price, price, USD)
+        foreign = money.currency != USD
+        return await self._update(
+            node_id,
+            set_usd_per_hour=check_price(money.usd),
+            set_amount=money.amount if foreign else None,
+            set_currency=money.currency if foreign else None,
+            set_until_s=until_s or None,
+        )
+
+    async def unset_price(self, node_id: str) -> Node:
+        """Takes the operator's price back."""
+        return await self._update(node_id, set_usd_per_hour=None, set_amount=None, set_currency=None, set_until_s=None)
+
+    def reprice(self) -> None:
+        """Decides every price anew, after the feed changed or as time goes by, and wakes those who route by them."""
+        changed = [(node, after) for node in self._nodes.values() if (after := self._price_of(node)) != node.price]
+        for node, after in changed:
+            self._nodes[node.id] = dataclasses.replace(node, price=after)
+        moved = [(node, after) for node, after in changed if after.usd_per_hour != node.usd_per_hour]
+        for node, after in moved:
+            level = logging.WARNING if jumped(node.price, after) else logging.DEBUG
+            log.log(
+                level,
+                "price node=%s usd_per_hour=%g before=%g by=%s",
+                node.id,
+                after.usd_per_hour,
+                node.usd_per_hour,
+                after.source,
+            )
+        if moved:
+            log.info("prices moved nodes=%d", len(moved))
+            self._changes.bump()
 
     @whole
     async def _update(self, node_id: str, **values: Any) -> Node:
         node = dataclasses.replace(self.get(node_id), **values)
         if node != self._nodes[node_id]:
             await self._db.run(_write_node, node_id, values)
-            self._nodes[node_id] = dataclasses.replace(self._nodes[node_id], **values)
+            self._nodes[node_id] = self._at_its_price(dataclasses.replace(self._nodes[node_id], **values))
             self._changes.bump()
         return self._nodes[node_id]
 
-
-def check_price(usd_per_hour: float) -> float:
-    """Raises InvalidInput for anything that cannot be a price."""
-    if not (0 <= usd_per_hour < 1e6):
-        raise InvalidInput(f"a price of {usd_per_hour} US dollars per hour is not between 0 and 1,000,000")
-    return usd_per_hour
+    def _at_its_price(self, node: Node) -> Node:
+        return dataclasses.replace(node, price=self._price_of(node))
 
 
 def node_from_row(row: sa.Row[Any]) -> Node:

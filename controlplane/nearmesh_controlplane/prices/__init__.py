@@ -1,0 +1,1 @@
+"""What nodes and transfers cost, by whose word, and until when."""
