@@ -139,7 +139,7 @@ async def _router(database: Database) -> tuple[Router, Generation]:
     for number, node in enumerate(registry.all()):
         registry.session_opened(node.id)
         samples = [5.0 + number % 200 + i / 10 for i in range(20)]
-        latencies.report(CLIENT_REGION, node.id, samples, from_gateway=True, now_s=time.monotonic())
+        latencies.report(CLIENT_REGION, node.id, samples, kind="gateway", reporter="door", now_s=time.monotonic())
     return Router("bench", registry, catalog, latencies, changes, (), time.monotonic), changes
 
 

@@ -10,11 +10,15 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
+from statistics import NormalDist
 
 # A tail is as long as the samples prove with this confidence. The lower it is, the fewer strays are overlooked.
 CONFIDENCE = 0.95
 # Fewer samples say nothing: a single pause would be half of them or all, and move the median as well.
 LEAST_SAMPLES = 3
+# Of more than these, a tail is told by a formula.
+MANY_SAMPLES = 500
+_Z = NormalDist().inv_cdf(CONFIDENCE)
 
 
 def quantile(ordered: Sequence[float], q: float) -> float:
@@ -31,6 +35,18 @@ def proven_tail(ordered: Sequence[float], q: float) -> float:
     nearest rank overlooks none, none, none and three.
     """
     return ordered[max(0, len(ordered) - 1 - _strays(len(ordered), q))]
+
+
+def proven_level(q: float, samples: int) -> float:
+    """The level whose quantile is no more than that many samples prove of the one at `q`; up to the median `q` itself.
+
+    As `proven_tail`, for samples that are not kept one by one. Beyond MANY_SAMPLES the binomial is normal enough.
+    """
+    if q <= 0.5:
+        return q
+    count = max(1, samples)
+    overlooked = _strays(count, q) / count if count <= MANY_SAMPLES else 1 - q + _Z * math.sqrt(q * (1 - q) / count)
+    return max(0.5, 1 - overlooked)
 
 
 @lru_cache(maxsize=4096)

@@ -17,6 +17,11 @@ PRIOR_SAME_REGION_MS = 1.0
 # For a region that is not in the table: half way round the earth, so that it is never preferred by ignorance.
 PRIOR_UNKNOWN_MS = PRIOR_BASE_MS + PRIOR_MS_PER_KM * math.pi * EARTH_RADIUS_KM
 
+# No signal is sooner: light travels 200 km in a millisecond of fibre, and a round trip goes there and back.
+LIGHT_MS_PER_KM = 1 / 100
+# How far a region's machines and clients may be from the place that it is named for.
+REGION_RADIUS_KM = 100.0
+
 # region: (latitude, longitude) in degrees
 COORDINATES: dict[str, tuple[float, float]] = {
     "asia-east1": (24.05, 120.52),
@@ -56,3 +61,11 @@ def prior_round_trip_ms(a: str, b: str) -> float:
     if a not in COORDINATES or b not in COORDINATES:
         return PRIOR_UNKNOWN_MS
     return PRIOR_BASE_MS + PRIOR_MS_PER_KM * great_circle_km(COORDINATES[a], COORDINATES[b])
+
+
+def light_ms(a: str, b: str) -> float:
+    """The least that a round trip between two regions can take; 0 when it is not known where they are."""
+    if a not in COORDINATES or b not in COORDINATES:
+        return 0.0
+    apart_km = great_circle_km(COORDINATES[a], COORDINATES[b]) - 2 * REGION_RADIUS_KM
+    return LIGHT_MS_PER_KM * max(0.0, apart_km)

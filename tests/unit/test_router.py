@@ -35,6 +35,21 @@ async def mesh(tmp_path: Path) -> AsyncIterator[State]:
         yield found
 
 
+# Round trips from Europe, milliseconds.
+QUIET = {"eu": 1.0, "us": 93.0, "asia": 230.0}
+
+
+def measured(mesh: State, region: str = EUROPE) -> None:
+    """A gateway of the region has measured the ways: by distance alone none but the nearest is surely in time."""
+    for node, quiet_ms in QUIET.items():
+        report(mesh, node, *[quiet_ms] * 9, region=region)
+    mesh.changes.bump()
+
+
+def report(mesh: State, node: str, *samples_ms: float, region: str = EUROPE) -> None:
+    mesh.latencies.report(region, node, samples_ms, kind="gateway", reporter="door", now_s=mesh.clock.now_s)
+
+
 def order(decision: Decision) -> list[str]:
     return [ranked.candidate.node for ranked in decision.ranking]
 
@@ -50,6 +65,7 @@ async def test_each_region_has_its_nearest(mesh: State, region: str, nearest: st
 
 
 async def test_the_cheapest_in_time_and_a_price_that_moves_it(mesh: State) -> None:
+    measured(mesh)
     assert order(mesh.router.decide("m", EUROPE))[0] == "eu"
     await mesh.registry.set_price("us", 1 - HYSTERESIS / 2)
     assert order(mesh.router.decide("m", EUROPE))[0] == "eu"
@@ -62,6 +78,7 @@ async def test_the_cheapest_in_time_and_a_price_that_moves_it(mesh: State) -> No
 
 
 async def test_the_present_choice_is_kept_for_each_region_and_objective_by_itself(mesh: State) -> None:
+    measured(mesh)
     await mesh.registry.set_price("us", 0.5)
     assert order(mesh.router.decide("m", EUROPE))[0] == "us"
     await mesh.registry.set_price("us", 1 + HYSTERESIS / 2)
@@ -201,8 +218,8 @@ async def test_overrides_are_for_one_region_and_one_listener(mesh: State) -> Non
 
 
 async def test_measured_round_trips_change_the_order(mesh: State) -> None:
-    mesh.latencies.report(EUROPE, "asia", [1.0] * 3, from_gateway=True, now_s=mesh.clock.now_s)
-    mesh.latencies.report(EUROPE, "eu", [80.0] * 3, from_gateway=True, now_s=mesh.clock.now_s)
+    report(mesh, "asia", *[1.0] * 3)
+    report(mesh, "eu", *[80.0] * 3)
     mesh.changes.bump()
     decision = mesh.router.decide("m", EUROPE, "nearest")
     assert order(decision)[0] == "asia"
@@ -210,8 +227,7 @@ async def test_measured_round_trips_change_the_order(mesh: State) -> None:
     assert mesh.router.table(EUROPE, "public").nearest[0].node == "asia"
 
 
-# Round trips from Europe, milliseconds: one report a second, and strays that would be too late.
-QUIET = {"eu": 1.0, "us": 93.0, "asia": 230.0}
+# One report a second, and strays that would be too late.
 STRAY_MS = 900.0
 STRAYS: list[tuple[str, dict[str, set[int]]]] = [
     ("none", {}),
@@ -224,26 +240,28 @@ STRAYS: list[tuple[str, dict[str, set[int]]]] = [
 
 @pytest.mark.parametrize(("what", "strays"), STRAYS, ids=[case[0] for case in STRAYS])
 async def test_strays_among_few_samples_move_no_traffic(mesh: State, what: str, strays: dict[str, set[int]]) -> None:
+    measured(mesh)
     await mesh.registry.set_price("us", 0.5)
     chosen = [order(mesh.router.decide("m", EUROPE))[0]]
     for second in range(60):
         mesh.clock.now_s += 1
         for node, quiet_ms in QUIET.items():
             sample = STRAY_MS if second in strays.get(node, ()) else quiet_ms
-            mesh.latencies.report(EUROPE, node, [sample], from_gateway=True, now_s=mesh.clock.now_s)
+            report(mesh, node, sample)
         mesh.changes.bump()
         chosen.append(order(mesh.router.decide("m", EUROPE))[0])
     assert set(chosen) == {"us"}
 
 
 async def test_a_way_that_became_slow_is_left_within_seconds_and_once(mesh: State) -> None:
+    measured(mesh)
     await mesh.registry.set_price("us", 0.5)
     chosen = []
     for second in range(40):
         mesh.clock.now_s += 1
         for node, quiet_ms in QUIET.items():
             sample = STRAY_MS if node == "us" and second >= 20 else quiet_ms
-            mesh.latencies.report(EUROPE, node, [sample], from_gateway=True, now_s=mesh.clock.now_s)
+            report(mesh, node, sample)
         mesh.changes.bump()
         chosen.append(order(mesh.router.decide("m", EUROPE))[0])
     # The fourth sample of 24 proves it.
@@ -255,7 +273,7 @@ async def test_who_asks_why_hears_the_decision_that_was_given_out(mesh: State) -
     await mesh.registry.set_price("us", 0.5)
     table = mesh.router.table(EUROPE, "public")
     given = mesh.router.decide("m", EUROPE)
-    mesh.latencies.report(EUROPE, "us", [STRAY_MS] * 9, from_gateway=True, now_s=mesh.clock.now_s)
+    report(mesh, "us", *[STRAY_MS] * 9)
     assert mesh.router.decide("m", EUROPE) is given and mesh.router.table(EUROPE, "public") is table
     mesh.changes.drift()
     mesh.changes.tick()

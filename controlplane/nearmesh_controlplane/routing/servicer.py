@@ -78,7 +78,8 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
                     request.region,
                     sample.node,
                     sample.network_ms,
-                    from_gateway=from_gateway,
+                    kind="gateway" if from_gateway else "clients",
+                    reporter=caller().name,
                     now_s=time.monotonic(),
                 )
         self._changes.drift()
