@@ -159,16 +159,17 @@ def table(results: Mapping[str, Any]) -> Table:
 def page(results: Mapping[str, Any]) -> str:
     """The results as one can read them."""
     taken, found = results["taken"], table(results)
+    host = taken["machine"]
     changed = ", with uncommitted changes" if taken["uncommitted_changes"] else ""
     parts = (
         "# The nearest site for a client that nobody has measured",
-        f"Written by `{taken['command']}`; a new run replaces it. All figures are in `coordinates.json` beside this page.",
+        f"Written by `{taken['command']}`; a new run replaces it. All figures are in `coordinates.json` beside it.",
         _WHAT.format(seeds=results["seeds"]),
         f"## {found.title}",
         markdown(found),
         _HOW,
-        f"Taken on {taken['machine']['cpu']}, {taken['machine']['cores']} cores, Python {taken['machine']['python']}, at "
-        f"commit {taken['commit'][:12]}{changed}. Nothing here is a time of this machine.",
+        f"Taken on {host['cpu']}, {host['cores']} cores, Python {host['python']}, at commit "
+        f"{taken['commit'][:12]}{changed}. Nothing here is a time of this machine.",
     )
     return "\n\n".join(parts) + "\n"
 
