@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from nearmesh.errors import InvalidInput
 from nearmesh.ids import check_machine_type
@@ -31,12 +33,39 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NoticeConfig:
+    """Who may say that this machine is about to be taken away; none by default. The first word counts."""
+
+    # A file: when it is written, the node leaves. Nothing in it, seconds, a time, or JSON as AWS writes it.
+    file: Path | None = None
+    # A cloud's metadata service: "aws", "gcp" or "azure".
+    metadata: Literal["", "aws", "gcp", "azure"] = ""
+    # The service's address if it is not the cloud's usual one; without `metadata`, a URL that answers as a file reads.
+    url: str = ""
+    # One's own: "package.module:Class", made with this table, whose `notice` returns when the time has come.
+    source: str = ""
+    # How often the file and the service are looked at. A second of the notice is lost to it at most.
+    every_s: float = 1.0
+    # How long the machine stays where a notice does not say.
+    default_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0.05 <= self.every_s <= 60 or not 0 < self.default_s <= 3600:
+            raise InvalidInput("every_s must be 0.05 to 60, default_s above 0 and at most 3600")
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise InvalidInput(f"url {self.url!r} does not begin with http:// or https://")
+        if self.source and not re.fullmatch(r"[\w.]+:\w+", self.source):
+            raise InvalidInput(f"source {self.source!r} is not package.module:Class")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
     """A node's configuration."""
 
     # Key, certificate, models and the last wanted state.
     data: Path
     listen: Listen = field(default_factory=Listen)
+    notice: NoticeConfig = field(default_factory=NoticeConfig)
     # IP that clients and gateways reach this node at. Empty: the listener's own, or this machine's on the way to the
     # control plane; behind a translated address it has to be said.
     advertise_host: str = ""

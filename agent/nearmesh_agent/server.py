@@ -8,6 +8,7 @@ import logging
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.health import SERVICE as HEALTH
 from nearmesh_agent.health import Health
+from nearmesh_agent.leaving import Leaving
+from nearmesh_agent.notice.source import first_notice, sources
 from nearmesh_agent.serving import wire
 from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.metrics import ServingMetrics
@@ -41,9 +44,6 @@ from nearmesh_agent.session.session import Session
 from nearmesh_agent.store.store import PULL_TIMEOUT, ModelStore
 
 log = logging.getLogger(__name__)
-
-# How long a leaving node waits for the routes to lead elsewhere; it stops all the same when nobody says so.
-WITHDRAW_S = 3.0
 
 POLICY = {
     # Load balancers and orchestrators probe without credentials; it says ready or not, and nothing else.
@@ -74,8 +74,6 @@ class Agent:
         self._verifier = TokenVerifier(membership.jwks_json, membership.mesh)
         self._store = ModelStore(config.data / "models")
         place = Place(node=membership.id, site=membership.site, region=membership.region)
-        self._leaving = False
-        self._withdrawn = asyncio.Event()
         self._addresses: dict[str, str] = {}
         self._session = Session(
             membership.control_plane_mesh,
@@ -86,6 +84,8 @@ class Agent:
         )
         self._node = ServingNode(config, place, engines_of(config), on_change=self._session.report_now)
         self._servicer = self._node.servicer
+        self._leaving = Leaving(self._servicer, grace_s=config.grace_s, report_now=self._session.report_now)
+        self._notices = sources(config.notice)
         self._reconciler = Reconciler(
             self._node.table,
             self._pull,
@@ -108,6 +108,7 @@ class Agent:
                         tasks.create_task(self._session.run()),
                         tasks.create_task(self._renewal.run()),
                         tasks.create_task(self._node.run()),
+                        tasks.create_task(self._heed_notices(stop)),
                     ]
                     self._reconciler.resume()
                     log.info(
@@ -118,31 +119,30 @@ class Agent:
                         metrics_address,
                     )
                     await stop.wait()
-                    await self._leave(server)
+                    await self._leaving.run(self._node.health.leave, partial(self._stop, server))
                     for task in background:
                         task.cancel()
         finally:
-            await server.stop(0)
-            await self._reconciler.close()
-            await self._node.close()
+            await self._close(server)
 
-    async def _leave(self, server: Server) -> None:
-        """Out of the routes first, still answering who has not heard; then what is in flight ends."""
-        log.info("leaving")
-        self._leaving = True
-        # An operator who drained the node has taken it out of the routes already.
-        if self._reconciler.wanted.withdrawn:
-            self._withdrawn.set()
-        self._session.report_now()
-        self._node.health.leave()
-        try:
-            async with asyncio.timeout(WITHDRAW_S):
-                await self._withdrawn.wait()
-        except TimeoutError:
-            log.warning("the control plane did not confirm the withdrawal within %s s", WITHDRAW_S)
-        self._servicer.draining = True
+    async def _heed_notices(self, stop: asyncio.Event) -> None:
+        """Sends the node away when somebody says that the machine goes."""
+        self._leaving.noticed(await first_notice(self._notices))
+        stop.set()
+
+    async def _stop(self, server: Server, grace_s: float) -> None:
         self._node.health.end()
-        await server.stop(self._config.grace_s)
+        await server.stop(grace_s)
+
+    async def _close(self, server: Server) -> None:
+        """Everything but the process; where a notice has set a time, within it."""
+        try:
+            async with asyncio.timeout_at(self._leaving.until):
+                await server.stop(0)
+                await self._reconciler.close()
+                await self._node.close()
+        except TimeoutError:
+            log.warning("some of what was loaded is not closed in time; it ends with the process")
 
     def _build_server(self) -> Server:
         gatekeeper = Gatekeeper(
@@ -175,13 +175,14 @@ class Agent:
         )
 
     def _status(self) -> pb.NodeStatus:
-        return pb.NodeStatus(replicas=self._reconciler.statuses(), draining=self._leaving)
+        status = self._leaving.status()
+        status.replicas.extend(self._reconciler.statuses())
+        return status
 
     def _on_wanted(self, state: pb.WantedState) -> None:
         self._verifier.update(state.jwks_json)
         self._reconciler.want(state)
-        if state.withdrawn and self._leaving:
-            self._withdrawn.set()
+        self._leaving.wanted(state)
 
     async def _pull(self, model: str, digest: str, registry_url: str) -> Path:
         found = await self._store.held(digest)
@@ -266,6 +267,7 @@ async def serve_alone(packages: Mapping[str, Path], config: NodeConfig, stop: as
         running = asyncio.create_task(node.run())
         await stop.wait()
         running.cancel()
+        node.servicer.draining = True
         node.health.leave()
         node.health.end()
         await server.stop(config.grace_s)

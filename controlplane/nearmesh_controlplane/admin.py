@@ -161,6 +161,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     def _message(self, node: Node) -> pb.Node:
         replicas = self._registry.replicas(node.id).values()
+        notice, notice_s = self._registry.notice(node.id)
+        in_flight, sequences, drained = self._registry.under_way(node.id)
         return pb.Node(
             id=node.id,
             kind=pb.NODE_KIND_NODE if node.kind == "node" else pb.NODE_KIND_GATEWAY,
@@ -180,4 +182,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             removed=node.removed,
             last_seen_s=self._registry.last_seen_s(node.id),
             ready_replicas=sum(replica.state == READY for replica in replicas),
+            notice=notice,
+            notice_s=notice_s,
+            in_flight=in_flight,
+            sequences=sequences,
+            drained=drained,
         )

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearmesh.cli.output import NOTHING, Number, ago, note, print_json, print_table
+from nearmesh.cli.output import NOTHING, Number, ago, console, note, print_json, print_table
 from nearmesh.cli.session import Failure, Session, json_option, pass_session
 from nearmesh.routing import format_usd
 
 if TYPE_CHECKING:
     from nearmesh.cli.records import Record
+    from nearmesh.client.admin import AdminClient
 
 COLUMNS = (
     "node",
@@ -91,14 +92,31 @@ def _row(record: Record, now_s: float) -> tuple[str, ...]:
 @node.command()
 @click.argument("name", metavar="NODE")
 @_undo
+@click.option("--wait", is_flag=True, help="Until nothing is under way on it any more, sequences included.")
+@click.option(
+    "--timeout", "limit_s", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True, help="Seconds."
+)
 @pass_session
-def drain(session: Session, name: str, undo: bool) -> None:
+def drain(session: Session, name: str, undo: bool, wait: bool, limit_s: float) -> None:
     """Take NODE out of the routes.
 
-    It answers what it has begun.
+    It answers what it has begun, lets its sequences end, and refuses what is new; its process stays.
     """
+    if undo and wait:
+        raise click.UsageError("--wait is for a drain, --undo takes it back at once")
     session.ask(lambda admin: admin.drain(name, undo=undo))
-    click.echo(f"{name} is back in the routes" if undo else f"{name} gets no new requests")
+    if wait:
+        click.echo(session.ask(lambda admin: _drained(admin, name, limit_s)))
+    else:
+        click.echo(f"{name} is back in the routes" if undo else f"{name} gets no new requests")
+
+
+async def _drained(admin: AdminClient, name: str, limit_s: float) -> str:
+    from nearmesh.cli.drain import follow, said
+
+    with console(err=True).status(f"draining {name}") as status:
+        found = await follow(admin, name, limit_s=limit_s, on_progress=lambda node: status.update(said(node)))
+    return said(found)
 
 
 @node.command()

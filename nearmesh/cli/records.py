@@ -40,6 +40,11 @@ def node(message: admin_pb2.Node) -> Record:
         "mesh_address": message.mesh_address,
         "metrics_address": message.metrics_address,
         "last_seen_s": message.last_seen_s,
+        "notice": message.notice,
+        "notice_s": message.notice_s,
+        "in_flight": message.in_flight,
+        "sequences": message.sequences,
+        "drained": message.drained,
     }
 
 
@@ -48,7 +53,10 @@ def node_state(message: admin_pb2.Node) -> str:
     if message.removed:
         return "removed"
     here = "live" if message.live else "gone"
-    marks = [word for word, on in (("draining", message.draining), ("cordoned", message.cordoned)) if on]
+    if message.live and message.notice:
+        here = f"leaving in {message.notice_s:.0f} s: {message.notice}"
+    drain = "drained" if message.drained else "draining"
+    marks = [word for word, on in ((drain, message.draining), ("cordoned", message.cordoned)) if on]
     return ", ".join([here, *marks])
 
 

@@ -67,7 +67,7 @@ class ListNodesResponse(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("id", "kind", "site", "region", "public_address", "mesh_address", "metrics_address", "hardware", "agent_version", "usd_per_hour", "live", "draining", "cordoned", "removed", "last_seen_s", "ready_replicas", "spot", "price_source", "notice", "notice_s", "utilization")
+    __slots__ = ("id", "kind", "site", "region", "public_address", "mesh_address", "metrics_address", "hardware", "agent_version", "usd_per_hour", "live", "draining", "cordoned", "removed", "last_seen_s", "ready_replicas", "spot", "price_source", "notice", "notice_s", "utilization", "in_flight", "sequences", "drained")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,9 @@ class Node(_message.Message):
     NOTICE_FIELD_NUMBER: _ClassVar[int]
     NOTICE_S_FIELD_NUMBER: _ClassVar[int]
     UTILIZATION_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    DRAINED_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: NodeKind
     site: str
@@ -110,7 +113,10 @@ class Node(_message.Message):
     notice: str
     notice_s: float
     utilization: float
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., site: _Optional[str] = ..., region: _Optional[str] = ..., public_address: _Optional[str] = ..., mesh_address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., hardware: _Optional[str] = ..., agent_version: _Optional[str] = ..., usd_per_hour: _Optional[float] = ..., live: _Optional[bool] = ..., draining: _Optional[bool] = ..., cordoned: _Optional[bool] = ..., removed: _Optional[bool] = ..., last_seen_s: _Optional[float] = ..., ready_replicas: _Optional[int] = ..., spot: _Optional[bool] = ..., price_source: _Optional[str] = ..., notice: _Optional[str] = ..., notice_s: _Optional[float] = ..., utilization: _Optional[float] = ...) -> None: ...
+    in_flight: int
+    sequences: int
+    drained: bool
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., site: _Optional[str] = ..., region: _Optional[str] = ..., public_address: _Optional[str] = ..., mesh_address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., hardware: _Optional[str] = ..., agent_version: _Optional[str] = ..., usd_per_hour: _Optional[float] = ..., live: _Optional[bool] = ..., draining: _Optional[bool] = ..., cordoned: _Optional[bool] = ..., removed: _Optional[bool] = ..., last_seen_s: _Optional[float] = ..., ready_replicas: _Optional[int] = ..., spot: _Optional[bool] = ..., price_source: _Optional[str] = ..., notice: _Optional[str] = ..., notice_s: _Optional[float] = ..., utilization: _Optional[float] = ..., in_flight: _Optional[int] = ..., sequences: _Optional[int] = ..., drained: _Optional[bool] = ...) -> None: ...
 
 class DrainNodeRequest(_message.Message):
     __slots__ = ("node", "undo")

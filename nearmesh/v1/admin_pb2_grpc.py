@@ -130,7 +130,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DrainNode(self, request, context):
-        """Takes the node out of the routes; it answers what it has begun. `undo` brings it back.
+        """Takes the node out of the routes; soon after it refuses what is new, and answers what it has begun. `undo` brings it
+        back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -89,20 +89,26 @@ class NodeHello(_message.Message):
     def __init__(self, agent_version: _Optional[str] = ..., public_address: _Optional[str] = ..., mesh_address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., hardware: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., usd_per_hour: _Optional[float] = ..., spot: _Optional[bool] = ..., machine_type: _Optional[str] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("replicas", "draining", "notice_s", "notice", "peers", "utilization")
+    __slots__ = ("replicas", "draining", "notice_s", "notice", "peers", "utilization", "in_flight", "sequences", "drained")
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     NOTICE_S_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     UTILIZATION_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    DRAINED_FIELD_NUMBER: _ClassVar[int]
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStatus]
     draining: bool
     notice_s: float
     notice: str
     peers: _containers.RepeatedCompositeFieldContainer[PeerSample]
     utilization: float
-    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., draining: _Optional[bool] = ..., notice_s: _Optional[float] = ..., notice: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerSample, _Mapping]]] = ..., utilization: _Optional[float] = ...) -> None: ...
+    in_flight: int
+    sequences: int
+    drained: bool
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., draining: _Optional[bool] = ..., notice_s: _Optional[float] = ..., notice: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerSample, _Mapping]]] = ..., utilization: _Optional[float] = ..., in_flight: _Optional[int] = ..., sequences: _Optional[int] = ..., drained: _Optional[bool] = ...) -> None: ...
 
 class PeerSample(_message.Message):
     __slots__ = ("node", "network_ms")

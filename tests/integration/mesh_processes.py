@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import tomli_w
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nearmesh_controlplane.registry.authority import Authority
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -160,7 +161,6 @@ class Node(Daemon):
         self.plane, self.name, self.site = plane, name, site or f"site-{name}"
         self.data = folder / "data"
         self.public, self.mesh, metrics = (f"127.0.0.1:{port}" for port in free_ports(3))
-        listen = f'\n[listen]\npublic = "{self.public}"\nmesh = "{self.mesh}"\nmetrics = "{metrics}"\n'
         config, self._token = folder / "node.toml", folder / "join.jwt"
         head = {
             "data": str(self.data),
@@ -169,8 +169,9 @@ class Node(Daemon):
             "threads": 1,
             "usd_per_hour": 1.0,
             **settings,
+            "listen": {"public": self.public, "mesh": self.mesh, "metrics": metrics},
         }
-        config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in head.items()) + listen)
+        config.write_text(tomli_w.dumps(head))
         super().__init__(name, "nearmesh-agent", config)
         self._channels: list[grpc.aio.Channel] = []
 

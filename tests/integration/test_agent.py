@@ -191,6 +191,65 @@ async def test_a_request_that_outlives_the_grace_does_not_keep_the_node(plane: C
         assert await agent.exit_code(10) == 0
 
 
+async def test_a_notice_in_a_file_sends_the_node_away_in_time(plane: ControlPlane, tmp_path: Path) -> None:
+    file, notice_s = tmp_path / "notice", 6.0
+    async with (
+        node(plane, tmp_path, "spot", spot=True, notice={"file": str(file), "every_s": 0.1}) as agent,
+        plane.operator() as operator,
+    ):
+        await agent.serves("adder", "1")
+        await agent.says("counter", lambda r: r.status.state == READY)
+        long = asyncio.ensure_future(_count(agent, await _rounds_for(agent, 1.5)))
+        await agent.says("counter", lambda r: r.status.in_flight == 1)
+        started = time.monotonic()
+        file.write_text(json.dumps({"action": "terminate", "seconds": notice_s}))
+
+        async def told() -> Any:
+            return next((n for n in await operator.nodes() if n.id == "spot" and n.notice), None)
+
+        seen = await until(told, within_s=2.0)
+        assert seen.notice == "terminate" and notice_s - 2 < seen.notice_s <= notice_s
+        assert not next(c for c in (await operator.explain("adder", REGION)).candidates if c.node == "spot").ready
+        rounds, answer = await long
+        assert answer == rounds, "what it had begun was answered"
+        assert await agent.exit_code(notice_s) == 0
+        assert time.monotonic() - started < notice_s
+        assert "did not confirm" not in agent.log and "Traceback" not in agent.log
+        # Started again while the notice stands, it finds it and leaves again; an hour later it would not.
+        file.write_text("5")
+        await agent.child.start()
+        assert await agent.exit_code() == 0
+
+
+async def test_a_notice_that_is_shorter_than_the_work_ends_the_node_all_the_same(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    file = tmp_path / "notice"
+    async with node(plane, tmp_path, "hasty", grace_s=60.0, notice={"file": str(file), "every_s": 0.1}) as agent:
+        await agent.says("counter", lambda r: r.status.state == READY)
+        long = asyncio.ensure_future(_count(agent, await _rounds_for(agent, 60.0)))
+        await agent.says("counter", lambda r: r.status.in_flight == 1)
+        started = time.monotonic()
+        file.write_text("4")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await long
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert await agent.exit_code(4.0) == 0
+        assert time.monotonic() - started < 4.0
+
+
+async def test_what_is_no_notice_changes_nothing(plane: ControlPlane, tmp_path: Path) -> None:
+    file = tmp_path / "notice"
+    file.write_text("<html>no</html>")
+    unreachable = "http://127.0.0.1:1"
+    notice = {"file": str(file), "metadata": "aws", "url": unreachable, "every_s": 0.1}
+    async with node(plane, tmp_path, "calm", notice=notice) as agent:
+        await agent.logged(f"no notice in {file}: ")
+        await agent.logged(f"no notice from {unreachable}: ")
+        await agent.serves("adder", "1")
+        assert "leaving" not in agent.log
+
+
 async def test_a_model_that_is_being_loaded_does_not_keep_the_node(tmp_path: Path) -> None:
     async with (
         control_plane(tmp_path / "plane") as plane,

@@ -311,6 +311,72 @@ async def test_a_draining_node_lets_sequences_end_and_begins_none(running, stub)
     assert await ask(stub, step(1, 7, end=True)) == {"sum": [3]}
 
 
+async def ended(call):
+    """The error that ends a stream to which nothing was sent."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(call.read(), 20)
+    return from_rpc_error(caught.value)
+
+
+async def test_a_draining_node_ends_streams_without_a_sequence_and_leaves_the_others(running, stub):
+    idle, busy = stub.ModelStreamInfer(), stub.ModelStreamInfer()
+    assert await send(idle, step(1, 7, start=True, end=True)) == {"sum": [1]}
+    assert await send(busy, step(1, 7, start=True)) == {"sum": [1]}
+    running.servicer.draining = True
+    assert isinstance(await ended(idle), Draining)
+    # One that may not begin any more takes none with it that is under way.
+    await busy.write(step(1, 8, start=True))
+    refusal = (await busy.read()).infer_response.parameters
+    assert refusal["nearmesh_reason"].string_param == "DRAINING"
+    assert await send(busy, step(1, 7)) == {"sum": [2]}
+    assert (running.servicer.sequences_kept, running.servicer.drained) == (1, False)
+    assert await send(busy, step(1, 7, end=True)) == {"sum": [3]}
+    assert isinstance(await ended(busy), Draining)
+    await until(lambda: running.servicer.drained)
+
+
+async def test_sequences_that_do_not_end_are_told_to_begin_anew_elsewhere():
+    engine = Summing(is_open=False)
+    replica = await activated(SUMMING, engine)
+    async with serving([replica]) as running, stub_of(running) as stub:
+        engine.open.set()
+        silent, asking = stub.ModelStreamInfer(), stub.ModelStreamInfer()
+        for call in (silent, asking):
+            assert await send(call, step(1, 7, start=True, model="summing")) == {"sum": [1]}
+        engine.open.clear()
+        # One request is being computed, and one waits for its turn.
+        await asking.write(step(1, 7, model="summing"))
+        await asking.write(step(1, 7, model="summing"))
+        await until(lambda: running.servicer.in_flight == 2)
+        running.servicer.draining = True
+        running.servicer.end_sequences()
+        error = await ended(silent)
+        assert isinstance(error, SequenceLost)
+        assert "node 'node-1' is leaving" in error.message and "another node takes it" in error.message
+        engine.open.set()
+        # What had come is answered first.
+        for total in (2, 3):
+            response = await asking.read()
+            assert tensors.decode_response(response.infer_response)["sum"].tolist() == [total]
+        assert isinstance(await ended(asking), SequenceLost)
+        await until(lambda: running.servicer.drained and len(replica.holds) == 0)
+
+
+async def test_a_stream_whose_requests_have_ended_ends_well_in_spite_of_the_drain():
+    engine = Summing(is_open=False)
+    replica = await activated(SUMMING, engine)
+    async with serving([replica]) as running, stub_of(running) as stub:
+        call = stub.ModelStreamInfer()
+        await call.write(step(1, 7, start=True, end=True, model="summing"))
+        await call.done_writing()
+        await engine.entered()
+        running.servicer.draining = True
+        running.servicer.end_sequences()
+        engine.open.set()
+        assert (await call.read()).error_message == ""
+        assert await call.read() is grpc.aio.EOF and await call.code() is grpc.StatusCode.OK
+
+
 async def test_unary_sequences_with_the_stock_client(running):
     async with client_of(running) as client:
         for value, total in ((1, 1), (2, 3), (3, 6)):
@@ -348,8 +414,10 @@ async def test_p4_a_sequence_survives_a_swap_and_its_version_goes_when_it_ends(t
         await asyncio.wait_for(gone, 20)
         await old.close()
         assert not old.active
-        await call.write(step(1, 7, start=True))
-        assert (await call.read()).infer_response.model_version == "2"
+        again = stub.ModelStreamInfer()
+        await again.write(step(1, 7, start=True))
+        assert (await again.read()).infer_response.model_version == "2"
+        again.cancel()
     await new.close()
 
 

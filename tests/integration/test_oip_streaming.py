@@ -121,7 +121,7 @@ async def of(described, engine, *others):
         finally:
             engine.open.set()
         await until(lambda: replica.in_flight == 0 and len(replica.holds) == 0)
-        await until(lambda: not running.servicer._of_streams and not our_tasks())
+        await until(lambda: not running.servicer._streams and not our_tasks())
     # Neither an exception nor a task that nobody looked at.
     gc.collect()
     assert forgotten == []

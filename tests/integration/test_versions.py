@@ -212,7 +212,7 @@ async def test_a_cordoned_node_keeps_what_it_has_also_over_a_restart(
     await other.serves("brand-new", "1")
 
 
-async def test_a_drained_node_leaves_the_routes_and_answers_who_still_comes(
+async def test_a_drained_node_leaves_the_routes_then_refuses_and_comes_back_whole(
     plane: ControlPlane, agent: Node, other: Node, tmp_path: Path
 ) -> None:
     await deployed(plane, adding(tmp_path, "drained", "1", 1.0))
@@ -224,8 +224,26 @@ async def test_a_drained_node_leaves_the_routes_and_answers_who_still_comes(
         ranked = {c.node: c for c in (await operator.explain("drained", REGION)).candidates}
         assert ranked["here"].ready and not ranked["there"].ready
         assert "drained" in ranked["there"].why
+        # Who has not heard is answered for a moment, and then sent elsewhere.
         await caller.goes_on()
+        assert not caller.errors
+        await other.logged("drained: new work is refused from now on")
+
+        async def refused() -> bool:
+            return bool(caller.errors)
+
+        await until(refused)
+        assert set(caller.errors) == {"UNAVAILABLE: node 'there' is leaving; another node may serve"}
+
+        async def drained() -> bool:
+            return next(n.drained for n in await operator.nodes() if n.id == "there")
+
+        await until(drained)
         assert not (await operator.drain("there", undo=True)).draining
         ranked = {c.node: c for c in (await operator.explain("drained", REGION)).candidates}
         assert ranked["there"].ready
-        assert flawless(caller, ("1", 1.0))
+        await caller.hears("1")
+        await caller.goes_on()
+        seen = len(caller.errors)
+        await caller.goes_on()
+        assert len(caller.errors) == seen and set(caller.answers) == {("1", 1.0)}

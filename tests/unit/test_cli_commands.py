@@ -6,11 +6,13 @@ import base64
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nearmesh.cli import drain
 from nearmesh.v1 import node_pb2
-from tests.fake_admin import DIGEST, OTHER, Bench, local_mesh, replica
+from tests.fake_admin import DIGEST, OTHER, Bench, local_mesh, node, replica
 
 
 @pytest.fixture
@@ -47,6 +49,22 @@ def test_nodes_as_a_table_and_as_json(run: Bench) -> None:
     assert found[0].keys() >= {"site", "region", "usd_per_hour", "ready_replicas", "draining", "cordoned", "removed"}
 
 
+@pytest.mark.parametrize(
+    ("more", "state"),
+    [
+        ({}, "live"),
+        ({"notice": "spot", "notice_s": 24.6}, "leaving in 25 s: spot"),
+        ({"notice": "spot", "notice_s": 24.6, "live": False}, "gone"),
+        ({"draining": True}, "live, draining"),
+        ({"draining": True, "drained": True, "cordoned": True}, "live, drained, cordoned"),
+        ({"removed": True, "notice": "spot"}, "removed"),
+    ],
+)
+def test_a_nodes_state(run: Bench, more: dict[str, Any], state: str) -> None:
+    run.pretend(node_list=[node("n", "s", "us-east1", **more)])
+    assert json.loads(run("node", "list", "--json").stdout)[0]["state"] == state
+
+
 def test_an_empty_mesh_says_what_to_do(run: Bench) -> None:
     run.pretend(node_list=[])
     assert "nearmesh node token" in run("node", "list").stdout
@@ -61,6 +79,27 @@ def test_nodes_are_changed(run: Bench) -> None:
     assert run("node", "remove", "node-a", "--yes").exit_code == 0
     assert run.admin.done == [("remove", "node-a")]
     assert run("node", "price", "node-a", "0.25").stdout == "node-a costs 0.2500 USD per hour\n"
+
+
+def test_a_drain_is_waited_for(run: Bench) -> None:
+    done = run("node", "drain", "node-b", "--wait", "--undo")
+    assert done.exit_code == 2 and "--undo takes it back at once" in done.stderr
+    run.pretend(node_list=[node("node-b", "site-b", "us-east1", draining=True, drained=True)])
+    done = run("node", "drain", "node-b", "--wait")
+    assert (done.exit_code, done.stdout) == (0, "node-b is drained: nothing is under way on it\n")
+    run.pretend(node_list=[node("node-b", "site-b", "us-east1", draining=True, in_flight=1, sequences=2)])
+    done = run("node", "drain", "node-b", "--wait", "--timeout", "0.01")
+    assert done.exit_code == 1
+    assert "after 0.01 s node-b is draining: 1 request and 2 sequences under way" in done.stderr
+    run.pretend(node_list=[node("node-b", "site-b", "us-east1")])
+    assert "somebody took it back" in run("node", "drain", "node-b", "--wait").stderr
+
+
+def test_a_node_that_is_away_for_a_moment_is_waited_for(run: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.pretend(node_list=[node("node-b", "site-b", "us-east1", draining=True, live=False)])
+    assert "node-b is away" in run("node", "drain", "node-b", "--wait", "--timeout", "0.01").stderr
+    monkeypatch.setattr(drain, "GONE_AFTER_S", 0.0)
+    assert run("node", "drain", "node-b", "--wait").stdout == "node-b is away\n"
 
 
 def test_an_unknown_node_is_one_line(run: Bench) -> None:

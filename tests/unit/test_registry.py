@@ -171,3 +171,69 @@ async def test_changing_nothing_wakes_nobody(mesh: State) -> None:
     seen = mesh.changes.value
     await mesh.registry.drain("n", undo=False)
     assert mesh.changes.value == seen
+
+
+async def test_a_notice_is_shown_with_the_time_that_is_left(mesh: State) -> None:
+    await mesh.node("n")
+    assert mesh.registry.notice("n") == ("", 0.0)
+    status = node_pb2.NodeStatus(draining=True, notice="spot", notice_s=25.0, in_flight=3, sequences=2, drained=True)
+    await mesh.registry.status("n", status)
+    mesh.clock.now_s += 10
+    assert mesh.registry.notice("n") == ("spot", 15.0)
+    assert mesh.registry.under_way("n") == (3, 2, True)
+    mesh.clock.now_s += 100
+    assert mesh.registry.notice("n") == ("spot", 0.0)
+    # Gone, and back again.
+    mesh.registry.session_closed("n")
+    assert mesh.registry.notice("n") == ("", 0.0)
+    mesh.registry.session_opened("n")
+    assert (mesh.registry.notice("n"), mesh.registry.under_way("n")) == (("", 0.0), (0, 0, False))
+    assert (mesh.registry.notice("x"), mesh.registry.under_way("x")) == (("", 0.0), (0, 0, False))
+
+
+@pytest.mark.parametrize("notice_s", [math.nan, math.inf, -1.0, 1e9])
+async def test_what_a_node_says_of_its_notice_is_bounded(mesh: State, notice_s: float) -> None:
+    await mesh.node("n")
+    await mesh.registry.status("n", node_pb2.NodeStatus(notice="x" * 10_000, notice_s=notice_s))
+    reason, left_s = mesh.registry.notice("n")
+    assert (len(reason), left_s) == (200, 0.0)
+
+
+async def test_since_when_a_replica_is_ready(mesh: State) -> None:
+    digest = digest_of("m", "1")
+    await mesh.node("n")
+    assert mesh.registry.ready_since("n", digest) is None
+    await mesh.reports("n", replica(state=node_pb2.REPLICA_STATE_LOADING))
+    assert mesh.registry.ready_since("n", digest) is None
+    began_s = mesh.clock.now_s = 2000.0
+    await mesh.reports("n", replica())
+    mesh.clock.now_s += 50
+    await mesh.reports("n", replica(), replica("m", "2"))
+    assert mesh.registry.ready_since("n", digest) == began_s
+    assert mesh.registry.ready_since("n", digest_of("m", "2")) == began_s + 50
+    # A session that broke and opened again, with the replica ready all the while.
+    mesh.registry.session_closed("n")
+    mesh.registry.session_opened("n")
+    await mesh.reports("n", replica())
+    assert mesh.registry.ready_since("n", digest) == began_s
+    # A process that was started again.
+    await mesh.reports("n", replica(state=node_pb2.REPLICA_STATE_PULLING))
+    assert mesh.registry.ready_since("n", digest) is None
+    mesh.clock.now_s += 5
+    await mesh.reports("n", replica())
+    assert mesh.registry.ready_since("n", digest) == began_s + 55
+    assert mesh.registry.ready_since("x", digest) is None
+
+
+async def test_who_was_ready_before_the_control_plane_started_is_no_newcomer(tmp_path: Path) -> None:
+    ready, loading = digest_of("m", "1"), digest_of("m", "2")
+    async with state(tmp_path) as before:
+        await before.node("n")
+        await before.reports("n", replica(), replica("m", "2", state=node_pb2.REPLICA_STATE_LOADING))
+    async with state(tmp_path) as after:
+        assert after.registry.ready_since("n", ready) == -math.inf
+        assert after.registry.ready_since("n", loading) is None
+        after.registry.session_opened("n")
+        await after.reports("n", replica(), replica("m", "2"))
+        assert after.registry.ready_since("n", ready) == -math.inf
+        assert after.registry.ready_since("n", loading) == after.clock.now_s

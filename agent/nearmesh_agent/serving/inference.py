@@ -69,15 +69,20 @@ class Inference:
         self._metrics = metrics
         # Set when the node leaves: nothing new is taken, sequences under way may end.
         self.draining = False
+        # Requests that are being answered, those included that wait.
+        self.under_way = 0
 
     async def answer(self, request: Received, timeout_s: float | None, sequences: Sequences, scope: str) -> Any:
         """A ModelInferResponse, or the bytes of one. `scope` keeps callers' sequences apart. Raises MeshError."""
         call = _Call(request, time.perf_counter(), timeout_s)
+        self.under_way += 1
         try:
             return await self._answer(call, sequences, scope)
         except BaseException as error:
             self._count(call, error)
             raise
+        finally:
+            self.under_way -= 1
 
     def check_head(self, message: Any, timeout_s: float | None) -> None:
         """Judges a large request by what it says before its tensors. Raises what `answer` would raise at once.
@@ -138,8 +143,19 @@ class Inference:
     def _open(self, replica: Replica) -> Replica:
         """For a new piece of work. Raises Draining."""
         if self.draining:
-            raise Draining(f"node {self._place.node!r} is leaving; another node may serve")
+            raise self.turned_away()
         return replica
+
+    def turned_away(self) -> Draining:
+        """What new work is told while the node leaves."""
+        return Draining(f"node {self._place.node!r} is leaving; another node may serve")
+
+    def sequence_ends(self) -> SequenceLost:
+        """What a sequence is told that has not ended in time."""
+        return SequenceLost(
+            f"node {self._place.node!r} is leaving, and the state of its sequences goes with it; begin the sequence "
+            "anew with sequence_start, and another node takes it"
+        )
 
     def _holder(self, message: Any, key: Key, step: Step, sequences: Sequences) -> Replica:
         """A swap, or the model's end here, leaves a sequence with the version that it began with."""
@@ -201,6 +217,7 @@ class Inference:
         """A decoupled model's answers, in order, each a ModelInferResponse. Raises MeshError."""
         call = _Call(request, time.perf_counter(), timeout_s)
         message = request.message
+        self.under_way += 1
         try:
             asked = self._asked(call)
             replica = call.replica = self._open(self._table.get(message.model_name, message.model_version))
@@ -226,6 +243,8 @@ class Inference:
         except BaseException as error:
             self._count(call, error)
             raise
+        finally:
+            self.under_way -= 1
         replica.tally.streamed((time.perf_counter() - call.started_s) * 1000, time.time_ns() // 1_000_000)
 
     def _part(self, replica: Replica, message: Any, asked: Asked, outputs: Mapping[str, Array]) -> Any:

@@ -54,6 +54,11 @@ class Sequences:
     def __len__(self) -> int:
         return len(self._kept)
 
+    @property
+    def alive(self) -> bool:
+        """One is kept here, or a request of one is under way."""
+        return bool(self._kept or self._turns)
+
     @asynccontextmanager
     async def turn(self, key: Key) -> AsyncIterator[None]:
         """One request of a sequence at a time, in the order in which they asked."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -30,6 +31,22 @@ _AHEAD = 32
 
 # How often sequences that were silent too long are looked for. Their idle times are many seconds.
 _EXPIRE_EVERY_S = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class _OpenStream:
+    """A stream that has not come to its end."""
+
+    sequences: Sequences
+    reader: asyncio.Task[None]
+    # Why the node ends it.
+    ending: MeshError | None = None
+
+    def end(self, why: MeshError) -> None:
+        """What was read so far is answered; `why` is the status behind it."""
+        if not self.reader.done():
+            self.ending = self.ending or why
+            self.reader.cancel()
 
 
 def _refused(sentence: str) -> Callable[..., Awaitable[Any]]:
@@ -57,16 +74,39 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
         self._orca = OrcaReporter(table)
         # Those of unary calls; each stream has its own.
         self.sequences = Sequences(most=None)
-        self._of_streams: set[Sequences] = set()
+        self._streams: set[_OpenStream] = set()
 
     @property
     def draining(self) -> bool:
-        """The node leaves: nothing new is taken, sequences under way may end."""
+        """The node leaves: nothing new is taken, sequences under way may end, streams without one are ended."""
         return self._inference.draining
 
     @draining.setter
     def draining(self, value: bool) -> None:
         self._inference.draining = value
+        for stream in list(self._streams) if value else ():
+            if not stream.sequences.alive:
+                stream.end(self._inference.turned_away())
+
+    def end_sequences(self) -> None:
+        """The node waits no longer: after the requests that have come, each stream says so and ends."""
+        for stream in list(self._streams):
+            stream.end(self._inference.sequence_ends() if stream.sequences.alive else self._inference.turned_away())
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered."""
+        return self._inference.under_way
+
+    @property
+    def sequences_kept(self) -> int:
+        """Sequences whose state is on this node."""
+        return len(self.sequences) + sum(len(stream.sequences) for stream in self._streams)
+
+    @property
+    def drained(self) -> bool:
+        """Nothing new is taken, and nothing is left."""
+        return self.draining and not (self.in_flight or self.sequences_kept or self._streams)
 
     @property
     def ready(self) -> bool:
@@ -176,17 +216,22 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
                 await room.acquire()
                 line.put_nowait((message, start(message)))
 
-        self._of_streams.add(sequences)
         reader = asyncio.create_task(read())
+        stream = _OpenStream(sequences, reader)
+        self._streams.add(stream)
         # However the requests end, what came before is answered first.
         reader.add_done_callback(lambda _: line.put_nowait(None))
         try:
             while entry := await line.get():
                 # Closed with the stream and not some time after it: decoupled work ends when its caller leaves.
-                async with aclosing(self._replies(*entry, context)) as replies:
+                async with aclosing(self._replies(*entry, sequences, context)) as replies:
                     async for response in replies:
                         yield response
                 room.release()
+                if self.draining and not sequences.alive:
+                    stream.end(self._inference.turned_away())
+            if stream.ending and reader.cancelled():
+                raise stream.ending
             await reader
         finally:
             reader.cancel()
@@ -194,7 +239,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
                 task.cancel()
             await asyncio.gather(reader, *under_way, return_exceptions=True)
             sequences.close()
-            self._of_streams.discard(sequences)
+            self._streams.discard(stream)
 
     def _decoupled(self, message: Any) -> bool:
         try:
@@ -203,7 +248,9 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
             # The request itself will say so, in its turn.
             return False
 
-    async def _replies(self, message: Any, task: asyncio.Task[Any] | None, context: Any) -> AsyncGenerator[Any, None]:
+    async def _replies(
+        self, message: Any, task: asyncio.Task[Any] | None, sequences: Sequences, context: Any
+    ) -> AsyncGenerator[Any, None]:
         try:
             if task is not None:
                 response = wire.parsed(await task)
@@ -212,8 +259,11 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
             async with aclosing(self._inference.answers(wire.received(message), context.time_remaining())) as answers:
                 async for response in answers:
                     yield service_pb2.ModelStreamInferResponse(infer_response=response)
-        except _END_STREAM:
-            raise
+        except _END_STREAM as error:
+            # One that may not begin here any more takes none with it that is under way on the same stream.
+            if not (isinstance(error, Draining) and len(sequences)):
+                raise
+            yield _failed(message, error)
         except MeshError as error:
             yield _failed(message, error)
 
@@ -222,7 +272,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
         while True:
             await asyncio.sleep(_EXPIRE_EVERY_S)
             now_s = time.monotonic()
-            for sequences in (self.sequences, *self._of_streams):
+            for sequences in (self.sequences, *(stream.sequences for stream in self._streams)):
                 sequences.expire(now_s)
 
     # What Triton offers beyond this.

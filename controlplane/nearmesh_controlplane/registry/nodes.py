@@ -38,6 +38,10 @@ READY = pb.REPLICA_STATE_READY
 # Of a node that nobody has looked up a price for yet.
 UNPRICED = Price()
 
+# Of what a node says of its leaving; it is shown to operators.
+MAX_NOTICE_CHARACTERS = 200
+MAX_NOTICE_S = 86400.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
@@ -86,6 +90,11 @@ class _Seen:
     lost_at: float = -math.inf
     at_s: float = 0.0
     leaving: bool = False
+    # What it said last of its going, and when that was; `None` before its first report.
+    report: pb.NodeStatus | None = None
+    report_at: float = -math.inf
+    # By digest, since when its replicas are ready.
+    ready_since: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Registry:
@@ -114,7 +123,9 @@ class Registry:
         for node, replicas in await self._db.run(_read_all):
             self._nodes[node.id] = self._at_its_price(node)
             self._replicas[node.id] = replicas
-            self._seen[node.id] = _Seen(lost_at=self._clock() if replicas else -math.inf)
+            seen = self._seen[node.id] = _Seen(lost_at=self._clock() if replicas else -math.inf)
+            # Whoever served before the restart is no newcomer.
+            seen.ready_since = {digest: -math.inf for digest, replica in replicas.items() if replica.state == READY}
         self.expire()
 
     # What is asked
@@ -152,6 +163,29 @@ class Registry:
         """The operator drains the node, or the node itself said that it goes."""
         seen = self._seen.get(node_id)
         return self.get(node_id).draining or bool(seen and seen.leaving)
+
+    def notice(self, node_id: str) -> tuple[str, float]:
+        """Why a node that is there leaves, and in how many seconds it is gone; ("", 0) when it has not said so."""
+        seen = self._seen.get(node_id)
+        if seen is None or not seen.open_sessions or seen.report is None or not seen.report.notice:
+            return "", 0.0
+        return seen.report.notice, max(0.0, seen.report.notice_s - (self._clock() - seen.report_at))
+
+    def under_way(self, node_id: str) -> tuple[int, int, bool]:
+        """Requests and sequences on a node, as it said last, and whether its drain has come to an end."""
+        seen = self._seen.get(node_id)
+        if seen is None or seen.report is None:
+            return 0, 0, False
+        return seen.report.in_flight, seen.report.sequences, seen.report.drained
+
+    def ready_since(self, node_id: str, digest: str) -> float | None:
+        """When the node's replica became ready, by the monotonic clock; None while it is not.
+
+        A node that comes back from a short silence with the same replica is as it was; one that was ready before the
+        control plane started is so since for ever.
+        """
+        seen = self._seen.get(node_id)
+        return seen.ready_since.get(digest) if seen else None
 
     def last_seen_s(self, node_id: str) -> float:
         """Seconds since the epoch; 0 when the node has not been seen since the control plane started."""
@@ -195,6 +229,9 @@ class Registry:
         changed |= seen.leaving != status.draining
         self._replicas[node_id] = new
         seen.leaving, seen.at_s = status.draining, time.time()
+        seen.report, seen.report_at = _heard_of_leaving(status), self._clock()
+        ready = [replica.digest for replica in status.replicas if replica.state == READY]
+        seen.ready_since = {digest: seen.ready_since.get(digest, self._clock()) for digest in ready}
         if changed:
             self._changes.bump()
         else:
@@ -203,7 +240,7 @@ class Registry:
     def session_opened(self, node_id: str) -> None:
         seen = self._seen.setdefault(node_id, _Seen())
         seen.open_sessions += 1
-        seen.at_s, seen.leaving = time.time(), False
+        seen.at_s, seen.leaving, seen.report = time.time(), False, None
         self.expire()
 
     def session_closed(self, node_id: str) -> None:
@@ -289,6 +326,17 @@ class Registry:
 
 def node_from_row(row: sa.Row[Any]) -> Node:
     return Node(**row._mapping)
+
+
+def _heard_of_leaving(status: pb.NodeStatus) -> pb.NodeStatus:
+    return pb.NodeStatus(
+        notice=status.notice[:MAX_NOTICE_CHARACTERS],
+        # A report may hold anything, also what is no number.
+        notice_s=status.notice_s if 0 <= status.notice_s <= MAX_NOTICE_S else 0.0,
+        in_flight=status.in_flight,
+        sequences=status.sequences,
+        drained=status.drained,
+    )
 
 
 def _durable(replicas: Mapping[str, pb.ReplicaStatus]) -> dict[str, tuple[int, str]]:

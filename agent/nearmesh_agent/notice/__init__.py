@@ -1,0 +1,1 @@
+"""Who says that this machine is about to be taken away, and what follows for the node."""
