@@ -85,6 +85,8 @@ class FakeNode(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         self.wait_s = 0.0
         # Set once a call waits.
         self.waiting = asyncio.Event()
+        # Calls that their caller gave up.
+        self.cancelled = 0
 
     async def ServerLive(self, request: Any, context: Any) -> Any:
         return service_pb2.ServerLiveResponse(live=True)
@@ -96,7 +98,11 @@ class FakeNode(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             await abort(context, self.error)
         if self.wait_s:
             self.waiting.set()
-        await asyncio.sleep(self.wait_s)
+        try:
+            await asyncio.sleep(self.wait_s)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
         try:
             arrays = tensors.decode_request(request)
             if "x" not in arrays:
@@ -139,6 +145,7 @@ class FakeControlPlane(route_pb2_grpc.RouteServiceServicer):
     def __init__(self) -> None:
         self.candidates: dict[str, route_pb2.Candidate] = {}
         self.reported: dict[str, list[float]] = {}
+        self.calls: list[route_pb2.CallReport] = []
         self.reports = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -164,6 +171,7 @@ class FakeControlPlane(route_pb2_grpc.RouteServiceServicer):
     async def ReportLatency(self, request: Any, context: Any) -> Any:
         for sample in request.samples:
             self.reported.setdefault(sample.node, []).extend(sample.network_ms)
+        self.calls.extend(request.calls)
         self.reports.set()
         return route_pb2.ReportLatencyResponse()
 

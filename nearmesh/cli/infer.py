@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearmesh.cli.output import NOTHING, Number, ms, print_facts, print_json, print_table
+from nearmesh.cli.output import Number, ms, print_facts, print_json, print_table
 from nearmesh.cli.route import objective_option
 from nearmesh.cli.session import Session, json_option, pass_session
 from nearmesh.routing import format_usd
@@ -225,12 +225,14 @@ def _print(request: Request, result: Result, labels: Sequence[str]) -> None:
         ("answered by", f"{node}, for a client in {request.region}"),
         ("price", f"{format_usd(receipt.usd_per_1000)} USD per 1,000"),
         ("why", receipt.why),
+        ("in time", f"{receipt.prediction.p_in_time:.1%} were expected within {ms(result.route['deadline_ms'])} ms"),
         *_others(result),
+        *([("hedged", "the first node took longer than 95 % of its calls do")] if receipt.hedged else []),
         *(("failed", f"{a.node} after {ms(a.ms)} ms: {a.error}") for a in receipt.attempts if a.error),
     ]
     print_facts(facts)
     click.echo()
-    print_table(("time, ms", Number("predicted p95"), Number("actual")), _times(result))
+    print_table(("time, ms", Number("predicted p50"), Number("predicted p95"), Number("actual")), _times(receipt))
 
 
 def _others(result: Result) -> list[tuple[str, str]]:
@@ -239,17 +241,12 @@ def _others(result: Result) -> list[tuple[str, str]]:
     return [("runner-up", f"{others[0]['node']}: {others[0]['why']}")] if others else []
 
 
-def _times(result: Result) -> list[tuple[str, str, str]]:
-    """What the router expected of the node that answered, beside what happened."""
-    receipt = result.answer.receipt
-    found = next((c for c in result.route["candidates"] if c["node"] == receipt.node), None)
-
-    def predicted(value: Callable[[Record], float]) -> str:
-        return ms(value(found)) if found else NOTHING
-
+def _times(receipt: Receipt) -> list[tuple[str, str, str, str]]:
+    """What was expected of the node that answered as the choice was made, beside what happened."""
+    told = receipt.prediction
     on_node = receipt.queue_ms + receipt.compute_ms
     return [
-        ("network", predicted(lambda c: c["network_ms_p95"]), ms(receipt.network_ms)),
-        ("on the node", predicted(lambda c: c["service_ms_p95"]), ms(on_node)),
-        ("total", predicted(lambda c: c["total_ms_p95"]), ms(receipt.total_ms)),
+        ("network", ms(told.network_ms_p50), ms(told.network_ms_p95), ms(receipt.network_ms)),
+        ("on the node", ms(told.service_ms_p50), ms(told.service_ms_p95), ms(on_node)),
+        ("total", ms(told.total_ms_p50), ms(told.total_ms_p95), ms(receipt.total_ms)),
     ]

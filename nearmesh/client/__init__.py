@@ -7,9 +7,10 @@ async with nearmesh.client.connect("bootstrap-europe-west1.json") as mesh:
 
 from nearmesh.client.blocking import BlockingMesh, BlockingSequence, connect_sync
 from nearmesh.client.client import Mesh, connect
-from nearmesh.client.receipt import Answer, Attempt, Receipt
+from nearmesh.client.receipt import Answer, Attempt, Prediction, Receipt
 from nearmesh.client.sequences import Sequence
 from nearmesh.client.settings import ConnectSettings
+from nearmesh.client.tally import NodeStatistics, Statistics
 
 __all__ = [
     "Answer",
@@ -18,8 +19,11 @@ __all__ = [
     "BlockingSequence",
     "ConnectSettings",
     "Mesh",
+    "NodeStatistics",
+    "Prediction",
     "Receipt",
     "Sequence",
+    "Statistics",
     "connect",
     "connect_sync",
 ]

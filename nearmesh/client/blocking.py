@@ -15,6 +15,7 @@ from nearmesh import routing
 from nearmesh.client.client import Inputs, Mesh, Parameters, connect
 from nearmesh.client.receipt import Answer
 from nearmesh.client.sequences import Sequence
+from nearmesh.client.tally import Statistics
 from nearmesh.client.tasks import end
 from nearmesh.errors import ConfigError, Unreachable
 
@@ -100,6 +101,14 @@ class BlockingMesh:
     def warm(self, model: str, *, objective: routing.Objective | None = None, deadline_s: float | None = None) -> None:
         """See `Mesh.warm`."""
         self._run(self._mesh.warm(model, objective=objective, deadline_s=deadline_s))
+
+    def statistics(self) -> Statistics:
+        """See `Mesh.statistics`."""
+
+        async def ask() -> Statistics:
+            return self._mesh.statistics()
+
+        return self._run(ask())
 
     @contextmanager
     def sequence(

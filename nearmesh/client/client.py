@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import Sequence as Ordered
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,9 @@ from nearmesh.client.receipt import Answer
 from nearmesh.client.routes import Routes, control_channel
 from nearmesh.client.sequences import Sequence
 from nearmesh.client.settings import ConnectSettings, Token, from_arguments, from_bootstrap
+from nearmesh.client.tally import Statistics
 from nearmesh.client.tasks import end
+from nearmesh.client.trials import Trials
 from nearmesh.client.upkeep import PROBE_LIMIT_S, Prober, report
 from nearmesh.errors import ConfigError, InvalidInput, MeshError
 from nearmesh.v1 import route_pb2_grpc
@@ -76,8 +80,10 @@ class _Plan:
 class Mesh:
     """A connection to the mesh: routes, channels to the nodes, and what was measured about them."""
 
-    def __init__(self, settings: ConnectSettings) -> None:
+    def __init__(self, settings: ConnectSettings, *, chance: random.Random | None = None) -> None:
+        """`chance` shares calls out among nodes; a test brings its own."""
         self.settings = settings
+        self._chance = chance or random.Random()
         self._experience = Experience(on_failed=self._failed)
         # The choice in use for each model and objective; it keeps its place against a near tie.
         self._plans: dict[tuple[str, str], _Plan] = {}
@@ -85,6 +91,7 @@ class Mesh:
         self._channels: Channels
         self._routes: Routes
         self._prober: Prober
+        self._trials: Trials
 
     async def __aenter__(self) -> Mesh:
         settings, token = self.settings, Token(self.settings)
@@ -97,6 +104,8 @@ class Mesh:
         self._stack.push_async_callback(self._channels.close)
         self._prober = Prober(self._channels, self._experience)
         self._stack.push_async_callback(self._prober.close)
+        self._trials = Trials(self._channels, self._experience)
+        self._stack.push_async_callback(self._trials.close)
         self._routes = Routes(stub, settings, token, self._routes_changed)
         self._stack.push_async_callback(self._routes.close)
         reporting = report(stub, self._experience, settings.region, lambda: token.metadata(clock()))
@@ -131,8 +140,9 @@ class Mesh:
         this call. `deadline_s` is how long the caller waits, failover included: by default 10 s, or ten times the
         model's `deadline_ms` if that is more. That policy is another thing: the time that routing aims for.
 
-        An idempotent call (the default) that fails or stalls on one node is made on another, and may then run on both.
-        With `idempotent=False` it is made again only if it cannot have left this machine.
+        An idempotent call (the default) that fails or stalls on one node is made on another, and may then run on both;
+        so may one that takes longer than is forecast for 95 % (at most one call in ten). With `idempotent=False` it is
+        made again only if it cannot have left this machine.
 
         Raises NotFound (unknown model or version), InvalidInput (wrong name, shape, dtype or value), TooLarge,
         Unauthenticated and PermissionDenied at once; DeadlineExceeded, or the last node's error, at the deadline.
@@ -148,29 +158,43 @@ class Mesh:
             deadline_s=start_s + limit_s,
             idempotent=idempotent,
             plan=lambda: self._plan(self._routes.latest(route, *key), key),
+            pick=lambda choices: self._pick(model, choices),
+            objective=objective or "",
+            aim_ms=route.deadline_ms,
         )
+        self._trials.consider(call, call.plan())
         found = await deliver(call, self._channels, self._experience)
         return receipt.answer(
             found.response,
+            found.outputs,
             found.choice,
             self._routes.latest(route, *key),
+            forecast=found.forecast,
             attempt_ms=found.attempt_ms,
             total_ms=1000 * (clock() - start_s),
             attempts=found.attempts,
+            hedged=found.hedged,
         )
+
+    def statistics(self) -> Statistics:
+        """What this client's calls came to: hedges, failovers, ejections, and how right the forecasts were, by node."""
+        return self._experience.statistics(now_s=asyncio.get_running_loop().time())
 
     async def warm(
         self, model: str, *, objective: routing.Objective | None = None, deadline_s: float | None = None
     ) -> None:
-        """Opens the connection to the node that would answer now, so that the first inference need not wait for it.
+        """Opens the connections to the nodes that may answer now, so that the first inference need not wait for one.
 
         A node that cannot be reached is passed over. Raises NotFound for an unknown model, and as `infer` when no
         route comes within `deadline_s`.
         """
         route = await self._route(model, objective, deadline_s)
-        for choice in self._plan(route, (model, objective or "")):
-            with suppress(MeshError):
-                await self._channels.live(choice.endpoint, PROBE_LIMIT_S)
+        choices = self._plan(route, (model, objective or ""))
+        placed = await asyncio.gather(*(self._reached(choice) for choice in choices if choice.weight))
+        if any(placed):
+            return
+        for choice in choices:
+            if not choice.weight and await self._reached(choice):
                 return
 
     @asynccontextmanager
@@ -193,7 +217,7 @@ class Mesh:
             self._channels,
             self._experience,
             lambda: self._routes.latest(route, *key),
-            lambda: self._plan(self._routes.latest(route, *key), key),
+            lambda: self._arranged(self._routes.latest(route, *key), key),
             lambda inputs, outputs: make_request(model, inputs, outputs, version=version, parameters=parameters),
             default_deadline_s(route) if deadline_s is None else deadline_s,
         )
@@ -207,7 +231,8 @@ class Mesh:
 
     def _plan(self, route: Route, key: tuple[str, str]) -> list[Choice]:
         now_s = asyncio.get_running_loop().time()
-        out = self._experience.out(route.model, now_s=now_s)
+        ready = [endpoint.node for endpoint in route.endpoints if endpoint.candidate.ready]
+        out = self._experience.out(route.model, now_s=now_s, among=ready)
         kept = self._plans.get(key)
         if kept is None or kept.route is not route or kept.out != out or now_s > kept.until_s:
             measured = self._experience.measured(now_s=now_s)
@@ -215,6 +240,28 @@ class Mesh:
             found = picker.order(route, measured=measured, out=out, current=current)
             kept = self._plans[key] = _Plan(route, out, now_s + PLAN_S, tuple(found))
         return list(kept.choices)
+
+    def _pick(self, model: str, choices: Ordered[Choice]) -> Choice:
+        now_s = asyncio.get_running_loop().time()
+
+        def cost(choice: Choice) -> float:
+            return self._experience.cost(choice.node, model, choice.forecast.p50_ms, now_s=now_s)
+
+        return picker.pick(choices, cost, self._chance)
+
+    def _arranged(self, route: Route, key: tuple[str, str]) -> list[Choice]:
+        """The order in which a sequence looks for its node."""
+        choices = self._plan(route, key)
+        if not choices:
+            return choices
+        first = self._pick(key[0], choices)
+        return [first, *(choice for choice in choices if choice is not first)]
+
+    async def _reached(self, choice: Choice) -> bool:
+        with suppress(MeshError):
+            await self._channels.live(choice.endpoint, PROBE_LIMIT_S)
+            return True
+        return False
 
     def _routes_changed(self) -> None:
         endpoints = self._routes.endpoints()

@@ -1,15 +1,23 @@
-"""What this client has found out about each node by itself: network times, and who has just failed it.
+"""What this client has found out about each node by itself: times, load, and who fails it.
 
 Pure: `now_s` is any clock that never goes back. A node that failed (no connection, no answer in time) is out until a
-probe reaches it; a node that merely refused a model (not ready, draining, full) is out for that model for a while.
+probe reaches it; a node that merely refused a model (not ready, draining, full) is out for that model for a while; a
+node that errs or is far slower than forecast is out for that model until copies of calls prove it well (`health`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import accumulate
 
+from nearmesh.client.budget import Budget
+from nearmesh.client.health import Health, Why
+from nearmesh.client.load import PeakTime
+from nearmesh.client.tally import Statistics, Tally
 from nearmesh.quantiles import Window
+from nearmesh.routing.times import LEVELS, Times
 
 # Below this many samples the control plane's estimate is the better one.
 MIN_SAMPLES = 5
@@ -20,6 +28,13 @@ FIRST_OUT_S = 0.5
 MAX_OUT_S = 10.0
 # Samples kept for the next report; a busy client need not send thousands.
 MAX_REPORTED = 100
+# A node that lost this many races in a row without one answer is looked after by a probe, as if it had failed: hedges
+# end a call before anyone could tell that the node is frozen.
+LOST_IN_A_ROW = 3
+# An error counts as slow, never as fast: it weighs as much as this many forecast 95th percentiles.
+ERROR_AS_P95S = 4.0
+# At most this share of a model's nodes is out for being slow: someone has to serve.
+MOST_SLOW = 0.5
 
 
 @dataclass(slots=True)
@@ -31,19 +46,34 @@ class _Out:
 
 
 @dataclass(slots=True)
+class _Model:
+    """What a node did for one model."""
+
+    health: Health = field(default_factory=Health)
+    load: PeakTime = field(default_factory=PeakTime)
+
+
+@dataclass(slots=True)
 class _Node:
     window: Window = field(default_factory=lambda: Window(size=64, max_age_s=MAX_AGE_S))
     unreported: list[float] = field(default_factory=list)
     failed: _Out | None = None
     refused: dict[str, _Out] = field(default_factory=dict)
+    models: dict[str, _Model] = field(default_factory=dict)
+    # Calls under way, and races lost since the last answer.
+    outstanding: int = 0
+    lost: int = 0
 
 
 class Experience:
     """By node id. `on_failed` is told of each node that goes out, so that it can be probed in time."""
 
-    def __init__(self, on_failed: Callable[[str], None] = lambda node: None) -> None:
+    def __init__(self, on_failed: Callable[[str], None] = lambda node: None, *, budget: Budget | None = None) -> None:
         self._nodes: dict[str, _Node] = {}
         self._on_failed = on_failed
+        # What copies of calls are paid from, and what all calls came to.
+        self.budget = budget or Budget()
+        self.tally = Tally()
 
     def sample(self, node: str, network_ms: float, *, now_s: float) -> None:
         """A round trip without the node's own time, milliseconds."""
@@ -52,13 +82,14 @@ class Experience:
         if len(found.unreported) < MAX_REPORTED:
             found.unreported.append(network_ms)
 
-    def measured(self, *, now_s: float) -> dict[str, tuple[float, float]]:
-        """50th and 95th percentile of the network time, milliseconds, of every node with enough samples."""
-        found: dict[str, tuple[float, float]] = {}
+    def measured(self, *, now_s: float) -> dict[str, Times]:
+        """The network time to every node with enough samples."""
+        found: dict[str, Times] = {}
         for name, node in self._nodes.items():
-            quantiles = node.window.quantiles(0.5, 0.95, now_s=now_s)
+            quantiles = node.window.quantiles(*LEVELS, now_s=now_s)
             if quantiles and len(node.window) >= MIN_SAMPLES:
-                found[name] = (quantiles[0], quantiles[1])
+                # Few samples prove little of a tail, perhaps less than their median.
+                found[name] = Times(tuple(accumulate(quantiles, max)))
         return found
 
     def take_unreported(self) -> dict[str, list[float]]:
@@ -85,11 +116,77 @@ class Experience:
         """The node answered a probe, or served `model`."""
         found = self._node(node)
         found.failed = None
+        found.lost = 0
         found.refused.pop(model, None)
 
-    def out(self, model: str, *, now_s: float) -> set[str]:
-        """The nodes that a call for `model` should rather not try."""
-        return {name for name, node in self._nodes.items() if node.failed or _is_out(node.refused.get(model), now_s)}
+    def began(self, node: str) -> None:
+        """A call is under way to it."""
+        self._node(node).outstanding += 1
+
+    def ended(self, node: str) -> None:
+        """A call that `began` is over, however."""
+        found = self._node(node)
+        found.outstanding = max(0, found.outstanding - 1)
+
+    def took(self, node: str, model: str, ms: float, forecast: Times, *, now_s: float) -> None:
+        """How long an answer took, on a connection that was warm, and what was forecast."""
+        found = self._model(node, model)
+        found.load.add(ms, now_s=now_s)
+        peers = self._peers(node, model, now_s)
+        self._count(found.health.answered(ms, forecast.p50_ms, forecast.p95_ms, now_s=now_s, peers=peers))
+
+    def erred(self, node: str, model: str, forecast: Times, *, now_s: float) -> None:
+        """The node answered with an error of its own making, or with what makes no sense."""
+        found = self._model(node, model)
+        found.load.add(ERROR_AS_P95S * forecast.p95_ms, now_s=now_s)
+        self._count(found.health.erred(now_s=now_s))
+
+    def lost_race(self, node: str, model: str, ms: float, *, now_s: float) -> None:
+        """The node was asked first, was silent for `ms`, more than forecast, and another's answer came first."""
+        found = self._model(node, model)
+        found.load.add(ms, now_s=now_s)
+        self._count(found.health.lost_race(now_s=now_s, peers=self._peers(node, model, now_s)))
+        self._node(node).lost += 1
+        if self._node(node).lost >= LOST_IN_A_ROW:
+            self.failed(node, now_s=now_s)
+
+    def correction(self, node: str, model: str, *, now_s: float) -> float:
+        """By what a forecast for this node is to be multiplied, as its answers have shown."""
+        return self._model(node, model).health.correction(now_s)
+
+    def cost(self, node: str, model: str, forecast_ms: float, *, now_s: float) -> float:
+        """How long one more call would keep it busy: calls under way and this one, times what one takes."""
+        found = self._model(node, model)
+        expected_ms = found.load.expected_ms(forecast_ms, now_s=now_s)
+        return (self._node(node).outstanding + 1) * expected_ms
+
+    def take_trial(self, node: str, model: str, *, now_s: float) -> bool:
+        """Whether a copy of a call may be sent to it, to see if it does well again."""
+        known = self._nodes.get(node)
+        found = known.models.get(model) if known and not known.failed else None
+        return found is not None and found.health.take_trial(now_s)
+
+    def out(self, model: str, *, now_s: float, among: Collection[str] | None = None) -> set[str]:
+        """The nodes that a call for `model` should rather not try; `among` are those that serve it."""
+        found, slow = set[str](), list[tuple[float, str]]()
+        for name, node in self._nodes.items():
+            ejected = node.models[model].health.ejected_for(now_s) if model in node.models else None
+            if node.failed or _is_out(node.refused.get(model), now_s) or ejected is Why.ERRORS:
+                found.add(name)
+            elif ejected is Why.SLOW:
+                slow.append((node.models[model].load.expected_ms(0.0, now_s=now_s), name))
+        serving = len(self._nodes if among is None else among)
+        slow.sort(reverse=True)
+        return found | {name for _, name in slow[: math.floor(MOST_SLOW * serving)]}
+
+    def statistics(self, *, now_s: float) -> Statistics:
+        """What the calls came to, and what is thought of each node."""
+        return self.tally.statistics(
+            {
+                name: {model: str(found.health.state(now_s)) for model, found in node.models.items()}
+                for name, node in self._nodes.items()
+            }
+        )
 
     def probe_due_s(self, node: str) -> float | None:
         """When a node that failed should be probed; None when it did not fail."""
@@ -99,9 +196,33 @@ class Experience:
     def forget(self, node: str) -> None:
         """The node is in no route any more."""
         self._nodes.pop(node, None)
+        self.tally.forget(node)
 
     def _node(self, name: str) -> _Node:
-        return self._nodes.setdefault(name, _Node())
+        found = self._nodes.get(name)
+        if found is None:
+            found = self._nodes[name] = _Node()
+        return found
+
+    def _model(self, node: str, model: str) -> _Model:
+        models = self._node(node).models
+        found = models.get(model)
+        if found is None:
+            found = models[model] = _Model()
+        return found
+
+    def _peers(self, node: str, model: str, now_s: float) -> Callable[[], float]:
+        """How far the model's other nodes are from their forecasts, in the middle; 1 when none has answered enough."""
+
+        def find() -> float:
+            others = (n.models[model].health for name, n in self._nodes.items() if name != node and model in n.models)
+            known = sorted(off for health in others if (off := health.off_forecast(now_s)) is not None)
+            return known[(len(known) - 1) // 2] if known else 1.0
+
+        return find
+
+    def _count(self, ejected: bool) -> None:
+        self.tally.ejections += ejected
 
 
 def _longer(before: _Out | None, now_s: float) -> _Out:

@@ -1,25 +1,40 @@
 """In which order a call tries the nodes, and how long it waits for each: pure.
 
-The rule is the mesh's own (`nearmesh.routing`), with two things that only this client knows put in: the network times
-that it measured itself, and the nodes that have just failed it.
+Where the control plane has placed this region's requests, a call goes by the shares: a site at random in proportion to
+what its nodes have, in it the less busy of two nodes drawn likewise. Everything else goes by the mesh's own rule
+(`nearmesh.routing`): the order of the other nodes, and of all where nothing was placed. Two things that only this
+client knows are put in: the network times that it measured itself, and the nodes that fail it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+import random
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from typing import TypeVar
 
 from nearmesh import routing
+from nearmesh.routing import IN_TIME, Times
+from nearmesh.routing.rule import NEAR_MS
 from nearmesh.v1 import route_pb2
 
 # A node that has not answered after 4 times its expected 95th percentile is taken for frozen, but never within 250 ms
-# of it: a short pause (a swap, a full core) is not worth a second request.
+# of it: a short pause (a swap, a full core) is no sign of that.
 PATIENCE_FACTOR = 4.0
 PATIENCE_FLOOR_S = 0.25
+# A hedge is not sent earlier than this: below it the pauses of this client's own process would send one.
+HEDGE_FLOOR_S = 0.005
 # A new connection sends about this much in its first round trip, twice that in the next, and so on.
 FIRST_WINDOW_BYTES = 64 * 1024
+# Of two nodes drawn, the second is asked if it is less busy by this share; closer ones stand as the shares have them.
+BUSIER = 0.2
+# Own round trips overrule a placement when they move the chance to be in time by this much.
+CLEARLY = 0.02
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +46,8 @@ class Endpoint:
     address: str
     # The name in the node's certificate.
     server_name: str
+    # Why the control plane placed requests there, or did not.
+    told: str = ""
 
     @property
     def node(self) -> str:
@@ -75,55 +92,151 @@ class Choice:
     endpoint: Endpoint
     why: str
     in_time: bool
+    # Ready, and not out: may be asked first, or beside another. The others are a last resort.
+    in_service: bool = True
+    # Its part of the first requests; 0 for one that is only there for the case that others fail.
+    weight: float = 0.0
 
     @property
     def node(self) -> str:
         return self.endpoint.node
 
+    @property
+    def site(self) -> str:
+        return self.endpoint.candidate.site
+
+    @property
+    def forecast(self) -> Times:
+        """The whole time of a small call."""
+        return self.endpoint.candidate.total
+
 
 def order(
     route: Route,
     *,
-    measured: Mapping[str, tuple[float, float]],
+    measured: Mapping[str, Times],
     out: Collection[str] = (),
     current: str | None = None,
 ) -> list[Choice]:
-    """Every node of the route, best first: those in service, then those in `out`, then those that are not ready.
+    """Every node of the route: those that requests were placed on, the others in service, those in `out`, the unready.
 
-    `measured` are this client's own network times by node, 50th and 95th percentile in ms. The last two groups are
-    there because a call with nothing better to do may as well ask them: what is known of them may be old.
+    Within each group the best by the rule is first. `measured` are this client's own network times by node. The last
+    two groups are there because a call with nothing better to do may as well ask them: what is known may be old.
     """
     endpoints = {endpoint.node: endpoint for endpoint in route.endpoints}
     pool = [_with_own(endpoint.candidate, measured) for endpoint in route.endpoints]
+    serving = [c for c in pool if c.ready and c.node not in out]
+    placed = [c for c in serving if c.share > 0]
+    refuted = {c.node for c in placed if _refuted(c, endpoints[c.node].candidate, serving, endpoints, route)}
     groups: Sequence[list[routing.Candidate]] = (
-        [c for c in pool if c.ready and c.node not in out],
+        serving,
         [c for c in pool if c.ready and c.node in out],
         [c for c in pool if not c.ready],
     )
     found: list[Choice] = []
     for group in groups:
         for ranked in routing.rank(group, route.objective, route.deadline_ms, current=current):
-            endpoint = endpoints[ranked.candidate.node]
-            fresh = Endpoint(ranked.candidate, endpoint.address, endpoint.server_name)
-            found.append(Choice(fresh, ranked.why, ranked.in_time))
-    return found
+            endpoint = dataclasses.replace(endpoints[ranked.candidate.node], candidate=ranked.candidate)
+            weight = ranked.candidate.share if group is serving and endpoint.node not in refuted else 0.0
+            why = _why(endpoint, ranked.why, weight, endpoint.node in refuted)
+            found.append(Choice(endpoint, why, ranked.in_time, group is serving, weight))
+    return sorted(found, key=lambda choice: not choice.weight)
+
+
+def pick(choices: Sequence[Choice], cost: Callable[[Choice], float], chance: random.Random) -> Choice:
+    """The first node of a call, of a non-empty order; `cost` is how long one more call would keep a node busy."""
+    placed = list(takewhile(lambda choice: choice.weight > 0, choices))
+    if len(placed) < 2:
+        return choices[0]
+    sites: dict[str, list[Choice]] = {}
+    for choice in placed:
+        sites.setdefault(choice.site, []).append(choice)
+    nodes = _draw(list(sites.values()), [sum(c.weight for c in nodes) for nodes in sites.values()], chance)
+    if len(nodes) == 1:
+        return nodes[0]
+    weights = [choice.weight for choice in nodes]
+    one, other = _draw(nodes, weights, chance), _draw(nodes, weights, chance)
+    return other if other is not one and cost(other) < cost(one) * (1 - BUSIER) else one
+
+
+def beside(choices: Iterable[Choice], busy: Collection[str], sites: Collection[str]) -> Choice | None:
+    """Whom to ask beside nodes that are asked already: the soonest of another site, else of the same.
+
+    `busy` are the nodes that were asked, `sites` the sites that they are in.
+    """
+    free = [choice for choice in choices if choice.in_service and choice.node not in busy]
+    return min(free, key=lambda choice: (choice.site in sites, choice.forecast.p50_ms), default=None)
 
 
 def patience_s(candidate: routing.Candidate, request_bytes: int) -> float:
-    """How long a call waits for this node alone before it asks the next one as well."""
+    """How long a call waits for this node alone before it takes it for frozen, and asks the next one as well."""
     p95_s = candidate.total_ms_p95 / 1000
-    return max(PATIENCE_FACTOR * p95_s, PATIENCE_FLOOR_S + p95_s) + _transfer_s(candidate, request_bytes)
+    return max(PATIENCE_FACTOR * p95_s, PATIENCE_FLOOR_S + p95_s) + transfer_ms(candidate, request_bytes) / 1000
 
 
-def _transfer_s(candidate: routing.Candidate, request_bytes: int) -> float:
+def hedge_s(candidate: routing.Candidate, request_bytes: int, correction: float) -> float:
+    """After how long a call to this node is late enough for a second one; `correction` as own answers suggest."""
+    expected_ms = candidate.total_ms_p95 + transfer_ms(candidate, request_bytes)
+    return max(HEDGE_FLOOR_S, correction * expected_ms / 1000)
+
+
+def forecast(candidate: routing.Candidate, request_bytes: int) -> Times:
+    """The whole time of a call with a request of this size."""
+    extra_ms = transfer_ms(candidate, request_bytes)
+    return Times(tuple(ms + extra_ms for ms in candidate.total.ms)) if extra_ms else candidate.total
+
+
+def transfer_ms(candidate: routing.Candidate, request_bytes: int) -> float:
     """Extra round trips of a large request while the windows of TCP and HTTP/2 open, doubling each time."""
     doublings = math.log2(max(1.0, request_bytes / FIRST_WINDOW_BYTES))
-    return doublings * candidate.network_ms_p95 / 1000
+    return doublings * candidate.network_ms_p95
 
 
-def _with_own(candidate: routing.Candidate, measured: Mapping[str, tuple[float, float]]) -> routing.Candidate:
+def _refuted(
+    placed: routing.Candidate,
+    told: routing.Candidate,
+    serving: Iterable[routing.Candidate],
+    endpoints: Mapping[str, Endpoint],
+    route: Route,
+) -> bool:
+    """Whether own round trips show another node to be the better one, where the region's did not.
+
+    A placement goes by capacity as well; so that the control plane holds another node for better is no reason.
+    """
+    if route.objective == "cheapest" or placed is told:
+        return False
+    better = _nearer if route.objective == "nearest" else _likelier
+    return any(
+        better(c, placed, route.deadline_ms) and not better(endpoints[c.node].candidate, told, route.deadline_ms)
+        for c in serving
+    )
+
+
+def _nearer(c: routing.Candidate, than: routing.Candidate, deadline_ms: float) -> bool:
+    gain_ms = than.network_ms_p50 - c.network_ms_p50
+    return gain_ms >= max(NEAR_MS, routing.HYSTERESIS * c.network_ms_p50)
+
+
+def _likelier(c: routing.Candidate, than: routing.Candidate, deadline_ms: float) -> bool:
+    p = than.p_in_time(deadline_ms)
+    return p < IN_TIME and c.p_in_time(deadline_ms) >= p + CLEARLY
+
+
+def _why(endpoint: Endpoint, ranked: str, weight: float, refuted: bool) -> str:
+    share = endpoint.candidate.share
+    if weight:
+        told = f"; {endpoint.told}" if endpoint.told else ""
+        return f"placed here: share {share:.2g} of this region{told}"
+    return f"share {share:.2g} of this region, but not by the round trips from here; {ranked}" if refuted else ranked
+
+
+def _draw(items: Sequence[T], weights: Sequence[float], chance: random.Random) -> T:
+    return items[0] if len(items) == 1 else chance.choices(items, weights)[0]
+
+
+def _with_own(candidate: routing.Candidate, measured: Mapping[str, Times]) -> routing.Candidate:
     own = measured.get(candidate.node)
-    return routing.with_network(candidate, *own) if own else candidate
+    return routing.with_network_times(candidate, own) if own else candidate
 
 
 def _unready(endpoint: Endpoint) -> Endpoint:
@@ -146,6 +259,12 @@ def _endpoint(message: route_pb2.Candidate) -> Endpoint:
         service_ms_p95=message.service_ms_p95,
         usd_per_hour=message.usd_per_hour,
         usd_per_1000=message.usd_per_1000,
+        transfer_usd_per_1000=message.transfer_usd_per_1000,
+        spot=message.spot,
         unready_why="" if message.ready else message.why,
+        # A control plane that sends two quantiles only is understood as well.
+        network_times=Times.of(message.network_ms_quantiles),
+        service_times=Times.of(message.service_ms_quantiles),
+        share=message.share if 0 < message.share <= 1 else 0.0,
     )
-    return Endpoint(candidate, message.address, message.server_name)
+    return Endpoint(candidate, message.address, message.server_name, message.why)

@@ -8,9 +8,8 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from nearmesh import tensors
 from nearmesh.client.picker import Choice, Route
-from nearmesh.routing import format_usd
+from nearmesh.routing import Times, format_usd
 from nearmesh.tensors import Array
 
 # Asks the node for its half of the receipt; the node's answers stand in the response's parameters under these names.
@@ -23,6 +22,7 @@ REASON = "nearmesh_reason"
 
 # What ended an attempt that did not end by itself.
 OVERTAKEN = "silent; another node answered first"
+BESIDE = "asked beside; another node answered first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,25 @@ class Attempt:
     node: str
     error: str
     ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What was forecast of the node that answered, as the choice was made; milliseconds."""
+
+    network_ms_p50: float
+    network_ms_p95: float
+    network_ms_p99: float
+    # On the node: waiting for the engine, and in it.
+    service_ms_p50: float
+    service_ms_p95: float
+    service_ms_p99: float
+    # From the request's leaving to its answer, with what its size adds.
+    total_ms_p50: float
+    total_ms_p95: float
+    total_ms_p99: float
+    # The chance to answer within the model's deadline.
+    p_in_time: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +76,12 @@ class Receipt:
     # The 95th percentiles that the choice was made with.
     predicted_network_ms: float
     predicted_total_ms: float
+    # The whole forecast.
+    prediction: Prediction
+    # The part of this region's requests that the control plane places on the node; 0: it is there if others fail.
+    share: float = 0.0
+    # A second node was asked because the first one took longer than its forecast 95th percentile.
+    hedged: bool = False
     attempts: tuple[Attempt, ...] = ()
 
     def __str__(self) -> str:
@@ -93,14 +118,17 @@ class Answer(Mapping[str, Array]):
 
 def answer(
     response: service_pb2.ModelInferResponse,
+    outputs: Mapping[str, Array],
     choice: Choice,
     route: Route,
     *,
+    forecast: Times,
     attempt_ms: float,
     total_ms: float,
     attempts: tuple[Attempt, ...],
+    hedged: bool = False,
 ) -> Answer:
-    """Joins a node's response with the decision that led to it. Raises InvalidInput for outputs that make no sense."""
+    """Joins a node's response with the decision that led to it."""
     says = parameters(response)
     candidate = choice.endpoint.candidate
     receipt = Receipt(
@@ -116,11 +144,28 @@ def answer(
         usd_per_1000=candidate.usd_per_1000,
         why=choice.why,
         predicted_network_ms=candidate.network_ms_p95,
-        predicted_total_ms=candidate.total_ms_p95,
+        predicted_total_ms=forecast.p95_ms,
+        prediction=_prediction(candidate.network, candidate.service, forecast, candidate.p_in_time(route.deadline_ms)),
+        share=candidate.share,
+        hedged=hedged,
         attempts=attempts,
     )
-    outputs = tensors.decode_response(response)
     return Answer(outputs, model=response.model_name, version=response.model_version, receipt=receipt)
+
+
+def _prediction(network: Times, service: Times, total: Times, p_in_time: float) -> Prediction:
+    return Prediction(
+        network_ms_p50=network.p50_ms,
+        network_ms_p95=network.p95_ms,
+        network_ms_p99=network.p99_ms,
+        service_ms_p50=service.p50_ms,
+        service_ms_p95=service.p95_ms,
+        service_ms_p99=service.p99_ms,
+        total_ms_p50=total.p50_ms,
+        total_ms_p95=total.p95_ms,
+        total_ms_p99=total.p99_ms,
+        p_in_time=p_in_time,
+    )
 
 
 def parameters(response: service_pb2.ModelInferResponse) -> dict[str, Any]:

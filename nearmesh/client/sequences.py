@@ -16,6 +16,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from nearmesh import tensors
 from nearmesh.client import picker, receipt
 from nearmesh.client.channels import Channels, call_error, raise_if_cancelled
 from nearmesh.client.experience import Experience
@@ -175,7 +176,16 @@ class Sequence:
         attempts = (*failed, Attempt(self._choice.node, "", ms))
         total_ms = 1000 * (now_s - start_s)
         route = self._route()
-        return receipt.answer(response, self._choice, route, attempt_ms=ms, total_ms=total_ms, attempts=attempts)
+        return receipt.answer(
+            response,
+            tensors.decode_response(response),
+            self._choice,
+            route,
+            forecast=self._choice.forecast,
+            attempt_ms=ms,
+            total_ms=total_ms,
+            attempts=attempts,
+        )
 
     def _end(self, why: str) -> None:
         self._over = self._over or why

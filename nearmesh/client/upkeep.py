@@ -16,6 +16,7 @@ import grpc
 from nearmesh.client.channels import raise_if_cancelled
 from nearmesh.client.experience import MIN_SAMPLES, Experience
 from nearmesh.client.picker import Endpoint
+from nearmesh.client.tally import Calls, Key
 from nearmesh.client.tasks import end
 from nearmesh.client.transport import Transport
 from nearmesh.errors import MeshError
@@ -109,16 +110,37 @@ async def report(
     region: str,
     metadata: Callable[[], tuple[tuple[str, str], ...]],
 ) -> None:
-    """Sends new network times about every second, for ever; what cannot be sent is dropped, newer ones follow."""
+    """Sends new network times and counts of calls about every second, for ever.
+
+    What cannot be sent is dropped: newer ones follow, and old ones would look like a burst of calls.
+    """
     while True:
         await asyncio.sleep(REPORT_EVERY_S * random.uniform(0.8, 1.2))
-        found = experience.take_unreported()
-        if not found:
+        found, calls = experience.take_unreported(), experience.tally.take_unreported()
+        if not (found or calls):
             continue
         samples = [route_pb2.LatencySample(node=node, network_ms=values) for node, values in found.items()]
+        reports = [call_report(key, count) for key, count in calls.items()]
         try:
-            request = route_pb2.ReportLatencyRequest(region=region, samples=samples)
+            request = route_pb2.ReportLatencyRequest(region=region, samples=samples, calls=reports)
             await stub.ReportLatency(request, timeout=_REPORT_LIMIT_S, metadata=metadata())
         except grpc.aio.AioRpcError as error:
             raise_if_cancelled(error)
             log.debug("latency report failed: %s", error.details())
+
+
+def call_report(key: Key, calls: Calls) -> route_pb2.CallReport:
+    """As the control plane is told."""
+    return route_pb2.CallReport(
+        model=key.model,
+        node=key.node,
+        objective=key.objective,
+        answered=calls.answered,
+        failed=calls.failed,
+        within_p50=calls.within_p50,
+        within_p95=calls.within_p95,
+        within_p99=calls.within_p99,
+        total_ms=calls.total_ms,
+        predicted_ms=calls.predicted_ms,
+        late=calls.late,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -80,6 +81,50 @@ async def test_latencies_are_reported(fakes: FakeMesh, mesh: Mesh) -> None:
     await until(lambda: fakes.control.reported.keys() == {"near", "far"})
     assert min(fakes.control.reported["near"]) >= 10
     assert min(fakes.control.reported["far"]) >= 40
+
+
+async def test_calls_go_where_the_control_plane_placed_them(fakes: FakeMesh) -> None:
+    fakes.control.say(fakes.candidate("near", share=0.25), fakes.candidate("far", share=0.75, why="placed by hand"))
+    async with Mesh(fakes.settings(), chance=random.Random(3)) as mesh:
+        answers = [await mesh.infer(MODEL, {"x": X}) for _ in range(40)]
+    far = [answer.receipt for answer in answers if answer.receipt.node == "far"]
+    assert 22 <= len(far) <= 38
+    assert (far[0].share, far[0].why) == (0.75, "placed here: share 0.75 of this region; placed by hand")
+
+
+async def test_p7_a_call_that_takes_too_long_is_hedged_and_cancelled_where_it_was_slow(
+    fakes: FakeMesh, mesh: Mesh
+) -> None:
+    await mesh.warm(MODEL)
+    await mesh.infer(MODEL, {"x": X})
+    fakes.nodes["near"].wait_s = 30
+    answer = await mesh.infer(MODEL, {"x": X})
+    assert answer.receipt.node == "far" and answer.receipt.hedged
+    await until(lambda: fakes.nodes["near"].cancelled == 1)
+    found = mesh.statistics()
+    assert (found.calls, found.failed, found.hedges, found.hedges_won, found.silences) == (2, 0, 1, 1, 0)
+
+
+async def test_p1_a_node_whose_engine_is_broken_costs_no_error_and_comes_back_when_it_is_mended(
+    fakes: FakeMesh, mesh: Mesh
+) -> None:
+    fakes.nodes["near"].error = errors.EngineFailure("broken")
+    for _ in range(6):
+        assert (await mesh.infer(MODEL, {"x": X})).receipt.node == "far"
+    assert mesh.statistics().nodes["near"].states == {MODEL: "ejected"}
+    fakes.nodes["near"].error = None
+    await until_near_answers(mesh)
+    found = mesh.statistics()
+    assert found.ejections == 1 and found.trials == 3 and found.hedges + found.trials <= 2 + found.calls / 10
+
+
+async def test_what_calls_came_to_is_reported(fakes: FakeMesh, mesh: Mesh) -> None:
+    for _ in range(4):
+        await mesh.infer(MODEL, {"x": X}, objective="nearest")
+    await until(lambda: sum(report.answered for report in fakes.control.calls) == 4)
+    report = fakes.control.calls[0]
+    assert (report.model, report.node, report.objective, report.failed) == (MODEL, "near", "nearest", 0)
+    assert report.total_ms >= 10 * report.answered and report.predicted_ms > 10 * report.answered
 
 
 async def test_a_cheaper_node_takes_over_when_the_price_moves(fakes: FakeMesh, mesh: Mesh) -> None:
@@ -245,6 +290,7 @@ async def test_the_sync_face_answers_and_closes(fakes: FakeMesh) -> None:
             with mesh.sequence(MODEL) as sequence:
                 sequence.infer({"x": np.ones(1, np.int64)})
                 assert sequence.node == "near"
+            assert mesh.statistics().nodes["near"].answered == 1
             with pytest.raises(errors.NotFound):
                 mesh.infer("moon", {"x": X})
         return [float(value) for value in answer["y"].flat]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import selectors
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 import pytest
 from tritonclient.grpc import service_pb2
@@ -13,78 +11,21 @@ from tritonclient.grpc import service_pb2
 from nearmesh import errors
 from nearmesh.client import picker
 from nearmesh.client.attempts import Call, Delivery, deliver
+from nearmesh.client.budget import Budget
 from nearmesh.client.experience import Experience
-from nearmesh.client.picker import Endpoint
-from nearmesh.client.receipt import OVERTAKEN
-from nearmesh.client.transport import NotSent, Reply
+from nearmesh.client.receipt import BESIDE, OVERTAKEN
+from nearmesh.client.transport import NotSent
 from tests.client_routes import endpoint, route
-
-T = TypeVar("T")
-# What a node does when it is asked: after so many seconds, answer ("ok") or raise.
-Act = tuple[float, str | errors.MeshError]
-NEVER = 1e6
-
-
-class JumpingSelector(selectors.DefaultSelector):
-    """Nothing comes from outside, so instead of waiting time moves on."""
-
-    now_s = 1000.0
-
-    def select(self, timeout: float | None = None) -> Any:
-        assert timeout is not None, "the loop waits for ever"
-        self.now_s += max(0.0, timeout)
-        return super().select(0)
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self.jumping = JumpingSelector()
-        super().__init__(self.jumping)
-
-    def time(self) -> float:
-        return self.jumping.now_s
-
-
-def on_jumping_clock(work: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
-        return runner.run(work)
-
-
-class ScriptedTransport:
-    """Each node plays its acts in turn, the last one for ever."""
-
-    def __init__(self, **acts: list[Act]) -> None:
-        self._acts = acts
-        self.asked: list[str] = []
-        self.cancelled: list[str] = []
-
-    async def infer(self, endpoint: Endpoint, request: Any, timeout_s: float) -> Reply:
-        node = endpoint.node
-        acts = self._acts[node]
-        after_s, what = acts.pop(0) if len(acts) > 1 else acts[0]
-        self.asked.append(node)
-        try:
-            await asyncio.sleep(min(after_s, timeout_s))
-        except asyncio.CancelledError:
-            self.cancelled.append(node)
-            raise
-        if after_s > timeout_s:
-            raise errors.DeadlineExceeded("too late")
-        if isinstance(what, errors.MeshError):
-            raise what
-        response = service_pb2.ModelInferResponse(model_name=node)
-        response.parameters["nearmesh_service_ms"].double_param = 1.0
-        return Reply(response, warm=True)
-
-    async def live(self, endpoint: Endpoint, timeout_s: float) -> bool:
-        raise NotImplementedError
+from tests.client_transport import NEVER, Act, ScriptedTransport, on_jumping_clock
 
 
 class Outcome:
     """What became of one call."""
 
-    def __init__(self, transport: ScriptedTransport, deadline_s: float, idempotent: bool) -> None:
-        self.experience = Experience()
+    def __init__(
+        self, transport: ScriptedTransport, deadline_s: float, idempotent: bool, experience: Experience | None = None
+    ) -> None:
+        self.experience = experience or Experience(budget=spent())
         self.delivery: Delivery | None = None
         self.error: errors.MeshError | None = None
         self.took_s = on_jumping_clock(self._run(transport, deadline_s, idempotent))
@@ -107,9 +48,13 @@ class Outcome:
         return took_s
 
     def _plan(self, transport: ScriptedTransport, clock: Callable[[], float]) -> Callable[[], list[picker.Choice]]:
-        # In alphabetical order of merit; each is expected to take 10 + 20 ms.
-        found = route(*(endpoint(node, 10.0 + index / 10) for index, node in enumerate(sorted(transport._acts))))
-        return lambda: picker.order(found, measured={}, out=self.experience.out("m", now_s=clock()))
+        # In alphabetical order of merit; each is expected to take 10 + 20 ms. The letter is the site.
+        found = route(
+            *(endpoint(node, 10.0 + index / 10, site=node[0]) for index, node in enumerate(sorted(transport._acts)))
+        )
+        return lambda: picker.order(
+            found, measured={}, out=self.experience.out("m", now_s=clock(), among=transport._acts)
+        )
 
     @property
     def node(self) -> str:
@@ -117,8 +62,20 @@ class Outcome:
         return self.delivery.choice.node
 
 
-def call(transport: ScriptedTransport, *, deadline_s: float = 5.0, idempotent: bool = True) -> Outcome:
-    return Outcome(transport, deadline_s, idempotent)
+def spent() -> Budget:
+    """Nothing is left for hedges, nor ever will be."""
+    return Budget(share=0.0, start=0.0)
+
+
+def call(
+    transport: ScriptedTransport,
+    *,
+    deadline_s: float = 5.0,
+    idempotent: bool = True,
+    experience: Experience | None = None,
+) -> Outcome:
+    """Without hedges, unless an experience with a budget is given."""
+    return Outcome(transport, deadline_s, idempotent, experience)
 
 
 OK: Act = (0.03, "ok")
@@ -254,3 +211,135 @@ def test_cancelling_the_call_cancels_its_attempts() -> None:
     with pytest.raises(TimeoutError):
         on_jumping_clock(cancelled())
     assert sorted(transport.cancelled) == ["a", "b"]
+
+
+# ---- hedging: a second request beside one that takes longer than forecast
+
+HEDGE_S = 0.03
+SLOW: Act = (0.2, "ok")
+
+
+def test_a_call_that_takes_longer_than_its_95th_percentile_is_hedged_and_the_first_answer_counts() -> None:
+    transport = ScriptedTransport(a=[SLOW], b=[OK])
+    found = call(transport, experience=Experience())
+    assert found.node == "b" and found.took_s == pytest.approx(HEDGE_S + 0.03)
+    assert transport.cancelled == ["a"]
+    assert found.delivery and found.delivery.hedged
+    assert [(x.node, x.error) for x in found.delivery.attempts] == [("a", OVERTAKEN), ("b", "")]
+    tally = found.experience.tally
+    assert (tally.hedges, tally.hedges_won, tally.silences, tally.failovers) == (1, 1, 0, 0)
+
+
+def test_a_call_in_time_is_not_hedged() -> None:
+    transport = ScriptedTransport(a=[(0.029, "ok")], b=[OK])
+    found = call(transport, experience=Experience())
+    assert transport.asked == ["a"] and found.delivery and not found.delivery.hedged
+
+
+def test_a_hedge_that_loses_is_cancelled_and_says_nothing_of_its_node() -> None:
+    transport = ScriptedTransport(a=[(0.04, "ok")], b=[SLOW])
+    found = call(transport, experience=Experience())
+    assert found.node == "a" and transport.cancelled == ["b"]
+    assert found.delivery and found.delivery.attempts[0].error == BESIDE
+    assert found.experience.tally.hedges_won == 0
+    assert found.experience.statistics(now_s=1001.0).nodes.keys() == {"a"}
+
+
+def test_a_hedge_goes_to_another_site() -> None:
+    transport = ScriptedTransport(a1=[SLOW], a2=[OK], b=[OK])
+    assert call(transport, experience=Experience()).node == "b"
+    alone = ScriptedTransport(a1=[SLOW], a2=[OK])
+    assert call(alone, experience=Experience()).node == "a2"
+
+
+def test_a_hedge_that_fails_costs_nothing() -> None:
+    transport = ScriptedTransport(a=[(0.1, "ok")], b=[DEAD], c=[OK])
+    found = call(transport, experience=Experience())
+    assert found.node == "a" and transport.asked == ["a", "b"] and found.took_s == pytest.approx(0.1)
+
+
+def test_a_call_that_is_not_idempotent_is_not_hedged() -> None:
+    transport = ScriptedTransport(a=[SLOW], b=[OK])
+    assert call(transport, idempotent=False, experience=Experience()).node == "a"
+    assert transport.asked == ["a"]
+
+
+def test_a_frozen_node_is_left_whatever_the_budget_and_is_counted_apart() -> None:
+    experience = Experience(budget=Budget(share=0.0, start=1.0))
+    transport = ScriptedTransport(a=[FROZEN], b=[FROZEN], c=[OK])
+    found = call(transport, experience=experience)
+    # b was asked beside a after 30 ms; then a and b have to be silent for all of their patience.
+    assert found.node == "c" and found.took_s == pytest.approx(HEDGE_S + PATIENCE_S + 0.03, abs=0.001)
+    assert (experience.tally.hedges, experience.tally.silences) == (1, 2)
+    assert experience.out("m", now_s=1001.0) == {"a", "b"}
+
+
+def test_who_loses_three_races_in_a_row_is_probed_as_if_it_had_failed() -> None:
+    told: list[str] = []
+    experience = Experience(told.append, budget=Budget(start=5.0))
+    for index in range(4):
+        transport = ScriptedTransport(a=[FROZEN], b=[OK])
+        call(transport, experience=experience)
+        assert transport.asked == (["a", "b"] if index < 3 else ["b"])
+    assert told == ["a"]
+
+
+def test_hedges_stay_within_a_tenth_of_the_calls() -> None:
+    experience = Experience()
+    asked = 0
+    for index in range(500):
+        transport = ScriptedTransport(a=[OK if index % 3 else SLOW], b=[SLOW])
+        call(transport, experience=experience)
+        asked += len(transport.asked)
+    assert experience.tally.hedges == asked - 500
+    assert 40 <= experience.tally.hedges <= 52
+
+
+# ---- engines that break
+
+
+BROKEN: Act = (0.01, errors.EngineFailure("broken"))
+
+
+def test_broken_nodes_cost_no_error_while_another_works() -> None:
+    transport = ScriptedTransport(a=[BROKEN], b=[(0.01, errors.MeshError("a bug"))], c=[(0.01, "garbled")], d=[OK])
+    found = call(transport)
+    assert found.node == "d" and found.experience.tally.failovers == 3
+    assert found.delivery and found.delivery.attempts[2].error.startswith("ENGINE_FAILURE: the answer makes no sense")
+
+
+def test_a_request_that_breaks_every_engine_does_not_go_round_the_mesh() -> None:
+    transport = ScriptedTransport(a=[BROKEN], b=[BROKEN], c=[BROKEN], d=[BROKEN], e=[BROKEN])
+    found = call(transport)
+    assert isinstance(found.error, errors.EngineFailure) and transport.asked == ["a", "b", "c", "d"]
+    assert found.experience.out("m", now_s=1000.1) == set()
+
+
+def test_a_node_that_keeps_breaking_is_no_first_choice_any_more() -> None:
+    experience = Experience(budget=spent())
+    for index in range(4):
+        transport = ScriptedTransport(a=[BROKEN], b=[OK])
+        call(transport, experience=experience)
+        assert transport.asked == (["a", "b"] if index < 3 else ["b"])
+    found = experience.statistics(now_s=1000.5)
+    assert found.ejections == 1 and found.nodes["a"].failed == 3
+    assert found.nodes["a"].states == {"m": "ejected"} and found.nodes["b"].states == {"m": "healthy"}
+    assert (found.calls, found.failed, found.nodes["b"].answered) == (4, 0, 4)
+
+
+def test_a_node_far_slower_than_forecast_and_than_its_peers_is_no_first_choice_any_more() -> None:
+    experience = Experience(budget=spent())
+    for index in range(6):
+        transport = ScriptedTransport(a=[SLOW], b=[OK])
+        call(transport, experience=experience)
+        assert transport.asked == (["a"] if index < 5 else ["b"])
+
+
+def test_counts_for_the_control_plane() -> None:
+    experience = Experience(budget=spent())
+    call(ScriptedTransport(a=[DEAD], b=[(0.021, "ok")]), experience=experience)
+    found = {key.node: calls for key, calls in experience.tally.take_unreported().items()}
+    assert (found["a"].failed, found["a"].answered) == (1, 0)
+    assert (found["b"].answered, found["b"].within_p50, found["b"].within_p95, found["b"].late) == (1, 0, 1, 0)
+    assert found["b"].total_ms == pytest.approx(21.0) and found["b"].predicted_ms == pytest.approx(20.1)
+    assert experience.tally.take_unreported() == {}

@@ -14,7 +14,8 @@ def test_a_measurement_counts_once_there_are_enough_samples_and_until_they_are_o
         assert found.measured(now_s=0.0) == {}
         found.sample("a", 10.0 + index, now_s=0.0)
     # Of five samples the largest proves no tail.
-    assert found.measured(now_s=0.0) == {"a": (12.0, 13.0)}
+    measured = found.measured(now_s=0.0)["a"]
+    assert (measured.p50_ms, measured.p95_ms, measured.p99_ms) == (12.0, 13.0, 14.0)
     assert found.measured(now_s=MAX_AGE_S + 1) == {}
 
 

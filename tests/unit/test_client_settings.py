@@ -21,6 +21,7 @@ from nearmesh.client.client import default_deadline_s, make_request
 from nearmesh.client.receipt import Attempt
 from nearmesh.client.settings import ConnectSettings, Token, from_arguments, from_bootstrap
 from nearmesh.client.transport import NotSent
+from nearmesh.tensors import decode_response
 from tests.client_routes import endpoint, route
 
 PEM = b"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"
@@ -121,10 +122,20 @@ def test_the_answer_joins_what_the_node_says_with_why_it_was_chosen() -> None:
         response.parameters[name].string_param = text
     for name, ms in {receipt.QUEUE_MS: 1.0, receipt.COMPUTE_MS: 5.0, receipt.SERVICE_MS: 7.0}.items():
         response.parameters[name].double_param = ms
-    found_route = route(endpoint("a", usd=2.5), endpoint("b", 50))
+    found_route = route(endpoint("a", usd=2.5, share=0.4), endpoint("b", 50))
     choice = picker.order(found_route, measured={})[0]
     attempts = (Attempt("b", "UNREACHABLE: reset", 3.0), Attempt("a", "", 30.0))
-    found = receipt.answer(response, choice, found_route, attempt_ms=30.0, total_ms=40.0, attempts=attempts)
+    found = receipt.answer(
+        response,
+        decode_response(response),
+        choice,
+        found_route,
+        forecast=choice.forecast,
+        attempt_ms=30.0,
+        total_ms=40.0,
+        attempts=attempts,
+        hedged=True,
+    )
     assert found["y"].tolist() == [1, 2] and list(found) == ["y"] and len(found) == 1
     assert found.receipt == receipt.Receipt(
         site="s",
@@ -137,9 +148,23 @@ def test_the_answer_joins_what_the_node_says_with_why_it_was_chosen() -> None:
         network_ms=23.0,
         total_ms=40.0,
         usd_per_1000=2.5,
-        why="nearest: 10.0 ms round trip",
+        why="placed here: share 0.4 of this region",
         predicted_network_ms=10.0,
         predicted_total_ms=30.0,
+        prediction=receipt.Prediction(
+            network_ms_p50=10.0,
+            network_ms_p95=10.0,
+            network_ms_p99=10.0,
+            service_ms_p50=pytest.approx(10.0),
+            service_ms_p95=pytest.approx(20.0),
+            service_ms_p99=pytest.approx(26.65, abs=0.01),
+            total_ms_p50=pytest.approx(20.0),
+            total_ms_p95=pytest.approx(30.0),
+            total_ms_p99=pytest.approx(36.65, abs=0.01),
+            p_in_time=pytest.approx(1.0),
+        ),
+        share=0.4,
+        hedged=True,
         attempts=attempts,
     )
     assert "after b: UNREACHABLE: reset" in str(found.receipt)
@@ -149,7 +174,9 @@ def test_a_node_that_gives_no_receipt_is_known_by_its_route() -> None:
     found_route = route(endpoint("a"))
     choice = picker.order(found_route, measured={})[0]
     bare = service_pb2.ModelInferResponse()
-    found = receipt.answer(bare, choice, found_route, attempt_ms=30.0, total_ms=30.0, attempts=())
+    found = receipt.answer(
+        bare, {}, choice, found_route, forecast=choice.forecast, attempt_ms=30.0, total_ms=30.0, attempts=()
+    )
     assert (found.receipt.node, found.receipt.site, found.receipt.digest) == ("a", "a-site", "sha256:0")
     assert receipt.network_ms(bare, 30.0) is None
 
