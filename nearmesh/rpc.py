@@ -1,19 +1,18 @@
 """What every gRPC server of the mesh does around a call: who asks, may they, and how errors travel.
 
-`GuardedServer`, and on an agent `transport.call.Call`, admits or refuses each call and turns errors of
-`nearmesh.errors` into a status with trailing metadata; `from_rpc_error` turns them back on the client. Anything else
-that escapes a servicer is a bug: logged with its traceback and answered INTERNAL without detail.
+`transport.call.Call` asks the gatekeeper for each call and sends an error of `nearmesh.errors` as a status with
+trailing metadata; `from_rpc_error` turns it back on the client. Anything else that escapes a servicer is a bug: logged
+with its traceback and answered INTERNAL without detail.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import grpc
 from cryptography import x509
@@ -160,82 +159,6 @@ def _machine_in(pem: bytes) -> MachineId | None:
     return machine_in(x509.load_pem_x509_certificate(pem))
 
 
-class GuardedServer:
-    """A `grpc.aio.Server` whose every method admits its calls through a Gatekeeper and translates errors.
-
-    It does so when methods are added, not by an interceptor: gRPC would run that anew for each call, at a quarter of
-    what a small call costs.
-    """
-
-    def __init__(self, gatekeeper: Gatekeeper, options: Sequence[tuple[str, Any]] = ()) -> None:
-        self._gatekeeper = gatekeeper
-        self._server = grpc.aio.server(options=list(options))
-        self.add_secure_port = self._server.add_secure_port
-        self.add_insecure_port = self._server.add_insecure_port
-        self.start = self._server.start
-        self.stop = self._server.stop
-
-    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        """For generated code."""
-        guarded = {
-            method: _wrap(handler, _Guard(self._gatekeeper, f"/{service}/{method}"))
-            for method, handler in handlers.items()
-        }
-        self._server.add_registered_method_handlers(service, guarded)
-
-    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """For generated code."""
-        self._server.add_generic_rpc_handlers([_GuardedHandlers(self._gatekeeper, handler) for handler in handlers])
-
-
-class _GuardedHandlers(grpc.GenericRpcHandler):
-    """The methods of one service, each wrapped when it is first called."""
-
-    def __init__(self, gatekeeper: Gatekeeper, inner: grpc.GenericRpcHandler) -> None:
-        self._gatekeeper = gatekeeper
-        self._inner = inner
-        # Only methods that exist, so callers cannot make it grow.
-        self._wrapped: dict[str, Any] = {}
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        method = str(handler_call_details.method)
-        if method not in self._wrapped:
-            handler = self._inner.service(handler_call_details)
-            if handler is None:
-                return None
-            self._wrapped[method] = _wrap(handler, _Guard(self._gatekeeper, method))
-        return self._wrapped[method]
-
-
-class _Guard:
-    """The code around one method."""
-
-    def __init__(self, gatekeeper: Gatekeeper, method: str) -> None:
-        self._gatekeeper = gatekeeper
-        self._method = method
-
-    def enter(self, context: Any) -> Identity:
-        who = self._gatekeeper.admit(context, self._method)
-        answering(who)
-        return who
-
-    async def checked(self, who: Identity, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """The request stream; ends with an error once the caller has been removed."""
-        async for request in requests:
-            self.still(who)
-            yield _readable(request)
-
-    def still(self, who: Identity) -> None:
-        """Raises PermissionDenied once the caller of an open stream has been removed."""
-        self._gatekeeper.check(who, self._method)
-
-    async def fail(self, context: Any, error: Exception) -> None:
-        if isinstance(error, grpc.aio.AbortError):
-            raise error
-        told = failure(error, self._method)
-        await context.abort(told.code, told.message, told.metadata)
-
-
 @dataclass(frozen=True, slots=True)
 class Failure:
     """How an error travels."""
@@ -260,62 +183,6 @@ def failure(error: Exception, method: str) -> Failure:
 def unreadable(size: int, error: DecodeError) -> InvalidInput:
     """What a caller is told whose bytes are no message."""
     return InvalidInput(f"the {size} bytes of the request cannot be parsed: {error}")
-
-
-def _parse(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    """A deserializer that returns its error: raised inside gRPC, it would be answered UNKNOWN."""
-    if deserializer is None:
-        return None
-
-    def parse(data: bytes) -> Any:
-        try:
-            return deserializer(data)
-        except DecodeError as error:
-            return unreadable(len(data), error)
-
-    return parse
-
-
-def _readable(request: Any) -> Any:
-    if isinstance(request, InvalidInput):
-        raise request
-    return request
-
-
-def _wrap(handler: Any, guard: _Guard) -> Any:
-    common = {
-        "request_deserializer": _parse(handler.request_deserializer),
-        "response_serializer": handler.response_serializer,
-    }
-    inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-    streams_in = handler.request_streaming
-
-    async def one(request: Any, context: Any) -> Any:
-        try:
-            who = guard.enter(context)
-            return await inner(guard.checked(who, request) if streams_in else _readable(request), context)
-        except Exception as error:
-            await guard.fail(context, error)
-
-    async def many(request: Any, context: Any) -> AsyncIterator[Any]:
-        try:
-            who = guard.enter(context)
-            responses = inner(guard.checked(who, request) if streams_in else _readable(request), context)
-            if inspect.isawaitable(responses):
-                # gRPC's own servicers write to the context instead of yielding.
-                await responses
-                return
-            async for response in responses:
-                guard.still(who)
-                yield response
-        except Exception as error:
-            await guard.fail(context, error)
-
-    if handler.response_streaming:
-        make = grpc.stream_stream_rpc_method_handler if streams_in else grpc.unary_stream_rpc_method_handler
-        return make(many, **common)
-    make_one = grpc.stream_unary_rpc_method_handler if streams_in else grpc.unary_unary_rpc_method_handler
-    return make_one(one, **common)
 
 
 def error_metadata(error: MeshError) -> Trailing:

@@ -26,13 +26,20 @@ from nearmesh.client import Mesh
 from nearmesh.client.settings import ConnectSettings
 from nearmesh.devmesh.wan import Link, LinkSettings
 from nearmesh.errors import InvalidInput, MeshError, NotFound, SequenceLost
-from nearmesh.listeners import server_options
 from nearmesh.rpc import error_metadata
 from nearmesh.v1 import route_pb2, route_pb2_grpc
 
 TOKEN = "a-token"
 MODEL = "adder"
 CONTROL = "control.test"
+# As large messages as a node takes; two servers on one port would share its connections by chance; clients may ping.
+OPTIONS = [
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.max_send_message_length", 64 * 1024 * 1024),
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.max_ping_strikes", 0),
+]
 
 
 class Authority:
@@ -187,7 +194,7 @@ class Server:
     _server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
-        self._server = grpc.aio.server(options=server_options(64 * 1024 * 1024))
+        self._server = grpc.aio.server(options=OPTIONS)
         if isinstance(self.servicer, FakeNode):
             service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self.servicer, self._server)
         else:

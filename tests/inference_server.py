@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from nearmesh_agent.engines.factory import OnnxEngines
-from nearmesh_agent.health import Health
 from nearmesh_agent.server import add_servicers
 from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.metrics import ServingMetrics
@@ -22,6 +21,7 @@ from nearmesh_agent.serving.table import ReplicaTable
 
 from nearmesh.package import Package
 from nearmesh.rpc import EVERYONE, Gatekeeper
+from nearmesh.transport.health import Health
 from nearmesh.transport.server import Server
 
 PLACE = Place(node="node-1", site="site-1", region="europe-west1")

@@ -25,13 +25,13 @@ from nearmesh.membership import Membership, Renewal, member
 from nearmesh.process import only_one
 from nearmesh.rpc import EVERYONE, MACHINES, NODE_KEY, OPERATORS, PEOPLE, Gatekeeper
 from nearmesh.tokens import TokenVerifier
+from nearmesh.transport.health import SERVICE as HEALTH
+from nearmesh.transport.health import Health
 from nearmesh.transport.server import Server
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_agent.address import advertised_host
 from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.engines.factory import OnnxEngines
-from nearmesh_agent.health import SERVICE as HEALTH
-from nearmesh_agent.health import Health
 from nearmesh_agent.leaving import Leaving
 from nearmesh_agent.notice.source import first_notice, sources
 from nearmesh_agent.serving import wire

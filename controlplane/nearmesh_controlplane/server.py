@@ -11,12 +11,13 @@ from datetime import timedelta
 from typing import Any
 
 from envoy.service.discovery.v3 import ads_pb2_grpc
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
-from nearmesh.listeners import listen, new_server
 from nearmesh.process import only_one
-from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper, GuardedServer
+from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper
 from nearmesh.tls import Credentials
+from nearmesh.transport.health import Health
+from nearmesh.transport.server import Server
 from nearmesh.v1 import admin_pb2_grpc, catalog_pb2_grpc, node_pb2_grpc, route_pb2_grpc
 from nearmesh.xds.ads import AggregatedDiscovery
 from nearmesh_controlplane.admin import AdminServicer
@@ -149,7 +150,7 @@ class ControlPlane:
         self.prices.take(state)
         self.registry.reprice()
 
-    def add_servicers(self, server: GuardedServer, gatekeeper: Gatekeeper) -> None:
+    def add_servicers(self, server: Server, gatekeeper: Gatekeeper) -> None:
         """Every gRPC service of the control plane."""
         registry_url = f"https://{self.config.reached_at(self.config.listen.http)}"
 
@@ -266,19 +267,20 @@ class ServerCertificate:
             log.info("the server's certificate was renewed until=%s", self.current.expires_at)
 
 
-def _grpc_server(plane: ControlPlane, certificate: ServerCertificate) -> GuardedServer:
+def _grpc_server(plane: ControlPlane, certificate: ServerCertificate) -> Server:
     gatekeeper = Gatekeeper(
         mesh=plane.config.mesh,
         verifier=plane.authority.verifier(),
         policy=POLICY,
         removed=plane.registry.removed_ids,
     )
-    server = new_server(gatekeeper, MAX_MESSAGE_BYTES)
+    server = Server(gatekeeper, MAX_MESSAGE_BYTES)
     plane.add_servicers(server, gatekeeper)
-    servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    listen(server, plane.config.listen.public, lambda: certificate.current, mesh=False)
-    listen(server, plane.config.listen.mesh, lambda: certificate.current, mesh=True)
+    health = Health()
+    health.put("", serving=True)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    server.listen(plane.config.listen.public, lambda: certificate.current, mesh=False)
+    server.listen(plane.config.listen.mesh, lambda: certificate.current, mesh=True)
     return server
 
 

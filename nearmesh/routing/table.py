@@ -45,7 +45,11 @@ class RouteSource(Protocol):
     """Where the xDS server finds the present tables."""
 
     def table(self, region: str, listener: Listener) -> RouteTable:
-        """The table as of now; cheap to call."""
+        """The table as of now; cheap to call.
+
+        Asked for every region that somebody watches, after each change. Routes that are what they were had better be
+        the same object: then comparing them costs nothing.
+        """
         ...
 
     async def changed(self, after: int) -> int:

@@ -162,7 +162,7 @@ class Call:
 
     def abandon(self) -> None:
         """The server stops and does not wait any longer."""
-        self._give_up(Draining("the node stopped before there was an answer; another node may serve"))
+        self._give_up(Draining("the server stopped before there was an answer; another one may serve"))
 
     def _give_up(self, error: Exception) -> None:
         self._fail(error)
@@ -233,11 +233,15 @@ class Call:
     async def _write(self, response: Any) -> None:
         """One more response; returns when the caller has room for another one."""
         self._stream.open(self._host.opening)
-        self._stream.send(self._method.serialize(response))
+        self._stream.send(self._serialized(response))
         await self._stream.room()
 
     def _respond(self, response: Any) -> None:
-        self._stream.respond(self._host.opening, self._method.serialize(response), headers.fine(self._trailing))
+        self._stream.respond(self._host.opening, self._serialized(response), headers.fine(self._trailing))
+
+    def _serialized(self, response: Any) -> bytes:
+        """What goes to many callers, or is made of pieces, a servicer may give as bytes."""
+        return response if isinstance(response, bytes) else self._method.serialize(response)
 
     async def _requests(self) -> AsyncGenerator[Any, None]:
         """What the caller says; no more is taken from it than is asked for here."""

@@ -36,6 +36,13 @@ def bound(address: str) -> socket.socket:
         raise ConfigError(f"cannot listen on {address}: {error}") from None
 
 
+def check_loopback(address: str) -> None:
+    """Raises ConfigError for an address that others can reach."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError(f"{address}: without TLS a server listens on loopback only (127.0.0.1)")
+
+
 def shown(address: str, found: socket.socket) -> str:
     """The address with the port that the system gave."""
     return f"{address.rpartition(':')[0]}:{found.getsockname()[1]}"

@@ -1,6 +1,8 @@
-"""The agent's gRPC server: listeners, the table of methods, connections and calls, and an orderly end.
+"""The gRPC server: listeners, the table of methods, connections and calls, and an orderly end.
 
-Generated code adds servicers to it as it adds them to a `grpc.aio.Server`.
+Generated code adds servicers to it as it adds them to a `grpc.aio.Server`. A server has two listeners, public (TLS,
+bearer token) and mesh (a certificate is asked), which lead to the same servicers: what a caller may do follows from who
+it is (`nearmesh.rpc`).
 """
 
 from __future__ import annotations
@@ -16,19 +18,22 @@ from typing import Any
 import grpc
 
 from nearmesh.errors import MeshError, TooLarge, Unsupported
-from nearmesh.listeners import MAX_STREAMS, STREAM_WINDOW_BYTES, check_loopback
 from nearmesh.rpc import Gatekeeper, failure
 from nearmesh.tls import Credentials
 from nearmesh.transport import headers
 from nearmesh.transport.call import Call, Method
 from nearmesh.transport.connection import Limits
-from nearmesh.transport.listener import BACKLOG, bound, server_context, shown
+from nearmesh.transport.listener import BACKLOG, bound, check_loopback, server_context, shown
 from nearmesh.transport.messages import ENCODINGS
 from nearmesh.transport.protocol import READ_BYTES, Http2Protocol
 from nearmesh.transport.stream import Receiver, Stream
 
 log = logging.getLogger(__name__)
 
+# Calls at a time on one connection; more come on another. Without a limit, one caller could take all memory.
+MAX_STREAMS = 1000
+# A whole request may be on its way at once: with a small window, one of several megabytes would need many round trips.
+STREAM_WINDOW_BYTES = 32 * 1024 * 1024
 _LIMITS = Limits(streams=MAX_STREAMS, window_bytes=STREAM_WINDOW_BYTES)
 # For a TLS handshake; who takes longer is not there any more, or means ill.
 _HANDSHAKE_S = 20.0

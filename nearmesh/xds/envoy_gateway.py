@@ -19,7 +19,7 @@ from google.protobuf.json_format import ParseDict
 
 from nearmesh.gateway.metadata import CA_SECRET, CERTIFICATE_SECRET, GatewayMetadata, secret_source
 from nearmesh.routing import OBJECTIVE_HEADER, OBJECTIVES
-from nearmesh.routing.table import Endpoint, RouteTable
+from nearmesh.routing.table import ModelRoutes, RouteTable
 from nearmesh.xds.envoy_listener import (
     BUFFER_BYTES,
     CONNECTION_WINDOW_BYTES,
@@ -38,8 +38,10 @@ from nearmesh.xds.resources import (
     LISTENER,
     ROUTES,
     STREAM_INFER_PATH,
+    Resources,
     cluster_name,
     load_assignment,
+    model_clusters,
     node_identities,
     packed,
     typed,
@@ -101,32 +103,37 @@ _REPOSITORY = tuple(f"/{SERVICE}/{method}" for method in ("RepositoryModelLoad",
 _GRPC = {"INVALID_ARGUMENT": "3", "NOT_FOUND": "5", "PERMISSION_DENIED": "7", "UNIMPLEMENTED": "12"}
 
 
-def gateway_resources(
-    table: RouteTable, mesh: str, metadata: GatewayMetadata, jwks_json: str
-) -> dict[str, dict[str, bytes]]:
-    """Everything that one gateway asks for."""
-    clusters, endpoints = {}, {}
-    for name, members in _clusters(table):
-        clusters[name] = _cluster(name, mesh, metadata)
-        endpoints[name] = packed(load_assignment(name, members))
-    shape = tuple(sorted((model, tuple(sorted(r.by_objective))) for model, r in table.models.items()))
-    return {
-        CLUSTER: clusters,
-        ENDPOINTS: endpoints,
-        LISTENER: {LISTENER_NAME: gateway_listener(mesh, metadata, jwks_json)},
-        ROUTES: {ROUTES_NAME: gateway_routes(shape)},
-    }
+def gateway_model(model: str, routes: ModelRoutes | None) -> Resources:
+    """The part of a model that all gateways of a region share."""
+    clusters = model_clusters(model, routes) if routes else ()
+    return {ENDPOINTS: {name: packed(load_assignment(name, members)) for name, members in clusters}}
 
 
-def _clusters(table: RouteTable) -> Iterator[tuple[str, tuple[Endpoint, ...]]]:
-    yield NEAREST, table.nearest
-    for model, routes in table.models.items():
-        yield cluster_name(model, None), routes.by_objective[routes.default_objective]
-        for objective, members in routes.by_objective.items():
-            yield cluster_name(model, objective), members
+class GatewayResources:
+    """Everything that one gateway asks for; what belongs to it alone is made once."""
+
+    def __init__(self, mesh: str, metadata: GatewayMetadata) -> None:
+        self._mesh = mesh
+        self._metadata = metadata
+        self._clusters: dict[str, bytes] = {}
+
+    def of(self, table: RouteTable, models: Resources, jwks_json: str) -> Resources:
+        """`models` is what `gateway_model` gives for all models of the table."""
+        nearest = packed(load_assignment(NEAREST, table.nearest))
+        endpoints = {NEAREST: nearest, **models.get(ENDPOINTS, {})}
+        self._clusters = {name: self._cluster(name) for name in endpoints}
+        shape = tuple(sorted((model, tuple(sorted(r.by_objective))) for model, r in table.models.items()))
+        return {
+            CLUSTER: self._clusters,
+            ENDPOINTS: endpoints,
+            LISTENER: {LISTENER_NAME: gateway_listener(self._mesh, self._metadata, jwks_json)},
+            ROUTES: {ROUTES_NAME: gateway_routes(shape)},
+        }
+
+    def _cluster(self, name: str) -> bytes:
+        return self._clusters.get(name) or _cluster(name, self._mesh, self._metadata)
 
 
-@lru_cache(maxsize=1024)
 def _cluster(name: str, mesh: str, metadata: GatewayMetadata) -> bytes:
     """The same for any set of endpoints: Envoy would warm up a changed cluster anew.
 

@@ -6,7 +6,6 @@ gets a listener too, which answers NOT_FOUND at once: for a listener that is mer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +18,7 @@ from envoy.extensions.transport_sockets.tls.v3 import tls_pb2  # noqa: F401
 from google.protobuf.json_format import ParseDict
 
 from nearmesh.routing import OBJECTIVE_HEADER
-from nearmesh.routing.table import Endpoint, ModelRoutes, RouteTable
+from nearmesh.routing.table import ModelRoutes
 from nearmesh.xds.resources import (
     CLUSTER,
     ENDPOINTS,
@@ -28,6 +27,7 @@ from nearmesh.xds.resources import (
     Resources,
     cluster_name,
     load_assignment,
+    model_clusters,
     node_identities,
     packed,
     typed,
@@ -74,31 +74,28 @@ _NOT_FOUND = {
 }
 
 
-def client_resources(table: RouteTable, mesh: str) -> dict[str, dict[str, bytes]]:
-    """Everything that the region's gRPC clients may ask for."""
-    listeners, clusters, endpoints = {}, {NOWHERE: _cluster(NOWHERE, mesh, False)}, {NOWHERE: _assignment(NOWHERE, ())}
-    for model, routes in table.models.items():
-        listeners[model] = model_listener(model, tuple(sorted(routes.by_objective)))
-        for name, members in _clusters(model, routes):
-            clusters[name] = _cluster(name, mesh, len(members) > 1)
-            endpoints[name] = _assignment(name, members)
-    return {LISTENER: listeners, CLUSTER: clusters, ENDPOINTS: endpoints}
+def client_model(mesh: str, model: str, routes: ModelRoutes | None) -> Resources:
+    """What a client that asks for `model` may be told."""
+    if routes is None:
+        return _unknown(mesh, model)
+    clusters, endpoints = {}, {}
+    for name, members in model_clusters(model, routes):
+        clusters[name] = _cluster(name, mesh, len(members) > 1)
+        endpoints[name] = packed(load_assignment(name, members))
+    return {
+        LISTENER: {model: model_listener(model, tuple(sorted(routes.by_objective)))},
+        CLUSTER: clusters,
+        ENDPOINTS: endpoints,
+    }
 
 
-def with_unknown(resources: Resources, asked: Iterable[str]) -> Resources:
-    """Adds a listener that answers NOT_FOUND for each asked name that no model has."""
-    known = resources[LISTENER]
-    return {**resources, LISTENER: {**{name: unknown_listener(name) for name in asked if name not in known}, **known}}
-
-
-def _clusters(model: str, routes: ModelRoutes) -> Iterator[tuple[str, tuple[Endpoint, ...]]]:
-    yield cluster_name(model, None), routes.by_objective[routes.default_objective]
-    for objective, members in routes.by_objective.items():
-        yield cluster_name(model, objective), members
-
-
-def _assignment(cluster: str, members: tuple[Endpoint, ...]) -> bytes:
-    return packed(load_assignment(cluster, members))
+def _unknown(mesh: str, model: str) -> Resources:
+    nowhere = packed(load_assignment(NOWHERE, ()))
+    return {
+        LISTENER: {model: unknown_listener(model)},
+        CLUSTER: {NOWHERE: _cluster(NOWHERE, mesh, False)},
+        ENDPOINTS: {NOWHERE: nowhere},
+    }
 
 
 @lru_cache(maxsize=1024)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from envoy.config.core.v3 import address_pb2, base_pb2
@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from nearmesh import addresses
 from nearmesh.errors import InvalidInput
-from nearmesh.routing.table import Endpoint
+from nearmesh.routing.table import Endpoint, ModelRoutes
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,18 @@ def typed(name: str, **fields: Any) -> dict[str, Any]:
 def cluster_name(model: str, objective: str | None) -> str:
     """`MODEL` follows the model's policy, `MODEL/OBJECTIVE` a call's own wish."""
     return model if objective is None else f"{model}/{objective}"
+
+
+def model_of(name: str) -> str:
+    """The model that a listener, a cluster or a cluster's endpoints belong to."""
+    return name.partition("/")[0]
+
+
+def model_clusters(model: str, routes: ModelRoutes) -> Iterator[tuple[str, tuple[Endpoint, ...]]]:
+    """The model's clusters by name, each with its endpoints: its policy's, and one for each objective."""
+    yield cluster_name(model, None), routes.by_objective[routes.default_objective]
+    for objective, members in routes.by_objective.items():
+        yield cluster_name(model, objective), members
 
 
 def node_identities(mesh: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """One discovery stream's memory: what it asked for, what it was sent, and therefore what it must be sent now.
 
-State-of-the-world xDS, without sockets: requests go in, responses come out.
+State-of-the-world xDS, without sockets: requests go in, responses come out, serialized. However many changes there are
+before a stream is ready for the next response, no more than its latest state is kept.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from envoy.service.discovery.v3 import discovery_pb2
-from google.protobuf import any_pb2
 
 from nearmesh.errors import InvalidInput
-from nearmesh.xds.resources import CLUSTER, ENDPOINTS, LISTENER, PUSH_ORDER, Resources
+from nearmesh.xds.resources import CLUSTER, ENDPOINTS, LISTENER, PUSH_ORDER, Resources, model_of
+from nearmesh.xds.response import response
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,9 @@ MAX_NAME_CHARACTERS = 253
 
 # Of these, a response lists everything; of the others, what changed is enough.
 _WHOLE_TYPES = frozenset({CLUSTER, LISTENER})
+
+# Of these, each resource belongs to one model, and its name says to which.
+_OF_MODELS = frozenset({CLUSTER, ENDPOINTS, LISTENER})
 
 
 @dataclass(slots=True)
@@ -48,36 +52,54 @@ class Subscription:
         self.refused = 0
 
     @property
-    def listeners(self) -> frozenset[str]:
-        """The names of the listeners that the stream asks for."""
-        kind = self._types.get(LISTENER)
-        return kind.names if kind else frozenset()
+    def models(self) -> frozenset[str]:
+        """The models whose listeners, clusters or endpoints the stream asks for by name."""
+        return frozenset(model_of(name) for kind in self._named() for name in kind.names)
 
-    def take(self, request: discovery_pb2.DiscoveryRequest) -> None:
-        """Notes what a request asks for, accepts or refuses. Raises InvalidInput when it asks for too much."""
+    @property
+    def everything(self) -> bool:
+        """Whether the stream asks for whatever there is."""
+        return any(kind.wildcard for kind in self._named())
+
+    def _named(self) -> list[_Type]:
+        return [kind for type_url, kind in self._types.items() if type_url in _OF_MODELS]
+
+    @property
+    def due(self) -> bool:
+        """Whether a response is owed though nothing changed."""
+        return any(kind.due for kind in self._types.values())
+
+    def take(self, request: discovery_pb2.DiscoveryRequest) -> bool:
+        """Notes what a request asks for, accepts or refuses; whether it asks for something else than before.
+
+        Raises InvalidInput when it asks for too much.
+        """
         _check_names(request.resource_names)
         names = frozenset(request.resource_names)
         known = self._types.get(request.type_url)
         if known is None:
             if request.type_url in PUSH_ORDER:
                 self._types[request.type_url] = _Type(names - {"*"}, not names or "*" in names)
-            return
+            return True
         if request.response_nonce != known.nonce:
-            return  # Crossed with a response that is still on its way; the answer to that one tells what is wanted.
+            return (
+                False  # Crossed with a response that is still on its way; the answer to that one tells what is wanted.
+            )
         if request.HasField("error_detail"):
             self.refused += 1
             log.warning("xds refused peer=%s type=%s: %s", self._peer, request.type_url, request.error_detail.message)
-        self._retarget(known, names)
+        return self._retarget(known, names)
 
-    def _retarget(self, known: _Type, names: frozenset[str]) -> None:
-        if known.wildcard and not names:
-            return
+    def _retarget(self, known: _Type, names: frozenset[str]) -> bool:
+        if names == known.names or (known.wildcard and not names):
+            return False
         known.due = known.due or bool(names - known.names)
         known.names = names - {"*"}
         known.sent = {name: data for name, data in known.sent.items() if known.wildcard or name in names}
+        return True
 
-    def pending(self, resources: Resources) -> Iterator[discovery_pb2.DiscoveryResponse]:
-        """What has to be sent so that the stream knows `resources`, in the order it has to be sent.
+    def pending(self, resources: Resources) -> Iterator[bytes]:
+        """The responses that have to be sent so that the stream knows `resources`, in the order they have to be sent.
 
         Clusters that are gone leave last, after the routes that named them.
         """
@@ -85,14 +107,12 @@ class Subscription:
             yield from self._send(type_url, resources, keep_gone=type_url == CLUSTER)
         yield from self._send(CLUSTER, resources)
 
-    def _send(
-        self, type_url: str, resources: Resources, *, keep_gone: bool = False
-    ) -> Iterator[discovery_pb2.DiscoveryResponse]:
+    def _send(self, type_url: str, resources: Resources, *, keep_gone: bool = False) -> Iterator[bytes]:
         known = self._types.get(type_url)
         if known is None:
             return
         current = resources.get(type_url, {})
-        wanted = {name: data for name, data in current.items() if known.wildcard or name in known.names}
+        wanted = dict(current) if known.wildcard else {n: current[n] for n in known.names if n in current}
         if keep_gone:
             wanted = known.sent | wanted
         changed = {name: data for name, data in wanted.items() if known.sent.get(name) != data}
@@ -105,7 +125,8 @@ class Subscription:
         known.nonce = str(known.version)
         known.sent = wanted
         known.due = False
-        yield _pack(type_url, known, wanted if whole else changed)
+        chosen = wanted if whole else changed
+        yield response(type_url, known.nonce, [chosen[name] for name in sorted(chosen)])
 
     def _forget_endpoints(self) -> None:
         """A cluster that is new or has changed waits for its endpoints, even for those it was sent before."""
@@ -119,12 +140,3 @@ def _check_names(names: Sequence[str]) -> None:
     longest = max(map(len, names), default=0)
     if longest > MAX_NAME_CHARACTERS:
         raise InvalidInput(f"a resource name of {longest} characters; at most {MAX_NAME_CHARACTERS} are taken")
-
-
-def _pack(type_url: str, known: _Type, chosen: dict[str, bytes]) -> discovery_pb2.DiscoveryResponse:
-    return discovery_pb2.DiscoveryResponse(
-        type_url=type_url,
-        version_info=str(known.version),
-        nonce=known.nonce,
-        resources=[any_pb2.Any.FromString(data) for _, data in sorted(chosen.items())],
-    )

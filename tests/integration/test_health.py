@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from nearmesh_agent.health import Health
 
 from nearmesh.rpc import EVERYONE, Gatekeeper
+from nearmesh.transport.health import Health
 from nearmesh.transport.server import Server
 
 SERVING, NOT_SERVING, UNKNOWN = (

@@ -14,7 +14,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc
 from nearmesh_controlplane.registry.authority import Authority
 
@@ -26,8 +25,9 @@ from nearmesh.gateway.envoy import Envoy, envoy_binary, envoy_command, free_port
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.ids import Kind, MachineId
 from nearmesh.routing.table import Endpoint, Listener, ModelRoutes, RouteTable
-from nearmesh.rpc import EVERYONE, MACHINES, Gatekeeper, GuardedServer
+from nearmesh.rpc import EVERYONE, MACHINES, Gatekeeper
 from nearmesh.tls import Credentials, certificate_request, key_to_pem, new_key
+from nearmesh.transport.server import Server
 from nearmesh.xds.ads import AggregatedDiscovery
 
 MESH = "test-mesh"
@@ -159,11 +159,10 @@ async def small_mesh(
         own = authority.server_credentials(["localhost"])
         addresses = []
         for keeper, demands in zip(keepers, (False, True), strict=True):
-            server = GuardedServer(keeper, [("grpc.so_reuseport", 0)])
+            server = Server(keeper, 1_000_000)
             ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(service, server)
-            pair = [(own.key_pem, own.certificate_pem)]
-            tls = grpc.ssl_server_credentials(pair, own.ca_pem if demands else None, demands)
-            addresses.append(f"localhost:{server.add_secure_port('127.0.0.1:0', tls)}")
+            address = server.listen("127.0.0.1:0", lambda: own, mesh=demands)
+            addresses.append(address.replace("127.0.0.1", "localhost"))
             await server.start()
             stack.push_async_callback(server.stop, 0)
         small = SmallMesh(authority, source, service, folder, *addresses, removed=removed)

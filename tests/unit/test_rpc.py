@@ -22,7 +22,6 @@ from nearmesh.errors import (
     Unsupported,
     error_classes,
 )
-from nearmesh.listeners import check_loopback
 from nearmesh.rpc import (
     ANYONE,
     EVERYONE,
@@ -36,6 +35,7 @@ from nearmesh.rpc import (
 )
 from nearmesh.tls import new_key
 from nearmesh.tokens import TokenIssuer, TokenVerifier
+from nearmesh.transport.listener import check_loopback
 
 ISSUER = TokenIssuer(new_key(), "mesh")
 POLICY = {

@@ -17,9 +17,10 @@ from google.protobuf import any_pb2
 
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.routing.table import Endpoint, ModelRoutes, RouteTable
-from nearmesh.xds.envoy_gateway import NEAREST, gateway_resources
-from nearmesh.xds.grpc_client import NOWHERE, client_resources, with_unknown
-from nearmesh.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTES, load_assignment, socket_address
+from nearmesh.xds.envoy_gateway import NEAREST, GatewayResources, gateway_model
+from nearmesh.xds.grpc_client import NOWHERE, client_model
+from nearmesh.xds.index import View
+from nearmesh.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Resources, load_assignment, socket_address
 
 OBJECTIVES = ("cheapest-in-time", "nearest", "cheapest")
 METADATA = GatewayMetadata(host="127.0.0.1", port=8001, plaintext=True, certificate_sds="/c.json", ca_sds="/ca.json")
@@ -35,6 +36,12 @@ def table(names: str = "abc", models: Iterable[str] = ("digits",)) -> RouteTable
     orders = {"cheapest-in-time": members, "nearest": members[::-1], "cheapest": members}
     routes = ModelRoutes(default_objective="nearest", by_objective=orders)
     return RouteTable(region="here", models=dict.fromkeys(models, routes), nearest=members[::-1])
+
+
+def client_resources(found: RouteTable, *more: str) -> Resources:
+    """What a client of that region is told that asks for every model, and for `more`."""
+    view = View(found, lambda model, routes: client_model("test", model, routes))
+    return view.resources(found.models.keys() | set(more))
 
 
 def read(kind: Any, packed: bytes) -> Any:
@@ -72,9 +79,9 @@ def test_what_is_no_socket_address(text: str) -> None:
 
 
 def test_a_client_gets_a_cluster_for_each_objective_and_one_for_the_policy() -> None:
-    found = client_resources(table(), "test")
+    found = client_resources(table())
     assert set(found[LISTENER]) == {"digits"}
-    names = {"digits", "digits/cheapest-in-time", "digits/nearest", "digits/cheapest", NOWHERE}
+    names = {"digits", "digits/cheapest-in-time", "digits/nearest", "digits/cheapest"}
     assert set(found[CLUSTER]) == set(found[ENDPOINTS]) == names
     orders = {
         name: "".join(nodes(read(endpoint_pb2.ClusterLoadAssignment, data))) for name, data in found[ENDPOINTS].items()
@@ -84,12 +91,11 @@ def test_a_client_gets_a_cluster_for_each_objective_and_one_for_the_policy() -> 
         "digits/nearest": "cba",
         "digits/cheapest": "abc",
         "digits/cheapest-in-time": "abc",
-        NOWHERE: "",
     }
 
 
 def test_a_client_accepts_nodes_of_its_mesh_alone() -> None:
-    cluster = read(cluster_pb2.Cluster, client_resources(table(), "test")[CLUSTER]["digits"])
+    cluster = read(cluster_pb2.Cluster, client_resources(table())[CLUSTER]["digits"])
     tls = tls_pb2.UpstreamTlsContext()
     assert cluster.transport_socket.typed_config.Unpack(tls)
     validation = tls.common_tls_context.validation_context
@@ -99,12 +105,12 @@ def test_a_client_accepts_nodes_of_its_mesh_alone() -> None:
 
 @pytest.mark.parametrize(("names", "ejects"), [("a", False), ("ab", True)])
 def test_the_only_endpoint_is_never_ejected(names: str, ejects: bool) -> None:
-    cluster = read(cluster_pb2.Cluster, client_resources(table(names), "test")[CLUSTER]["digits"])
+    cluster = read(cluster_pb2.Cluster, client_resources(table(names))[CLUSTER]["digits"])
     assert cluster.HasField("outlier_detection") is ejects
 
 
 def test_a_client_retries_all_but_streams_and_finds_its_objective_by_header() -> None:
-    listener = read(listener_pb2.Listener, client_resources(table(), "test")[LISTENER]["digits"])
+    listener = read(listener_pb2.Listener, client_resources(table())[LISTENER]["digits"])
     manager = http_connection_manager_pb2.HttpConnectionManager()
     assert listener.api_listener.api_listener.Unpack(manager)
     assert [f.name for f in manager.http_filters] == ["router"]
@@ -119,15 +125,17 @@ def test_a_client_retries_all_but_streams_and_finds_its_objective_by_header() ->
 
 
 def test_an_unknown_name_gets_a_listener_that_says_so_and_a_known_one_its_own() -> None:
-    found = client_resources(table(), "test")
-    more = with_unknown(found, ["digits", "nope"])
+    found, more = client_resources(table()), client_resources(table(), "nope")
     assert set(more[LISTENER]) == {"digits", "nope"}
-    assert more[LISTENER]["digits"] == found[LISTENER]["digits"]
-    assert set(found[LISTENER]) == {"digits"}, "what others share is left as it was"
+    assert more[LISTENER]["digits"] == found[LISTENER]["digits"] != more[LISTENER]["nope"]
+    # The unknown one's route has to name a cluster.
+    assert set(more[CLUSTER]) - set(found[CLUSTER]) == set(more[ENDPOINTS]) - set(found[ENDPOINTS]) == {NOWHERE}
+    assert not read(endpoint_pb2.ClusterLoadAssignment, more[ENDPOINTS][NOWHERE]).endpoints
 
 
 def gateway_parts(found: RouteTable, metadata: GatewayMetadata = METADATA, jwks: str = '{"keys":[]}') -> Any:
-    return gateway_resources(found, "test", metadata, jwks)
+    models = View(found, gateway_model).resources(found.models.keys())
+    return GatewayResources("test", metadata).of(found, models, jwks)
 
 
 def test_a_changed_mesh_leaves_the_gateways_listener_and_clusters_as_they_are() -> None:
@@ -176,9 +184,9 @@ def test_a_mesh_without_models_still_has_routes() -> None:
     # Envoy refuses a table with an empty pattern.
     assert [one.regex for one in objectives] == ["cheapest|cheapest-in-time|nearest"]
     assert set(gateway_parts(empty)[CLUSTER]) == {NEAREST}
-    assert client_resources(empty, "test")[LISTENER] == {}
+    assert not client_resources(empty)
 
 
 def test_equal_tables_give_equal_bytes() -> None:
     assert gateway_parts(table()) == gateway_parts(table())
-    assert client_resources(table(), "test") == client_resources(table(), "test")
+    assert client_resources(table()) == client_resources(table())

@@ -41,7 +41,8 @@ class Stream:
     def get(self, resources: Resources) -> list[tuple[str, list[str]]]:
         """(last part of the type, values) of each response."""
         found = []
-        for response in self.subscription.pending(resources):
+        for data in self.subscription.pending(resources):
+            response = discovery_pb2.DiscoveryResponse.FromString(data)
             self.nonces[response.type_url] = response.nonce
             found.append((response.type_url.rpartition(".")[2], [one.value.decode() for one in response.resources]))
         return found
@@ -132,7 +133,7 @@ def test_a_request_that_crossed_with_a_response_changes_nothing() -> None:
     stream.nonces = old
     stream.ask(LISTENER, "a", "b", error="late")
     assert stream.subscription.refused == 0
-    assert stream.subscription.listeners == {"a"}
+    assert stream.subscription.models == {"a"}
 
 
 def test_a_name_dropped_and_asked_for_again_is_sent_again() -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from nearmesh.transport.health import Health
 from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.engines.base import EngineFactory
-from nearmesh_agent.health import Health, follow_readiness
+from nearmesh_agent.health import follow_readiness
 from nearmesh_agent.serving import memory
 from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.metrics import ServingMetrics

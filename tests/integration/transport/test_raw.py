@@ -12,8 +12,8 @@ import h2.events
 import pytest
 from h2.errors import ErrorCodes
 
-from nearmesh.listeners import MAX_STREAMS, STREAM_WINDOW_BYTES
 from nearmesh.transport import frames, protocol
+from nearmesh.transport.server import MAX_STREAMS, STREAM_WINDOW_BYTES
 from tests.http2_peer import HELLO, block, message
 from tests.http2_peer import headers as opened
 from tests.integration.transport.service import (

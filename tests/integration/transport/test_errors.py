@@ -1,8 +1,7 @@
-"""Errors over a real server and a real channel: each class arrives as itself, and a bug tells nothing."""
+"""Errors of generated services, in each way to call: each class arrives as itself, and a bug tells nothing."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 import grpc
 import pytest
 
-from nearmesh import listeners
 from nearmesh.errors import InvalidInput, MeshError, Unsupported, error_classes
-from nearmesh.listeners import new_server
 from nearmesh.rpc import EVERYONE, MAX_MESSAGE_CHARACTERS, Gatekeeper, caller, from_rpc_error
+from nearmesh.transport.server import Server
 from nearmesh.v1 import catalog_pb2, catalog_pb2_grpc, node_pb2, node_pb2_grpc
 
 MAX_MESSAGE_BYTES = 1_000_000
@@ -48,13 +46,13 @@ class Servicer(node_pb2_grpc.NodeServiceServicer, catalog_pb2_grpc.CatalogServic
 @asynccontextmanager
 async def serving(servicer: Servicer) -> AsyncIterator[grpc.aio.Channel]:
     policy = {"/nearmesh.v1.NodeService/": EVERYONE, "/nearmesh.v1.CatalogService/": EVERYONE}
-    server = new_server(Gatekeeper(mesh="mesh", verifier=None, policy=policy), MAX_MESSAGE_BYTES)
+    server = Server(Gatekeeper(mesh="mesh", verifier=None, policy=policy, open_door=True), MAX_MESSAGE_BYTES)
     node_pb2_grpc.add_NodeServiceServicer_to_server(servicer, server)
     catalog_pb2_grpc.add_CatalogServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = server.listen_plain("127.0.0.1:0")
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with grpc.aio.insecure_channel(address) as channel:
             yield channel
     finally:
         await server.stop(0)
@@ -65,28 +63,6 @@ async def served() -> AsyncIterator[tuple[Servicer, grpc.aio.Channel]]:
     servicer = Servicer()
     async with serving(servicer) as channel:
         yield servicer, channel
-
-
-async def test_one_connection_carries_so_many_calls_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listeners, "MAX_STREAMS", 2)
-    async with serving(Servicer()) as channel:
-        # One after another, as each takes its place on the connection when it is made.
-        first, second = [await _answered(channel) for _ in range(2)]
-        waiting = asyncio.ensure_future(_answered(channel))
-        # Without the limit it would have been answered in a hundredth of this.
-        answered, _ = await asyncio.wait({waiting}, timeout=0.5)
-        assert not answered
-        await first.done_writing()
-        for call in (second, await waiting):
-            call.cancel()
-
-
-async def _answered(channel: grpc.aio.Channel) -> Any:
-    """A session that goes on, after its first answer."""
-    call = node_pb2_grpc.NodeServiceStub(channel).Session()
-    await call.write(node_pb2.NodeReport())
-    assert (await call.read()).generation == 1
-    return call
 
 
 async def _one(item: Any) -> AsyncIterator[Any]:
