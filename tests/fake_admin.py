@@ -30,6 +30,8 @@ class FakeAdmin:
             node("node-b", "site-b", "us-east1", live=False, last_seen_s=0),
             node("gateway-a", "site-a", "europe-west1", kind=admin_pb2.NODE_KIND_GATEWAY),
         ]
+        self.price_list = prices()
+        self.rules = [admin_pb2.Residency(client_region="europe-west1", regions=["europe-west1", "europe-west4"])]
         self.replica_list = [replica("node-a", node_pb2.REPLICA_STATE_READY)]
 
     async def __aenter__(self) -> FakeAdmin:
@@ -63,10 +65,28 @@ class FakeAdmin:
         self.done.append(("remove", name))
         return self._node(name)
 
-    async def set_price(self, name: str, usd_per_hour: float) -> Any:
+    async def set_price(self, name: str, usd_per_hour: float, **more: Any) -> Any:
+        self.done.append(("set_price", name, usd_per_hour, more))
         found = self._node(name)
         found.usd_per_hour = usd_per_hour
         return found
+
+    async def unset_price(self, name: str) -> Any:
+        self.done.append(("unset_price", name))
+        found = self._node(name)
+        found.price_source = "feed"
+        return found
+
+    async def prices(self) -> admin_pb2.ListPricesResponse:
+        return self.price_list
+
+    async def set_transfer_price(self, *pair_and_price: Any) -> admin_pb2.TransferPrice:
+        self.done.append(("set_transfer_price", *pair_and_price))
+        return transfer(*pair_and_price)
+
+    async def unset_transfer_price(self, from_region: str, to_region: str) -> admin_pb2.TransferPrice:
+        self.done.append(("unset_transfer_price", from_region, to_region))
+        return transfer(from_region, to_region, 0.0)
 
     def _node(self, name: str) -> admin_pb2.Node:
         for found in self.node_list:
@@ -112,8 +132,20 @@ class FakeAdmin:
     async def latencies(self) -> list[route_pb2.Latency]:
         return [route_pb2.Latency(region=region, node="node-a") for region in ("us-east1", "europe-west1", "us-east1")]
 
-    async def set_policy(self, name: str, *, objective: str, deadline_ms: float) -> admin_pb2.Policy:
-        return admin_pb2.Policy(model=name, objective=objective or "nearest", deadline_ms=deadline_ms or 300)
+    async def set_policy(
+        self, name: str, *, objective: str, deadline_ms: float, regions: list[str], any_region: bool
+    ) -> admin_pb2.Policy:
+        self.done.append(("set_policy", name, regions, any_region))
+        return admin_pb2.Policy(
+            model=name, objective=objective or "nearest", deadline_ms=deadline_ms or 300, regions=regions
+        )
+
+    async def set_residency(self, client_region: str, regions: tuple[str, ...]) -> admin_pb2.Residency:
+        self.done.append(("set_residency", client_region, regions))
+        return admin_pb2.Residency(client_region=client_region, regions=regions)
+
+    async def residency(self) -> list[admin_pb2.Residency]:
+        return self.rules
 
     async def audit(self, limit: int) -> list[admin_pb2.AuditEntry]:
         return [admin_pb2.AuditEntry(at_s=0.5, actor="operator/me", action="drain", subject="node-a", detail="[x]")][
@@ -124,6 +156,35 @@ class FakeAdmin:
 def node(name: str, site: str, region: str, **more: Any) -> admin_pb2.Node:
     values = {"kind": admin_pb2.NODE_KIND_NODE, "live": True, "last_seen_s": 1.0, **more}
     return admin_pb2.Node(id=name, site=site, region=region, **values)
+
+
+def prices() -> admin_pb2.ListPricesResponse:
+    operators = admin_pb2.NodePrice(
+        node="node-a",
+        region="europe-west1",
+        usd_per_hour=0.54,
+        source="operator",
+        amount=0.5,
+        currency="EUR",
+        valid_until_s=86400,
+    )
+    feeds = admin_pb2.NodePrice(
+        node="node-b",
+        region="us-east1",
+        machine_type="g2-standard-4",
+        usd_per_hour=0.2,
+        spot=True,
+        source="feed",
+        note="the operator's price ended 1970-01-01 00:00:01 UTC",
+    )
+    feed = admin_pb2.PriceFeed(source="prices.csv", read_at_s=3600, prices=2, error="line 3: usd_per_hour is 'free'")
+    return admin_pb2.ListPricesResponse(
+        nodes=[operators, feeds], transfers=[transfer("us-east1", "*", 0.12, "feed")], feed=feed
+    )
+
+
+def transfer(from_region: str, to_region: str, usd: float, source: str = "operator") -> admin_pb2.TransferPrice:
+    return admin_pb2.TransferPrice(from_region=from_region, to_region=to_region, usd_per_gb=usd, source=source)
 
 
 def replica(name: str, state: node_pb2.ReplicaState, detail: str = "", digest: str = DIGEST) -> catalog_pb2.Replica:

@@ -46,7 +46,8 @@ def _present(record: Record) -> str:
 
 def print_model(record: Record) -> None:
     """Everything about one model."""
-    click.echo(f"{record['model']}: {record['objective']} within {ms(record['deadline_ms'])} ms\n")
+    bound = f", only in {', '.join(record['regions'])}" if record["regions"] else ""
+    click.echo(f"{record['model']}: {record['objective']} within {ms(record['deadline_ms'])} ms{bound}\n")
     _print_versions(record)
     click.echo()
     _print_deployments(record)

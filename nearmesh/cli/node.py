@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearmesh.cli.output import NOTHING, Number, ago, console, note, print_json, print_table
+from nearmesh.cli.output import NOTHING, Number, ago, console, moment, note, print_json, print_table
+from nearmesh.cli.price import Duration
 from nearmesh.cli.session import Failure, Session, json_option, pass_session
 from nearmesh.routing import format_usd
 
@@ -156,12 +157,39 @@ def _ask_whether_to_remove(name: str) -> None:
 
 @node.command()
 @click.argument("name", metavar="NODE")
-@click.argument("usd_per_hour", metavar="USD_PER_HOUR", type=click.FloatRange(0))
+@click.argument("per_hour", metavar="USD_PER_HOUR", type=click.FloatRange(0), required=False)
+@click.option("--currency", metavar="CODE", default="", help="The price is in this one, such as EUR.")
+@click.option("--for", "valid_for_s", type=Duration(), metavar="TIME", help="Such as 24h; then it ends by itself.")
+@click.option("--unset", is_flag=True, help="Take the price back that was set before.")
+@json_option
 @pass_session
-def price(session: Session, name: str, usd_per_hour: float) -> None:
+def price(
+    session: Session,
+    name: str,
+    per_hour: float | None,
+    currency: str,
+    valid_for_s: float | None,
+    unset: bool,
+    as_json: bool,
+) -> None:
     """Say what an hour of NODE costs.
 
-    It wins over the price in the node's own configuration.
+    It wins over a feed's price and over the one in the node's own configuration. `nearmesh price list` shows all.
     """
-    found = session.ask(lambda admin: admin.set_price(name, usd_per_hour))
-    click.echo(f"{name} costs {format_usd(found.usd_per_hour)} USD per hour")
+    from nearmesh.cli import records
+
+    if unset and (per_hour is not None or currency or valid_for_s):
+        raise click.UsageError("--unset takes the price back; a price, --currency or --for do not go with it")
+    if unset:
+        found = session.ask(lambda admin: admin.unset_price(name))
+    elif per_hour is None:
+        raise click.UsageError("give USD_PER_HOUR, or --unset to take the price back")
+    else:
+        given: dict[str, Any] = {"currency": currency.upper(), "valid_for_s": valid_for_s or 0.0}
+        found = session.ask(lambda admin: admin.set_price(name, per_hour, **given))
+    if as_json:
+        print_json(records.node(found))
+        return
+    whose = f", by the {found.price_source}'s word" if unset else ""
+    until = f" until {moment(time.time() + valid_for_s)} UTC" if valid_for_s else ""
+    click.echo(f"{name} costs {format_usd(found.usd_per_hour)} USD per hour{until}{whose}")

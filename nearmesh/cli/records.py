@@ -34,6 +34,8 @@ def node(message: admin_pb2.Node) -> Record:
         "removed": message.removed,
         "ready_replicas": message.ready_replicas,
         "usd_per_hour": message.usd_per_hour,
+        "price_source": message.price_source,
+        "spot": message.spot,
         "hardware": message.hardware,
         "agent_version": message.agent_version,
         "public_address": message.public_address,
@@ -107,6 +109,7 @@ def model(message: catalog_pb2.Model) -> Record:
         "model": message.name,
         "objective": message.objective,
         "deadline_ms": message.deadline_ms,
+        "regions": list(message.regions),
         "versions": [version(found) for found in message.versions],
         "deployments": [deployment(found) for found in message.deployments],
         "replicas": [replica(found) for found in message.replicas],
@@ -114,7 +117,53 @@ def model(message: catalog_pb2.Model) -> Record:
 
 
 def policy(message: admin_pb2.Policy) -> Record:
-    return {"model": message.model, "objective": message.objective, "deadline_ms": message.deadline_ms}
+    return {
+        "model": message.model,
+        "objective": message.objective,
+        "deadline_ms": message.deadline_ms,
+        "regions": list(message.regions),
+    }
+
+
+def residency(message: admin_pb2.Residency) -> Record:
+    return {"client_region": message.client_region, "regions": list(message.regions)}
+
+
+def prices(message: admin_pb2.ListPricesResponse) -> Record:
+    return {
+        "nodes": [node_price(found) for found in message.nodes],
+        "transfers": [transfer_price(found) for found in message.transfers],
+        "feed": {
+            "source": message.feed.source,
+            "read_at_s": message.feed.read_at_s,
+            "prices": message.feed.prices,
+            "error": message.feed.error,
+        },
+    }
+
+
+def node_price(message: admin_pb2.NodePrice) -> Record:
+    return {
+        "node": message.node,
+        "region": message.region,
+        "machine_type": message.machine_type,
+        "usd_per_hour": message.usd_per_hour,
+        "spot": message.spot,
+        "source": message.source,
+        "amount": message.amount,
+        "currency": message.currency,
+        "valid_until_s": message.valid_until_s,
+        "note": message.note,
+    }
+
+
+def transfer_price(message: admin_pb2.TransferPrice) -> Record:
+    return {
+        "from_region": message.from_region,
+        "to_region": message.to_region,
+        "usd_per_gb": message.usd_per_gb,
+        "source": message.source,
+    }
 
 
 def route(message: route_pb2.Route) -> Record:

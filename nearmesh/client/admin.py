@@ -118,10 +118,37 @@ class AdminClient:
         """Refuses the node's certificate from now on, for good. Raises NotFound."""
         return await self._call(self._admin.RemoveNode, admin_pb2.RemoveNodeRequest(node=node))
 
-    async def set_price(self, node: str, usd_per_hour: float) -> admin_pb2.Node:
-        """Raises NotFound, InvalidInput."""
-        request = admin_pb2.SetPriceRequest(node=node, usd_per_hour=usd_per_hour)
+    # Prices
+
+    async def set_price(
+        self, node: str, usd_per_hour: float, *, currency: str = "", valid_for_s: float = 0.0
+    ) -> admin_pb2.Node:
+        """What an hour of the node costs, in US dollars or in `currency`; 0 holds it until it is changed.
+
+        Raises NotFound, InvalidInput.
+        """
+        request = admin_pb2.SetPriceRequest(
+            node=node, usd_per_hour=usd_per_hour, currency=currency, valid_for_s=valid_for_s
+        )
         return await self._call(self._admin.SetPrice, request)
+
+    async def unset_price(self, node: str) -> admin_pb2.Node:
+        """Takes the operator's price back: the feed's counts again, else the node's own. Raises NotFound."""
+        return await self._call(self._admin.SetPrice, admin_pb2.SetPriceRequest(node=node, unset=True))
+
+    async def prices(self) -> admin_pb2.ListPricesResponse:
+        """What every node and every transfer costs and by whose word, and how the feed does."""
+        return await self._call(self._admin.ListPrices, admin_pb2.ListPricesRequest())
+
+    async def set_transfer_price(self, from_region: str, to_region: str, usd_per_gb: float) -> admin_pb2.TransferPrice:
+        """What it costs to move data there; either region may be "*", any other one. Raises InvalidInput."""
+        request = admin_pb2.SetTransferPriceRequest(from_region=from_region, to_region=to_region, usd_per_gb=usd_per_gb)
+        return await self._call(self._admin.SetTransferPrice, request)
+
+    async def unset_transfer_price(self, from_region: str, to_region: str) -> admin_pb2.TransferPrice:
+        """Takes it back; the answer has what counts now. Raises NotFound, InvalidInput."""
+        request = admin_pb2.SetTransferPriceRequest(from_region=from_region, to_region=to_region, unset=True)
+        return await self._call(self._admin.SetTransferPrice, request)
 
     async def audit(self, limit: int = 100) -> list[admin_pb2.AuditEntry]:
         """The latest changes that operators made, newest first."""
@@ -162,10 +189,30 @@ class AdminClient:
 
     # Routes
 
-    async def set_policy(self, model: str, *, objective: str = "", deadline_ms: float = 0.0) -> admin_pb2.Policy:
-        """Empty or 0 leaves a value as it is. Raises NotFound, InvalidInput."""
-        request = admin_pb2.SetPolicyRequest(model=model, objective=objective, deadline_ms=deadline_ms)
+    async def set_policy(
+        self,
+        model: str,
+        *,
+        objective: str = "",
+        deadline_ms: float = 0.0,
+        regions: Iterable[str] = (),
+        any_region: bool = False,
+    ) -> admin_pb2.Policy:
+        """Empty or 0 leaves a value as it is; `any_region` frees it from regions. Raises NotFound, InvalidInput."""
+        request = admin_pb2.SetPolicyRequest(
+            model=model, objective=objective, deadline_ms=deadline_ms, regions=regions, any_region=any_region
+        )
         return await self._call(self._admin.SetPolicy, request)
+
+    async def set_residency(self, client_region: str, regions: Iterable[str]) -> admin_pb2.Residency:
+        """Binds the clients of a region to `regions`; none take the rule back. Raises InvalidInput, NotFound."""
+        request = admin_pb2.SetResidencyRequest(client_region=client_region, regions=regions)
+        return await self._call(self._admin.SetResidency, request)
+
+    async def residency(self) -> list[admin_pb2.Residency]:
+        """Which regions may answer the clients of which; a region that is not there may be answered by any."""
+        response = await self._call(self._admin.ListResidency, admin_pb2.ListResidencyRequest())
+        return list(response.rules)
 
     async def explain(self, model: str, region: str, *, objective: str = "", site: str = "") -> route_pb2.Route:
         """Every node's chances for one model and client region, the choice first. Raises NotFound, InvalidInput."""

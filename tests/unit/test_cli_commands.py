@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nearmesh.cli import drain
-from nearmesh.v1 import node_pb2
+from nearmesh.v1 import admin_pb2, node_pb2
 from tests.fake_admin import DIGEST, OTHER, Bench, local_mesh, node, replica
 
 
@@ -78,7 +78,6 @@ def test_nodes_are_changed(run: Bench) -> None:
     assert run.admin.done == [("cordon", "node-a", True)]
     assert run("node", "remove", "node-a", "--yes").exit_code == 0
     assert run.admin.done == [("remove", "node-a")]
-    assert run("node", "price", "node-a", "0.25").stdout == "node-a costs 0.2500 USD per hour\n"
 
 
 def test_a_drain_is_waited_for(run: Bench) -> None:
@@ -172,7 +171,74 @@ def test_routes(run: Bench) -> None:
 def test_route_set(run: Bench) -> None:
     assert run("route", "set", "digits", "--deadline-ms", "150").stdout == "digits: nearest within 150 ms\n"
     record = json.loads(run("route", "set", "digits", "--objective", "cheapest", "--json").stdout)
-    assert record == {"model": "digits", "objective": "cheapest", "deadline_ms": 300}
+    assert record == {"model": "digits", "objective": "cheapest", "deadline_ms": 300, "regions": []}
+
+
+def test_a_model_is_bound_to_regions_and_freed(run: Bench) -> None:
+    done = run("route", "set", "digits", "--regions", "europe-west1, us-east1")
+    assert done.stdout == "digits: nearest within 300 ms, only in europe-west1, us-east1\n"
+    assert (done.stderr, run.admin.done) == ("", [("set_policy", "digits", ["europe-west1", "us-east1"], False)])
+    run("route", "set", "digits", "--any-region")
+    assert run.admin.done == [("set_policy", "digits", [], True)]
+    done = run("route", "set", "digits", "--regions", "europe-wset1", "--json")
+    assert json.loads(done.stdout)["regions"] == ["europe-wset1"]
+    assert done.stderr == "no node of this mesh is in europe-wset1\n", "a slip of the pen has no node"
+
+
+def test_clients_of_a_region_are_bound_and_freed(run: Bench) -> None:
+    done = run("route", "residency", "us-east1", "us-east1", "us-west1")
+    assert done.stdout == "clients of us-east1 are answered only from us-east1, us-west1\n"
+    assert done.stderr == "no node of this mesh is in us-west1\n"
+    assert run.admin.done == [("set_residency", "us-east1", ("us-east1", "us-west1"))]
+    done = run("route", "residency", "us-east1", "--clear")
+    assert done.stdout == "clients of us-east1 are answered from any region\n"
+    assert run.admin.done == [("set_residency", "us-east1", ())]
+    assert "europe-west1, europe-west4" in run("route", "residency").stdout
+    rules = json.loads(run("route", "residency", "--json").stdout)
+    assert rules == [{"client_region": "europe-west1", "regions": ["europe-west1", "europe-west4"]}]
+    run.pretend(rules=[])
+    assert run("route", "residency").stdout == "any region may answer any client\n"
+
+
+# ---- prices
+
+
+def test_a_price_of_a_node(run: Bench) -> None:
+    assert run("node", "price", "node-a", "0.25").stdout == "node-a costs 0.2500 USD per hour\n"
+    assert run.admin.done == [("set_price", "node-a", 0.25, {"currency": "", "valid_for_s": 0.0})]
+    done = run("node", "price", "node-a", "0.25", "--currency", "eur", "--for", "1.5h", "--json")
+    assert run.admin.done == [("set_price", "node-a", 0.25, {"currency": "EUR", "valid_for_s": 5400.0})]
+    assert json.loads(done.stdout)["usd_per_hour"] == 0.25
+    done = run("node", "price", "node-a", "--unset")
+    assert done.stdout == "node-a costs 0.7000 USD per hour, by the feed's word\n"
+    assert run.admin.done == [("unset_price", "node-a")]
+    assert " until 2" in run("node", "price", "node-a", "1", "--for", "7d").stdout
+
+
+def test_all_prices(run: Bench) -> None:
+    shown = run("price", "list").stdout
+    for words in (
+        "node-a  europe-west1  -                    0.5400  on demand  operator  1970-01-02 00:00:00  0.5 EUR",
+        "the operator's price ended",
+        "us-east1  *       0.1200  feed",
+        "feed prices.csv: 2 prices, read 1970-01-01 01:00:00 UTC",
+        "not taken over since: line 3: usd_per_hour is 'free'",
+    ):
+        assert words in shown, shown
+    found = json.loads(run("price", "list", "--json").stdout)
+    assert found.keys() == {"nodes", "transfers", "feed"}
+    assert [node["source"] for node in found["nodes"]] == ["operator", "feed"]
+    run.pretend(price_list=admin_pb2.ListPricesResponse())
+    assert "[prices] in mesh.toml" in run("price", "list").stdout
+
+
+def test_transfers(run: Bench) -> None:
+    done = run("price", "transfer", "us-east1", "*", "0.08")
+    assert done.stdout == "us-east1 to * costs 0.08000 USD per GB\n"
+    assert run.admin.done == [("set_transfer_price", "us-east1", "*", 0.08)]
+    record = json.loads(run("price", "transfer", "us-east1", "*", "--unset", "--json").stdout)
+    assert record == {"from_region": "us-east1", "to_region": "*", "usd_per_gb": 0.0, "source": "operator"}
+    assert run.admin.done == [("unset_transfer_price", "us-east1", "*")]
 
 
 def test_audit_prints_words_as_they_are(run: Bench) -> None:

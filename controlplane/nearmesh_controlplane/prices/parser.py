@@ -42,6 +42,8 @@ EXPECTED = (
 
 # What float() takes beside these (nan, 1_000, digits of other scripts) is no price.
 _NUMBER = re.compile(r"\+?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", flags=re.ASCII)
+# What spreadsheets write in some countries.
+_OTHER_SEPARATOR = re.compile(r"[;\t|]")
 # As a rule the names of columns that were meant are at least so alike.
 _ALIKE = 0.8
 # Of one row. Names are compared with those that are known, which is slow, so there are bounds.
@@ -118,6 +120,8 @@ def _csv_lines(reader: Any) -> Iterator[tuple[int, list[str]]]:
 
 
 def _check_header(names: list[str], where: str) -> None:
+    if len(names) == 1 and (other := _OTHER_SEPARATOR.search(names[0])):
+        raise BadFeed(f"{where}: its columns are separated by {other[0]!r}; expected commas")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise BadFeed(f"{where}: there are two columns {twice!r}")

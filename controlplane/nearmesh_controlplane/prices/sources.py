@@ -128,7 +128,7 @@ class UrlSource:
             raise BadFeed(f"there was no whole answer within {FETCH_LIMIT_S:.0f} s") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             self._forget()
-            raise BadFeed(f"it cannot be fetched: {error or type(error).__name__}") from None
+            raise BadFeed(f"it cannot be fetched: {str(error) or type(error).__name__}") from None
         except BadFeed:
             self._forget()
             raise
