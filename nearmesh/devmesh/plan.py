@@ -38,6 +38,8 @@ NODE_THREADS = 1
 GATEWAY_THREADS = 1
 # A node whose session broke leaves the routes after this; until then it is tried last.
 LEASE_S = 5.0
+# How often a node looks whether its machine is about to be taken away.
+NOTICE_EVERY_S = 0.2
 
 
 def round_trip_ms(a: str, b: str) -> float:
@@ -132,6 +134,10 @@ class Plan:
     def gateway_config(self, region: str) -> Path:
         return self.folder / f"{gateway_of(region)}.toml"
 
+    def notice(self, region: str) -> Path:
+        """The file whose being written tells the region's node that its machine is taken away."""
+        return self.folder / f"{node_of(region)}.notice"
+
     def bootstrap(self, region: str) -> Path:
         return self.folder / f"bootstrap-{region}.json"
 
@@ -164,6 +170,7 @@ class Plan:
             "usd_per_hour": self.usd_per_hour[region],
             "threads": NODE_THREADS,
             "grace_s": 5.0,
+            "notice": {"file": str(self.notice(region)), "every_s": NOTICE_EVERY_S},
             "listen": {
                 "public": local(ports.public),
                 "mesh": local(ports.mesh),

@@ -62,7 +62,7 @@ def groups(model: str) -> list[tuple[str, ...]]:
 async def price_moves_traffic(mesh: LocalMesh, region: str, model: str, ways: Sequence[str] = WAYS) -> Figures:
     """Makes another node, within the deadline, the cheapest while every way in is under load."""
     async with mesh.admin() as admin:
-        before, other = await _choice_and_other(mesh, model, region)
+        before, other = await choice_and_other(mesh, model, region)
         prices = {node.id: node.usd_per_hour for node in await admin.nodes()}
         try:
             async with loads(mesh, model, region=region, ways=ways, seconds=BEFORE_S + 5.0) as found:
@@ -75,14 +75,14 @@ async def price_moves_traffic(mesh: LocalMesh, region: str, model: str, ways: Se
             check_moved(found.results, away_from=before, after_s=asked_s, until_s=end_s, within_s=MOVED_WITHIN_S)
         finally:
             await admin.set_price(other, prices[other])
-    await until(lambda: _chosen(mesh, model, region, before))
+    await until(lambda: chosen(mesh, model, region, before))
     moved = moved_after_s(found.results, away_from=before, after_s=asked_s, until_s=end_s)
     return {"moved_within_s": round(moved, 3), "loads": [summary(result) for result in found.results]}
 
 
 async def killed_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[str] = WAYS) -> Figures:
     """kill -9 of the node that answers, under load; then it is started again and comes back by itself."""
-    before, _ = await _choice_and_other(mesh, model, region)
+    before, _ = await choice_and_other(mesh, model, region)
     child = mesh.find(before)
     async with loads(mesh, model, region=region, ways=ways, seconds=BEFORE_S + DOWN_S + 3.0) as found:
         await asyncio.sleep(BEFORE_S)
@@ -94,7 +94,7 @@ async def killed_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[s
     check_before(found.results, node=before, until_s=killed_s)
     check_no_error(found.results)
     check_moved(found.results, away_from=before, after_s=killed_s, until_s=started_s, within_s=MOVED_WITHIN_S)
-    await until(lambda: _chosen(mesh, model, region, before))
+    await until(lambda: chosen(mesh, model, region, before))
     back_s = time.time() - started_s
     mesh.write_state()
     moved = moved_after_s(found.results, away_from=before, after_s=killed_s, until_s=started_s)
@@ -108,7 +108,7 @@ async def killed_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[s
 async def killed_control_plane(mesh: LocalMesh, region: str, seconds: float) -> Figures:
     """kill -9 of the control plane under load; a node restarts meanwhile; then the control plane comes back."""
     before = await _known(mesh)
-    answering, _ = await _choice_and_other(mesh, "file-type", region)
+    answering, _ = await choice_and_other(mesh, "file-type", region)
     restarted = node_of("asia-northeast1")
     async with loads(mesh, "file-type", region=region, seconds=BEFORE_S + seconds + 3.0) as found:
         await asyncio.sleep(BEFORE_S)
@@ -127,7 +127,7 @@ async def killed_control_plane(mesh: LocalMesh, region: str, seconds: float) -> 
     await until(lambda: _is_known(mesh, before))
     # The network is measured anew; until then the router goes by distance.
     await until(lambda: _all_measured(mesh))
-    await until(lambda: _chosen(mesh, "file-type", region, answering))
+    await until(lambda: chosen(mesh, "file-type", region, answering))
     mesh.write_state()
     return {
         "away_s": round(away_s, 1),
@@ -145,7 +145,7 @@ async def until(holds: Callable[[], Awaitable[bool]], within_s: float = BACK_WIT
             await asyncio.sleep(LOOK_AGAIN_S)
 
 
-async def _choice_and_other(mesh: LocalMesh, model: str, region: str) -> tuple[str, str]:
+async def choice_and_other(mesh: LocalMesh, model: str, region: str) -> tuple[str, str]:
     """The node that answers now, and the one that would be soonest beside it.
 
     Both well within the deadline: what an earlier scenario left in their measurements has to pass first.
@@ -190,7 +190,7 @@ def _total_ms(candidate: Any) -> float:
     return float(candidate.network_ms_p95 + candidate.service_ms_p95)
 
 
-async def _chosen(mesh: LocalMesh, model: str, region: str, node: str) -> bool:
+async def chosen(mesh: LocalMesh, model: str, region: str, node: str) -> bool:
     async with mesh.admin() as admin:
         first = (await admin.explain(model, region)).candidates[0]
     return bool(first.node == node and first.ready)
@@ -239,7 +239,7 @@ async def _serves_by_itself(mesh: LocalMesh, region: str) -> bool:
 
 async def lost_sequences(mesh: LocalMesh, region: str) -> Figures:
     """kill -9 of the node in the middle of a sequence on each way in; each ends with ABORTED, SEQUENCE_LOST."""
-    node, _ = await _choice_and_other(mesh, "voice-activity", region)
+    node, _ = await choice_and_other(mesh, "voice-activity", region)
     state = str(mesh.plan.folder / MESH_FILE)
     command = [script("python"), "-m", "tests.faults.sequence_client"]
     clients = [Conversation(leashed([*command, way, region, state])) for way in WAYS]
@@ -261,7 +261,7 @@ async def lost_sequences(mesh: LocalMesh, region: str) -> Figures:
             await client.close()
         if not mesh.find(node).pid:
             await mesh.find(node).start()
-    await until(lambda: _chosen(mesh, "voice-activity", region, node))
+    await until(lambda: chosen(mesh, "voice-activity", region, node))
     mesh.write_state()
     return {"ended_within_s": ended_s}
 
@@ -269,7 +269,7 @@ async def lost_sequences(mesh: LocalMesh, region: str) -> Figures:
 async def frozen_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[str] = ("gateway", "sdk")) -> Figures:
     """SIGSTOP of the node that answers, under load: it is there and says nothing. A plain xDS client is left out,
     since it cannot retry by time."""
-    before, _ = await _choice_and_other(mesh, model, region)
+    before, _ = await choice_and_other(mesh, model, region)
     child = mesh.find(before)
     async with loads(mesh, model, region=region, ways=ways, seconds=BEFORE_S + 8.0) as found:
         await asyncio.sleep(BEFORE_S)
@@ -284,6 +284,6 @@ async def frozen_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[s
     check_no_error(found.results)
     # Silence takes longer to notice than a broken connection.
     check_moved(found.results, away_from=before, after_s=frozen_s, until_s=thawed_s, within_s=2 * MOVED_WITHIN_S)
-    await until(lambda: _chosen(mesh, model, region, before))
+    await until(lambda: chosen(mesh, model, region, before))
     moved = moved_after_s(found.results, away_from=before, after_s=frozen_s, until_s=thawed_s)
     return {"moved_within_s": round(moved, 3), "loads": [summary(result) for result in found.results]}

@@ -1,8 +1,9 @@
 """A client in the middle of a sequence: begins one, waits for a line on standard input, and says how it ended.
 
 `python -m tests.faults.sequence_client WAY REGION MESH_JSON` prints {"event": "began", "node": ...} and then
-{"event": "ended", "status": ..., "reason": ...}: the status that the caller's API gave. A stock client, whose stream
-broke with a status of its library's own, goes on with the sequence on a new stream, as it would; that status counts.
+{"event": "ended", "status": ..., "reason": ..., "tries": ...}: the status that the caller's API gave, and at which try.
+A stock client, whose stream broke with a status of its library's own, goes on with the sequence on a new stream, as it
+would; that status counts.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ class TritonStream:
         self._client.start_stream(lambda result, error: self._answers.put((result, error)))
 
     def step(self, *, start: bool) -> str:
+        if not self._answers.empty():
+            # The stream has ended; the callback heard why, and a call would only say that it cannot be made.
+            raise self._answers.get()[1]
         inputs = []
         for name, array in CALL.items():
             found = triton.InferInput(name, list(array.shape), triton.np_to_triton_dtype(array.dtype))
@@ -99,18 +103,19 @@ GOES_ON_S = 5.0
 def stock(stream: Any) -> None:
     _say(event="began", node=stream.step(start=True))
     sys.stdin.readline()
-    until_s = time.monotonic() + GOES_ON_S
+    until_s, tries = time.monotonic() + GOES_ON_S, 0
     while time.monotonic() < until_s:
         try:
             while True:
                 stream.step(start=False)
         except (grpc.RpcError, triton.InferenceServerException) as error:
             status, reason = _status(error)
+            tries += 1
         if reason:
             break
         # The library's own status for a stream that broke: the app goes on where it was.
         stream.again()
-    _say(event="ended", status=status, reason=reason)
+    _say(event="ended", status=status, reason=reason, tries=str(tries))
 
 
 def _status(error: Any) -> tuple[str, str]:
@@ -129,7 +134,7 @@ def sdk(bootstrap: Path) -> None:
             while True:
                 sequence.infer(CALL)
         except MeshError as error:
-            _say(event="ended", status=error.status.name, reason=error.reason)
+            _say(event="ended", status=error.status.name, reason=error.reason, tries="1")
 
 
 def _say(**event: str) -> None:

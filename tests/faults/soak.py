@@ -24,7 +24,7 @@ from typing import Any
 from nearmesh.devmesh.mesh import LocalMesh, local_mesh
 from nearmesh.devmesh.plan import MODELS, REGIONS, site_of
 from nearmesh.devmesh.tour import tour
-from tests.faults import many_models, scenarios
+from tests.faults import departures, many_models, scenarios
 from tests.faults.test_fuzz import fuzzed
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,6 +44,14 @@ def runs() -> Iterator[Run]:
                 where = f"{model} from {region} by {', '.join(ways)}"
                 yield f"cheaper price: {where}", _with(scenarios.price_moves_traffic, region, model, ways)
                 yield f"killed node: {where}", _with(scenarios.killed_node, region, model, ways)
+        for how in departures.HOW:
+            where = f"node leaves ({how}): file-type from {region}"
+            yield where, _with(departures.departed_node, how, region, "file-type")
+        for how in ("sigterm", "notice"):
+            yield (
+                f"sequences of a leaving node ({how}): from {region}",
+                _with(departures.departed_sequences, how, region),
+            )
         yield f"frozen node: from {region}", _with(scenarios.frozen_node, region, "file-type")
         yield f"lost sequences: from {region}", _with(scenarios.lost_sequences, region)
     yield "control plane away", _with(scenarios.killed_control_plane, "europe-west1", CONTROL_PLANE_AWAY_S)

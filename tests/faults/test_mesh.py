@@ -8,7 +8,7 @@ from nearmesh.devmesh.mesh import LocalMesh
 from nearmesh.devmesh.plan import MODELS, REGIONS, site_of
 from nearmesh.devmesh.tour import tour
 from nearmesh.devmesh.wan.control import ControlClient
-from tests.faults import scenarios
+from tests.faults import departures, scenarios
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
 
@@ -52,6 +52,16 @@ async def test_p2_p3_inference_goes_on_without_the_control_plane_and_it_forgets_
 
 async def test_a_sequence_ends_with_sequence_lost_when_its_node_is_killed(mesh: LocalMesh) -> None:
     await scenarios.lost_sequences(mesh, "europe-west1")
+
+
+@pytest.mark.parametrize("how", departures.HOW)
+async def test_p1_a_node_that_leaves_costs_no_error(mesh: LocalMesh, how: str) -> None:
+    await departures.departed_node(mesh, how, "europe-west1", "file-type")
+
+
+@pytest.mark.parametrize("how", ["sigterm", "notice"])
+async def test_a_sequence_is_told_to_begin_anew_before_its_node_goes(mesh: LocalMesh, how: str) -> None:
+    await departures.departed_sequences(mesh, how, "europe-west1")
 
 
 async def test_p1_a_frozen_node_costs_no_error_through_gateways_and_the_sdk(mesh: LocalMesh) -> None:
