@@ -103,7 +103,7 @@ def share_of_sum_within(first: Array, second: Array, limit_ms: Array) -> Array:
     is cut into CELLS, so it should be the one that varies less: the network.
     """
     found = np.zeros(np.broadcast_shapes(first.shape[:-1], second.shape[:-1], limit_ms.shape))
-    for share, point in zip(CELLS, np.moveaxis(_points(first), -1, 0), strict=True):
+    for share, point in zip(CELLS, np.moveaxis(points(first), -1, 0), strict=True):
         found += share * share_within(second, limit_ms - point)
     return found
 
@@ -120,7 +120,7 @@ def sum_of(first: Times, second: Times) -> Times:
     for fixed, other in ((first, second), (second, first)):
         if fixed.ms[0] == fixed.ms[-1]:
             return Times(tuple(q + fixed.ms[0] for q in other.ms))
-    grid = np.unique(np.add.outer(_points(np.asarray(first.ms)), _fine(np.asarray(second.ms))))
+    grid = np.unique(np.add.outer(points(np.asarray(first.ms)), _fine(np.asarray(second.ms))))
     shares = share_of_sum_within(np.asarray(first.ms), np.asarray(second.ms), grid)
     shares = np.maximum.accumulate(shares)
     return Times(tuple(float(q) for q in np.maximum.accumulate(np.interp(LEVELS, shares, grid))))
@@ -142,7 +142,7 @@ def _tail_ms(quantiles: Array) -> Array:
     return (quantiles[..., -1] - quantiles[..., -2]) / math.log((1 - LEVELS[-2]) / (1 - LEVELS[-1]))
 
 
-def _points(quantiles: Array) -> Array:
+def points(quantiles: Array) -> Array:
     """Where the CELLS of distributions lie: the middle of each, and in the tail its mean."""
     middle = (quantiles[..., :-1] + quantiles[..., 1:]) / 2
     tail = quantiles[..., -1] + _tail_ms(quantiles)
