@@ -5,9 +5,9 @@ deadline even at a high load, one long call at a time does not. So each replica 
 at which it serves the most requests that are in time, and its times are those at that load: a choice made by the times
 of an idle node would be wrong as soon as it was followed.
 
-Waiting is that of a queue with several servers: with a chance C (Erlang's) a request waits, and then for an exponential
-time of the rate k x mu x (1 - rho), corrected for service times that vary less than exponential ones (Allen and Cunneen;
-Gross, Shortle, Thompson and Harris, Fundamentals of Queueing Theory, 4th edition, sections 2.3 and 5.2.4).
+Waiting is that of a queue with several servers: with a chance C (Erlang's) a request waits, and then for an
+exponential time of the rate k x mu x (1 - rho), corrected for service times that vary less than exponential ones (Allen
+and Cunneen; Gross, Shortle, Thompson and Harris, Fundamentals of Queueing Theory, 4th edition, 2.3 and 5.2.4).
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def _erlang_c(servers: Array, utilization: Array) -> Array:
     for count in range(1, int(servers.max(initial=1)) + 1):
         going_on = offered * blocked / (count + offered * blocked)
         blocked = np.where(count <= servers, going_on, blocked)
-    return blocked / (1 - utilization * (1 - blocked))
+    found: Array = blocked / (1 - utilization * (1 - blocked))
+    return found
 
 
 def soon_enough_ms(service: Array, chance: Array, rate: Array, level: float = IN_TIME) -> Array:

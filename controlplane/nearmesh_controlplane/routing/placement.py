@@ -7,7 +7,8 @@ row's cheapest column is the optimum, and nothing needs to be solved. Otherwise 
 they are drawn from an approximate solution, and more are added while their reduced cost says that they would help
 (column generation; Dantzig and Wolfe, 1960), until the bound that the prices give is within GAP of what was found.
 
-Whoever is placed stays for a while: what is where it was costs less by a share, so that a small difference moves nobody.
+Whoever is placed stays for a while: what is where it was costs less by a share, so that a small difference moves
+nobody. And as long as the prices of last time prove that staying is near the optimum, nothing is solved.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ ALL_COLUMNS = 4000
 DRAWN = 4
 GAP = 1e-3
 MAX_ROUNDS = 12
+# Who stays may take so much more than a node's capacity: demand is never the same twice, and the bound is no cliff.
+STAYING_SLACK = 0.03
 # The approximate solution: rounds, and how sharply rows choose in the first and in the last one, as a share of the
 # usual cost. It aims for a little less than the capacity, so that what is drawn from it fits.
 APPROXIMATIONS = 60
@@ -70,12 +73,31 @@ class Placement:
     rounds: int = 0
 
 
-def place(problem: Problem) -> Placement:
-    """The cheapest placement."""
-    shares = _cheapest(problem, np.zeros_like(problem.capacity))
+def place(problem: Problem, scarcity: Array | None = None) -> Placement:
+    """The cheapest placement; `scarcity` is what the last one said, if there was one."""
+    free = np.zeros_like(problem.capacity)
+    shares = _cheapest(problem, free)
     if np.all(_taken(problem, shares) <= problem.capacity + 1e-9):
-        return Placement(shares=shares, scarcity=np.zeros_like(problem.capacity))
+        return Placement(shares=shares, scarcity=free)
+    if scarcity is not None and _may_stay(problem, scarcity):
+        shares = np.where(problem.demand[:, None] > 0, problem.held, _cheapest(problem, scarcity))
+        return Placement(shares=shares, scarcity=scarcity)
     return _solve(problem)
+
+
+def _may_stay(problem: Problem, scarcity: Array) -> bool:
+    """Whether what is held is within GAP of a lower bound of the optimum: the value of the dual at those prices."""
+    asking = problem.demand > 0
+    demand, held = problem.demand[asking], problem.held[asking]
+    if np.any(np.abs(held.sum(axis=1) - 1) > 1e-6):
+        return False
+    if np.any(_taken(problem, problem.held) > problem.capacity * (1 + STAYING_SLACK)):
+        return False
+    stay = np.where(held > 0, problem.stay_cost[asking], np.inf)
+    value = float(demand @ np.where(held > 0, stay * held, 0.0).sum(axis=1))
+    priced = np.minimum(problem.cost[asking], stay) + problem.load[asking] * scarcity
+    bound = float(demand @ priced.min(axis=1) - problem.capacity @ scarcity)
+    return value - bound <= GAP * abs(value)
 
 
 def _cheapest(problem: Problem, scarcity: Array) -> Array:
@@ -103,9 +125,7 @@ def _solve(problem: Problem) -> Placement:
     # Rows without demand follow the same prices, at no cost to anyone.
     shares = _cheapest(problem, found.scarcity)
     shares[asking] = found.shares
-    return Placement(
-        shares=shares, scarcity=found.scarcity, unplaced_per_s=found.unplaced_per_s, rounds=program.rounds
-    )
+    return Placement(shares=shares, scarcity=found.scarcity, unplaced_per_s=found.unplaced_per_s, rounds=program.rounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +166,7 @@ class _Program:
         self._solver.addRows(count + nodes, low, high, 0, np.zeros(count + nodes, dtype=np.int32), none, np.zeros(0))
         self._add(np.full(count, self._overload_cost), np.full(count, highspy.kHighsInf), self._rows, self._nodes)
         held = problem.held[asking]
-        staying = np.nonzero((held > 0) & (problem.stay_cost[asking] < self._overload_cost))
+        staying = _where((held > 0) & (problem.stay_cost[asking] < self._overload_cost))
         self._record(*staying)
         self._add(problem.stay_cost[asking][staying], (held * self._demand[:, None])[staying], *staying)
         self.add(*self._first())
@@ -176,8 +196,8 @@ class _Program:
     def _first(self) -> tuple[Ints, Ints]:
         possible = np.isfinite(self._cost)
         if possible.sum() <= ALL_COLUMNS:
-            return np.nonzero(possible)
-        return np.nonzero(_drawn(_approximate(self._cost, self._load, self._demand, self._capacity)))
+            return _where(possible)
+        return _where(_drawn(_approximate(self._cost, self._load, self._demand, self._capacity)))
 
     def _missing(self, row_price: Array, scarcity: Array) -> tuple[bool, tuple[Ints, Ints]]:
         """Each row's column of the lowest reduced cost, where that is below 0, and whether they matter."""
@@ -218,6 +238,11 @@ class _Program:
         index[at], value[at] = len(self._demand) + nodes[bounded], self._load[rows[bounded], nodes[bounded]]
         low = np.zeros(len(rows))
         self._solver.addCols(len(rows), cost, low, upper, len(index), starts.astype(np.int32), index, value)
+
+
+def _where(mask: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    rows, nodes = np.nonzero(mask)
+    return rows, nodes
 
 
 def _quiet_solver() -> highspy.Highs:

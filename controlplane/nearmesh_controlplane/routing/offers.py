@@ -1,0 +1,182 @@
+"""What every node offers every locality for one model: how likely it is in time there, at what cost, with what room.
+
+Arrays over client regions and the nodes that serve the model. What depends on times alone is kept as long as the same
+facts are given: a price changes no chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nearmesh.routing.costs import transfer_usd_per_1000, usd_per_1000
+from nearmesh.routing.rule import HYSTERESIS
+from nearmesh.routing.times import LEVELS, Times, matrix, points, share_of_sum_within
+from nearmesh_controlplane.routing.capacity import bounds, with_waiting
+from nearmesh_controlplane.routing.facts import Facts, ModelFacts, NodeFacts, ReplicaFacts
+
+Array = npt.NDArray[np.float64]
+
+# What was measured at a node counts instead of what is to be expected at its bound, if it is so much worse: something
+# else keeps it busy.
+WORSE = 1.5
+_P50, _P75, _P95 = LEVELS.index(0.5), LEVELS.index(0.75), LEVELS.index(0.95)
+# Until a speed was measured, what one server does.
+_LEAST_PER_S = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Offers:
+    """Of one model. Rows are client regions, columns the nodes in `nodes`."""
+
+    model: ModelFacts
+    nodes: tuple[NodeFacts, ...]
+    # Round trip and time on the node, waiting included: quantiles, shapes (regions, nodes, L) and (nodes, L).
+    network: Array
+    service: Array
+    # The chance to be in time, and to be so with something to spare.
+    p_in_time: Array
+    p_surely: Array
+    # What one request per second takes of a node.
+    load: Array
+    utilization: Array
+    # US dollars; the whole of it, shape (regions, nodes), and what of it the node itself costs.
+    usd_per_1000: Array
+    transfer_usd_per_1000: Array
+    # Whether owners' rules let a region's requests go to a node.
+    allowed: npt.NDArray[np.bool_]
+
+    def network_times(self, region: int, node: int) -> Times:
+        return Times(tuple(float(q) for q in self.network[region, node]))
+
+    def service_times(self, node: int) -> Times:
+        return Times(tuple(float(q) for q in self.service[node]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Timing:
+    """What depends on times alone, and what it was worked out from."""
+
+    replicas: tuple[ReplicaFacts, ...]
+    network: tuple[Times, ...]
+    deadline_ms: float
+    service: Array
+    utilization: Array
+    p_in_time: Array
+    p_surely: Array
+    network_ms: Array
+
+
+class OfferBook:
+    """Makes offers; remembers each model's timing."""
+
+    def __init__(self) -> None:
+        self._timings: dict[str, _Timing] = {}
+
+    def offers(self, facts: Facts, model: ModelFacts) -> Offers | None:
+        """None when no node serves the model."""
+        nodes = tuple(node for node in facts.nodes if node.id in model.replicas)
+        if not nodes:
+            return None
+        timing = self._timing(facts, model, nodes)
+        replicas = timing.replicas
+        transfer = _transfer(facts, model, nodes)
+        own = np.array([_own_usd(node, replica) for node, replica in zip(nodes, replicas, strict=True)])
+        per_s = np.array([max(replica.per_s, _LEAST_PER_S) for replica in replicas])
+        return Offers(
+            model=model,
+            nodes=nodes,
+            network=timing.network_ms,
+            service=timing.service,
+            p_in_time=timing.p_in_time,
+            p_surely=timing.p_surely,
+            load=1 / (per_s * timing.utilization),
+            utilization=timing.utilization,
+            usd_per_1000=own[None, :] + transfer,
+            transfer_usd_per_1000=transfer,
+            allowed=_allowed(facts, model, nodes),
+        )
+
+    def keep_only(self, models: Sequence[ModelFacts]) -> None:
+        """Forgets models that are gone."""
+        names = {model.name for model in models}
+        self._timings = {name: timing for name, timing in self._timings.items() if name in names}
+
+    def _timing(self, facts: Facts, model: ModelFacts, nodes: tuple[NodeFacts, ...]) -> _Timing:
+        replicas = tuple(model.replicas[node.id] for node in nodes)
+        network = tuple(facts.network[region, node.id] for region in facts.regions for node in nodes)
+        known = self._timings.get(model.name)
+        if known is None or not _same(known, replicas, network, model.deadline_ms):
+            known = self._timings[model.name] = _timed(replicas, network, model.deadline_ms, len(facts.regions))
+        return known
+
+
+def _same(known: _Timing, replicas: tuple[ReplicaFacts, ...], network: tuple[Times, ...], deadline_ms: float) -> bool:
+    # Tuples of the same objects are equal at the speed of comparing addresses.
+    return known.deadline_ms == deadline_ms and known.replicas == replicas and known.network == network
+
+
+def _timed(replicas: tuple[ReplicaFacts, ...], network: tuple[Times, ...], deadline_ms: float, regions: int) -> _Timing:
+    network_ms = matrix(network).reshape(regions, len(replicas), len(LEVELS))
+    alone = matrix([replica.service for replica in replicas]) + np.array([[r.load_ms] for r in replicas])
+    per_s = np.array([max(replica.per_s, _LEAST_PER_S) for replica in replicas])
+    slack_ms = deadline_ms - network_ms[:, :, _P75].T
+    utilization = bounds(alone, per_s, slack_ms, np.ones(regions))
+    service = _at_present(replicas, alone, with_waiting(alone, per_s, utilization))
+    return _Timing(
+        replicas=replicas,
+        network=network,
+        deadline_ms=deadline_ms,
+        service=service,
+        utilization=utilization,
+        p_in_time=_chances(network_ms, service, deadline_ms),
+        p_surely=_chances(network_ms, service, deadline_ms * (1 - HYSTERESIS)),
+        network_ms=network_ms,
+    )
+
+
+def _at_present(replicas: tuple[ReplicaFacts, ...], alone: Array, expected: Array) -> Array:
+    """The times to be expected, or the measured ones where these are much worse."""
+    waits = matrix([replica.queue or Times.certain(0.0) for replica in replicas])
+    measured = alone + waits
+    worse = measured[:, _P95] > WORSE * expected[:, _P95]
+    found: Array = np.where(worse[:, None], measured, expected)
+    return found
+
+
+def _chances(network: Array, service: Array, deadline_ms: float) -> Array:
+    """The chance to be in time, shape (regions, nodes); worked out only where it is not plain to see."""
+    ways, served = points(network), points(service[None])
+    found = np.where(ways[..., 0] + served[..., 0] > deadline_ms, 0.0, 1.0)
+    open_ = (found > 0) & (ways[..., -1] + 3 * served[..., -1] > deadline_ms)
+    at = np.nonzero(open_)
+    if len(at[0]):
+        found[at] = share_of_sum_within(network[at], service[at[1]], np.asarray(deadline_ms))
+    return found
+
+
+def _own_usd(node: NodeFacts, replica: ReplicaFacts) -> float:
+    return usd_per_1000(node.usd_per_hour, replica.per_s) if replica.per_s > 0 else np.inf
+
+
+def _transfer(facts: Facts, model: ModelFacts, nodes: tuple[NodeFacts, ...]) -> Array:
+    if model.transfer_bytes <= 0:
+        return np.zeros((len(facts.regions), len(nodes)))
+    price = {
+        (region, there): transfer_usd_per_1000(facts.transfer_usd_per_gb(region, there), model.transfer_bytes, 0.0)
+        for region in facts.regions
+        for there in {node.region for node in nodes}
+    }
+    return np.array([[price[region, node.region] for node in nodes] for region in facts.regions])
+
+
+def _allowed(facts: Facts, model: ModelFacts, nodes: tuple[NodeFacts, ...]) -> npt.NDArray[np.bool_]:
+    by_model = np.array([not model.regions or node.region in model.regions for node in nodes])
+    rows = []
+    for region in facts.regions:
+        rule = facts.residency(region)
+        rows.append(by_model if rule is None else by_model & np.array([node.region in rule for node in nodes]))
+    return np.array(rows)
