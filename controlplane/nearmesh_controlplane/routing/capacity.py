@@ -59,8 +59,8 @@ def _erlang_c(servers: Array, utilization: Array) -> Array:
 def soon_enough_ms(service: Array, chance: Array, rate: Array, level: float = IN_TIME) -> Array:
     """Service and waiting together take no longer than this in a share `level` of cases; shape of `chance`."""
     at = points(service)[:, None, :]
-    low = np.zeros_like(chance)
-    high = at[..., -1] + np.log(1 / (1 - level)) / rate + 1.0
+    low: Array = np.zeros_like(chance)
+    high: Array = at[..., -1] + np.log(1 / (1 - level)) / rate + 1.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         beyond = np.maximum(middle[..., None] - at, 0)

@@ -94,7 +94,7 @@ def _may_stay(problem: Problem, scarcity: Array) -> bool:
     if np.any(_taken(problem, problem.held) > problem.capacity * (1 + STAYING_SLACK)):
         return False
     stay = np.where(held > 0, problem.stay_cost[asking], np.inf)
-    value = float(demand @ np.where(held > 0, stay * held, 0.0).sum(axis=1))
+    value = float(demand @ (np.where(held > 0, stay, 0.0) * held).sum(axis=1))
     priced = np.minimum(problem.cost[asking], stay) + problem.load[asking] * scarcity
     bound = float(demand @ priced.min(axis=1) - problem.capacity @ scarcity)
     return value - bound <= GAP * abs(value)
