@@ -57,7 +57,7 @@ async def restarted(plane: ControlPlane) -> None:
 
 async def test_p3_whatever_was_acknowledged_is_there_after_a_kill_right_behind_it(tmp_path: Path) -> None:
     artifacts = [adding(tmp_path / version, "model", version, float(version)) for version in "12"]
-    async with control_plane(tmp_path / "plane") as plane, plane.operator() as operator:
+    async with control_plane(tmp_path / "plane", **{"currencies.EUR": 1.25}) as plane, plane.operator() as operator:
 
         async def acknowledged(call: Awaitable[Any], look: Callable[[], Awaitable[Any]], expected: Any) -> Any:
             answer = await call
@@ -72,15 +72,33 @@ async def test_p3_whatever_was_acknowledged_is_there_after_a_kill_right_behind_i
         async def the_model() -> Any:
             model = await operator.model("model")
             deployments = [(d.version, tuple(d.sites)) for d in model.deployments]
-            return {v.version for v in model.versions}, deployments, model.objective, model.deadline_ms
+            return (
+                {v.version for v in model.versions},
+                deployments,
+                model.objective,
+                model.deadline_ms,
+                tuple(model.regions),
+            )
 
         token = await plane.join_token("node", "site")
         joining = join(token, "node", tmp_path / "node")
         await acknowledged(joining, lambda: the_node("site", "region"), ("site", REGION))
         with pytest.raises(JoinRefused, match="used already"):
             await join(token, "node", tmp_path / "again")
-        await acknowledged(operator.set_price("node", 2.5), lambda: the_node("usd_per_hour"), (2.5,))
-        default = ("cheapest-in-time", 300.0)
+        await acknowledged(
+            operator.set_price("node", 2.0, currency="EUR", valid_for_s=3600), lambda: the_node("usd_per_hour"), (2.5,)
+        )
+
+        async def transfers() -> Any:
+            found = (await operator.prices()).transfers
+            return [(one.from_region, one.to_region, one.usd_per_gb) for one in found]
+
+        async def residency() -> Any:
+            return [(rule.client_region, tuple(rule.regions)) for rule in await operator.residency()]
+
+        await acknowledged(operator.set_transfer_price(REGION, "*", 0.08), transfers, [(REGION, "*", 0.08)])
+        await acknowledged(operator.set_residency(REGION, [REGION]), residency, [(REGION, (REGION,))])
+        default = ("cheapest-in-time", 300.0, ())
         await acknowledged(operator.publish(artifacts[0]), the_model, ({"1"}, [], *default))
         await operator.publish(artifacts[1])
         await operator.deploy("model", "1")
@@ -89,16 +107,16 @@ async def test_p3_whatever_was_acknowledged_is_there_after_a_kill_right_behind_i
         deployments.insert(0, ("1", ("site",)))
         await acknowledged(operator.rollback("model"), the_model, ({"1", "2"}, deployments, *default))
         await acknowledged(
-            operator.set_policy("model", objective="nearest", deadline_ms=70.0),
+            operator.set_policy("model", objective="nearest", deadline_ms=70.0, regions=[REGION]),
             the_model,
-            ({"1", "2"}, deployments, "nearest", 70.0),
+            ({"1", "2"}, deployments, "nearest", 70.0, (REGION,)),
         )
         await operator.drain("node")
         await acknowledged(operator.cordon("node"), lambda: the_node("draining", "cordoned"), (True, True))
         await acknowledged(operator.remove("node"), lambda: the_node("removed", "usd_per_hour"), (True, 2.5))
         actions = [entry.action for entry in reversed(await operator.audit())]
-        one_by_one = "join-token price publish publish deploy deploy rollback policy drain cordon remove"
-        assert actions == one_by_one.split()
+        prices = "join-token price transfer-price residency"
+        assert actions == f"{prices} publish publish deploy deploy rollback policy drain cordon remove".split()
 
 
 @dataclass

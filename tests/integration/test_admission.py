@@ -136,6 +136,14 @@ CALLS: dict[str, Callable[[grpc.aio.Channel], Any]] = {
     "CordonNode": lambda c: ADMIN(c).CordonNode(admin_pb2.CordonNodeRequest(node="agent")),
     "RemoveNode": lambda c: ADMIN(c).RemoveNode(admin_pb2.RemoveNodeRequest(node="agent")),
     "SetPrice": lambda c: ADMIN(c).SetPrice(admin_pb2.SetPriceRequest(node="agent", usd_per_hour=9)),
+    "ListPrices": lambda c: ADMIN(c).ListPrices(admin_pb2.ListPricesRequest()),
+    "SetTransferPrice": lambda c: ADMIN(c).SetTransferPrice(
+        admin_pb2.SetTransferPriceRequest(from_region="a", to_region="b", usd_per_gb=1)
+    ),
+    "SetResidency": lambda c: ADMIN(c).SetResidency(
+        admin_pb2.SetResidencyRequest(client_region=REGION, regions=["mars"])
+    ),
+    "ListResidency": lambda c: ADMIN(c).ListResidency(admin_pb2.ListResidencyRequest()),
     "SetPolicy": lambda c: ADMIN(c).SetPolicy(admin_pb2.SetPolicyRequest(model="adder", objective="cheapest")),
     "ListAudit": lambda c: ADMIN(c).ListAudit(admin_pb2.ListAuditRequest()),
     "Publish": lambda c: CATALOG(c).Publish(_silence()),
@@ -150,6 +158,7 @@ CALLS: dict[str, Callable[[grpc.aio.Channel], Any]] = {
 }
 OPERATORS_ONLY = [
     *("CreateJoinToken", "IssueToken", "ListNodes", "DrainNode", "CordonNode", "RemoveNode", "SetPrice", "SetPolicy"),
+    *("ListPrices", "SetTransferPrice", "SetResidency", "ListResidency"),
     *("ListAudit", "Publish", "Deploy", "Rollback"),
 ]
 MACHINES_ONLY = ["Renew", "Session"]

@@ -40,12 +40,15 @@ def test_the_one_command(served: list[Any], tmp_path: Path) -> None:
 
 def test_options_are_keys_of_the_configuration(served: list[Any], tmp_path: Path) -> None:
     options = ("--listen-public", "10.0.0.5:9001", "--listen-metrics", "127.0.0.1:9002", "--usd-per-hour", "0.5")
+    options += ("--spot", "--machine-type", "g2-standard-4")
     assert agent("--data", tmp_path, *options, "--advertise-host", "203.0.113.7").exit_code == 0
     (config, token) = served[0]
     assert config == NodeConfig(
         data=tmp_path,
         listen=Listen(public="10.0.0.5:9001", metrics="127.0.0.1:9002"),
         usd_per_hour=0.5,
+        spot=True,
+        machine_type="g2-standard-4",
         advertise_host="203.0.113.7",
     )
     assert token is None

@@ -25,12 +25,14 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
             await before.publish("m", version)
         await before.catalog.deploy("m", "1", (), "me")
         await before.catalog.deploy("m", "2", ("left",), "you")
-        await before.catalog.set_policy("m", "nearest", 70.0)
+        await before.catalog.set_policy("m", "nearest", 70.0, ("us-east1",))
         expected = before.catalog
         async with state(tmp_path) as after:
             assert after.catalog.versions("m") == expected.versions("m")
             assert after.catalog.deployments("m") == expected.deployments("m")
-            assert after.catalog.policy("m") == RoutePolicy(objective="nearest", deadline_ms=70.0)
+            assert after.catalog.policy("m") == RoutePolicy(
+                objective="nearest", deadline_ms=70.0, regions=("us-east1",)
+            )
             assert [(d.version, d.sites, d.actor) for d in after.catalog.deployments("m")] == [
                 ("2", ("left",), "you"),
                 ("1", (), "me"),
@@ -136,6 +138,42 @@ async def test_an_operators_policy_outlives_packages(mesh: State) -> None:
     assert await mesh.catalog.set_policy("m", "", 50.0) == RoutePolicy(objective="nearest", deadline_ms=50.0)
     await mesh.publish("m", "3", RoutePolicy(objective="cheapest", deadline_ms=300.0))
     assert mesh.catalog.policy("m") == RoutePolicy(objective="nearest", deadline_ms=50.0)
+
+
+async def test_regions_are_the_packages_until_an_operator_names_them(mesh: State) -> None:
+    async def published(version: str, *regions: str) -> tuple[str, ...]:
+        await mesh.publish("m", version, RoutePolicy(regions=regions))
+        return mesh.catalog.policy("m").regions
+
+    assert await published("1") == ()
+    # Who tunes a deadline has said nothing of regions: the next package may still bind itself.
+    await mesh.catalog.set_policy("m", "nearest", 70.0)
+    assert await published("2", "europe-west1") == ("europe-west1",)
+    assert mesh.catalog.policy("m") == RoutePolicy(objective="nearest", deadline_ms=70.0, regions=("europe-west1",))
+    bound = await mesh.catalog.set_policy("m", "", 0.0, ("us-east1", "asia-east1", "us-east1"))
+    assert bound == RoutePolicy(objective="nearest", deadline_ms=70.0, regions=("asia-east1", "us-east1"))
+    assert await published("3", "europe-west1") == ("asia-east1", "us-east1")
+    assert (await mesh.catalog.set_policy("m", "", 0.0, ())).regions == ()
+    assert await published("4", "europe-west1") == (), "any region, by the operator's word"
+    with pytest.raises(InvalidInput, match="region 'Mars!'"):
+        await mesh.catalog.set_policy("m", "", 0.0, ("Mars!",))
+
+
+async def test_regions_alone_leave_the_rest_to_packages(mesh: State) -> None:
+    await mesh.publish("m", "1", RoutePolicy(objective="nearest"))
+    await mesh.catalog.set_policy("m", "", 0.0, ("us-east1",))
+    await mesh.publish("m", "2", RoutePolicy(objective="cheapest", deadline_ms=50.0))
+    assert mesh.catalog.policy("m") == RoutePolicy(objective="cheapest", deadline_ms=50.0, regions=("us-east1",))
+
+
+async def test_two_who_change_a_policy_at_once_are_both_heard(mesh: State) -> None:
+    await mesh.publish("m", "1")
+    await asyncio.gather(
+        mesh.catalog.set_policy("m", "", 0.0, ("us-east1",)),
+        mesh.catalog.set_policy("m", "nearest", 0.0),
+        mesh.catalog.set_policy("m", "", 50.0),
+    )
+    assert mesh.catalog.policy("m") == RoutePolicy(objective="nearest", deadline_ms=50.0, regions=("us-east1",))
 
 
 @pytest.mark.parametrize(("objective", "deadline_ms"), [("fastest", 0.0), ("", -1.0), ("", 1e7), ("", float("nan"))])

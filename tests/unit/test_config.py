@@ -13,6 +13,8 @@ from nearmesh_controlplane.config import Listen, MeshConfig
 from nearmesh import config
 from nearmesh.errors import ConfigError, InvalidInput
 
+NOWHERE = config.PathOrUrl("")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inner:
@@ -32,6 +34,7 @@ class Outer:
     words: tuple[str, ...] = ()
     by_name: dict[str, float] = field(default_factory=dict)
     anything: Any = None
+    place: config.PathOrUrl = NOWHERE
 
     def __post_init__(self) -> None:
         if self.ratio > 1:
@@ -57,6 +60,7 @@ def test_every_kind_of_value(tmp_path: Path) -> None:
         words = ["a", "b"]
         by_name = { a = 1, b = 2.5 }
         anything = [1, "x"]
+        place = "prices.csv"
         """,
     )
     assert found == Outer(
@@ -70,6 +74,7 @@ def test_every_kind_of_value(tmp_path: Path) -> None:
         words=("a", "b"),
         by_name={"a": 1.0, "b": 2.5},
         anything=[1, "x"],
+        place=config.PathOrUrl(str(tmp_path / "prices.csv")),
     )
 
 
@@ -77,6 +82,15 @@ def test_an_absolute_path_stays_and_a_home_is_found(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("HOME", "/home/someone")
     assert read(tmp_path, 'name = "n"\nfolder = "/data"').folder == Path("/data")
     assert read(tmp_path, 'name = "n"\nfolder = "~/data"').folder == Path("/home/someone/data")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [("", ""), ("/p.csv", "/p.csv"), ("~/p.csv", "/home/someone/p.csv"), ("https://h//p", "https://h//p")],
+)
+def test_a_path_or_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, found: str) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert read(tmp_path, f'name = "n"\nplace = "{given}"').place == found
 
 
 @pytest.mark.parametrize(
@@ -94,6 +108,7 @@ def test_an_absolute_path_stays_and_a_home_is_found(tmp_path: Path, monkeypatch:
         ('name = "n"\nratio = 2', "ratio must be 1 at most, got 2.0"),
         ('name = "n"\non = 1', "on: expected bool, got 1"),
         ('name = "n"\nfolder = 1', "folder: expected Path, got 1"),
+        ('name = "n"\nplace = 1', "place: expected PathOrUrl, got 1"),
         ('name = "n"\nmaybe = 1', "maybe: expected str, got 1"),
         ('name = "n"\ninner = 1', "inner: expected a table, got 1"),
         ('name = "n"\ninner = { port = 1.0 }', "inner: port: expected int, got 1.0"),
@@ -143,6 +158,21 @@ NODE, MESH = {"data": "d"}, {"mesh": "m", "data": "d"}
             "listener: 'x' is not one of 'public', 'mesh'",
         ),
         (NodeConfig, NODE | {"usd_per_hour": -1}, "usd_per_hour must be 0 or more, got -1.0"),
+        (NodeConfig, NODE | {"machine_type": "g2 standard"}, "machine_type 'g2 standard' must be 1 to 63 of letters"),
+        (
+            MeshConfig,
+            MESH | {"currencies": {"EUR": 0}},
+            "currencies.EUR is 0; expected US dollars for one EUR, above 0",
+        ),
+        (MeshConfig, MESH | {"prices": {"every_s": 0.5}}, "every_s must be 1 to 86400, got 0.5"),
+        (MeshConfig, MESH | {"prices": {"feed": "ftp://a/b"}}, "feed 'ftp://a/b' is neither a path nor such as https"),
+        (MeshConfig, MESH | {"prices": {"feed": "https:///b"}}, "feed 'https:///b' is neither a path nor"),
+        (MeshConfig, MESH | {"prices": {"feed": "https://[b"}}, "feed 'https://[b' is neither a path nor"),
+        (
+            MeshConfig,
+            MESH | {"prices": {"url": "https://b"}},
+            "prices: unknown key 'url'; known keys are every_s, feed",
+        ),
         (NodeConfig, NODE | {"max_message_bytes": 1000}, "at least 1 MiB, got 1000"),
         (NodeConfig, NODE | {"queue_limit": 0}, "queue_limit must be 1 or more"),
         (NodeConfig, NODE | {"threads": -1}, "threads and grace_s 0 or more"),

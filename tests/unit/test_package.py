@@ -86,6 +86,7 @@ MISTAKES = [
     ("no word of a warm-up", 'warmup = [{ file = "one.npz" }]', "", "there is no [[warmup]]"),
     ("instances below 0", 'credit = "', 'instances = -1\ncredit = "', "instances must be 0"),
     ("rows below 0", 'credit = "', 'batching = { max_batch = -8 }\ncredit = "', "batching.max_batch must be 0"),
+    ("no region", 'credit = "', 'route = { regions = ["a", "B"] }\ncredit = "', "route.regions 'B' must be 1 to 63"),
     ("no time", 'credit = "', 'route = { deadline_ms = 0 }\ncredit = "', "route.deadline_ms must be above 0, got 0"),
     (
         "an input twice",

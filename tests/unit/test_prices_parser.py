@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,6 +72,17 @@ def test_json(whole: bool) -> None:
     assert table.by_node == {"a": FeedPrice(usd(1.0), None)}
     assert table.by_type == {("us-east1", "g2"): FeedPrice(usd(0.5), None, 1e9)}
     assert table.transfers == {("*", "*"): 0.001}
+
+
+def test_all_of_one_clouds_prices() -> None:
+    folder = os.environ.get("NEARMESH_TEST_DATA")
+    path = Path(folder, "gcp_prices", "snapshot_2025-06-26.csv") if folder else None
+    if path is None or not path.is_file():
+        pytest.skip("no cloud's price list; set NEARMESH_TEST_DATA to the folder that has gcp_prices/")
+    table = parse(path.read_bytes(), CURRENCIES)
+    assert len(table.by_type) > 13_000
+    price = table.by_type["us-east1", "g2-standard-4"]
+    assert price.on_demand and price.spot and 0 < price.spot.usd < price.on_demand.usd < 1.2
 
 
 BAD = [
