@@ -19,6 +19,7 @@ from nearmesh_controlplane.prices.currencies import Currencies
 from nearmesh_controlplane.prices.feed import FeedState
 from nearmesh_controlplane.registry.nodes import READY, Node, Registry, node_from_row
 from nearmesh_controlplane.routing.latency import LatencyBook
+from nearmesh_controlplane.routing.measurements import Measurements
 from nearmesh_controlplane.routing.residency import ResidencyRules
 from nearmesh_controlplane.routing.router import Router
 
@@ -48,12 +49,16 @@ class State:
     changes: Generation
     registry: Registry
     catalog: Catalog
-    latencies: LatencyBook
+    measurements: Measurements
     router: Router
     prices: Prices
     residency: ResidencyRules
     # Seconds since the epoch, by which prices end.
     wall: Clock
+
+    @property
+    def latencies(self) -> LatencyBook:
+        return self.measurements.latencies
 
     async def join(self, name: str, region: str = "europe-west1", *, kind: str = "node", site: str = "") -> Node:
         """A machine that has joined and was never seen."""
@@ -137,8 +142,8 @@ async def state(folder: Path, overrides: Iterable[EndpointOverride] = ()) -> Asy
         await residency.restore()
         await registry.restore()
         await catalog.restore()
-        latencies = LatencyBook()
-        router = Router("mesh", registry, catalog, latencies, changes, overrides, clock=clock)
-        yield State(db, clock, changes, registry, catalog, latencies, router, prices, residency, wall)
+        measurements = Measurements(registry, catalog, clock)
+        router = Router("mesh", registry, catalog, measurements.latencies, changes, overrides, clock=clock)
+        yield State(db, clock, changes, registry, catalog, measurements, router, prices, residency, wall)
     finally:
         db.close()

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from nearmesh_agent.serving.measured import ReplicaStats
 from nearmesh_agent.serving.table import ReplicaTable
+from nearmesh_agent.serving.tally import Tally
 from nearmesh_agent.session import reconciler as reconcilers
 from nearmesh_agent.session.reconciler import Reconciler
 
+from nearmesh.routing.times import Times
 from nearmesh.v1 import node_pb2 as pb
 
 READY, FAILED, PULLING = pb.REPLICA_STATE_READY, pb.REPLICA_STATE_FAILED, pb.REPLICA_STATE_PULLING
@@ -43,9 +45,10 @@ class FakeReplica:
     active: bool = True
     load_s: float = 0.25
     waiting: int = 4
+    tally: Tally = field(default_factory=Tally)
 
     def stats(self) -> ReplicaStats:
-        return ReplicaStats(service_ms_p50=1, service_ms_p95=2, inferences_per_second=3, in_flight=0)
+        return ReplicaStats(service=Times.spread(1, 2), queue=Times.certain(0), inferences_per_second=3, in_flight=0)
 
     async def sequences_over(self) -> None:
         await self.hung_up.wait()

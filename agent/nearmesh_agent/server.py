@@ -39,6 +39,7 @@ from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.metrics import ServingMetrics
 from nearmesh_agent.serving.node import ServingNode
 from nearmesh_agent.serving.servicer import InferenceServicer
+from nearmesh_agent.session.peers import PeerTimes
 from nearmesh_agent.session.reconciler import Reconciler
 from nearmesh_agent.session.session import Session
 from nearmesh_agent.store.store import PULL_TIMEOUT, ModelStore
@@ -95,6 +96,7 @@ class Agent:
             tidy=self._tidy,
             drain_s=config.drain_s,
         )
+        self._peers = PeerTimes(lambda: self._reconciler.wanted.peers, lambda: renewal.current)
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Until `stop` is set. Raises ConfigError when a listener cannot be opened."""
@@ -109,6 +111,7 @@ class Agent:
                         tasks.create_task(self._renewal.run()),
                         tasks.create_task(self._node.run()),
                         tasks.create_task(self._heed_notices(stop)),
+                        tasks.create_task(self._peers.run()),
                     ]
                     self._reconciler.resume()
                     log.info(
@@ -177,6 +180,8 @@ class Agent:
     def _status(self) -> pb.NodeStatus:
         status = self._leaving.status()
         status.replicas.extend(self._reconciler.statuses())
+        status.peers.extend(self._peers.take())
+        status.utilization = self._servicer.utilization
         return status
 
     def _on_wanted(self, state: pb.WantedState) -> None:

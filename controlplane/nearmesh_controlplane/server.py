@@ -18,7 +18,7 @@ from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper
 from nearmesh.tls import Credentials
 from nearmesh.transport.health import Health
 from nearmesh.transport.server import Server
-from nearmesh.v1 import admin_pb2_grpc, catalog_pb2_grpc, node_pb2_grpc, route_pb2_grpc
+from nearmesh.v1 import admin_pb2_grpc, catalog_pb2_grpc, node_pb2, node_pb2_grpc, route_pb2_grpc
 from nearmesh.xds.ads import AggregatedDiscovery
 from nearmesh_controlplane.admin import AdminServicer
 from nearmesh_controlplane.audit import Audit
@@ -34,10 +34,10 @@ from nearmesh_controlplane.prices.feed import Feed, FeedState
 from nearmesh_controlplane.prices.sources import open_source
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.registry.join import Addresses, Admission
-from nearmesh_controlplane.registry.nodes import Registry
+from nearmesh_controlplane.registry.nodes import Node, Registry
 from nearmesh_controlplane.registry.servicer import NodeServicer
 from nearmesh_controlplane.registry.wanted import wanted_state
-from nearmesh_controlplane.routing.latency import LatencyBook
+from nearmesh_controlplane.routing.measurements import Measurements
 from nearmesh_controlplane.routing.residency import ResidencyRules
 from nearmesh_controlplane.routing.router import Router
 from nearmesh_controlplane.routing.servicer import RouteServicer
@@ -85,7 +85,7 @@ class ControlPlane:
     catalog: Catalog
     layout: Layout
     router: Router
-    latencies: LatencyBook
+    measurements: Measurements
     snapshots: Snapshots
     admission: Admission
     audit: Audit
@@ -111,9 +111,15 @@ class ControlPlane:
         await residency.restore()
         await registry.restore()
         await catalog.restore()
-        latencies = LatencyBook()
+        measurements = Measurements(registry, catalog, time.monotonic)
         router = Router(
-            config.mesh, registry, catalog, latencies, changes, config.endpoint_override, clock=time.monotonic
+            config.mesh,
+            registry,
+            catalog,
+            measurements.latencies,
+            changes,
+            config.endpoint_override,
+            clock=time.monotonic,
         )
         snapshots = Snapshots(authority, registry, catalog, router, changes, config.snapshot_lifetime_s)
         admission = Admission(
@@ -136,7 +142,7 @@ class ControlPlane:
             catalog=catalog,
             layout=layout,
             router=router,
-            latencies=latencies,
+            measurements=measurements,
             snapshots=snapshots,
             admission=admission,
             audit=Audit(db),
@@ -150,20 +156,33 @@ class ControlPlane:
         self.prices.take(state)
         self.registry.reprice()
 
+    def reach(self, region: str, node: Node) -> node_pb2.Peer:
+        """How the nodes of a region reach a node: by the way that the region's clients go."""
+        address = self.router.address(region, node, "mesh")
+        return node_pb2.Peer(node=node.id, address=address, server_name=self.router.server_name(node.id))
+
     def add_servicers(self, server: Server, gatekeeper: Gatekeeper) -> None:
         """Every gRPC service of the control plane."""
         registry_url = f"https://{self.config.reached_at(self.config.listen.http)}"
 
         def wanted(node_id: str) -> Any:
             return wanted_state(
-                node_id, self.registry, self.catalog, jwks_json=self.authority.jwks_json, registry_url=registry_url
+                node_id,
+                self.registry,
+                self.catalog,
+                jwks_json=self.authority.jwks_json,
+                registry_url=registry_url,
+                peers=self.measurements.peers(node_id),
             )
 
         node_pb2_grpc.add_NodeServiceServicer_to_server(
-            NodeServicer(self.authority, self.admission, self.registry, self.changes, wanted), server
+            NodeServicer(
+                self.authority, self.admission, self.registry, self.changes, wanted, self.measurements.node_status
+            ),
+            server,
         )
         route_pb2_grpc.add_RouteServiceServicer_to_server(
-            RouteServicer(self.router, self.registry, self.catalog, self.latencies, self.changes, self.snapshots),
+            RouteServicer(self.router, self.registry, self.catalog, self.measurements, self.changes, self.snapshots),
             server,
         )
         catalog_pb2_grpc.add_CatalogServiceServicer_to_server(
@@ -306,5 +325,7 @@ async def _tick(plane: ControlPlane, certificate: ServerCertificate, https: Http
         await asyncio.sleep(TICK_S)
         plane.registry.expire()
         plane.registry.reprice()
+        if plane.measurements.tick(plane.reach):
+            plane.changes.drift()
         plane.changes.tick()
         certificate.keep_young(https.reload_certificate)

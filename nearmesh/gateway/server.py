@@ -14,8 +14,8 @@ from nearmesh.gateway.bootstrap import GatewayIdentity, write_bootstrap, write_s
 from nearmesh.gateway.config import GatewayConfig
 from nearmesh.gateway.envoy import Envoy, envoy_binary, envoy_command, free_port
 from nearmesh.gateway.metadata import GatewayMetadata
-from nearmesh.gateway.probe import Probe, ServerLiveEcho, Target
 from nearmesh.membership import Membership, Renewal, member
+from nearmesh.probe import Probe, ServerLiveEcho, Target
 from nearmesh.process import only_one
 from nearmesh.rpc import from_rpc_error
 from nearmesh.tls import Credentials

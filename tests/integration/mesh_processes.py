@@ -140,9 +140,11 @@ class ControlPlane(Daemon):
         """To be entered with `async with`."""
         return AdminClient(self.public, self.authority.ca_pem, self.token("operator"))
 
-    async def join_token(self, name: str, site: str = "", *, kind: Kind = "node", lifetime_s: float = 600.0) -> str:
+    async def join_token(
+        self, name: str, site: str = "", *, kind: Kind = "node", lifetime_s: float = 600.0, region: str = REGION
+    ) -> str:
         async with self.operator() as operator:
-            answer = await operator.join_token(name, site or f"site-{name}", REGION, kind=kind, lifetime_s=lifetime_s)
+            answer = await operator.join_token(name, site or f"site-{name}", region, kind=kind, lifetime_s=lifetime_s)
             return answer.token
 
     async def machine(self, folder: Path, name: str, *, kind: Kind = "node") -> Credentials:
@@ -156,9 +158,11 @@ class ControlPlane(Daemon):
 class Node(Daemon):
     """An agent in a folder, on ports that stay its own."""
 
-    def __init__(self, plane: ControlPlane, folder: Path, name: str, *, site: str = "", **settings: Any) -> None:
+    def __init__(
+        self, plane: ControlPlane, folder: Path, name: str, *, site: str = "", region: str = REGION, **settings: Any
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.plane, self.name, self.site = plane, name, site or f"site-{name}"
+        self.plane, self.name, self.site, self.region = plane, name, site or f"site-{name}", region
         self.data = folder / "data"
         self.public, self.mesh, metrics = (f"127.0.0.1:{port}" for port in free_ports(3))
         config, self._token = folder / "node.toml", folder / "join.jwt"
@@ -178,7 +182,7 @@ class Node(Daemon):
     async def start(self) -> None:
         """Returns when the process answers; `serves` and `live` wait for more."""
         if not self._token.exists():
-            self._token.write_text(await self.plane.join_token(self.name, self.site))
+            self._token.write_text(await self.plane.join_token(self.name, self.site, region=self.region))
         await self.child.start()
         await self.healthy(self.channel())
 

@@ -1,4 +1,4 @@
-"""A gateway goes on measuring, and being heard, when its certificate has been renewed."""
+"""Gateways go on measuring, and being heard, with a renewed certificate; nodes measure each other."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from nearmesh.gateway.server import NetworkTimes
 from nearmesh.ids import MachineId
 from nearmesh.tls import Credentials, certificate_request, key_to_pem, new_key
 from nearmesh.v1 import route_pb2, route_pb2_grpc
+from tests.integration.mesh_processes import control_plane, node, until
 
 MESH, REGION = "test-mesh", "europe-west1"
 
@@ -89,3 +90,23 @@ async def test_every_connection_shows_the_certificate_that_is_current(tmp_path: 
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_nodes_of_different_regions_measure_each_other(tmp_path: Path) -> None:
+    """Before any gateway or client is there, and by the address that the region's clients are given."""
+    async with (
+        control_plane(tmp_path / "control") as plane,
+        node(plane, tmp_path / "here", "here", region=REGION) as here,
+        node(plane, tmp_path / "there", "there", region="us-east1"),
+        plane.operator() as operator,
+    ):
+
+        async def measured() -> dict[tuple[str, str], route_pb2.Latency] | None:
+            found = {(found.region, found.node): found for found in await operator.latencies()}
+            across = [found.get((REGION, "there")), found.get(("us-east1", "here"))]
+            return found if all(one and one.measured for one in across) else None
+
+        found = await until(measured, within_s=40, what="the nodes have measured each other")
+        # Loopback, and not the Atlantic.
+        assert found[REGION, "there"].network_ms_p50 < 60
+        assert not found[REGION, here.name].measured, "nobody measures within a region"

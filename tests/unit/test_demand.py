@@ -6,7 +6,7 @@ import random
 
 import pytest
 from nearmesh_controlplane.routing import demand
-from nearmesh_controlplane.routing.demand import HALF_LIFE_S, MAX_CALLS, Calls, DemandBook, Key, Rate, Reporter
+from nearmesh_controlplane.routing.demand import HALF_LIFE_S, MAX_CALLS, Calls, Claimant, DemandBook, Key, Rate
 
 from nearmesh.errors import InvalidInput
 
@@ -20,14 +20,14 @@ def claim(
     region: str = HERE,
     model: str = "m",
     objective: str = "",
-    kind: Reporter = "clients",
+    kind: Claimant = "clients",
     by: str = "app",
     now_s: float,
 ) -> None:
     book.report(region, [Calls(model, objective, count)], kind=kind, reporter=by, now_s=now_s)
 
 
-def run(book: DemandBook, seconds: int, served: int, claims: dict[tuple[str, Reporter], int], start: int = 1) -> float:
+def run(book: DemandBook, seconds: int, served: int, claims: dict[tuple[str, Claimant], int], start: int = 1) -> float:
     """So many seconds in which one node serves `served` a second, and regions claim what they claim."""
     for now_s in range(start, start + seconds):
         book.answered("node", {"sha256:1": ("m", 1000 + served * now_s)}, now_s=float(now_s))

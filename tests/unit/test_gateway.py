@@ -16,9 +16,9 @@ from nearmesh.gateway.bootstrap import BOOTSTRAP_FILE, GatewayIdentity, envoy_bo
 from nearmesh.gateway.config import GatewayConfig
 from nearmesh.gateway.envoy import envoy_command
 from nearmesh.gateway.metadata import GatewayMetadata
-from nearmesh.gateway.probe import Probe, Target
 from nearmesh.gateway.server import _envoy
 from nearmesh.membership import Membership
+from nearmesh.probe import Probe, Target
 
 METADATA = GatewayMetadata(host="127.0.0.1", port=8001, plaintext=True, certificate_sds="/c.json", ca_sds="/ca.json")
 

@@ -12,6 +12,7 @@ import pytest
 from nearmesh_agent.session import reconciler as reconcilers
 
 from nearmesh.errors import DigestMismatch, NotFound, NotReady, Unreachable, WarmupFailed
+from nearmesh.routing.times import Times
 from tests.steered_node import FAILED, LOADING, PULLING, READY, UNLOADED, UNLOADING, Node, digest, steered, still, until
 
 
@@ -219,6 +220,22 @@ async def test_a_report_says_whether_a_version_is_in_memory_and_what_loading_it_
     node.loaded[0].ready, node.loaded[0].unloaded = False, True
     (status,) = node.reconciler.statuses()
     assert (status.state, status.detail) == (UNLOADED, "unloaded by an operator")
+
+
+async def test_a_report_says_how_long_requests_take_and_how_many_there_were(node: Node) -> None:
+    node.want("m-1")
+    await until(lambda: node.states() == {"m-1": READY})
+    tally = node.loaded[0].tally
+    for _ in range(2):
+        tally.streamed(1.0, now_ms=0)
+    # What the caller got wrong is not the node's fault.
+    for outcome in ("OVERLOADED", "CANCELLED", "INVALID_INPUT"):
+        tally.failed(outcome, 1.0)
+    (status,) = node.reconciler.statuses()
+    assert (status.service_ms_p50, status.service_ms_p95) == pytest.approx((1, 2))
+    assert Times.of(status.service_ms_quantiles) == Times.spread(1, 2)
+    assert Times.of(status.queue_ms_quantiles) == Times.certain(0)
+    assert (status.answered, status.failed) == (2, 1)
 
 
 async def test_p4_whoever_names_the_old_version_finds_it_for_a_while(

@@ -123,7 +123,7 @@ async def test_requests_share_calls_and_are_counted_by_rows():
     for _ in range(LEAST_SAMPLES):
         await replica.infer(INPUT)
     # Eight rows in 100 ms are what it can do.
-    assert replica.stats().inferences_per_second == pytest.approx(80)
+    assert replica.stats().inferences_per_second == pytest.approx(80, rel=0.02)
     await replica.close()
 
 
@@ -131,10 +131,10 @@ async def test_a_late_answer_counts_as_slow_and_never_as_fast():
     replica = await replica_of(Gate())
     replica.measured._proven_s = 0.1
     replica.measured.too_late(1)
-    assert replica.stats().service_ms_p95 == 100
+    assert replica.stats().service.p95_ms == 100
     for _ in range(LEAST_SAMPLES):
         replica.measured.too_late(5000)
-    assert replica.stats().service_ms_p95 == 5000
+    assert replica.stats().service.p95_ms == pytest.approx(5000, rel=0.02)
     await replica.close()
 
 
@@ -349,11 +349,11 @@ async def test_warm_up_measures(tmp_path):
     warmup = write_warmup(tmp_path, input_x=INPUT["x"], output_y=INPUT["x"] * 2)
     replica = await load(tmp_path, Gate(), warmup=(warmup,))
     stats = replica.stats()
-    assert stats.service_ms_p50 > 0 and stats.inferences_per_second > 0
-    before = stats.service_ms_p95
+    assert stats.service.p50_ms > 0 and stats.inferences_per_second > 0
+    before = stats.service.p95_ms
     for _ in range(LEAST_SAMPLES):
         replica.measured.served(before + 1000)
-    assert replica.stats().service_ms_p95 == before + 1000
+    assert replica.stats().service.p95_ms == pytest.approx(before + 1000, rel=0.02)
     await replica.close()
 
 
@@ -373,7 +373,7 @@ async def test_one_slow_call_of_the_warm_up_does_not_speak_for_the_node(tmp_path
         tmp_path, "sha256:1", engine_factory=lambda *_: Hiccup(), package=described, clock=lambda: now
     )
     stats = replica.stats()
-    assert (stats.service_ms_p50, stats.service_ms_p95) == pytest.approx((10, 10))
+    assert (stats.service.p50_ms, stats.service.p95_ms) == pytest.approx((10, 10))
     assert stats.inferences_per_second == pytest.approx(100)
     await replica.close()
 

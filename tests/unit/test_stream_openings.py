@@ -120,7 +120,7 @@ async def test_a_session_without_a_hello_ends(mesh: State, monkeypatch: pytest.M
 
 
 async def test_a_gateway_reports_for_its_own_region(mesh: State) -> None:
-    servicer = RouteServicer(mesh.router, mesh.registry, mesh.catalog, mesh.latencies, mesh.changes, UNUSED)
+    servicer = RouteServicer(mesh.router, mesh.registry, mesh.catalog, mesh.measurements, mesh.changes, UNUSED)
     samples = [route_pb2.LatencySample(node="n", network_ms=[5.0])]
     rpc._caller.set(GATEWAY)
     with pytest.raises(PermissionDenied, match="joined for region 'europe-west1', and reports for 'asia-northeast1'"):

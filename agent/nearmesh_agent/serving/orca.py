@@ -114,6 +114,10 @@ class OrcaReporter:
             self._metadata = ((TRAILER, encode(self.load(now))),)
         return self._metadata
 
+    def utilization(self) -> float:
+        """The node's, as of now."""
+        return self.load(self._clock()).utilization
+
     def load(self, now_s: float) -> Load:
         """Takes in what happened since the last look."""
         elapsed_s = now_s - self._looked_s
@@ -144,9 +148,13 @@ class OrcaReporter:
         return _Happened(*map(sum, zip(*parts, strict=True)))
 
 
+def answered_and_failed(tally: Tally) -> tuple[int, int]:
+    """Requests that were answered, and those that were refused or failed by the node's own fault."""
+    return tally.service_ms.count, sum(tally.outcomes.get(outcome, 0) for outcome in _FAULTS)
+
+
 def _counted(tally: Tally) -> _Counted:
-    failed = sum(tally.outcomes.get(outcome, 0) for outcome in _FAULTS)
-    return _Counted(tally.service_ms.count, failed, tally.executions, tally.compute_ms.total, tally.queue_ms.total)
+    return _Counted(*answered_and_failed(tally), tally.executions, tally.compute_ms.total, tally.queue_ms.total)
 
 
 def _share(grown: _Counted, replica: Replica) -> _Happened:

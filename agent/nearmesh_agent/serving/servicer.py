@@ -109,6 +109,11 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
         return self.draining and not (self.in_flight or self.sequences_kept or self._streams)
 
     @property
+    def utilization(self) -> float:
+        """Share of the node that is taken by what it serves; above 1 when requests queue for it."""
+        return self._orca.utilization()
+
+    @property
     def ready(self) -> bool:
         """False while the node has nothing to serve, while it leaves, or while an engine hangs or fails."""
         wanted = [replica for replica in self._table if not replica.unloaded]

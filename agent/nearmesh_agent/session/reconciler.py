@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from nearmesh.errors import DigestMismatch, MeshError, NotFound, NotReady, Unreachable
 from nearmesh.tls import write_private
 from nearmesh.v1 import node_pb2 as pb
+from nearmesh_agent.serving.orca import answered_and_failed
 from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.table import ReplicaTable
 
@@ -348,7 +349,11 @@ def _worth_another_try(error: MeshError | OSError) -> bool:
 def _measure(status: pb.ReplicaStatus, replica: Replica) -> None:
     stats = replica.stats()
     status.variant = replica.variant
-    status.service_ms_p50, status.service_ms_p95 = stats.service_ms_p50, stats.service_ms_p95
+    status.service_ms_p50, status.service_ms_p95 = stats.service.p50_ms, stats.service.p95_ms
+    if stats.service.p50_ms:
+        status.service_ms_quantiles.extend(stats.service.ms)
+        status.queue_ms_quantiles.extend(stats.queue.ms)
+    status.answered, status.failed = answered_and_failed(replica.tally)
     status.inferences_per_second, status.in_flight = stats.inferences_per_second, stats.in_flight
     status.cold, status.load_ms, status.waiting = not replica.active, replica.load_s * 1000, replica.waiting
     if replica.unloaded and status.state == pb.REPLICA_STATE_READY:

@@ -35,12 +35,15 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         registry: Registry,
         changes: Generation,
         wanted: Callable[[str], pb.WantedState],
+        measured: Callable[[str, pb.NodeStatus], None] = lambda node, status: None,
     ) -> None:
+        """`measured` hears each report of a node, once the registry knows it."""
         self._authority = authority
         self._admission = admission
         self._registry = registry
         self._changes = changes
         self._wanted = wanted
+        self._measured = measured
 
     async def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:
         try:
@@ -89,6 +92,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
                 return
             if report.WhichOneof("report") == "status":
                 await self._registry.status(node_id, report.status)
+                self._measured(node_id, report.status)
 
     async def _write(self, node_id: str, reader: asyncio.Task[None]) -> AsyncIterator[pb.WantedState]:
         """The wanted state now and whenever it changes, until the node stops talking or is removed."""

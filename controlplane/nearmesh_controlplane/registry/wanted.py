@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_controlplane.catalog.catalog import Catalog
@@ -33,7 +33,13 @@ def _kept(model: str, replicas: Mapping[str, pb.ReplicaStatus]) -> str | None:
 
 
 def wanted_state(
-    node_id: str, registry: Registry, catalog: Catalog, *, jwks_json: str, registry_url: str
+    node_id: str,
+    registry: Registry,
+    catalog: Catalog,
+    *,
+    jwks_json: str,
+    registry_url: str,
+    peers: Iterable[pb.Peer] = (),
 ) -> pb.WantedState:
     """Everything that one node is told."""
     node = registry.get(node_id)
@@ -44,4 +50,5 @@ def wanted_state(
         jwks_json=jwks_json,
         registry_url=registry_url,
         withdrawn=registry.leaving(node_id),
+        peers=peers,
     )

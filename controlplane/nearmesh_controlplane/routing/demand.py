@@ -17,7 +17,7 @@ from nearmesh.ids import check_label
 
 # A client's region, a model, and an objective; "" is the model's policy.
 Key = tuple[str, str, str]
-Reporter = Literal["gateway", "clients"]
+Claimant = Literal["gateway", "clients"]
 
 HALF_LIFE_S = 15.0
 # Rates are averages over seconds; what comes within one is counted together.
@@ -86,14 +86,14 @@ class DemandBook:
 
     def __init__(self) -> None:
         # The key that was reported last stands last.
-        self._claims: dict[Reporter, dict[Key, Rate]] = {"gateway": {}, "clients": {}}
+        self._claims: dict[Claimant, dict[Key, Rate]] = {"gateway": {}, "clients": {}}
         self._totals: dict[str, Rate] = {}
         # What each node had counted at its last report, by digest.
         self._counted: dict[str, dict[str, int]] = {}
         # When each reporter last named each region.
         self._regions: dict[str, dict[str, float]] = {}
 
-    def report(self, region: str, calls: Iterable[Calls], *, kind: Reporter, reporter: str, now_s: float) -> None:
+    def report(self, region: str, calls: Iterable[Calls], *, kind: Claimant, reporter: str, now_s: float) -> None:
         """Takes over a claim. The caller sees to it that models and objectives exist. Raises InvalidInput."""
         check_label("region", region)
         claims = list(calls)

@@ -17,7 +17,8 @@ from nearmesh.v1 import route_pb2_grpc
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.registry.nodes import Node, Registry
-from nearmesh_controlplane.routing.latency import LatencyBook
+from nearmesh_controlplane.routing.demand import Claimant
+from nearmesh_controlplane.routing.measurements import Measurements
 from nearmesh_controlplane.routing.router import Decision, Router
 from nearmesh_controlplane.routing.snapshots import Snapshots
 
@@ -35,14 +36,14 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
         router: Router,
         registry: Registry,
         catalog: Catalog,
-        latencies: LatencyBook,
+        measurements: Measurements,
         changes: Generation,
         snapshots: Snapshots,
     ) -> None:
         self._router = router
         self._registry = registry
         self._catalog = catalog
-        self._latencies = latencies
+        self._measurements = measurements
         self._changes = changes
         self._snapshots = snapshots
 
@@ -71,17 +72,8 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
             if request.region != own:
                 raise PermissionDenied(f"{caller()} joined for region {own!r}, and reports for {request.region!r}")
             self._registry.heard(caller().name)
-        known = {node.id for node in self._registry.serving_nodes()}
-        for sample in request.samples:
-            if sample.node in known:
-                self._latencies.report(
-                    request.region,
-                    sample.node,
-                    sample.network_ms,
-                    kind="gateway" if from_gateway else "clients",
-                    reporter=caller().name,
-                    now_s=time.monotonic(),
-                )
+        kind: Claimant = "gateway" if from_gateway else "clients"
+        self._measurements.report(request, kind=kind, reporter=caller().name)
         self._changes.drift()
         return pb.ReportLatencyResponse()
 

@@ -1,7 +1,7 @@
-"""Measures the network round trip from the gateway's region to every node, once a second.
+"""Measures network round trips to nodes, again and again: what gateways and nodes do for the clients of their region.
 
-A tiny call on a connection that stays open, so that neither handshakes nor inference count; a gateway's clients see
-the same network, and so do plain xDS clients of its region.
+A tiny call on a connection that stays open, so that neither handshakes nor inference count; clients of the same region
+see the same network.
 """
 
 from __future__ import annotations

@@ -1,0 +1,113 @@
+"""Where measurements come in: who may say what is checked here, and then believed as far as `LatencyBook` and
+`DemandBook` do. It also tells each node whom to measure."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from nearmesh.errors import InvalidInput
+from nearmesh.routing import parse_objective
+from nearmesh.v1 import node_pb2, route_pb2
+from nearmesh_controlplane.catalog.catalog import Catalog
+from nearmesh_controlplane.registry.nodes import Node, Registry
+from nearmesh_controlplane.routing.demand import Calls, Claimant, DemandBook
+from nearmesh_controlplane.routing.latency import LatencyBook
+from nearmesh_controlplane.routing.peers import TURN_S, peers
+
+log = logging.getLogger(__name__)
+
+# Bounds of one report: every model, objective and node of a large mesh, and no more.
+MAX_NODES = 2_000
+MAX_CALL_REPORTS = 5_000
+MAX_PEER_SAMPLES = 64
+# How often pairs that nobody measured are inferred anew, and what is gone is forgotten.
+LEARN_EVERY_S = 10.0
+
+# Where a node's mesh listener is for nodes of a region.
+Reach = Callable[[str, Node], node_pb2.Peer]
+
+
+class Measurements:
+    """Takes reports over; `tick` twice a second."""
+
+    def __init__(self, registry: Registry, catalog: Catalog, clock: Callable[[], float]) -> None:
+        self.latencies = LatencyBook()
+        self.demand = DemandBook()
+        self._registry = registry
+        self._catalog = catalog
+        self._clock = clock
+        self._peers: dict[str, tuple[node_pb2.Peer, ...]] = {}
+        self._chosen_for: tuple[int, dict[str, str]] = (-1, {})
+        self._learned_s = clock()
+
+    def report(self, request: route_pb2.ReportLatencyRequest, *, kind: Claimant, reporter: str) -> None:
+        """Takes over what a gateway or a client measured. Raises InvalidInput.
+
+        Nodes and models that are not there (any more) are passed over.
+        """
+        if len(request.samples) > MAX_NODES or len(request.calls) > MAX_CALL_REPORTS:
+            raise InvalidInput(
+                f"a report of {len(request.samples)} nodes and {len(request.calls)} kinds of calls; "
+                f"at most {MAX_NODES} and {MAX_CALL_REPORTS} are taken"
+            )
+        now_s, known = self._clock(), {node.id for node in self._registry.serving_nodes()}
+        for sample in request.samples:
+            if sample.node in known:
+                self.latencies.report(
+                    request.region, sample.node, sample.network_ms, kind=kind, reporter=reporter, now_s=now_s
+                )
+        if request.calls:
+            calls = list(self._calls(request.calls))
+            self.demand.report(request.region, calls, kind=kind, reporter=reporter, now_s=now_s)
+
+    def node_status(self, node_id: str, status: node_pb2.NodeStatus) -> None:
+        """Takes over what a node counted, and what it measured of others."""
+        now_s, node = self._clock(), self._registry.get(node_id)
+        counted = {r.digest: (r.model, r.answered + r.failed) for r in status.replicas}
+        self.demand.answered(node_id, counted, now_s=now_s)
+        if not status.peers:
+            return
+        known = {other.id for other in self._registry.serving_nodes()}
+        for sample in status.peers[:MAX_PEER_SAMPLES]:
+            if sample.node not in known:
+                continue
+            try:
+                self.latencies.report(
+                    node.region, sample.node, sample.network_ms, kind="nodes", reporter=node_id, now_s=now_s
+                )
+            except InvalidInput as error:
+                log.warning("node=%s measured nonsense of node=%s: %s", node_id, sample.node, error.message)
+
+    def peers(self, node_id: str) -> Sequence[node_pb2.Peer]:
+        """Whom a node measures at present."""
+        return self._peers.get(node_id, ())
+
+    def tick(self, reach: Reach) -> bool:
+        """Turns to the next peers, and learns from what was measured; True when some node's peers are others now."""
+        now_s, serving = self._clock(), self._registry.serving_nodes()
+        if now_s - self._learned_s >= LEARN_EVERY_S:
+            self._learned_s = now_s
+            self.latencies.infer({node.id: node.region for node in serving}, now_s=now_s)
+            self.demand.forget((node.id for node in serving), self._catalog.models())
+        return self._choose_peers(serving, int(now_s // TURN_S), reach)
+
+    def _choose_peers(self, serving: Iterable[Node], turn: int, reach: Reach) -> bool:
+        there = {node.id: node for node in serving if node.mesh_address and self._registry.presence(node.id) == "live"}
+        chosen_for = turn, {node.id: node.region for node in there.values()}
+        if chosen_for == self._chosen_for:
+            return False
+        self._chosen_for, before = chosen_for, self._peers
+        found = peers(chosen_for[1], turn)
+        self._peers = {
+            node: tuple(reach(there[node].region, there[other]) for other in others) for node, others in found.items()
+        }
+        return self._peers != before
+
+    def _calls(self, reports: Iterable[route_pb2.CallReport]) -> Iterable[Calls]:
+        models = frozenset(self._catalog.models())
+        for report in reports:
+            if report.objective:
+                parse_objective(report.objective)
+            if report.model in models:
+                yield Calls(report.model, report.objective, report.answered + report.failed)
