@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup up test lint types imports stubs check-stubs pins check wheels bench soak clean
+.PHONY: help setup postgres up test lint types imports stubs check-stubs pins check wheels bench soak clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -22,7 +22,15 @@ $(STAMP): requirements.txt pyproject.toml agent/pyproject.toml controlplane/pypr
 up: $(STAMP) ## Start the mesh on this machine and show it at work (ONCE=1: stop after the table)
 	@$(BIN)/nearmesh dev up $(if $(ONCE),--once)
 
-test: $(STAMP) ## Run the test suite
+# Some tests run several control planes over a PostgreSQL server of their own; without its programs they are skipped.
+postgres:
+	@$(BIN)/python -c 'import sys; from tests.postgres import why_not; sys.exit(bool(why_not()))' || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing PostgreSQL for the tests" && \
+		{ apt-get install -y -qq --no-install-recommends postgresql >/dev/null 2>&1 || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql >/dev/null; }; }; } || \
+		echo "no PostgreSQL: the tests of several control planes will be skipped (Debian: apt-get install postgresql)"
+
+test: $(STAMP) postgres ## Run the test suite
 	$(BIN)/python -m pytest
 
 lint: $(STAMP) ## Check style and formatting

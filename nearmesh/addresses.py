@@ -28,3 +28,8 @@ def split_ip(address: str) -> tuple[str, int]:
         return str(ipaddress.ip_address(host)), port
     except (InvalidInput, ValueError):
         raise InvalidInput(f"address {address!r} is not IP:port") from None
+
+
+def several(text: str) -> tuple[str, ...]:
+    """The addresses in a list with commas between, each once: of control planes, of which any may answer."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

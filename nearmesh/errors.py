@@ -99,6 +99,12 @@ class Unreachable(MeshError):
     status, reason = StatusCode.UNAVAILABLE, "UNREACHABLE"
 
 
+class NotLeader(MeshError):
+    """Another control plane decides at present, or none yet; one of the others may answer."""
+
+    status, reason = StatusCode.UNAVAILABLE, "NOT_LEADER"
+
+
 class Overloaded(MeshError):
     """The replica's queue is full; another node may serve."""
 

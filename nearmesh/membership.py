@@ -6,16 +6,20 @@ import asyncio
 import json
 import logging
 import random
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 
+from nearmesh import addresses
 from nearmesh.errors import ConfigError, DeadlineExceeded, InvalidInput, MeshError, Unreachable
 from nearmesh.ids import Kind, MachineId
 from nearmesh.rpc import from_rpc_error
 from nearmesh.tls import Credentials, certificate_request, key_from_pem, key_to_pem, new_key, write_private
 from nearmesh.tokens import read_join_token
+from nearmesh.turns import Turns
 from nearmesh.v1 import node_pb2, node_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -38,7 +42,7 @@ class Membership:
     id: str
     site: str
     region: str
-    # host:port of the control plane's public and mesh listeners.
+    # host:port of the control planes' public and mesh listeners, comma between.
     control_plane: str
     control_plane_mesh: str
     jwks_json: str
@@ -73,11 +77,15 @@ async def join(token: str, kind: Kind, folder: Path) -> Membership:
     key = new_key()
     who = MachineId(ticket.mesh, ticket.kind, ticket.name)
     request = node_pb2.JoinRequest(token=token.strip(), csr_pem=certificate_request(key, who))
-    async with grpc.aio.secure_channel(ticket.control_plane, grpc.ssl_channel_credentials(ticket.ca_pem)) as channel:
-        try:
-            answer = await node_pb2_grpc.NodeServiceStub(channel).Join(request, timeout=JOIN_TIMEOUT_S)
-        except grpc.RpcError as error:
-            raise _join_error(from_rpc_error(error), ticket.control_plane) from None
+    credentials = grpc.ssl_channel_credentials(ticket.ca_pem)
+    try:
+        answer = await _first_answer(
+            addresses.several(ticket.control_plane),
+            credentials,
+            lambda node: node.Join(request, timeout=JOIN_TIMEOUT_S),
+        )
+    except MeshError as error:
+        raise _join_error(error, ticket.control_plane) from None
     membership = Membership(
         mesh=ticket.mesh,
         kind=kind,
@@ -92,6 +100,22 @@ async def join(token: str, kind: Kind, folder: Path) -> Membership:
     Credentials(key_to_pem(key), answer.certificate_pem, answer.ca_pem).write(folder)
     log.info("joined mesh=%s id=%s site=%s region=%s", who.mesh, who.id, ticket.site, ticket.region)
     return membership
+
+
+async def _first_answer(
+    control_planes: Iterable[str], credentials: grpc.ChannelCredentials, ask: Callable[[Any], Awaitable[Any]]
+) -> Any:
+    """Of several control planes the first that is there; any may answer. Raises its error, or the last one's."""
+    found: MeshError = Unreachable("no control plane is known")
+    for address in control_planes:
+        async with grpc.aio.secure_channel(address, credentials) as channel:
+            try:
+                return await ask(node_pb2_grpc.NodeServiceStub(channel))
+            except grpc.RpcError as error:
+                found = from_rpc_error(error)
+        if not isinstance(found, Unreachable | DeadlineExceeded):
+            break
+    raise found
 
 
 def _join_error(error: MeshError, address: str) -> MeshError:
@@ -139,6 +163,19 @@ class Renewal:
         if found is None:
             raise ConfigError(f"{folder} holds no certificate; remove it and join again")
         self.current = found
+        # Their mesh listeners.
+        self.control_planes = Turns(addresses.several(membership.control_plane_mesh))
+
+    def learn(self, control_planes: Iterable[str]) -> None:
+        """The mesh's control planes as one of them named them; kept for the next start."""
+        if not self.control_planes.learn(control_planes):
+            return
+        self._membership = replace(self._membership, control_plane_mesh=",".join(self.control_planes.order))
+        log.info("control planes are at %s", self._membership.control_plane_mesh)
+        try:
+            self._membership.write(self._folder)
+        except OSError as error:
+            log.warning("the control planes' addresses were not kept: %s", error)
 
     async def run(self) -> None:
         """Renews when two thirds of the certificate's life are over, for ever; tries again when it fails."""
@@ -155,15 +192,14 @@ class Renewal:
 
     async def _renew(self) -> None:
         csr = certificate_request(key_from_pem(self.current.key_pem), self._membership.machine)
-        target = self._membership.control_plane_mesh
-        async with grpc.aio.secure_channel(target, self.current.channel_credentials()) as channel:
-            try:
-                answer = await node_pb2_grpc.NodeServiceStub(channel).Renew(
-                    node_pb2.RenewRequest(csr_pem=csr), timeout=JOIN_TIMEOUT_S
-                )
-            except grpc.RpcError as error:
-                raise from_rpc_error(error) from None
+        request = node_pb2.RenewRequest(csr_pem=csr)
+        answer = await _first_answer(
+            self.control_planes.order,
+            self.current.channel_credentials(),
+            lambda node: node.Renew(request, timeout=JOIN_TIMEOUT_S),
+        )
         renewed = Credentials(self.current.key_pem, answer.certificate_pem, answer.ca_pem)
         renewed.write(self._folder)
         self.current = renewed
+        self.learn(answer.control_planes)
         log.info("certificate renewed id=%s until=%s", self._membership.id, self.current.expires_at)

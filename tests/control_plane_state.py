@@ -14,6 +14,7 @@ from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.config import EndpointOverride
 from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.peers.role import Alone, Self
 from nearmesh_controlplane.prices.book import Prices
 from nearmesh_controlplane.prices.currencies import Currencies
 from nearmesh_controlplane.prices.feed import FeedState
@@ -89,6 +90,11 @@ class State:
         made = manifest(model, version)
         await self.catalog.add(made, digest_of(model, version), policy or RoutePolicy(), stored)
         return digest_of(model, version)
+
+
+def alone() -> Alone:
+    """A control plane without others."""
+    return Alone(Self(id="only", incarnation="1", public="only:7400", mesh="only:7401", http="only:7480"), 1)
 
 
 async def stored() -> None:

@@ -20,6 +20,7 @@ from prometheus_client import start_http_server
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import nearmesh
+from nearmesh import addresses
 from nearmesh.errors import ConfigError
 from nearmesh.membership import Membership, Renewal, member
 from nearmesh.process import only_one
@@ -77,7 +78,7 @@ class Agent:
         place = Place(node=membership.id, site=membership.site, region=membership.region)
         self._addresses: dict[str, str] = {}
         self._session = Session(
-            membership.control_plane_mesh,
+            renewal.control_planes,
             lambda: renewal.current,
             hello=self._hello,
             status=self._status,
@@ -186,6 +187,7 @@ class Agent:
 
     def _on_wanted(self, state: pb.WantedState) -> None:
         self._verifier.update(state.jwks_json)
+        self._renewal.learn(state.control_planes)
         self._reconciler.want(state)
         self._leaving.wanted(state)
 
@@ -251,7 +253,7 @@ async def serve(config: NodeConfig, token: str | None, stop: asyncio.Event) -> N
     """Joins if need be, then runs the node until `stop` is set. Raises MeshError."""
     with only_one(config.data, "an agent"):
         membership = await member(config.data, "node", token)
-        host = await asyncio.to_thread(advertised_host, config, membership.control_plane)
+        host = await asyncio.to_thread(advertised_host, config, addresses.several(membership.control_plane)[0])
         config = dataclasses.replace(config, advertise_host=host)
         renewal = Renewal(membership, config.data)
         await Agent(config, membership, renewal).serve(stop)

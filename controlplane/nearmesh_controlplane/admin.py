@@ -13,6 +13,7 @@ from nearmesh.v1 import admin_pb2_grpc
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.database import whole
+from nearmesh_controlplane.peers.role import Peer, Role
 from nearmesh_controlplane.prices import messages
 from nearmesh_controlplane.prices.book import Prices
 from nearmesh_controlplane.prices.currencies import USD
@@ -40,6 +41,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         registry: Registry,
         catalog: Catalog,
         audit: Audit,
+        role: Role,
         *,
         prices: Prices,
         residency: ResidencyRules,
@@ -51,6 +53,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._audit = audit
         self._prices = prices
         self._residency = residency
+        self._role = role
 
     @whole
     async def CreateJoinToken(self, request: pb.CreateJoinTokenRequest, context: Any) -> pb.CreateJoinTokenResponse:
@@ -150,6 +153,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         rules = [pb.Residency(client_region=region, regions=sorted(bound)) for region, bound in self._residency.all()]
         return pb.ListResidencyResponse(rules=rules)
 
+    async def ListControlPlanes(
+        self, request: pb.ListControlPlanesRequest, context: Any
+    ) -> pb.ListControlPlanesResponse:
+        return pb.ListControlPlanesResponse(control_planes=map(_control_plane, await self._role.look()))
+
     async def ListAudit(self, request: pb.ListAuditRequest, context: Any) -> pb.ListAuditResponse:
         entries = await self._audit.latest(min(request.limit or 100, MAX_AUDIT_ENTRIES))
         return pb.ListAuditResponse(
@@ -188,3 +196,15 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             sequences=sequences,
             drained=drained,
         )
+
+
+def _control_plane(peer: Peer) -> pb.ControlPlane:
+    return pb.ControlPlane(
+        id=peer.id,
+        public_address=peer.public,
+        mesh_address=peer.mesh,
+        http_address=peer.http,
+        leader=peer.term > 0,
+        seen_at_s=peer.seen_at_s,
+        term=peer.term,
+    )

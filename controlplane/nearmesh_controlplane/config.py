@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,6 +13,7 @@ from nearmesh.config import PathOrUrl
 from nearmesh.errors import InvalidInput
 from nearmesh.ids import check_label
 from nearmesh.routing.table import Listener
+from nearmesh_controlplane import postgresql
 from nearmesh_controlplane.prices.currencies import Currencies
 
 # Bound to one of these, a listener answers at every address of the machine, and none of them is its name.
@@ -73,6 +76,11 @@ class MeshConfig:
     mesh: str
     # Keys, database and model artifacts.
     data: Path
+    # Several control planes share one of PostgreSQL, postgresql://USER@HOST:PORT/NAME; a password comes from PGPASSWORD
+    # or ~/.pgpass. Empty: SQLite below `data`, for one that is alone.
+    database: str = ""
+    # Which of several this one is; empty: the name of its machine. A DNS label.
+    id: str = ""
     listen: Listen = field(default_factory=Listen)
     # Host that nodes and clients reach the control plane at; it is put into join tokens and the server's certificate.
     # Empty: the host that the public listener binds, which must then be one.
@@ -93,6 +101,10 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         check_label("mesh", self.mesh)
+        if self.id:
+            check_label("id", self.id)
+        if self.database:
+            postgresql.check_url(self.database)
         for name in ("lease_s", "certificate_lifetime_s", "snapshot_lifetime_s", "max_blob_bytes"):
             if getattr(self, name) <= 0:
                 raise InvalidInput(f"{name} must be above 0, got {getattr(self, name)}")
@@ -102,6 +114,12 @@ class MeshConfig:
                 f"listening on {self.listen.public}, nodes cannot be told where that is: "
                 "set `advertise_host` to the name or the address that they reach this machine at"
             )
+
+    @property
+    def name(self) -> str:
+        """Which control plane this is, for the others and for people."""
+        machine = socket.gethostname().partition(".")[0].lower()
+        return self.id or re.sub("[^a-z0-9-]", "-", machine).strip("-") or "control-plane"
 
     @property
     def host(self) -> str:

@@ -1,13 +1,15 @@
 """The control plane's durable state: its tables, and one way to change them.
 
-SQLite in WAL mode with `synchronous = FULL`: a transaction that has returned is on disk, whatever is killed next.
-Every transaction runs in one thread, so that the serving loop never waits for the disk and writers never collide.
+A transaction that has returned is on disk, whatever is killed next: SQLite in WAL mode with `synchronous = FULL` for a
+control plane that is alone, PostgreSQL for several (`nearmesh_controlplane.postgresql`). Every transaction runs in one
+thread, so that the serving loop never waits for the disk and a process's own writers never collide.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +17,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import alembic.command
 import alembic.config
+import alembic.util
 import sqlalchemy as sa
+
+from nearmesh.errors import ConfigError, NotLeader
+from nearmesh_controlplane import postgresql
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -142,34 +148,135 @@ audit = sa.Table(
 )
 
 
+# Which control plane decides; one row.
+leadership = sa.Table(
+    "leadership",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    # Grows with each change of the leader. Unique, so that PostgreSQL takes it for a key: a leader's transaction locks
+    # the key alone, which a renewal need not wait for and a change of the leader must.
+    sa.Column("term", sa.BigInteger, nullable=False, unique=True),
+    # A control plane's id, and what tells its process from the one before.
+    sa.Column("holder", sa.String, nullable=False),
+    sa.Column("incarnation", sa.String, nullable=False),
+    # By the database's clock.
+    sa.Column("expires_at_s", sa.Float, nullable=False),
+)
+
+# Every leadership there was.
+terms = sa.Table(
+    "terms",
+    metadata,
+    sa.Column("term", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("holder", sa.String, nullable=False),
+    sa.Column("since_s", sa.Float, nullable=False),
+)
+
+control_planes = sa.Table(
+    "control_planes",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("public_address", sa.String, nullable=False),
+    sa.Column("mesh_address", sa.String, nullable=False),
+    sa.Column("http_address", sa.String, nullable=False),
+    # By the database's clock.
+    sa.Column("seen_at_s", sa.Float, nullable=False),
+)
+
+# What the leader decided last, for the others to serve: one row for each kind.
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("term", sa.BigInteger, nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+)
+
+
 class Database:
     """Runs transactions on the control plane's state, one after another, off the event loop."""
 
-    def __init__(self, url: str) -> None:
-        self._engine = sa.create_engine(url, poolclass=sa.pool.StaticPool, connect_args={"check_same_thread": False})
-        make_durable(self._engine)
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        # Whether other control planes write to it as well.
+        self.shared = engine.dialect.name == "postgresql"
+        # Where it is shared: the leadership that this process holds (0: none), and by what others know its writes.
+        self.term: Callable[[], int] = _none_held
+        self.author = ""
+        self._closing = threading.Event()
+        self._patience = postgresql.Patience(self._closing)
         self._thread = ThreadPoolExecutor(1, "database")
 
     @classmethod
     def open(cls, path: Path) -> Database:
-        """The database in the file `path`, created or migrated to the present schema."""
+        """The SQLite database in the file `path`, created or migrated to the present schema. Raises ConfigError."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        database = cls(f"sqlite:///{path}")
-        migrate(database._engine)
-        return database
+        # One connection, which the database's thread uses after this one has migrated it.
+        engine = sa.create_engine(
+            f"sqlite:///{path}", poolclass=sa.pool.StaticPool, connect_args={"check_same_thread": False}
+        )
+        make_durable(engine)
+        return cls._migrated(engine)
+
+    @classmethod
+    def at(cls, url: str) -> Database:
+        """The PostgreSQL database at `url`, migrated to the present schema. Raises ConfigError, Unreachable."""
+        with postgresql.said_plainly(url):
+            return cls._migrated(postgresql.engine(url))
+
+    @classmethod
+    def _migrated(cls, engine: sa.Engine) -> Database:
+        try:
+            migrate(engine)
+        except BaseException:
+            engine.dispose()
+            raise
+        return cls(engine)
 
     async def run(self, change: Callable[..., T], *args: Any) -> T:
-        """`change(connection, *args)` in one transaction. What it wrote is on disk when this returns."""
+        """`change(connection, *args)` in one transaction. What it wrote is on disk when this returns.
+
+        Where the database is another process, `change` may run again when the connection broke on the way. Raises
+        Unreachable when it stays away, also for a change of which nobody knows whether it was committed.
+        """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._transaction, change, *args)
 
+    async def run_as_leader(self, change: Callable[..., T], *args: Any, term: int | None = None) -> T:
+        """The same for what the leader alone may write, decided in `term` (default: the present one).
+
+        Raises NotLeader when that term is over by the time of the commit, and then nothing was written.
+        """
+        if not self.shared:
+            return await self.run(change, *args)
+        return await self.run(_fenced, self.term() if term is None else term, change, *args)
+
     def _transaction(self, change: Callable[..., T], *args: Any) -> T:
+        if self.shared:
+            return self._patience.keep_trying(lambda: self._once(change, *args))
         with self._engine.begin() as connection:
+            return change(connection, *args)
+
+    def _once(self, change: Callable[..., T], *args: Any) -> T:
+        with postgresql.transaction(self._engine, self.author) as connection:
             return change(connection, *args)
 
     def close(self) -> None:
         """Waits for the transaction in progress."""
+        self._closing.set()
         self._thread.shutdown(wait=True)
         self._engine.dispose()
+
+
+def _none_held() -> int:
+    return 0
+
+
+def _fenced(connection: sa.Connection, term: int, change: Callable[..., T], *args: Any) -> T:
+    """Nobody else can become the leader between this look and the commit."""
+    held = sa.select(leadership.c.term).where(leadership.c.term == term)
+    if connection.execute(held.with_for_update(read=True, key_share=True)).one_or_none() is None:
+        raise NotLeader(f"this control plane does not lead (any more): term {term} is over")
+    return change(connection, *args)
 
 
 def whole(change: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -196,12 +303,16 @@ async def settled() -> None:
 
 
 def migrate(engine: sa.Engine) -> None:
-    """Brings the schema to the newest revision."""
+    """Brings the schema to the newest revision. Raises ConfigError when it is newer than this program."""
     settings = alembic.config.Config()
     settings.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.begin() as connection:
+        postgresql.one_at_a_time(connection)
         settings.attributes["connection"] = connection
-        alembic.command.upgrade(settings, "head")
+        try:
+            alembic.command.upgrade(settings, "head")
+        except alembic.util.CommandError as error:
+            raise ConfigError(f"the database is of a newer control plane than this one ({error})") from None
 
 
 def make_durable(engine: sa.Engine) -> None:

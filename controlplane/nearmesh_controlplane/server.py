@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -28,6 +29,9 @@ from nearmesh_controlplane.catalog.servicer import CatalogServicer
 from nearmesh_controlplane.config import MeshConfig
 from nearmesh_controlplane.database import Database, settled
 from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.peers import told
+from nearmesh_controlplane.peers.role import Alone, GivenOut, Role, Self
+from nearmesh_controlplane.peers.together import Reader, Together
 from nearmesh_controlplane.prices.book import Prices
 from nearmesh_controlplane.prices.currencies import Currencies
 from nearmesh_controlplane.prices.feed import Feed, FeedState
@@ -87,6 +91,7 @@ class ControlPlane:
     router: Router
     measurements: Measurements
     snapshots: Snapshots
+    role: Role
     admission: Admission
     audit: Audit
     prices: Prices
@@ -96,8 +101,17 @@ class ControlPlane:
     @classmethod
     async def open(cls, config: MeshConfig) -> ControlPlane:
         """Reads or creates the durable state below `config.data`."""
+        db = Database.at(config.database) if config.database else Database.open(config.data / "state.db")
+        try:
+            return await cls._open(config, db)
+        except BaseException:
+            db.close()
+            raise
+
+    @classmethod
+    async def _open(cls, config: MeshConfig, db: Database) -> ControlPlane:
         authority = Authority.open(config.mesh, config.data / "authority")
-        db = Database.open(config.data / "state.db")
+        await db.run(told.check_authority, authority.public)
         changes = Generation()
         currencies = Currencies(config.currencies)
         feed = _feed(config, currencies)
@@ -122,14 +136,25 @@ class ControlPlane:
             clock=time.monotonic,
         )
         snapshots = Snapshots(authority, registry, catalog, router, changes, config.snapshot_lifetime_s)
+        role = await _role(
+            config,
+            db,
+            changes,
+            registry,
+            snapshots,
+            {
+                ("nodes", "replicas"): registry.refresh,
+                ("versions", "deployments", "policies"): catalog.restore,
+                ("transfer_prices",): prices.restore,
+                ("residency",): residency.restore,
+            },
+        )
         admission = Admission(
             db,
             registry,
             authority,
             authority.verifier(),
-            addresses=Addresses(
-                public=config.reached_at(config.listen.public), mesh=config.reached_at(config.listen.mesh)
-            ),
+            addresses=lambda: Addresses.of(config.name, role.known()),
             certificate_lifetime=timedelta(seconds=config.certificate_lifetime_s),
         )
         layout = Layout(config.data / "oci")
@@ -144,6 +169,7 @@ class ControlPlane:
             router=router,
             measurements=measurements,
             snapshots=snapshots,
+            role=role,
             admission=admission,
             audit=Audit(db),
             prices=prices,
@@ -166,7 +192,7 @@ class ControlPlane:
         registry_url = f"https://{self.config.reached_at(self.config.listen.http)}"
 
         def wanted(node_id: str) -> Any:
-            return wanted_state(
+            state = wanted_state(
                 node_id,
                 self.registry,
                 self.catalog,
@@ -174,15 +200,25 @@ class ControlPlane:
                 registry_url=registry_url,
                 peers=self.measurements.peers(node_id),
             )
+            state.control_planes.extend(peer.mesh for peer in self.role.known())
+            return state
 
         node_pb2_grpc.add_NodeServiceServicer_to_server(
             NodeServicer(
-                self.authority, self.admission, self.registry, self.changes, wanted, self.measurements.node_status
+                self.authority,
+                self.admission,
+                self.registry,
+                self.changes,
+                wanted,
+                self.role,
+                self.measurements.node_status,
             ),
             server,
         )
         route_pb2_grpc.add_RouteServiceServicer_to_server(
-            RouteServicer(self.router, self.registry, self.catalog, self.measurements, self.changes, self.snapshots),
+            RouteServicer(
+                self.router, self.registry, self.catalog, self.measurements, self.changes, self.snapshots, self.role
+            ),
             server,
         )
         catalog_pb2_grpc.add_CatalogServiceServicer_to_server(
@@ -195,6 +231,7 @@ class ControlPlane:
                 self.registry,
                 self.catalog,
                 self.audit,
+                self.role,
                 prices=self.prices,
                 residency=self.residency,
             ),
@@ -202,7 +239,7 @@ class ControlPlane:
         )
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(
             AggregatedDiscovery(
-                source=self.router,
+                source=GivenOut(self.router, self.role),
                 mesh=self.config.mesh,
                 verifier=self.authority.verifier(),
                 jwks_json=lambda: self.authority.jwks_json,
@@ -211,6 +248,26 @@ class ControlPlane:
             ),
             server,
         )
+
+
+async def _role(
+    config: MeshConfig,
+    db: Database,
+    changes: Generation,
+    registry: Registry,
+    snapshots: Snapshots,
+    readers: Mapping[tuple[str, ...], Reader],
+) -> Role:
+    me = Self(
+        id=config.name,
+        incarnation=uuid.uuid4().hex,
+        public=config.reached_at(config.listen.public),
+        mesh=config.reached_at(config.listen.mesh),
+        http=config.reached_at(config.listen.http),
+    )
+    if config.database:
+        return Together(config.database, me, db, changes, registry, snapshots, readers)
+    return await Alone.open(db, me)
 
 
 async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
@@ -227,6 +284,7 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
                 background = [
                     tasks.create_task(_tick(plane, certificate, https)),
                     tasks.create_task(plane.snapshots.run()),
+                    tasks.create_task(plane.role.run()),
                 ]
                 if plane.feed:
                     background.append(tasks.create_task(plane.feed.run(plane.take_prices)))

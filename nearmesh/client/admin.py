@@ -150,6 +150,11 @@ class AdminClient:
         request = admin_pb2.SetTransferPriceRequest(from_region=from_region, to_region=to_region, unset=True)
         return await self._call(self._admin.SetTransferPrice, request)
 
+    async def control_planes(self) -> list[admin_pb2.ControlPlane]:
+        """The control planes of the mesh, and which of them leads."""
+        response = await self._call(self._admin.ListControlPlanes, admin_pb2.ListControlPlanesRequest())
+        return list(response.control_planes)
+
     async def audit(self, limit: int = 100) -> list[admin_pb2.AuditEntry]:
         """The latest changes that operators made, newest first."""
         response = await self._call(self._admin.ListAudit, admin_pb2.ListAuditRequest(limit=limit))

@@ -51,6 +51,10 @@ class SnapshotRoutes:
         """Ids of machines whose certificates count no more."""
         return frozenset(self._snapshot.removed_nodes)
 
+    def knows(self, model: str) -> bool:
+        """Whether there are routes for the model, if only empty ones."""
+        return bool(self._regions) and any(known.name == model for known in self._snapshot.models)
+
     def region(self, asked: str) -> str:
         """The region whose routes a client in `asked` gets. Raises NotFound when the snapshot has none at all."""
         if asked in self._regions:

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16nearmesh/v1/node.proto\x12\x0bnearmesh.v1\"-\n\x0bJoinRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\x0c\"J\n\x0cJoinResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\x0c\x12\x11\n\tjwks_json\x18\x03 \x01(\t\"\x1f\n\x0cRenewRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"K\n\rRenewResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\x0c\x12\x11\n\tjwks_json\x18\x03 \x01(\t\"j\n\nNodeReport\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.nearmesh.v1.NodeHelloH\x00\x12)\n\x06status\x18\x02 \x01(\x0b\x32\x17.nearmesh.v1.NodeStatusH\x00\x42\x08\n\x06report\"\xc8\x01\n\tNodeHello\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x16\n\x0epublic_address\x18\x02 \x01(\t\x12\x14\n\x0cmesh_address\x18\x03 \x01(\t\x12\x17\n\x0fmetrics_address\x18\x04 \x01(\t\x12\x10\n\x08hardware\x18\x05 \x01(\t\x12\x11\n\tproviders\x18\x06 \x03(\t\x12\x14\n\x0cusd_per_hour\x18\x07 \x01(\x01\x12\x0c\n\x04spot\x18\x08 \x01(\x08\x12\x14\n\x0cmachine_type\x18\t \x01(\t\"\xe2\x01\n\nNodeStatus\x12,\n\x08replicas\x18\x01 \x03(\x0b\x32\x1a.nearmesh.v1.ReplicaStatus\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x12\x10\n\x08notice_s\x18\x03 \x01(\x01\x12\x0e\n\x06notice\x18\x04 \x01(\t\x12&\n\x05peers\x18\x05 \x03(\x0b\x32\x17.nearmesh.v1.PeerSample\x12\x13\n\x0butilization\x18\x06 \x01(\x01\x12\x11\n\tin_flight\x18\x07 \x01(\r\x12\x11\n\tsequences\x18\x08 \x01(\r\x12\x0f\n\x07\x64rained\x18\t \x01(\x08\".\n\nPeerSample\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nnetwork_ms\x18\x02 \x03(\x01\"\xe7\x02\n\rReplicaStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.nearmesh.v1.ReplicaState\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0f\n\x07variant\x18\x05 \x01(\t\x12\x16\n\x0eservice_ms_p50\x18\x06 \x01(\x01\x12\x16\n\x0eservice_ms_p95\x18\x07 \x01(\x01\x12\x1d\n\x15inferences_per_second\x18\x08 \x01(\x01\x12\x11\n\tin_flight\x18\t \x01(\r\x12\x0c\n\x04\x63old\x18\n \x01(\x08\x12\x0f\n\x07load_ms\x18\x0b \x01(\x01\x12\x0f\n\x07waiting\x18\x0c \x01(\r\x12\x1c\n\x14service_ms_quantiles\x18\r \x03(\x01\x12\x1a\n\x12queue_ms_quantiles\x18\x0e \x03(\x01\x12\x10\n\x08\x61nswered\x18\x0f \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x10 \x01(\x04\"\xeb\x01\n\x0bWantedState\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12,\n\x08versions\x18\x02 \x03(\x0b\x32\x1a.nearmesh.v1.WantedVersion\x12\x15\n\rremoved_nodes\x18\x03 \x03(\t\x12\r\n\x05\x64rain\x18\x04 \x01(\x08\x12\x11\n\tjwks_json\x18\x05 \x01(\t\x12\x14\n\x0cregistry_url\x18\x06 \x01(\t\x12\x11\n\twithdrawn\x18\x07 \x01(\x08\x12\x16\n\x0e\x63ontrol_planes\x18\x08 \x03(\t\x12 \n\x05peers\x18\t \x03(\x0b\x32\x11.nearmesh.v1.Peer\":\n\x04Peer\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bserver_name\x18\x03 \x01(\t\"?\n\rWantedVersion\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t*\xcf\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15REPLICA_STATE_PULLING\x10\x01\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x02\x12\x17\n\x13REPLICA_STATE_READY\x10\x03\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x04\x12\x1b\n\x17REPLICA_STATE_UNLOADING\x10\x05\x12\x1a\n\x16REPLICA_STATE_UNLOADED\x10\x06\x32\xcc\x01\n\x0bNodeService\x12;\n\x04Join\x12\x18.nearmesh.v1.JoinRequest\x1a\x19.nearmesh.v1.JoinResponse\x12>\n\x05Renew\x12\x19.nearmesh.v1.RenewRequest\x1a\x1a.nearmesh.v1.RenewResponse\x12@\n\x07Session\x12\x17.nearmesh.v1.NodeReport\x1a\x18.nearmesh.v1.WantedState(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16nearmesh/v1/node.proto\x12\x0bnearmesh.v1\"-\n\x0bJoinRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\x0c\"J\n\x0cJoinResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\x0c\x12\x11\n\tjwks_json\x18\x03 \x01(\t\"\x1f\n\x0cRenewRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"c\n\rRenewResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\x0c\x12\x11\n\tjwks_json\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontrol_planes\x18\x04 \x03(\t\"j\n\nNodeReport\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.nearmesh.v1.NodeHelloH\x00\x12)\n\x06status\x18\x02 \x01(\x0b\x32\x17.nearmesh.v1.NodeStatusH\x00\x42\x08\n\x06report\"\xc8\x01\n\tNodeHello\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x16\n\x0epublic_address\x18\x02 \x01(\t\x12\x14\n\x0cmesh_address\x18\x03 \x01(\t\x12\x17\n\x0fmetrics_address\x18\x04 \x01(\t\x12\x10\n\x08hardware\x18\x05 \x01(\t\x12\x11\n\tproviders\x18\x06 \x03(\t\x12\x14\n\x0cusd_per_hour\x18\x07 \x01(\x01\x12\x0c\n\x04spot\x18\x08 \x01(\x08\x12\x14\n\x0cmachine_type\x18\t \x01(\t\"\xe2\x01\n\nNodeStatus\x12,\n\x08replicas\x18\x01 \x03(\x0b\x32\x1a.nearmesh.v1.ReplicaStatus\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x12\x10\n\x08notice_s\x18\x03 \x01(\x01\x12\x0e\n\x06notice\x18\x04 \x01(\t\x12&\n\x05peers\x18\x05 \x03(\x0b\x32\x17.nearmesh.v1.PeerSample\x12\x13\n\x0butilization\x18\x06 \x01(\x01\x12\x11\n\tin_flight\x18\x07 \x01(\r\x12\x11\n\tsequences\x18\x08 \x01(\r\x12\x0f\n\x07\x64rained\x18\t \x01(\x08\".\n\nPeerSample\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nnetwork_ms\x18\x02 \x03(\x01\"\xe7\x02\n\rReplicaStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.nearmesh.v1.ReplicaState\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0f\n\x07variant\x18\x05 \x01(\t\x12\x16\n\x0eservice_ms_p50\x18\x06 \x01(\x01\x12\x16\n\x0eservice_ms_p95\x18\x07 \x01(\x01\x12\x1d\n\x15inferences_per_second\x18\x08 \x01(\x01\x12\x11\n\tin_flight\x18\t \x01(\r\x12\x0c\n\x04\x63old\x18\n \x01(\x08\x12\x0f\n\x07load_ms\x18\x0b \x01(\x01\x12\x0f\n\x07waiting\x18\x0c \x01(\r\x12\x1c\n\x14service_ms_quantiles\x18\r \x03(\x01\x12\x1a\n\x12queue_ms_quantiles\x18\x0e \x03(\x01\x12\x10\n\x08\x61nswered\x18\x0f \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x10 \x01(\x04\"\xeb\x01\n\x0bWantedState\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12,\n\x08versions\x18\x02 \x03(\x0b\x32\x1a.nearmesh.v1.WantedVersion\x12\x15\n\rremoved_nodes\x18\x03 \x03(\t\x12\r\n\x05\x64rain\x18\x04 \x01(\x08\x12\x11\n\tjwks_json\x18\x05 \x01(\t\x12\x14\n\x0cregistry_url\x18\x06 \x01(\t\x12\x11\n\twithdrawn\x18\x07 \x01(\x08\x12\x16\n\x0e\x63ontrol_planes\x18\x08 \x03(\t\x12 \n\x05peers\x18\t \x03(\x0b\x32\x11.nearmesh.v1.Peer\":\n\x04Peer\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bserver_name\x18\x03 \x01(\t\"?\n\rWantedVersion\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t*\xcf\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15REPLICA_STATE_PULLING\x10\x01\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x02\x12\x17\n\x13REPLICA_STATE_READY\x10\x03\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x04\x12\x1b\n\x17REPLICA_STATE_UNLOADING\x10\x05\x12\x1a\n\x16REPLICA_STATE_UNLOADED\x10\x06\x32\xcc\x01\n\x0bNodeService\x12;\n\x04Join\x12\x18.nearmesh.v1.JoinRequest\x1a\x19.nearmesh.v1.JoinResponse\x12>\n\x05Renew\x12\x19.nearmesh.v1.RenewRequest\x1a\x1a.nearmesh.v1.RenewResponse\x12@\n\x07Session\x12\x17.nearmesh.v1.NodeReport\x1a\x18.nearmesh.v1.WantedState(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nearmesh.v1.node_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPLICASTATE']._serialized_start=1586
-  _globals['_REPLICASTATE']._serialized_end=1793
+  _globals['_REPLICASTATE']._serialized_start=1610
+  _globals['_REPLICASTATE']._serialized_end=1817
   _globals['_JOINREQUEST']._serialized_start=39
   _globals['_JOINREQUEST']._serialized_end=84
   _globals['_JOINRESPONSE']._serialized_start=86
@@ -40,23 +40,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWREQUEST']._serialized_start=162
   _globals['_RENEWREQUEST']._serialized_end=193
   _globals['_RENEWRESPONSE']._serialized_start=195
-  _globals['_RENEWRESPONSE']._serialized_end=270
-  _globals['_NODEREPORT']._serialized_start=272
-  _globals['_NODEREPORT']._serialized_end=378
-  _globals['_NODEHELLO']._serialized_start=381
-  _globals['_NODEHELLO']._serialized_end=581
-  _globals['_NODESTATUS']._serialized_start=584
-  _globals['_NODESTATUS']._serialized_end=810
-  _globals['_PEERSAMPLE']._serialized_start=812
-  _globals['_PEERSAMPLE']._serialized_end=858
-  _globals['_REPLICASTATUS']._serialized_start=861
-  _globals['_REPLICASTATUS']._serialized_end=1220
-  _globals['_WANTEDSTATE']._serialized_start=1223
-  _globals['_WANTEDSTATE']._serialized_end=1458
-  _globals['_PEER']._serialized_start=1460
-  _globals['_PEER']._serialized_end=1518
-  _globals['_WANTEDVERSION']._serialized_start=1520
-  _globals['_WANTEDVERSION']._serialized_end=1583
-  _globals['_NODESERVICE']._serialized_start=1796
-  _globals['_NODESERVICE']._serialized_end=2000
+  _globals['_RENEWRESPONSE']._serialized_end=294
+  _globals['_NODEREPORT']._serialized_start=296
+  _globals['_NODEREPORT']._serialized_end=402
+  _globals['_NODEHELLO']._serialized_start=405
+  _globals['_NODEHELLO']._serialized_end=605
+  _globals['_NODESTATUS']._serialized_start=608
+  _globals['_NODESTATUS']._serialized_end=834
+  _globals['_PEERSAMPLE']._serialized_start=836
+  _globals['_PEERSAMPLE']._serialized_end=882
+  _globals['_REPLICASTATUS']._serialized_start=885
+  _globals['_REPLICASTATUS']._serialized_end=1244
+  _globals['_WANTEDSTATE']._serialized_start=1247
+  _globals['_WANTEDSTATE']._serialized_end=1482
+  _globals['_PEER']._serialized_start=1484
+  _globals['_PEER']._serialized_end=1542
+  _globals['_WANTEDVERSION']._serialized_start=1544
+  _globals['_WANTEDVERSION']._serialized_end=1607
+  _globals['_NODESERVICE']._serialized_start=1820
+  _globals['_NODESERVICE']._serialized_end=2024
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from nearmesh.client.admin import AdminClient
 from nearmesh.devmesh.children import Child, script
 from nearmesh.devmesh.ports import free_ports
+from nearmesh.errors import MeshError
 from nearmesh.ids import Kind, node_server_name
 from nearmesh.membership import join
 from nearmesh.tls import Credentials
@@ -313,6 +315,50 @@ async def control_plane(folder: Path, **settings: Any) -> AsyncIterator[ControlP
         yield plane
     finally:
         await plane.stop()
+
+
+class Pair:
+    """Two control planes over one database, with the same keys."""
+
+    def __init__(self, folder: Path, database: str, **settings: Any) -> None:
+        self.planes = {name: ControlPlane(folder / name, database=database, id=name, **settings) for name in "ab"}
+        one, other = self.planes.values()
+        shutil.copytree(one.data / "authority", other.data / "authority", dirs_exist_ok=True)
+        other.authority = one.authority
+
+    async def leader(self, *but: str, within_s: float = 20.0) -> ControlPlane:
+        """The one that leads and decides, once there is one that is none of these."""
+
+        async def found() -> ControlPlane | None:
+            for name, plane in self.planes.items():
+                if name not in but and plane.child.pid and await _leads(plane, name):
+                    return plane
+            return None
+
+        leader: ControlPlane = await until(found, within_s=within_s, what="a control plane leads")
+        return leader
+
+    def other(self, plane: ControlPlane) -> ControlPlane:
+        return next(other for other in self.planes.values() if other is not plane)
+
+
+async def _leads(plane: ControlPlane, name: str) -> bool:
+    try:
+        async with plane.operator() as operator:
+            return any(one.leader and one.id == name for one in await operator.control_planes())
+    except MeshError:
+        return False
+
+
+@asynccontextmanager
+async def pair(folder: Path, database: str, **settings: Any) -> AsyncIterator[Pair]:
+    """Two running control planes."""
+    both = Pair(folder, database, **settings)
+    try:
+        await asyncio.gather(*(plane.start() for plane in both.planes.values()))
+        yield both
+    finally:
+        await asyncio.gather(*(plane.stop() for plane in both.planes.values()))
 
 
 @asynccontextmanager

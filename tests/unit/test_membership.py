@@ -186,7 +186,7 @@ async def test_a_full_disk_is_a_renewal_that_failed(
 
     async def renew(request: Any, timeout: float) -> Any:
         signed = authority.sign(request.csr_pem, who, timedelta(seconds=60))
-        return SimpleNamespace(certificate_pem=signed, ca_pem=authority.ca_pem)
+        return SimpleNamespace(certificate_pem=signed, ca_pem=authority.ca_pem, control_planes=[])
 
     monkeypatch.setattr(membership.node_pb2_grpc, "NodeServiceStub", lambda channel: SimpleNamespace(Renew=renew))
     with monkeypatch.context() as patched:

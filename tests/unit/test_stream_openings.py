@@ -22,7 +22,7 @@ from nearmesh.xds import ads
 from nearmesh.xds.ads import AggregatedDiscovery
 from nearmesh.xds.resources import CLUSTER, LISTENER
 from nearmesh.xds.subscription import MAX_NAME_CHARACTERS, MAX_NAMES
-from tests.control_plane_state import State, state
+from tests.control_plane_state import State, alone, state
 
 EUROPE, ASIA = "europe-west1", "asia-northeast1"
 CLIENT, GATEWAY, NODE = Identity("app", "client"), Identity("door", "gateway"), Identity("n", "node")
@@ -113,14 +113,14 @@ async def test_a_session_without_a_hello_ends(mesh: State, monkeypatch: pytest.M
     monkeypatch.setattr(sessions, "HELLO_WITHIN_S", 0.01)
     mesh.registry.session_closed("n")
     rpc._caller.set(NODE)
-    servicer = NodeServicer(UNUSED, UNUSED, mesh.registry, mesh.changes, UNUSED)
+    servicer = NodeServicer(UNUSED, UNUSED, mesh.registry, mesh.changes, UNUSED, alone())
     error = await ended(servicer.Session(silence(), None))
     assert isinstance(error, DeadlineExceeded) and "no hello" in error.message
     assert mesh.registry.presence("n") == "suspect", "it never opened"
 
 
 async def test_a_gateway_reports_for_its_own_region(mesh: State) -> None:
-    servicer = RouteServicer(mesh.router, mesh.registry, mesh.catalog, mesh.measurements, mesh.changes, UNUSED)
+    servicer = RouteServicer(mesh.router, mesh.registry, mesh.catalog, mesh.measurements, mesh.changes, UNUSED, alone())
     samples = [route_pb2.LatencySample(node="n", network_ms=[5.0])]
     rpc._caller.set(GATEWAY)
     with pytest.raises(PermissionDenied, match="joined for region 'europe-west1', and reports for 'asia-northeast1'"):

@@ -18,7 +18,7 @@ from nearmesh_controlplane.registry.authority import Authority
 
 from nearmesh import rpc
 from nearmesh.v1 import admin_pb2, catalog_pb2
-from tests.control_plane_state import State, replica, state
+from tests.control_plane_state import State, alone, replica, state
 
 ME = rpc.Identity("me", "operator")
 
@@ -141,6 +141,7 @@ async def test_the_audit_follows_a_cancelled_call_and_knows_who_called(tmp_path:
             mesh.registry,
             mesh.catalog,
             audit,
+            alone(),
             prices=mesh.prices,
             residency=mesh.residency,
         )

@@ -70,10 +70,11 @@ class Catalog:
         self._adding = asyncio.Lock()
 
     async def restore(self) -> None:
-        """Reads the durable state; called once, before anyone is served."""
+        """Reads the durable state: at the start, and when another control plane wrote some of it."""
         versions, deployments, policies = await self._db.run(_read_all)
         self._versions = {version.digest: version for version in versions}
         self._deployments, self._policies = deployments, policies
+        self._changes.bump()
 
     # What is asked
 
@@ -145,7 +146,15 @@ class Catalog:
                 size_bytes=manifest.size_bytes,
                 created_at_s=time.time(),
             )
-            self._policies[version.model] = await self._db.run(_insert_version, version, policy)
+            try:
+                self._policies[version.model] = await self._db.run(_insert_version, version, policy)
+            except sa.exc.IntegrityError:
+                # Another control plane was faster.
+                await self.restore()
+                known = self.check_new(manifest, digest)
+                if known is None:
+                    raise
+                return known
             self._versions[digest] = version
         self._changes.bump()
         return version
@@ -159,12 +168,16 @@ class Catalog:
         self._changes.bump()
         return deployment
 
+    @whole
     async def rollback(self, model: str, actor: str) -> Deployment:
         """Deploys what the present deployment's sites had before it, to the same sites.
 
         Only an earlier deployment that covered all of them counts: a trial elsewhere was never theirs.
         Raises NotFound, InvalidInput.
         """
+        if self._db.shared:
+            # What was deployed last may have been deployed through another control plane, a moment ago.
+            await self.restore()
         self.versions(model)
         history = self.deployments(model)
         if not history:
@@ -236,7 +249,8 @@ def _change_policy(connection: sa.Connection, model: str, changes: Mapping[str, 
 
 
 def _policy_row(connection: sa.Connection, model: str) -> sa.Row[Any] | None:
-    return connection.execute(sa.select(tables.policies).where(tables.policies.c.model == model)).one_or_none()
+    row = tables.policies.c.model == model
+    return connection.execute(sa.select(tables.policies).where(row).with_for_update()).one_or_none()
 
 
 def _write_policy(connection: sa.Connection, model: str, policy: RoutePolicy, spoken: Mapping[str, bool]) -> None:

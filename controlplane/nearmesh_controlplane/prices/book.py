@@ -80,7 +80,8 @@ class Prices:
         check_amount(usd_per_gb, "US dollars per GB")
         if pair not in self._transfers and len(self._transfers) >= MAX_TRANSFERS:
             raise InvalidInput(f"{MAX_TRANSFERS} pairs of regions have a price; say the common one with {ANY!r}")
-        if self._transfers.get(pair) != usd_per_gb:
+        # Where the database is shared, another control plane may have changed it a moment ago.
+        if self._db.shared or self._transfers.get(pair) != usd_per_gb:
             await self._db.run(_write_transfer, pair, usd_per_gb)
             self._transfers[pair] = usd_per_gb
             self._changes.bump()
@@ -115,7 +116,11 @@ def _read_transfers(connection: sa.Connection) -> dict[Pair, float]:
 def _write_transfer(connection: sa.Connection, pair: Pair, usd_per_gb: float | None) -> None:
     """None takes it away."""
     table = tables.transfer_prices
-    connection.execute(sa.delete(table).where(table.c.from_region == pair[0], table.c.to_region == pair[1]))
-    if usd_per_gb is not None:
-        row = {"from_region": pair[0], "to_region": pair[1], "usd_per_gb": usd_per_gb}
-        connection.execute(sa.insert(table).values(**row))
+    row = sa.and_(table.c.from_region == pair[0], table.c.to_region == pair[1])
+    if usd_per_gb is None:
+        connection.execute(sa.delete(table).where(row))
+        return
+    changed = connection.execute(sa.update(table).where(row).values(usd_per_gb=usd_per_gb))
+    if not changed.rowcount:
+        values = {"from_region": pair[0], "to_region": pair[1], "usd_per_gb": usd_per_gb}
+        connection.execute(sa.insert(table).values(**values))

@@ -59,6 +59,11 @@ class Authority:
     def jwks_json(self) -> str:
         return self.issuer.jwks_json
 
+    @property
+    def public(self) -> bytes:
+        """What others know this authority by: its certificate, and the keys that check its tokens."""
+        return self.ca_pem + self.jwks_json.encode()
+
     def verifier(self) -> TokenVerifier:
         """Checks the tokens that this authority signs."""
         return TokenVerifier(self.jwks_json, self.mesh)

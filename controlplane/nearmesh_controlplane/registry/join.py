@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,6 +14,7 @@ from nearmesh.ids import Kind, MachineId, check_label
 from nearmesh.tokens import JoinTicket, TokenVerifier, new_token_id
 from nearmesh_controlplane import database as tables
 from nearmesh_controlplane.database import Database
+from nearmesh_controlplane.peers.role import Peer
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.registry.nodes import Node, Registry, node_from_row
 
@@ -22,10 +24,16 @@ MAX_JOIN_LIFETIME_S = 7 * 24 * 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """Where a machine that joins will find the control plane."""
+    """Where a machine that joins will find the control planes: host:port each, comma between."""
 
     public: str
     mesh: str
+
+    @classmethod
+    def of(cls, own_id: str, known: Iterable[Peer]) -> Addresses:
+        """The one that answers first, then the others."""
+        peers = sorted(known, key=lambda peer: peer.id != own_id)
+        return cls(public=",".join(peer.public for peer in peers), mesh=",".join(peer.mesh for peer in peers))
 
 
 class Admission:
@@ -38,7 +46,7 @@ class Admission:
         authority: Authority,
         verifier: TokenVerifier,
         *,
-        addresses: Addresses,
+        addresses: Callable[[], Addresses],
         certificate_lifetime: timedelta,
     ) -> None:
         self._db = db
@@ -56,6 +64,7 @@ class Admission:
             raise InvalidInput(f"node {name!r} was removed and its certificate may still be about; choose another name")
         if not 0 < lifetime_s <= MAX_JOIN_LIFETIME_S:
             raise InvalidInput(f"a join token lives between 0 and {MAX_JOIN_LIFETIME_S:.0f} s, not {lifetime_s}")
+        found = self._addresses()
         ticket = JoinTicket(
             id=new_token_id(),
             mesh=self._authority.mesh,
@@ -63,8 +72,8 @@ class Admission:
             name=name,
             site=site,
             region=region,
-            control_plane=self._addresses.public,
-            control_plane_mesh=self._addresses.mesh,
+            control_plane=found.public,
+            control_plane_mesh=found.mesh,
             ca_pem=self._authority.ca_pem,
         )
         now_s = time.time()

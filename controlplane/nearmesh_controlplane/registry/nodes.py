@@ -5,6 +5,9 @@ every node counts as just lost, so that those who come back within the lease nev
 
 A node's price is decided elsewhere (`prices`), by these facts and others, and kept here with them: whoever routes sees
 the facts and the price of one moment.
+
+Where several control planes share the database, nodes hold their sessions with the leader. The others read again what
+changed, and know of presence what the leader tells them.
 """
 
 from __future__ import annotations
@@ -97,6 +100,14 @@ class _Seen:
     ready_since: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A node's presence as the leader saw it; `at_s` in seconds since the epoch."""
+
+    presence: Presence
+    at_s: float
+
+
 class Registry:
     """All nodes and gateways of the mesh."""
 
@@ -117,16 +128,43 @@ class Registry:
         self._seen: dict[str, _Seen] = {}
         self._replicas: dict[str, dict[str, pb.ReplicaStatus]] = {}
         self._presence: dict[str, Presence] = {}
+        # What the leader says of presence, where that is another control plane; None where it is this one.
+        self._told: Mapping[str, Sighting] | None = None
 
     async def restore(self) -> None:
-        """Reads the durable state; called once, before anyone is served."""
+        """Reads the durable state: at the start, and when this control plane becomes the leader.
+
+        Whoever serves something counts as just lost.
+        """
+        self._told = None
         for node, replicas in await self._db.run(_read_all):
             self._nodes[node.id] = self._at_its_price(node)
             self._replicas[node.id] = replicas
-            seen = self._seen[node.id] = _Seen(lost_at=self._clock() if replicas else -math.inf)
-            # Whoever served before the restart is no newcomer.
+            seen = self._seen.setdefault(node.id, _Seen())
+            seen.lost_at = self._clock() if replicas else -math.inf
+            # Whoever served before is no newcomer.
             seen.ready_since = {digest: -math.inf for digest, replica in replicas.items() if replica.state == READY}
         self.expire()
+        self._changes.bump()
+
+    async def refresh(self) -> None:
+        """Reads what other control planes wrote, and of replicas what the leader wrote, if that is another one."""
+        found = await self._db.run(_read_all)
+        for node, replicas in found:
+            self._nodes[node.id] = self._at_its_price(node)
+            if self._told is not None:
+                self._replicas[node.id] = replicas
+        self.expire()
+        self._changes.bump()
+
+    def follow(self, told: Mapping[str, Sighting]) -> None:
+        """Takes over what the leader, another control plane, says of presence."""
+        self._told = told
+        self.expire()
+
+    def sightings(self) -> dict[str, Sighting]:
+        """What a leader tells the others."""
+        return {node_id: Sighting(self.presence(node_id), self.last_seen_s(node_id)) for node_id in self._nodes}
 
     # What is asked
 
@@ -152,6 +190,8 @@ class Registry:
         return self._replicas.get(node_id, {})
 
     def presence(self, node_id: str) -> Presence:
+        if self._told is not None:
+            return self._told[node_id].presence if node_id in self._told else "gone"
         seen = self._seen.get(node_id)
         if seen is None:
             return "gone"
@@ -189,6 +229,8 @@ class Registry:
 
     def last_seen_s(self, node_id: str) -> float:
         """Seconds since the epoch; 0 when the node has not been seen since the control plane started."""
+        if self._told is not None:
+            return self._told[node_id].at_s if node_id in self._told else 0.0
         seen = self._seen.get(node_id)
         return seen.at_s if seen else 0.0
 
@@ -207,6 +249,7 @@ class Registry:
         price = hello.usd_per_hour if hello.usd_per_hour > 0 else 0.0
         await self._update(
             node_id,
+            by_leader=True,
             public_address=hello.public_address,
             mesh_address=hello.mesh_address,
             metrics_address=hello.metrics_address,
@@ -225,7 +268,7 @@ class Registry:
         seen = self._seen[node_id]
         changed = _durable(new) != _durable(old)
         if changed:
-            await self._db.run(_write_replicas, node_id, new)
+            await self._db.run_as_leader(_write_replicas, node_id, new)
         changed |= seen.leaving != status.draining
         self._replicas[node_id] = new
         seen.leaving, seen.at_s = status.draining, time.time()
@@ -312,13 +355,15 @@ class Registry:
             self._changes.bump()
 
     @whole
-    async def _update(self, node_id: str, **values: Any) -> Node:
-        node = dataclasses.replace(self.get(node_id), **values)
+    async def _update(self, node_id: str, *, by_leader: bool = False, **values: Any) -> Node:
+        """Against what is on disk, not in memory: another control plane may have written in between."""
+        self.get(node_id)
+        run = self._db.run_as_leader if by_leader else self._db.run
+        node = self._at_its_price(await run(_change_node, node_id, values))
         if node != self._nodes[node_id]:
-            await self._db.run(_write_node, node_id, values)
-            self._nodes[node_id] = self._at_its_price(dataclasses.replace(self._nodes[node_id], **values))
+            self._nodes[node_id] = node
             self._changes.bump()
-        return self._nodes[node_id]
+        return node
 
     def _at_its_price(self, node: Node) -> Node:
         return dataclasses.replace(node, price=self._price_of(node))
@@ -350,8 +395,13 @@ def _read_all(connection: sa.Connection) -> list[tuple[Node, dict[str, pb.Replic
     return [(node_from_row(row), replicas.get(row.id, {})) for row in connection.execute(sa.select(tables.nodes))]
 
 
-def _write_node(connection: sa.Connection, node_id: str, values: dict[str, Any]) -> None:
-    connection.execute(sa.update(tables.nodes).where(tables.nodes.c.id == node_id).values(**values))
+def _change_node(connection: sa.Connection, node_id: str, values: dict[str, Any]) -> Node:
+    row = tables.nodes.c.id == node_id
+    found = connection.execute(sa.select(tables.nodes).where(row).with_for_update()).one()
+    if any(found._mapping[name] != value for name, value in values.items()):
+        connection.execute(sa.update(tables.nodes).where(row).values(**values))
+        found = connection.execute(sa.select(tables.nodes).where(row)).one()
+    return node_from_row(found)
 
 
 def _write_replicas(connection: sa.Connection, node_id: str, replicas: dict[str, pb.ReplicaStatus]) -> None:

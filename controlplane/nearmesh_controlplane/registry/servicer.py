@@ -13,6 +13,7 @@ from nearmesh.rpc import Identity, caller
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh.v1 import node_pb2_grpc
 from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.peers.role import Role
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.registry.join import Admission
 from nearmesh_controlplane.registry.nodes import Registry
@@ -35,6 +36,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         registry: Registry,
         changes: Generation,
         wanted: Callable[[str], pb.WantedState],
+        role: Role,
         measured: Callable[[str, pb.NodeStatus], None] = lambda node, status: None,
     ) -> None:
         """`measured` hears each report of a node, once the registry knows it."""
@@ -43,6 +45,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         self._registry = registry
         self._changes = changes
         self._wanted = wanted
+        self._role = role
         self._measured = measured
 
     async def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:
@@ -61,10 +64,14 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         certificate = self._admission.renew(who, request.csr_pem)
         log.info("renewed %s=%s", who.kind, who.id)
         return pb.RenewResponse(
-            certificate_pem=certificate, ca_pem=self._authority.ca_pem, jwks_json=self._authority.jwks_json
+            certificate_pem=certificate,
+            ca_pem=self._authority.ca_pem,
+            jwks_json=self._authority.jwks_json,
+            control_planes=[peer.mesh for peer in self._role.known()],
         )
 
     async def Session(self, requests: AsyncIterator[pb.NodeReport], context: Any) -> AsyncIterator[pb.WantedState]:
+        self._role.check_leads()
         node_id = caller().name
         self._registry.get(node_id)
         hello = await _hello(requests)
@@ -90,6 +97,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
                 raise DeadlineExceeded(f"no report for {SILENCE_S:.0f} s") from None
             if report is None:
                 return
+            self._role.check_leads()
             if report.WhichOneof("report") == "status":
                 await self._registry.status(node_id, report.status)
                 self._measured(node_id, report.status)
@@ -98,6 +106,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         """The wanted state now and whenever it changes, until the node stops talking or is removed."""
         sent, seen = None, 0
         while not reader.done() and node_id not in self._registry.removed_ids():
+            self._role.check_leads()
             seen, state = self._changes.value, self._wanted(node_id)
             if state != sent:
                 sent = pb.WantedState.FromString(state.SerializeToString())

@@ -47,7 +47,8 @@ class ResidencyRules:
             raise NotFound(f"no rule binds the clients of {client_region!r}; those that are bound are {known}")
         if len(self._rules) >= MAX_RULES and client_region not in self._rules:
             raise InvalidInput(f"{MAX_RULES} client regions are bound already")
-        if wanted != self._rules.get(client_region, frozenset()):
+        # Where the database is shared, another control plane may have changed it a moment ago.
+        if self._db.shared or wanted != self._rules.get(client_region, frozenset()):
             await self._db.run(_write, client_region, wanted)
             rules = {**self._rules, client_region: wanted}
             self._rules = {region: bound for region, bound in rules.items() if bound}
@@ -60,6 +61,10 @@ def _read_all(connection: sa.Connection) -> dict[str, frozenset[str]]:
 
 
 def _write(connection: sa.Connection, client_region: str, regions: frozenset[str]) -> None:
-    connection.execute(sa.delete(tables.residency).where(tables.residency.c.client_region == client_region))
-    if regions:
+    row = tables.residency.c.client_region == client_region
+    if not regions:
+        connection.execute(sa.delete(tables.residency).where(row))
+        return
+    changed = connection.execute(sa.update(tables.residency).where(row).values(regions=sorted(regions)))
+    if not changed.rowcount:
         connection.execute(sa.insert(tables.residency).values(client_region=client_region, regions=sorted(regions)))

@@ -16,6 +16,7 @@ from nearmesh.v1 import route_pb2 as pb
 from nearmesh.v1 import route_pb2_grpc
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.peers.role import Role
 from nearmesh_controlplane.registry.nodes import Node, Registry
 from nearmesh_controlplane.routing.demand import Claimant
 from nearmesh_controlplane.routing.measurements import Measurements
@@ -39,6 +40,7 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
         measurements: Measurements,
         changes: Generation,
         snapshots: Snapshots,
+        role: Role,
     ) -> None:
         self._router = router
         self._registry = registry
@@ -46,19 +48,20 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
         self._measurements = measurements
         self._changes = changes
         self._snapshots = snapshots
+        self._role = role
 
     async def Resolve(self, request: pb.ResolveRequest, context: Any) -> pb.Route:
-        return self._route(self._decide(request), everyone=False)
+        return self._answer(request, everyone=False)
 
     async def Explain(self, request: pb.ResolveRequest, context: Any) -> pb.Route:
-        return self._route(self._decide(request), everyone=True)
+        return self._answer(request, everyone=True)
 
     async def Watch(self, request: pb.ResolveRequest, context: Any) -> AsyncIterator[pb.Route]:
         sent: tuple[Any, ...] = ()
         sent_at = 0.0
         while True:
             seen = self._changes.value
-            route = self._route(self._decide(request), everyone=False)
+            route = self._answer(request, everyone=False)
             now = time.monotonic()
             if _gist(route) != sent or now - sent_at > REFRESH_S:
                 sent, sent_at = _gist(route), now
@@ -66,6 +69,7 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
             await self._changes.above(seen)
 
     async def ReportLatency(self, request: pb.ReportLatencyRequest, context: Any) -> pb.ReportLatencyResponse:
+        self._role.check_leads()
         from_gateway = caller().role == "gateway"
         if from_gateway:
             own = self._registry.get(caller().name).region
@@ -106,6 +110,19 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
             address=self._router.address(region, node, listener),
             server_name=self._router.server_name(node.id),
         )
+
+    def _answer(self, request: pb.ResolveRequest, *, everyone: bool) -> pb.Route:
+        check_label("region", request.region)
+        followed = self._role.followed()
+        # A model may have been published since the leader's routes were made.
+        if followed is None or not followed.knows(request.model):
+            return self._route(self._decide(request), everyone=everyone)
+        # Another control plane decided; what it did not choose from, it alone can explain.
+        objective = parse_objective(request.objective) if request.objective else ""
+        route = followed.route(request.model, request.region, objective)
+        # It comes from a control plane that is there.
+        route.expires_at_s = 0.0
+        return route
 
     def _decide(self, request: pb.ResolveRequest) -> Decision:
         check_label("region", request.region)

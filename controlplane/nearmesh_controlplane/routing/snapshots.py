@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from nearmesh.ids import check_label
 from nearmesh.routing import OBJECTIVES, Ranked, parse_objective
 from nearmesh.routing.times import Times
-from nearmesh.snapshot import MAX_SNAPSHOT_BYTES, sealed
+from nearmesh.snapshot import MAX_SNAPSHOT_BYTES, opened, sealed
 from nearmesh.v1 import route_pb2 as pb
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.generation import Generation
@@ -68,12 +68,20 @@ class Snapshots:
         # Signed copies of the present one: whole, and for clients of one region.
         self._signed: dict[str, pb.SignedSnapshot] = {}
         self._made = Generation()
+        # Whether this control plane decides at present; one that does not gives out what another one made.
+        self.decides: Callable[[], bool] = lambda: True
+
+    @property
+    def present(self) -> pb.Snapshot:
+        """The newest one; not to be changed."""
+        return self._present
 
     async def run(self) -> None:
         """For ever."""
         while True:
             seen, began_s = self._changes.value, time.monotonic()
-            await self.refresh()
+            if self.decides():
+                await self.refresh()
             pause_s = max(SETTLE_S, TIME_PARTS * (time.monotonic() - began_s))
             try:
                 async with asyncio.timeout(self._lifetime_s / 3):
@@ -96,6 +104,15 @@ class Snapshots:
         self._signed.clear()
         self._made.bump()
         return True
+
+    def follow(self, signed: pb.SignedSnapshot) -> pb.Snapshot:
+        """Takes over what another control plane of the mesh made. Raises SnapshotRefused, SnapshotExpired."""
+        if self._signed.get("") != signed:
+            mesh = self._authority.mesh
+            self._present = opened(signed, self._authority.ca_pem, mesh=mesh, now_s=self._clock())
+            self._signed, self._gist = {"": signed}, b""
+            self._made.bump()
+        return self._present
 
     async def watch(self, region: str) -> AsyncIterator[pb.SignedSnapshot]:
         """The present one and each that follows: whole, or what clients of `region` need. Raises InvalidInput."""

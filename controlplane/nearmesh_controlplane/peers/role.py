@@ -1,0 +1,144 @@
+"""What one control plane is among those of its mesh, for the parts that behave differently when it does not lead."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import sqlalchemy as sa
+
+from nearmesh.routing.table import Listener, RouteSource, RouteTable
+from nearmesh.snapshot import SnapshotRoutes
+from nearmesh_controlplane import database as tables
+from nearmesh_controlplane.database import Database
+
+# A control plane that was not seen for so long is not named to nodes any more.
+FORGOTTEN_AFTER_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Self:
+    """One control plane as the others know it."""
+
+    id: str
+    # What tells its process from the one before.
+    incarnation: str
+    # host:port of its three listeners, as others reach them.
+    public: str
+    mesh: str
+    http: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """A control plane of the mesh, this one too."""
+
+    id: str
+    public: str
+    mesh: str
+    http: str
+    seen_at_s: float
+    # In which it leads; 0 when it does not.
+    term: int = 0
+
+
+class Role(Protocol):
+    """What others ask."""
+
+    def check_leads(self) -> None:
+        """Raises NotLeader, which says who does."""
+        ...
+
+    def followed(self) -> SnapshotRoutes | None:
+        """The leader's routes, where they are to be given out; None where this control plane decides itself."""
+        ...
+
+    def known(self) -> Sequence[Peer]:
+        """Every control plane that was there lately, by id."""
+        ...
+
+    async def look(self) -> Sequence[Peer]:
+        """The same, read anew."""
+        ...
+
+    async def run(self) -> None:
+        """For ever."""
+        ...
+
+
+class Alone:
+    """The only control plane of its mesh."""
+
+    def __init__(self, me: Self, term: int) -> None:
+        self._me = me
+        self._term = term
+
+    @classmethod
+    async def open(cls, db: Database, me: Self) -> Alone:
+        return cls(me, await db.run(_lead_alone, me.id, time.time()))
+
+    def check_leads(self) -> None:
+        return None
+
+    def followed(self) -> None:
+        return None
+
+    def known(self) -> Sequence[Peer]:
+        return [peer_of(self._me, self._term)]
+
+    async def look(self) -> Sequence[Peer]:
+        return self.known()
+
+    async def run(self) -> None:
+        return None
+
+
+class GivenOut:
+    """The routes that this control plane gives out: its own, or those of the leader. Implements `RouteSource`."""
+
+    def __init__(self, own: RouteSource, role: Role) -> None:
+        self._own = own
+        self._role = role
+
+    def table(self, region: str, listener: Listener) -> RouteTable:
+        return (self._role.followed() or self._own).table(region, listener)
+
+    async def changed(self, after: int) -> int:
+        # The leader's news count as changes as well.
+        return await self._own.changed(after)
+
+
+def peer_of(me: Self, term: int = 0) -> Peer:
+    """This control plane as it lists itself."""
+    return Peer(id=me.id, public=me.public, mesh=me.mesh, http=me.http, seen_at_s=time.time(), term=term)
+
+
+def read_peers(connection: sa.Connection) -> list[Peer]:
+    """Those that were there lately, by id."""
+    held = connection.execute(sa.select(tables.leadership)).one()
+    rows = connection.execute(sa.select(tables.control_planes).order_by(tables.control_planes.c.id)).all()
+    newest_s = max((row.seen_at_s for row in rows), default=0.0)
+    # By the database's own clock, which the newest of them stands for.
+    return [_peer(row, held) for row in rows if row.seen_at_s > newest_s - FORGOTTEN_AFTER_S]
+
+
+def _peer(row: sa.Row[tuple[str, str, str, str, float]], held: sa.Row[tuple[int, int, str, str, float]]) -> Peer:
+    leads = held.holder == row.id and held.expires_at_s > row.seen_at_s
+    return Peer(
+        id=row.id,
+        public=row.public_address,
+        mesh=row.mesh_address,
+        http=row.http_address,
+        seen_at_s=row.seen_at_s,
+        term=held.term if leads else 0,
+    )
+
+
+def _lead_alone(connection: sa.Connection, control_plane: str, now_s: float) -> int:
+    """Where nobody shares the database: the next term, for whoever opened it."""
+    term = connection.execute(sa.select(tables.leadership.c.term)).scalar_one() + 1
+    connection.execute(sa.update(tables.leadership).values(term=term, holder=control_plane))
+    connection.execute(sa.insert(tables.terms).values(term=term, holder=control_plane, since_s=now_s))
+    return int(term)

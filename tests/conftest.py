@@ -1,0 +1,24 @@
+"""What several folders of tests share: the throw-away PostgreSQL server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.postgres import Postgres, postgres, why_not
+
+# Set where a skipped test would hide something: tests that need PostgreSQL then fail without it.
+REQUIRED = "NEARMESH_TEST_POSTGRES"
+
+
+@pytest.fixture(scope="session")
+def database_server() -> Iterator[Postgres]:
+    """One server for all tests of a run; each takes a database of its own from it."""
+    if why_not():
+        if os.environ.get(REQUIRED) == "required":
+            pytest.fail(why_not())
+        pytest.skip(why_not())
+    with postgres() as server:
+        yield server
