@@ -382,7 +382,7 @@ async def _tick(plane: ControlPlane, certificate: ServerCertificate, https: Http
     while True:
         await asyncio.sleep(TICK_S)
         plane.registry.expire()
-        plane.registry.reprice()
+        plane.registry.end_prices(time.time())
         if plane.measurements.tick(plane.reach):
             plane.changes.drift()
         plane.changes.tick()

@@ -36,7 +36,14 @@ def admin(mesh: State) -> AdminServicer:
     rpc._caller.set(rpc.Identity("me", "operator"))
     nothing = cast(Any, None)
     return AdminServicer(
-        nothing, nothing, mesh.registry, mesh.catalog, Audit(mesh.db), prices=mesh.prices, residency=mesh.residency
+        nothing,
+        nothing,
+        mesh.registry,
+        mesh.catalog,
+        Audit(mesh.db),
+        nothing,
+        prices=mesh.prices,
+        residency=mesh.residency,
     )
 
 
@@ -91,10 +98,10 @@ async def test_a_price_ends_with_time_and_the_next_one_counts(mesh: State) -> No
     for _ in range(2):
         seen = mesh.changes.value
         mesh.wall.now_s += 9.9
-        mesh.registry.reprice()
+        mesh.registry.end_prices(mesh.wall.now_s)
         assert mesh.changes.value == seen
         mesh.wall.now_s += 0.1
-        mesh.registry.reprice()
+        mesh.registry.end_prices(mesh.wall.now_s)
         assert mesh.changes.value == seen + 1
     assert (price(mesh).usd_per_hour, price(mesh).source) == (9.0, "node")
     assert price(mesh).note == (

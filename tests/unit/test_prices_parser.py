@@ -129,9 +129,12 @@ BAD = [
     (HEADER + f"{'g' * 129},us-east1,0.7,0.2\n", "has more than 128 characters"),
     (
         HEADER + "g2,us-east1,1,1\nn1,us-east1,1,1\ng2,us-east1,2,1\n",
-        "line 4: region us-east1 machine_type g2 is priced twice, first at line 2",
+        "line 4: 'region us-east1 machine_type g2' is priced twice, first at line 2",
     ),
-    ('[{"node": "a", "usd_per_hour": 1}, {"node": "a", "usd_per_hour": 1}]', "row 2: node a is priced twice"),
+    ('[{"node": "a", "usd_per_hour": 1}, {"node": "a", "usd_per_hour": 1}]', "row 2: 'node a' is priced twice"),
+    ('node,usd_per_hour\n"a\nb",1\n"a\nb",1\n', "line 5: 'node a\\nb' is priced twice, first at line 3"),
+    ('"a\nb","a\nb"\n', "line 3: there are two columns 'a\\nb'"),
+    (f"node,amount,currency\na,1,{'C' * 999}\n", f"line 2: currency '{'C' * 20}' has no rate"),
     ("node,amount,currency\na,1,CHF\n", "line 2: currency 'CHF' has no rate; those with one are EUR, USD"),
     ("node,usd_per_hour,currency\na,1,EUR\n", "line 2: it has usd_per_hour and amount or a currency"),
     ("node,usd_per_hour,amount\na,1,1\n", "line 2: it has usd_per_hour and amount or a currency"),
@@ -140,7 +143,7 @@ BAD = [
     ("node,usd_per_hour,valid_until\na,1,0001-01-01\n", "line 2: valid_until is '0001-01-01'"),
     ("from_region,to_region,usd_per_gb\na,,1\n", "line 2: to_region is empty"),
     ("from_region,to_region,usd_per_gb\na,b,\n", "line 2: usd_per_gb is ''"),
-    ("from_region,to_region,usd_per_gb\na,b,1\na,b,1\n", "line 3: transfer a b is priced twice"),
+    ("from_region,to_region,usd_per_gb\na,b,1\na,b,1\n", "line 3: 'transfer a b' is priced twice"),
     # Sizes.
     ("node,usd_per_hour\n" + "".join(f"n{i},1\n" for i in range(MAX_ROWS + 1)), "it has more than 100000 rows"),
     ("[" * 100_000, "it is not JSON"),

@@ -96,7 +96,7 @@ class Prices:
                 f"no operator set a price from {from_region} to {to_region}; `nearmesh price list` shows all"
             )
         await self._db.run(_write_transfer, pair, None)
-        del self._transfers[pair]
+        self._transfers.pop(pair, None)
         self._changes.bump()
         return Transfer(*pair, self.transfer_usd_per_gb(*pair), "feed")
 

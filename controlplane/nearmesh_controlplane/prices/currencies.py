@@ -13,6 +13,8 @@ USD = "USD"
 # More than any machine costs in an hour, and than a GB costs to move; what is above it is a slip.
 MAX_AMOUNT = 1e6
 MAX_CURRENCIES = 200
+# Of a wrong currency's name in a message.
+MAX_SHOWN = 20
 
 # ISO 4217.
 _CURRENCY = re.compile(r"[A-Z]{3}")
@@ -52,7 +54,8 @@ class Currencies:
         if rate is None:
             known = ", ".join(sorted({USD, *self.rates}))
             raise InvalidInput(
-                f"currency {currency!r} has no rate; those with one are {known}: add it to [currencies] in mesh.toml"
+                f"currency {currency[:MAX_SHOWN]!r} has no rate; those with one are {known}: "
+                "add it to [currencies] in mesh.toml"
             )
         return Money(check_price(check_amount(amount, currency) * rate), amount, currency)
 

@@ -124,7 +124,7 @@ def _check_header(names: list[str], where: str) -> None:
         raise BadFeed(f"{where}: its columns are separated by {other[0]!r}; expected commas")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise BadFeed(f"{where}: there are two columns {twice!r}")
+        raise BadFeed(f"{where}: there are two columns {_shown(twice)}")
     _check_columns(names, where)
     machine = "node" in names or {"region", "machine_type"} <= set(names)
     if not (machine and set(PRICE) & set(names)) and not set(TRANSFER) <= set(names):
@@ -225,7 +225,7 @@ class _Builder:
     def _once(self, where: str, key: tuple[str, ...]) -> None:
         first = self._places.setdefault(key, where)
         if first != where:
-            raise InvalidInput(f"{' '.join(key)} is priced twice, first at {first}")
+            raise InvalidInput(f"{_shown(' '.join(key))} is priced twice, first at {first}")
 
     def _money(self, row: dict[str, str], terms: str) -> Money | None:
         currency = row.get("currency") or USD

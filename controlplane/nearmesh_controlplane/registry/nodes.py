@@ -334,8 +334,13 @@ class Registry:
         """Takes the operator's price back."""
         return await self._update(node_id, set_usd_per_hour=None, set_amount=None, set_currency=None, set_until_s=None)
 
+    def end_prices(self, now_s: float) -> None:
+        """As time goes by, seconds since the epoch: decides anew when a price that counts has ended."""
+        if any(0 < node.price.valid_until_s <= now_s for node in self._nodes.values()):
+            self.reprice()
+
     def reprice(self) -> None:
-        """Decides every price anew, after the feed changed or as time goes by, and wakes those who route by them."""
+        """Decides every price anew, and wakes those who route by them if one is another."""
         changed = [(node, after) for node in self._nodes.values() if (after := self._price_of(node)) != node.price]
         for node, after in changed:
             self._nodes[node.id] = dataclasses.replace(node, price=after)
