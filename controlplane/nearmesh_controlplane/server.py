@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from envoy.service.discovery.v3 import ads_pb2_grpc
+from envoy.service.load_stats.v3 import lrs_pb2_grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from nearmesh.process import only_one
@@ -41,6 +42,8 @@ from nearmesh_controlplane.registry.join import Addresses, Admission
 from nearmesh_controlplane.registry.nodes import Node, Registry
 from nearmesh_controlplane.registry.servicer import NodeServicer
 from nearmesh_controlplane.registry.wanted import wanted_state
+from nearmesh_controlplane.routing import load_reports
+from nearmesh_controlplane.routing.load_reports import LoadReports
 from nearmesh_controlplane.routing.measurements import Measurements
 from nearmesh_controlplane.routing.residency import ResidencyRules
 from nearmesh_controlplane.routing.router import Router
@@ -74,6 +77,7 @@ POLICY = {
     "/nearmesh.v1.AdminService/": OPERATORS,
     # gRPC's own xDS client cannot send a token as metadata; the servicer looks for it in the first message.
     ADS: EVERYONE,
+    load_reports.METHOD: EVERYONE,
 }
 
 
@@ -247,6 +251,9 @@ class ControlPlane:
                 check=lambda who: gatekeeper.check(who, ADS),
             ),
             server,
+        )
+        lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(
+            LoadReports(self.measurements, self.authority.verifier(), self.changes.drift), server
         )
 
 

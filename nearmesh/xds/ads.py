@@ -42,6 +42,21 @@ Requests = AsyncIterator[discovery_pb2.DiscoveryRequest]
 Builder = Callable[[View, Subscription], Resources]
 
 
+def identity(verifier: TokenVerifier, node: base_pb2.Node) -> Identity:
+    """Who opened the stream that is being answered: by certificate or header, else by its node's metadata.
+
+    Raises Unauthenticated.
+    """
+    who = caller()
+    if who.role != ANYONE:
+        return who
+    token = dict(node.metadata).get(TOKEN_KEY)
+    if not isinstance(token, str):
+        raise Unauthenticated(f"no token: put one under node.metadata.{TOKEN_KEY} of the xDS bootstrap")
+    bearer = verifier.access(token)
+    return Identity(bearer.subject, bearer.role)
+
+
 def _anybody(_: Identity) -> None:
     return None
 
@@ -78,7 +93,7 @@ class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # t
         first = await _first(requests)
         if first is None:
             return
-        who = self._identify(first.node)
+        who = identity(self._verifier, first.node)
         region = self._region(who, first.node)
         log.info("xds stream opened peer=%s region=%s", who, region)
         self.streams += 1
@@ -94,16 +109,6 @@ class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # t
         """Refused: both gRPC and our gateways speak state-of-the-world."""
         raise Unsupported("incremental xDS is not offered; use StreamAggregatedResources")
         yield
-
-    def _identify(self, node: base_pb2.Node) -> Identity:
-        who = caller()
-        if who.role != ANYONE:
-            return who
-        token = dict(node.metadata).get(TOKEN_KEY)
-        if not isinstance(token, str):
-            raise Unauthenticated(f"no token: put one under node.metadata.{TOKEN_KEY} of the xDS bootstrap")
-        bearer = self._verifier.access(token)
-        return Identity(bearer.subject, bearer.role)
 
     def _region(self, who: Identity, node: base_pb2.Node) -> str:
         """The region that the stream is for. Raises InvalidInput, PermissionDenied."""

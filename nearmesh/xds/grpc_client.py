@@ -110,6 +110,9 @@ def _cluster(name: str, mesh: str, several: bool) -> bytes:
     # Ejecting the only node would turn slow answers into none.
     if several:
         cluster["outlier_detection"] = _OUTLIERS
+    # Whoever serves the cluster also hears how many calls it got; gRPC reports by itself.
+    if name != NOWHERE:
+        cluster["lrs_server"] = {"self": {}}
     return packed(ParseDict(cluster, cluster_pb2.Cluster()))
 
 

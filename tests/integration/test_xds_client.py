@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from nearmesh_controlplane.routing import load_reports
 
-from tests.integration.xds_fixtures import SmallMesh, XdsClient, access_token, small_mesh, xds_client
+from tests.integration.xds_fixtures import REGION, SmallMesh, XdsClient, access_token, small_mesh, xds_client
 
 LARGE = 6_500_000
 
@@ -97,3 +99,26 @@ async def test_without_a_token_of_the_mesh_nothing_is_told(tmp_path: Path, kind:
             answer = await client.call(timeout_s=5)
             assert answer["error"] == "UNAVAILABLE"
             assert "UNAUTHENTICATED" in answer["detail"]
+
+
+async def test_grpc_reports_how_many_calls_each_node_got(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its own accord, since the cluster asks for it."""
+    monkeypatch.setattr(load_reports, "REPORT_EVERY_S", 1)
+    async with setting(tmp_path) as (small, client):
+        for _ in range(5):
+            await client.call()
+        await client.call(metadata={"nearmesh-objective": "nearest"})
+        await client.call(parameters={"status": 13})
+        found: Counter[tuple[str, str, str, str]] = Counter()
+        async with asyncio.timeout(15):
+            while sum(found.values()) < 7:
+                kind, reporter, report = await small.reports.taken.get()
+                assert (kind, reporter, report.region) == ("clients", "app", REGION)
+                for calls in report.calls:
+                    found[calls.model, calls.objective, calls.node, "answered"] += calls.answered
+                    found[calls.model, calls.objective, calls.node, "failed"] += calls.failed
+        assert +found == {
+            ("digits", "", "a", "answered"): 5,
+            ("digits", "", "a", "failed"): 1,
+            ("digits", "nearest", "a", "answered"): 1,
+        }

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from envoy.service.discovery.v3 import ads_pb2_grpc
+from envoy.service.load_stats.v3 import lrs_pb2_grpc
 from nearmesh_controlplane.registry.authority import Authority
+from nearmesh_controlplane.routing import load_reports
+from nearmesh_controlplane.routing.load_reports import LoadReports
 
 from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
 from nearmesh.gateway.bootstrap import GatewayIdentity, write_secrets
@@ -28,6 +31,7 @@ from nearmesh.routing.table import Endpoint, Listener, ModelRoutes, RouteTable
 from nearmesh.rpc import EVERYONE, MACHINES, Gatekeeper
 from nearmesh.tls import Credentials, certificate_request, key_to_pem, new_key
 from nearmesh.transport.server import Server
+from nearmesh.v1 import route_pb2
 from nearmesh.xds.ads import AggregatedDiscovery
 
 MESH = "test-mesh"
@@ -104,6 +108,17 @@ async def node_process(name: str, folder: Path, listener: Listener) -> AsyncIter
         await process.wait()
 
 
+class Reports:
+    """Takes the place of the control plane's measurements."""
+
+    def __init__(self) -> None:
+        self.taken: asyncio.Queue[tuple[str, str, route_pb2.ReportLatencyRequest]] = asyncio.Queue()
+
+    def report(self, request: route_pb2.ReportLatencyRequest, *, kind: str, reporter: str, over_s: float) -> None:
+        assert 0 < over_s < 60
+        self.taken.put_nowait((kind, reporter, request))
+
+
 @dataclass
 class SmallMesh:
     """What a test has in hand."""
@@ -114,6 +129,7 @@ class SmallMesh:
     folder: Path
     public: str
     mesh: str
+    reports: Reports
     nodes: dict[str, NodeProcess] = field(default_factory=dict)
     removed: set[str] = field(default_factory=set)
     token: str = ""
@@ -145,7 +161,12 @@ async def small_mesh(
         source = FakeSource()
         removed: set[str] = set()
         keepers = [
-            Gatekeeper(mesh=MESH, verifier=authority.verifier(), policy={ADS: roles}, removed=lambda: removed)
+            Gatekeeper(
+                mesh=MESH,
+                verifier=authority.verifier(),
+                policy={ADS: roles, load_reports.METHOD: EVERYONE},
+                removed=lambda: removed,
+            )
             for roles in (EVERYONE, MACHINES)
         ]
         service = AggregatedDiscovery(
@@ -156,16 +177,18 @@ async def small_mesh(
             region_of=lambda _gateway: REGION,
             check=lambda who: keepers[1].check(who, ADS) if who.role in MACHINES else None,
         )
+        reports = Reports()
         own = authority.server_credentials(["localhost"])
         addresses = []
         for keeper, demands in zip(keepers, (False, True), strict=True):
             server = Server(keeper, 1_000_000)
             ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(service, server)
+            lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(LoadReports(reports, authority.verifier()), server)
             address = server.listen("127.0.0.1:0", lambda: own, mesh=demands)
             addresses.append(address.replace("127.0.0.1", "localhost"))
             await server.start()
             stack.push_async_callback(server.stop, 0)
-        small = SmallMesh(authority, source, service, folder, *addresses, removed=removed)
+        small = SmallMesh(authority, source, service, folder, *addresses, reports, removed=removed)
         small.token = access_token(authority)
         folders = [machine(authority, "node", name, folder / name) for name in names]
         started = [stack.enter_async_context(node_process(n, f, listener)) for n, f in zip(names, folders, strict=True)]

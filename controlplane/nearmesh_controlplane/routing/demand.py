@@ -93,8 +93,20 @@ class DemandBook:
         # When each reporter last named each region.
         self._regions: dict[str, dict[str, float]] = {}
 
-    def report(self, region: str, calls: Iterable[Calls], *, kind: Claimant, reporter: str, now_s: float) -> None:
-        """Takes over a claim. The caller sees to it that models and objectives exist. Raises InvalidInput."""
+    def report(
+        self,
+        region: str,
+        calls: Iterable[Calls],
+        *,
+        kind: Claimant,
+        reporter: str,
+        now_s: float,
+        over_s: float = SECOND_S,
+    ) -> None:
+        """Takes over a claim about the last `over_s`. Raises InvalidInput.
+
+        The caller sees to it that models and objectives exist.
+        """
         check_label("region", region)
         claims = list(calls)
         for claim in claims:
@@ -105,7 +117,7 @@ class DemandBook:
         book = self._claims[kind]
         for claim in claims:
             key = (region, claim.model, claim.objective)
-            rate = book.pop(key, None) or Rate(now_s - SECOND_S)
+            rate = book.pop(key, None) or Rate(now_s - min(max(over_s, SECOND_S), HALF_LIFE_S))
             rate.add(claim.count, now_s=now_s)
             book[key] = rate
             if len(book) > MAX_KEYS:

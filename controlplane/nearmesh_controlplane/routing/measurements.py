@@ -41,8 +41,10 @@ class Measurements:
         self._chosen_for: tuple[int, dict[str, str]] = (-1, {})
         self._learned_s = clock()
 
-    def report(self, request: route_pb2.ReportLatencyRequest, *, kind: Claimant, reporter: str) -> None:
-        """Takes over what a gateway or a client measured. Raises InvalidInput.
+    def report(
+        self, request: route_pb2.ReportLatencyRequest, *, kind: Claimant, reporter: str, over_s: float = 1.0
+    ) -> None:
+        """Takes over what a gateway or a client measured, calls of the last `over_s`. Raises InvalidInput.
 
         Nodes and models that are not there (any more) are passed over.
         """
@@ -59,7 +61,7 @@ class Measurements:
                 )
         if request.calls:
             calls = list(self._calls(request.calls))
-            self.demand.report(request.region, calls, kind=kind, reporter=reporter, now_s=now_s)
+            self.demand.report(request.region, calls, kind=kind, reporter=reporter, now_s=now_s, over_s=over_s)
 
     def node_status(self, node_id: str, status: node_pb2.NodeStatus) -> None:
         """Takes over what a node counted, and what it measured of others."""
