@@ -165,6 +165,37 @@ def test_nodes(mesh: Mesh) -> None:
     assert "Mars" in failure(mesh.run("node", "token", "x", "--site", "Mars", "--region", "us-east1"))
 
 
+def test_prices_by_whose_word(mesh: Mesh) -> None:
+    assert mesh.run("node", "price", "node-a", "0.5", "--for", "1h").exit_code == 0
+    (node,) = mesh.json("price", "list")["nodes"]
+    assert (node["node"], node["usd_per_hour"], node["source"], node["spot"]) == ("node-a", 0.5, "operator", False)
+    assert 3000 < node["valid_until_s"] - time.time() <= 3600
+    assert "'EUR' has no rate; those with one are USD" in failure(
+        mesh.run("node", "price", "node-a", "1", "--currency", "EUR")
+    )
+    back = mesh.json("node", "price", "node-a", "--unset")
+    assert (back["usd_per_hour"], back["price_source"]) == (0.36, "node")
+    assert mesh.json("price", "transfer", "europe-west1", "*", "0.08")["usd_per_gb"] == 0.08
+    assert "europe-west1 * 0.08000 operator" in " ".join(mesh.run("price", "list").stdout.split())
+    assert mesh.run("price", "transfer", "europe-west1", "*", "--unset").exit_code == 0
+    assert "no operator set a price" in failure(mesh.run("price", "transfer", "europe-west1", "*", "--unset"))
+    assert mesh.json("price", "list")["transfers"] == []
+    assert "no price feed" in mesh.run("price", "list").stdout
+
+
+def test_where_data_may_go(mesh: Mesh) -> None:
+    assert mesh.json("route", "set", "adder", "--regions", "europe-west1")["regions"] == ["europe-west1"]
+    assert mesh.json("model", "show", "adder")["regions"] == ["europe-west1"]
+    assert "only in europe-west1" in mesh.run("model", "show", "adder").stdout
+    assert mesh.json("route", "set", "adder", "--any-region")["regions"] == []
+    bound = mesh.json("route", "residency", "us-east1", "europe-west1")
+    assert mesh.json("route", "residency") == [bound] == [{"client_region": "us-east1", "regions": ["europe-west1"]}]
+    assert mesh.run("route", "residency", "us-east1", "--clear").exit_code == 0
+    assert mesh.json("route", "residency") == []
+    assert "no rule binds" in failure(mesh.run("route", "residency", "us-east1", "--clear"))
+    assert "'Mars!'" in failure(mesh.run("route", "residency", "us-east1", "Mars!"))
+
+
 def test_drain_and_cordon_and_back(mesh: Mesh) -> None:
     for word, mark in (("drain", "draining"), ("cordon", "cordoned")):
         assert mesh.run("node", word, "node-a").exit_code == 0
@@ -281,6 +312,10 @@ def test_tokens_and_what_they_allow(mesh: Mesh) -> None:
     for arguments in (
         ("node", "list"),
         ("node", "price", "node-a", "1"),
+        ("price", "list"),
+        ("price", "transfer", "a", "b", "1"),
+        ("route", "residency"),
+        ("route", "residency", "a", "b"),
         ("model", "deploy", "adder@1"),
         ("model", "publish", str(mesh.package("1"))),
         ("route", "set", "adder", "--deadline-ms", "1"),
