@@ -1,11 +1,9 @@
-"""Nodes that play a script, and an event loop whose clock jumps to the next timer instead of waiting."""
+"""Nodes that play a script, for a client on a clock that jumps."""
 
 from __future__ import annotations
 
 import asyncio
-import selectors
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 from tritonclient.grpc import service_pb2
 
@@ -13,35 +11,9 @@ from nearmesh import errors
 from nearmesh.client.picker import Endpoint
 from nearmesh.client.transport import Reply
 
-T = TypeVar("T")
 # What a node does when it is asked: after so many seconds, answer ("ok") or raise.
 Act = tuple[float, str | errors.MeshError]
 NEVER = 1e6
-
-
-class JumpingSelector(selectors.DefaultSelector):
-    """Nothing comes from outside, so instead of waiting time moves on."""
-
-    now_s = 1000.0
-
-    def select(self, timeout: float | None = None) -> Any:
-        assert timeout is not None, "the loop waits for ever"
-        self.now_s += max(0.0, timeout)
-        return super().select(0)
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self.jumping = JumpingSelector()
-        super().__init__(self.jumping)
-
-    def time(self) -> float:
-        return self.jumping.now_s
-
-
-def on_jumping_clock(work: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
-        return runner.run(work)
 
 
 class ScriptedTransport:

@@ -69,7 +69,7 @@ class Call:
     deadline_s: float
     idempotent: bool = True
     # The order as of now, best first; asked again before each attempt.
-    plan: Callable[[], list[Choice]]
+    plan: Callable[[], Sequence[Choice]]
     # Of an order that is not empty, whom to ask first.
     pick: Callable[[Sequence[Choice]], Choice] = lambda choices: choices[0]
     # The objective as asked for, and the time that the model's policy aims at: what the call is counted by.
@@ -185,9 +185,10 @@ class _Race:
         busy = {runner.choice.node for runner in self._running.values()}
         if busy and not self._call.idempotent:
             choices = []
-        elif choices and not self._asked and not busy:
-            choices = [self._call.pick(choices), *choices]
-        choice = next((c for c in choices if c.node not in self._asked and c.node not in busy), None)
+        if choices and not self._asked and not busy:
+            choice: Choice | None = self._call.pick(choices)
+        else:
+            choice = next((c for c in choices if c.node not in self._asked and c.node not in busy), None)
         if choice:
             self._tally.failovers += self._last_error is not None
             self._start(choice)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
-from collections.abc import Sequence as Ordered
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,11 +14,12 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from nearmesh import routing, tensors
-from nearmesh.client import picker, receipt
+from nearmesh.client import receipt
 from nearmesh.client.attempts import Call, deliver
 from nearmesh.client.channels import Channels
 from nearmesh.client.experience import Experience
 from nearmesh.client.picker import Choice, Route
+from nearmesh.client.planner import Planner
 from nearmesh.client.receipt import Answer
 from nearmesh.client.routes import Routes, control_channel
 from nearmesh.client.sequences import Sequence
@@ -62,21 +61,6 @@ def connect(
     return Mesh(from_arguments(control_plane=control_plane, ca=ca, token=token, region=region, site=site))
 
 
-# Small calls come faster than measurements change: an order of nodes serves for this long, unless the route or what is
-# out of it changes.
-PLAN_S = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """An order of nodes, with what it was made from."""
-
-    route: Route
-    out: Collection[str]
-    until_s: float
-    choices: tuple[Choice, ...]
-
-
 class Mesh:
     """A connection to the mesh: routes, channels to the nodes, and what was measured about them."""
 
@@ -85,17 +69,17 @@ class Mesh:
         self.settings = settings
         self._chance = chance or random.Random()
         self._experience = Experience(on_failed=self._failed)
-        # The choice in use for each model and objective; it keeps its place against a near tie.
-        self._plans: dict[tuple[str, str], _Plan] = {}
         self._stack = AsyncExitStack()
         self._channels: Channels
         self._routes: Routes
         self._prober: Prober
         self._trials: Trials
+        self._planner: Planner
 
     async def __aenter__(self) -> Mesh:
         settings, token = self.settings, Token(self.settings)
         clock = asyncio.get_running_loop().time
+        self._planner = Planner(self._experience, self._chance, clock)
         token.metadata(clock())  # a token that cannot be read is told now, not at the first call
         control = control_channel(settings)
         self._stack.push_async_callback(control.close)
@@ -157,8 +141,8 @@ class Mesh:
             request=request,
             deadline_s=start_s + limit_s,
             idempotent=idempotent,
-            plan=lambda: self._plan(self._routes.latest(route, *key), key),
-            pick=lambda choices: self._pick(model, choices),
+            plan=lambda: self._planner.plan(self._routes.latest(route, *key), key),
+            pick=lambda choices: self._planner.pick(model, choices),
             objective=objective or "",
             aim_ms=route.deadline_ms,
         )
@@ -189,7 +173,7 @@ class Mesh:
         route comes within `deadline_s`.
         """
         route = await self._route(model, objective, deadline_s)
-        choices = self._plan(route, (model, objective or ""))
+        choices = self._planner.plan(route, (model, objective or ""))
         placed = await asyncio.gather(*(self._reached(choice) for choice in choices if choice.weight))
         if any(placed):
             return
@@ -217,7 +201,7 @@ class Mesh:
             self._channels,
             self._experience,
             lambda: self._routes.latest(route, *key),
-            lambda: self._arranged(self._routes.latest(route, *key), key),
+            lambda: self._planner.arranged(self._routes.latest(route, *key), key),
             lambda inputs, outputs: make_request(model, inputs, outputs, version=version, parameters=parameters),
             default_deadline_s(route) if deadline_s is None else deadline_s,
         )
@@ -228,34 +212,6 @@ class Mesh:
         if objective is not None:
             routing.parse_objective(objective)
         return await self._routes.get(model, objective or "", MIN_DEADLINE_S if deadline_s is None else deadline_s)
-
-    def _plan(self, route: Route, key: tuple[str, str]) -> list[Choice]:
-        now_s = asyncio.get_running_loop().time()
-        ready = [endpoint.node for endpoint in route.endpoints if endpoint.candidate.ready]
-        out = self._experience.out(route.model, now_s=now_s, among=ready)
-        kept = self._plans.get(key)
-        if kept is None or kept.route is not route or kept.out != out or now_s > kept.until_s:
-            measured = self._experience.measured(now_s=now_s)
-            current = kept.choices[0].node if kept and kept.choices else None
-            found = picker.order(route, measured=measured, out=out, current=current)
-            kept = self._plans[key] = _Plan(route, out, now_s + PLAN_S, tuple(found))
-        return list(kept.choices)
-
-    def _pick(self, model: str, choices: Ordered[Choice]) -> Choice:
-        now_s = asyncio.get_running_loop().time()
-
-        def cost(choice: Choice) -> float:
-            return self._experience.cost(choice.node, model, choice.forecast.p50_ms, now_s=now_s)
-
-        return picker.pick(choices, cost, self._chance)
-
-    def _arranged(self, route: Route, key: tuple[str, str]) -> list[Choice]:
-        """The order in which a sequence looks for its node."""
-        choices = self._plan(route, key)
-        if not choices:
-            return choices
-        first = self._pick(key[0], choices)
-        return [first, *(choice for choice in choices if choice is not first)]
 
     async def _reached(self, choice: Choice) -> bool:
         with suppress(MeshError):

@@ -8,7 +8,7 @@ node that errs or is far slower than forecast is out for that model until copies
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -70,6 +70,8 @@ class Experience:
 
     def __init__(self, on_failed: Callable[[str], None] = lambda node: None, *, budget: Budget | None = None) -> None:
         self._nodes: dict[str, _Node] = {}
+        # Nodes that may be out for something: few, so that a call need not look at all of them.
+        self._doubtful: set[str] = set()
         self._on_failed = on_failed
         # What copies of calls are paid from, and what all calls came to.
         self.budget = budget or Budget()
@@ -103,12 +105,14 @@ class Experience:
         """The node could not be reached, or was silent for too long; it is out until it `answered`."""
         found = self._node(node)
         found.failed = _longer(found.failed, now_s)
+        self._doubtful.add(node)
         self._on_failed(node)
 
     def refused(self, node: str, model: str, *, now_s: float, retry_after_ms: int | None = None) -> None:
         """The node is alive and does not serve this model just now."""
         refused = self._node(node).refused
         refused[model] = _longer(refused.get(model), now_s)
+        self._doubtful.add(node)
         if retry_after_ms is not None:
             refused[model].until_s = now_s + min(retry_after_ms / 1000, MAX_OUT_S)
 
@@ -118,6 +122,8 @@ class Experience:
         found.failed = None
         found.lost = 0
         found.refused.pop(model, None)
+        if not found.refused and not any(known.health.is_ejected for known in found.models.values()):
+            self._doubtful.discard(node)
 
     def began(self, node: str) -> None:
         """A call is under way to it."""
@@ -133,19 +139,19 @@ class Experience:
         found = self._model(node, model)
         found.load.add(ms, now_s=now_s)
         peers = self._peers(node, model, now_s)
-        self._count(found.health.answered(ms, forecast.p50_ms, forecast.p95_ms, now_s=now_s, peers=peers))
+        self._count(node, found.health.answered(ms, forecast.p50_ms, forecast.p95_ms, now_s=now_s, peers=peers))
 
     def erred(self, node: str, model: str, forecast: Times, *, now_s: float) -> None:
         """The node answered with an error of its own making, or with what makes no sense."""
         found = self._model(node, model)
         found.load.add(ERROR_AS_P95S * forecast.p95_ms, now_s=now_s)
-        self._count(found.health.erred(now_s=now_s))
+        self._count(node, found.health.erred(now_s=now_s))
 
     def lost_race(self, node: str, model: str, ms: float, *, now_s: float) -> None:
         """The node was asked first, was silent for `ms`, more than forecast, and another's answer came first."""
         found = self._model(node, model)
         found.load.add(ms, now_s=now_s)
-        self._count(found.health.lost_race(now_s=now_s, peers=self._peers(node, model, now_s)))
+        self._count(node, found.health.lost_race(now_s=now_s, peers=self._peers(node, model, now_s)))
         self._node(node).lost += 1
         if self._node(node).lost >= LOST_IN_A_ROW:
             self.failed(node, now_s=now_s)
@@ -166,18 +172,19 @@ class Experience:
         found = known.models.get(model) if known and not known.failed else None
         return found is not None and found.health.take_trial(now_s)
 
-    def out(self, model: str, *, now_s: float, among: Collection[str] | None = None) -> set[str]:
-        """The nodes that a call for `model` should rather not try; `among` are those that serve it."""
+    def out(self, model: str, *, now_s: float, serving: int | None = None) -> set[str]:
+        """The nodes that a call for `model` should rather not try; `serving` is how many there are for it."""
         found, slow = set[str](), list[tuple[float, str]]()
-        for name, node in self._nodes.items():
+        for name in self._doubtful:
+            node = self._nodes[name]
             ejected = node.models[model].health.ejected_for(now_s) if model in node.models else None
             if node.failed or _is_out(node.refused.get(model), now_s) or ejected is Why.ERRORS:
                 found.add(name)
             elif ejected is Why.SLOW:
                 slow.append((node.models[model].load.expected_ms(0.0, now_s=now_s), name))
-        serving = len(self._nodes if among is None else among)
         slow.sort(reverse=True)
-        return found | {name for _, name in slow[: math.floor(MOST_SLOW * serving)]}
+        most = math.floor(MOST_SLOW * (len(self._nodes) if serving is None else serving))
+        return found | {name for _, name in slow[:most]}
 
     def statistics(self, *, now_s: float) -> Statistics:
         """What the calls came to, and what is thought of each node."""
@@ -196,6 +203,7 @@ class Experience:
     def forget(self, node: str) -> None:
         """The node is in no route any more."""
         self._nodes.pop(node, None)
+        self._doubtful.discard(node)
         self.tally.forget(node)
 
     def _node(self, name: str) -> _Node:
@@ -221,8 +229,10 @@ class Experience:
 
         return find
 
-    def _count(self, ejected: bool) -> None:
-        self.tally.ejections += ejected
+    def _count(self, node: str, ejected: bool) -> None:
+        if ejected:
+            self.tally.ejections += 1
+            self._doubtful.add(node)
 
 
 def _longer(before: _Out | None, now_s: float) -> _Out:

@@ -28,9 +28,10 @@ LEAST_ERRORS = 2.5
 MAX_AGE_S = 10.0
 KEPT = 16
 LEAST_TIMES = 5
-# A node is slow when the median of its latest times is this many times the 95th percentile that was forecast ...
-SLOW = 3.0
-# ... and this much above it in milliseconds, so that a busy client's own delays eject nobody ...
+# A node is slow when the median of its latest times is this many times the 95th percentile that was forecast (twice or
+# three times its usual median), ...
+SLOW = 1.5
+# ... this much above it in milliseconds, so that a busy client's own delays eject nobody, ...
 MIN_EXCESS_MS = 25.0
 # ... and this many times as far from its forecast as its peers are from theirs: when all are, it is not the node.
 ABOVE_PEERS = 2.0
@@ -122,6 +123,11 @@ class Health:
         if self._ejection or self._bad < LEAST_ERRORS or self._bad < ERROR_SHARE * (self._bad + self._good):
             return False
         return self._eject(Why.ERRORS, now_s)
+
+    @property
+    def is_ejected(self) -> bool:
+        """Or on probation, as of the last look."""
+        return self._ejection is not None
 
     def state(self, now_s: float) -> State:
         """As of now."""

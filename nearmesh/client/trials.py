@@ -8,7 +8,8 @@ paid from the hedges' budget.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import takewhile
 
 from nearmesh.client import picker
 from nearmesh.client.attempts import Call, outputs_of
@@ -28,16 +29,15 @@ class Trials:
         self._experience = experience
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def consider(self, call: Call, choices: Iterable[Choice]) -> None:
+    def consider(self, call: Call, choices: Sequence[Choice]) -> None:
         """Sends copies of a call to the nodes that are due for one."""
         if not call.idempotent:
             return
         now_s = asyncio.get_running_loop().time()
-        for choice in choices:
+        # Those that are out stand at the end.
+        for choice in takewhile(lambda choice: not choice.in_service, reversed(choices)):
             # In this order: a trial that is not paid for is due again a little later.
-            due = not choice.in_service and self._experience.take_trial(
-                choice.node, call.request.model_name, now_s=now_s
-            )
+            due = self._experience.take_trial(choice.node, call.request.model_name, now_s=now_s)
             if due and self._experience.budget.take():
                 self._experience.tally.trials += 1
                 task = asyncio.create_task(self._try(call, choice), name=f"trial {choice.node}")
@@ -63,5 +63,6 @@ class Trials:
             self._experience.erred(node, model, forecast, now_s=clock())
         else:
             self._experience.took(node, model, 1000 * (clock() - start_s), forecast, now_s=clock())
+            self._experience.answered(node, model)
         finally:
             self._experience.ended(node)

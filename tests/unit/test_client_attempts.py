@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from tritonclient.grpc import service_pb2
 
+from benchmarks.jumping_clock import on_jumping_clock
 from nearmesh import errors
 from nearmesh.client import picker
 from nearmesh.client.attempts import Call, Delivery, deliver
@@ -16,7 +17,7 @@ from nearmesh.client.experience import Experience
 from nearmesh.client.receipt import BESIDE, OVERTAKEN
 from nearmesh.client.transport import NotSent
 from tests.client_routes import endpoint, route
-from tests.client_transport import NEVER, Act, ScriptedTransport, on_jumping_clock
+from tests.client_transport import NEVER, Act, ScriptedTransport
 
 
 class Outcome:
@@ -53,7 +54,7 @@ class Outcome:
             *(endpoint(node, 10.0 + index / 10, site=node[0]) for index, node in enumerate(sorted(transport._acts)))
         )
         return lambda: picker.order(
-            found, measured={}, out=self.experience.out("m", now_s=clock(), among=transport._acts)
+            found, measured={}, out=self.experience.out("m", now_s=clock(), serving=len(transport._acts))
         )
 
     @property

@@ -211,9 +211,9 @@ def test_at_most_half_of_the_nodes_are_out_for_being_slow() -> None:
             found.took(name, "m", P50, FORECAST, now_s=index / 10)
     slow(found, *names[:3])
     assert found.statistics(now_s=0.5).ejections == 3
-    assert len(found.out("m", now_s=0.5, among=names)) == int(MOST_SLOW * len(names))
-    assert found.out("m", now_s=0.5, among=names[:1]) == set()
-    assert found.out("other", now_s=0.5, among=names) == set()
+    assert len(found.out("m", now_s=0.5, serving=len(names))) == int(MOST_SLOW * len(names))
+    assert found.out("m", now_s=0.5, serving=1) == set()
+    assert found.out("other", now_s=0.5, serving=len(names)) == set()
 
 
 def test_a_busy_node_costs_more_and_an_error_counts_as_slow() -> None:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from tritonclient.grpc import service_pb2
 
+from benchmarks.jumping_clock import on_jumping_clock
 from nearmesh import errors
 from nearmesh.client import picker
 from nearmesh.client.attempts import Call
@@ -16,7 +17,7 @@ from nearmesh.client.health import FIRST_OUT_S, GOOD_TRIALS, TRIAL_EVERY_S
 from nearmesh.client.trials import Trials
 from nearmesh.routing import Times
 from tests.client_routes import endpoint, route
-from tests.client_transport import NEVER, Act, ScriptedTransport, on_jumping_clock
+from tests.client_transport import NEVER, Act, ScriptedTransport
 
 
 class Run:
