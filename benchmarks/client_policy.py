@@ -35,9 +35,9 @@ from nearmesh.routing import Times
 
 RESULTS = Path(__file__).parent / "results" / "client_policy.md"
 INTRODUCTION = """\
-`python -m benchmarks.client_policy`: one client, five nodes at three sites, Poisson calls; the fault is on node a1, which the
-control plane gave 35 % of the calls and the ranking the first place. *Late* is beyond the model's 200 ms. *Copies* are
-hedges and trials, by calls. *Errors* reached the caller. Times are the caller's, on a simulated clock."""
+`python -m benchmarks.client_policy`: one client, five nodes at three sites, Poisson calls. The fault is on node a1, to
+which the control plane gave 35 % of the calls and the ranking the first place. *Late* is beyond the model's 200 ms,
+*copies* are hedges and trials by calls, *errors* reached the caller. Times are the caller's, on a simulated clock."""
 
 MODEL = "model"
 DEADLINE_MS = 200.0
@@ -234,6 +234,8 @@ def run(fault: Fault, policy: Policy, *, seed: int, seconds: float, rate: float)
 
 async def _run(fault: Fault, policy: Policy, seed: int, seconds: float, rate: float) -> Result:
     clock, chance = asyncio.get_running_loop().time, random.Random(seed)
+    # The prober draws its pauses from the module's own generator.
+    random.seed(seed)
     network = Network(fault, random.Random(seed + 1))
     client = Client(network, policy, random.Random(seed + 2))
     seen, start_s = Seen(), clock()

@@ -48,7 +48,7 @@ class Prober:
                 del self._nodes[node]
                 if node not in wanted:
                     self._experience.forget(node)
-        for node in wanted.keys() - self._nodes.keys():
+        for node in [node for node in wanted if node not in self._nodes]:
             wake = asyncio.Event()
             task = asyncio.create_task(self._keep(wanted[node], wake), name=f"probe {node}")
             self._nodes[node] = (wanted[node], task, wake)
