@@ -157,8 +157,12 @@ async def test_transfers_of_operators_and_of_the_feed(mesh: State) -> None:
     seen = mesh.changes.value
     await mesh.prices.set_transfer("a", "*", 0.5)
     assert mesh.changes.value == seen, "it is so already"
-    assert (await mesh.prices.unset_transfer("a", "*")).usd_per_gb == 0.1, "the feed's counts again"
+    assert await mesh.prices.unset_transfer("a", "*") == book.Transfer("a", "*", 0.1, "feed"), "the feed's counts again"
     assert mesh.changes.value == seen + 1
+    await mesh.prices.set_transfer("a", "c", 0.7)
+    await mesh.prices.set_transfer("*", "*", 0.3)
+    assert await mesh.prices.unset_transfer("a", "c") == book.Transfer("a", "c", 0.1, ""), "that from a counts"
+    assert await mesh.prices.unset_transfer("*", "*") == book.Transfer("*", "*", 0.0, "")
 
 
 async def test_what_is_no_transfer(mesh: State, monkeypatch: pytest.MonkeyPatch) -> None:

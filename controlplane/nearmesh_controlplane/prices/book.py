@@ -31,7 +31,8 @@ class Transfer:
     from_region: str
     to_region: str
     usd_per_gb: float
-    source: Literal["operator", "feed"]
+    # Whose word this pair's price is; empty when it has none of its own, and that of a wider pair counts, or 0.
+    source: Literal["operator", "feed", ""]
 
 
 class Prices:
@@ -98,7 +99,7 @@ class Prices:
         await self._db.run(_write_transfer, pair, None)
         self._transfers.pop(pair, None)
         self._changes.bump()
-        return Transfer(*pair, self.transfer_usd_per_gb(*pair), "feed")
+        return Transfer(*pair, self.transfer_usd_per_gb(*pair), "feed" if pair in self.feed.table.transfers else "")
 
 
 def _checked(from_region: str, to_region: str) -> Pair:
