@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from nearmesh_controlplane import database as tables
+from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.database import Database, settled, whole
+from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.prices.book import Prices
+from nearmesh_controlplane.prices.currencies import Currencies
+from nearmesh_controlplane.prices.feed import FeedState
+from nearmesh_controlplane.routing.residency import ResidencyRules
+
+from nearmesh.package import RoutePolicy
+from tests.control_plane_state import digest_of, manifest, stored
 
 Opened = Callable[[], Database]
 
@@ -123,3 +132,30 @@ async def test_values_come_back_as_they_were(db: Database) -> None:
 
     await db.run(write)
     assert await db.run(read) == ((True, False, 1764115200.123456, None), b"\x00\xff", 2**40, ["a", "ü"])
+
+
+async def test_what_operators_say_of_prices_and_regions_comes_back(db: Database) -> None:
+    async def read() -> tuple[Prices, ResidencyRules, Catalog]:
+        changes = Generation()
+        parts = Prices(db, changes, Currencies({}), FeedState()), ResidencyRules(db, changes), Catalog(db, changes)
+        for part in parts:
+            await part.restore()
+        return parts
+
+    prices, residency, catalog = await read()
+    await catalog.add(manifest("m", "1"), digest_of("m", "1"), RoutePolicy(regions=("a",)), stored)
+    assert (await read())[2].policy("m") == RoutePolicy(regions=("a",))
+    await catalog.set_policy("m", "nearest", 0.0, ("c", "b"))
+    for usd in (0.1, 0.2):
+        await prices.set_transfer("a", "*", usd)
+    await prices.set_transfer("*", "*", 0.3)
+    await prices.unset_transfer("*", "*")
+    for regions in (["a"], ["b", "a"]):
+        await residency.set("a", regions)
+    await residency.set("b", ["b"])
+    await residency.set("b", [])
+    again = await read()
+    assert again[0].transfers() == prices.transfers() and len(prices.transfers()) == 1
+    assert again[0].transfer_usd_per_gb("a", "z") == 0.2
+    assert again[1].all() == residency.all() == [("a", frozenset({"a", "b"}))]
+    assert again[2].policy("m") == RoutePolicy(objective="nearest", regions=("b", "c"))
