@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 CHANNEL = "nearmesh"
 SCHEMES = ("postgresql", "postgres")
 
-# How long a change waits for a server that went away: a restart of PostgreSQL takes about this long.
-PATIENCE_S = 5.0
+# How long a change waits for a server that went away: a restart of PostgreSQL takes less, a caller waits for longer.
+PATIENCE_S = 10.0
 AGAIN_AFTER_S = 0.1
 # Connections of a control plane that froze must not keep locks: its transaction is ended by the server. Both bounds are
 # far above what any transaction here takes.

@@ -1,0 +1,237 @@
+"""A pair of control planes over one PostgreSQL, killed and frozen in turn while people write, nodes report and clients
+call: what was acknowledged must be there, one at a time may act, and no call may notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from nearmesh.client.admin import AdminClient
+from nearmesh.errors import MeshError
+from tests.integration.adding_model import adding
+from tests.integration.mesh_processes import Caller, ControlPlane, Pair, calling, node, pair, until
+from tests.postgres import Postgres
+
+Figures = dict[str, Any]
+
+# What is promised: a lost leader is replaced within this.
+REPLACED_WITHIN_S = 5.0
+# Between two faults: the writers get something done, and what was killed is back.
+CALM_S = 1.0
+# Longer than the lease.
+FROZEN_S = 5.0
+# A writer that was refused turns to the other control plane after so long.
+TURN_S = 0.05
+
+# Every write by which a leader tells what it decided, in the order of their transactions.
+WATCH_ACTS = """
+CREATE TABLE acts (number BIGSERIAL PRIMARY KEY, term BIGINT NOT NULL, name TEXT NOT NULL, at TIMESTAMPTZ NOT NULL);
+CREATE FUNCTION watch_acts() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO acts (term, name, at) VALUES (NEW.term, NEW.name, clock_timestamp());
+    RETURN NEW;
+END $$;
+CREATE TRIGGER watch_acts AFTER INSERT OR UPDATE ON decisions
+FOR EACH ROW WHEN (NEW.name <> 'authority') EXECUTE FUNCTION watch_acts();
+"""
+
+
+@dataclass
+class Writer:
+    """Writes one fact over and over through whichever control plane takes it; knows what was acknowledged last."""
+
+    name: str
+    write: Callable[[AdminClient, int], Awaitable[Any]]
+    planes: list[ControlPlane]
+    acknowledged: int = 0
+    asked: int = 0
+    refused: int = 0
+
+    async def run(self) -> None:
+        """Through one control plane after the other, so that each decides by what the other wrote a moment ago."""
+        async with AsyncExitStack() as stack:
+            operators = [await stack.enter_async_context(plane.operator()) for plane in self.planes]
+            for operator in itertools.cycle(operators):
+                self.asked += 1
+                try:
+                    await self.write(operator, self.asked)
+                    self.acknowledged = self.asked
+                except MeshError:
+                    self.refused += 1
+                    await asyncio.sleep(TURN_S)
+
+
+@dataclass
+class Audited(Writer):
+    """Makes tokens, of which the audit log must have every single one."""
+
+    made: list[int] = field(default_factory=list)
+
+    async def issue(self, operator: AdminClient, number: int) -> None:
+        await operator.issue_token(f"subject-{number}", "client", lifetime_s=60.0)
+        self.made.append(number)
+
+
+@dataclass
+class Scene:
+    """Two control planes, a node that serves, writers and a client."""
+
+    both: Pair
+    url: str
+    price: Writer
+    deadline: Writer
+    tokens: Audited
+    caller: Caller
+    replaced_s: list[float] = field(default_factory=list)
+
+    async def kill(self, victim: ControlPlane) -> None:
+        """kill -9, a look at what the other one knows, and a new start."""
+        before, survivor = await self._term(), self.both.other(victim)
+        led = victim is await self.both.leader()
+        began = time.monotonic()
+        await victim.kill()
+        if led:
+            await self._replaced(before, began)
+        await self.check(survivor)
+        await victim.start()
+        await self.check(victim)
+
+    async def freeze(self, victim: ControlPlane) -> None:
+        """SIGSTOP for longer than the lease; whoever wakes up finds that others lead."""
+        before = await self._term()
+        led = victim is await self.both.leader()
+        began = time.monotonic()
+        victim.child.signal(signal.SIGSTOP)
+        try:
+            if led:
+                await self._replaced(before, began)
+            await asyncio.sleep(max(0.0, FROZEN_S - (time.monotonic() - began)))
+        finally:
+            victim.child.signal(signal.SIGCONT)
+        await self.check(self.both.other(victim))
+        await self.check(victim)
+
+    async def _term(self) -> int:
+        async with await psycopg.AsyncConnection.connect(self.url) as connection:
+            row = await (await connection.execute("SELECT max(term) FROM terms")).fetchone()
+            return int(row[0] or 0) if row else 0
+
+    async def _replaced(self, term: int, began: float) -> None:
+        async def taken() -> bool:
+            return await self._term() > term
+
+        await until(taken, within_s=2 * REPLACED_WITHIN_S, what="another control plane leads")
+        self.replaced_s.append(time.monotonic() - began)
+
+    async def check(self, plane: ControlPlane) -> None:
+        """What was acknowledged before this moment is known there, soon."""
+        price, deadline, made = self.price.acknowledged, self.deadline.acknowledged, list(self.tokens.made)
+        async with plane.operator() as operator:
+
+            async def known() -> bool:
+                try:
+                    prices = {one.id: one.usd_per_hour for one in await operator.nodes()}
+                    model = await operator.model("adder")
+                    audited = {one.subject for one in await operator.audit(1000) if one.action == "token"}
+                except MeshError:
+                    return False
+                lately = made[-100:]
+                return (
+                    prices["node"] >= price
+                    and model.deadline_ms >= deadline
+                    and audited >= {f"subject-{number}" for number in lately}
+                )
+
+            await until(known, within_s=5.0, what=f"{plane.public} knows what was acknowledged")
+
+
+@asynccontextmanager
+async def scene(folder: Path, server: Postgres) -> AsyncIterator[Scene]:
+    """All at work."""
+    url = server.new_database()
+    async with AsyncExitStack() as stack:
+        both = await stack.enter_async_context(pair(folder, url))
+        leader = await both.leader()
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(WATCH_ACTS)
+        async with leader.operator() as operator:
+            await operator.publish(adding(folder / "package", "adder", "1", 1.0))
+            await operator.deploy("adder", "1")
+        agent = await stack.enter_async_context(node(leader, folder / "node", "node"))
+        await agent.serves("adder", "1")
+        planes = list(both.planes.values())
+        price = Writer("price", lambda o, n: o.set_price("node", float(n)), planes)
+        deadline = Writer("deadline", lambda o, n: o.set_policy("adder", deadline_ms=float(n)), planes[::-1])
+        tokens = Audited("token", lambda o, n: tokens.issue(o, n), planes)
+        caller = await stack.enter_async_context(calling(agent, "adder"))
+        writing = [asyncio.create_task(writer.run()) for writer in (price, deadline, tokens)]
+        try:
+            await until(_done(price, deadline, tokens), what="the first writes are acknowledged")
+            yield Scene(both, url, price, deadline, tokens, caller)
+        finally:
+            for task in writing:
+                task.cancel()
+            await asyncio.gather(*writing, return_exceptions=True)
+
+
+def _done(*writers: Writer) -> Callable[[], Awaitable[bool]]:
+    async def done() -> bool:
+        return all(writer.acknowledged for writer in writers)
+
+    return done
+
+
+async def killed_and_frozen(folder: Path, server: Postgres, faults: int, seed: int) -> Figures:
+    """`faults` kills and freezes of either control plane, the leader first; what it came to."""
+    chance = random.Random(seed)
+    async with scene(folder, server) as found:
+        for number in range(faults):
+            leader = await found.both.leader()
+            # The leader, the follower, the leader frozen; from then on by chance.
+            kind = number if number < 3 else chance.randrange(3)
+            victim = found.both.other(leader) if kind == 1 else leader
+            await asyncio.sleep(CALM_S * chance.random())
+            await (found.freeze(victim) if kind == 2 else found.kill(victim))
+            await found.caller.goes_on()
+        for plane in found.both.planes.values():
+            await found.check(plane)
+        assert found.caller.errors == []
+        assert max(found.replaced_s) < REPLACED_WITHIN_S, found.replaced_s
+        return {
+            "faults": faults,
+            "replaced_s": [round(seconds, 2) for seconds in found.replaced_s],
+            "acts": await _check_acts(found),
+            "acknowledged": {w.name: w.acknowledged for w in (found.price, found.deadline, found.tokens)},
+            "turned_away": sum(w.refused for w in (found.price, found.deadline, found.tokens)),
+            "calls": len(found.caller.answers),
+        }
+
+
+async def _check_acts(found: Scene) -> Figures:
+    """Each term has one holder, and what a leader wrote never comes after what a later one wrote."""
+    async with await psycopg.AsyncConnection.connect(found.url) as connection:
+        acts = await (await connection.execute("SELECT term FROM acts ORDER BY number")).fetchall()
+        terms = await (await connection.execute("SELECT term, holder FROM terms ORDER BY term")).fetchall()
+        lost = await (
+            await connection.execute(
+                "SELECT count(*) FROM unnest(%s::text[]) AS made(subject) "
+                "WHERE NOT EXISTS (SELECT FROM audit WHERE audit.subject = made.subject AND action = 'token')",
+                ([f"subject-{number}" for number in found.tokens.made],),
+            )
+        ).fetchone()
+    assert lost == (0,), f"{lost} acknowledged tokens are not in the audit log"
+    assert acts == sorted(acts), "a leader wrote after its term"
+    numbers = [term for term, _ in terms]
+    assert numbers == list(range(1, len(terms) + 1)), numbers
+    return {"terms": len(terms), "written": len(acts), "terms_that_wrote": len(set(acts))}
