@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import random
@@ -14,10 +15,19 @@ from typing import Any
 import grpc
 
 from nearmesh import addresses
-from nearmesh.errors import ConfigError, DeadlineExceeded, InvalidInput, MeshError, Unreachable
+from nearmesh.errors import ConfigError, DeadlineExceeded, InvalidInput, JoinRefused, MeshError, Unreachable
 from nearmesh.ids import Kind, MachineId
 from nearmesh.rpc import from_rpc_error
-from nearmesh.tls import Credentials, certificate_request, key_from_pem, key_to_pem, new_key, write_private
+from nearmesh.tls import (
+    Address,
+    Credentials,
+    addresses_in,
+    certificate_request,
+    key_from_pem,
+    key_to_pem,
+    new_key,
+    write_private,
+)
 from nearmesh.tokens import read_join_token
 from nearmesh.turns import Turns
 from nearmesh.v1 import node_pb2, node_pb2_grpc
@@ -31,6 +41,17 @@ JOIN_TIMEOUT_S = 20.0
 RENEW_RETRY_S = 30.0
 # A machine whose clock is wrong must not ask without end.
 RENEW_AT_LEAST_S = 1.0
+
+
+# Of a machine's channels to mesh listeners: notices a dead path although nothing is being sent.
+KEEPALIVE: list[tuple[str, Any]] = [
+    ("grpc.keepalive_time_ms", 2000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.ping_timeout_ms", 2000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,10 +174,19 @@ async def member(folder: Path, kind: Kind, token: str | None) -> Membership:
     return await join(token, kind, folder)
 
 
+def _ip(host: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return None
+
+
 class Renewal:
     """Keeps a machine's certificate young. `current` is what to show now."""
 
-    def __init__(self, membership: Membership, folder: Path) -> None:
+    def __init__(self, membership: Membership, folder: Path, host: str = "") -> None:
+        """`host` is where clients reach this machine; if it is an IP, the certificate is to hold for it too."""
+        self._address = _ip(host)
         self._membership = membership
         self._folder = folder
         found = Credentials.read(folder)
@@ -178,20 +208,33 @@ class Renewal:
             log.warning("the control planes' addresses were not kept: %s", error)
 
     async def run(self) -> None:
-        """Renews when two thirds of the certificate's life are over, for ever; tries again when it fails."""
+        """Renews when two thirds of the certificate's life are over, for ever; tries again when it fails.
+
+        Soon after the start if it does not hold for the machine's address.
+        """
         while True:
-            await asyncio.sleep(max(RENEW_AT_LEAST_S, self.current.renew_in_s()))
+            await asyncio.sleep(self._wait_s())
             try:
                 await self._renew()
             except (MeshError, OSError) as error:
+                if isinstance(error, JoinRefused) and self._address:
+                    # The rest of the certificate matters more.
+                    log.warning("the certificate will not hold for the address %s: %s", self._address, error)
+                    self._address = None
+                    continue
                 # Also a full disk: it may be emptied while the certificate still lasts.
                 log.warning("renewal failed, the certificate ends %s: %s", self.current.expires_at, error)
                 left_s = self.current.left_s()
                 wait_s = min(RENEW_RETRY_S, left_s / 4) if left_s else RENEW_RETRY_S
                 await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))
 
+    def _wait_s(self) -> float:
+        if self._address and self._address not in addresses_in(self.current.certificate):
+            return RENEW_AT_LEAST_S
+        return max(RENEW_AT_LEAST_S, self.current.renew_in_s())
+
     async def _renew(self) -> None:
-        csr = certificate_request(key_from_pem(self.current.key_pem), self._membership.machine)
+        csr = certificate_request(key_from_pem(self.current.key_pem), self._membership.machine, self._address)
         request = node_pb2.RenewRequest(csr_pem=csr)
         answer = await _first_answer(
             self.control_planes.order,

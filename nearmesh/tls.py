@@ -3,6 +3,7 @@ plane's."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import ssl
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from nearmesh.ids import MachineId
 
 # A certificate begins this long before it is signed, since machines' clocks may be behind the control plane's.
 BACKDATE = timedelta(minutes=5)
+
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -45,9 +49,11 @@ def key_from_pem(pem: bytes) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def certificate_request(key: ec.EllipticCurvePrivateKey, who: MachineId) -> bytes:
-    """A CSR in PEM that asks for `who`'s SPIFFE URI and DNS name."""
+def certificate_request(key: ec.EllipticCurvePrivateKey, who: MachineId, address: Address | None = None) -> bytes:
+    """A CSR in PEM that asks for `who`'s SPIFFE URI and DNS name, and for the IP that clients reach it at."""
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(who.spiffe), x509.DNSName(who.dns)]
+    if address is not None:
+        names.append(x509.IPAddress(address))
     builder = x509.CertificateSigningRequestBuilder().subject_name(
         x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, who.id)])
     )
@@ -152,6 +158,16 @@ class Credentials:
         context = ssl.create_default_context(cadata=self.ca_pem.decode())
         context.load_cert_chain(folder / self.CERTIFICATE, folder / self.KEY)
         return context
+
+
+def addresses_in(certificate: x509.Certificate) -> list[Address]:
+    """The IPs that the certificate holds for."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    found = names.get_values_for_type(x509.IPAddress)
+    return [ip for ip in found if isinstance(ip, ipaddress.IPv4Address | ipaddress.IPv6Address)]
 
 
 def machine_in(certificate: x509.Certificate) -> MachineId | None:

@@ -25,7 +25,7 @@ from nearmesh import tensors
 from nearmesh.client import Mesh
 from nearmesh.client.settings import ConnectSettings
 from nearmesh.devmesh.wan import Link, LinkSettings
-from nearmesh.errors import InvalidInput, MeshError, NotFound, SequenceLost
+from nearmesh.errors import InvalidInput, MeshError, NotFound, SequenceLost, Unsupported
 from nearmesh.rpc import error_metadata
 from nearmesh.v1 import route_pb2, route_pb2_grpc
 
@@ -174,6 +174,10 @@ class FakeControlPlane(route_pb2_grpc.RouteServiceServicer):
                 candidates=list(self.candidates.values()),
             )
             await changed.wait()
+
+    async def WatchSnapshot(self, request: Any, context: Any) -> AsyncIterator[route_pb2.SignedSnapshot]:
+        await abort(context, Unsupported("no snapshots in this test"))
+        yield route_pb2.SignedSnapshot()
 
     async def ReportLatency(self, request: Any, context: Any) -> Any:
         for sample in request.samples:

@@ -1,4 +1,4 @@
-"""What several folders of tests share: the throw-away PostgreSQL server."""
+"""What several folders of tests share: the throw-away PostgreSQL server, and a place for what programs keep."""
 
 from __future__ import annotations
 
@@ -22,3 +22,15 @@ def database_server() -> Iterator[Postgres]:
         pytest.skip(why_not())
     with postgres() as server:
         yield server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a program keeps for its next start lies in a folder of the test run, not in the user's."""
+    before = os.environ.get("XDG_STATE_HOME")
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    yield
+    if before is None:
+        del os.environ["XDG_STATE_HOME"]
+    else:
+        os.environ["XDG_STATE_HOME"] = before

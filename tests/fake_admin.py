@@ -12,7 +12,9 @@ from click.testing import CliRunner, Result
 from nearmesh.cli.main import main
 from nearmesh.cli.place import Place
 from nearmesh.errors import InvalidInput, NotFound
+from nearmesh.snapshot import SnapshotRoutes
 from nearmesh.v1 import admin_pb2, catalog_pb2, node_pb2, route_pb2
+from tests.snapshots import snapshot
 
 DIGEST = "sha256:" + "ab" * 32
 OTHER = "sha256:" + "cd" * 32
@@ -128,6 +130,11 @@ class FakeAdmin:
                 candidate("node-b", False, 0.0, "not ready: gone"),
             ],
         )
+
+    async def snapshot(self, region: str) -> SnapshotRoutes:
+        if self.error:
+            raise self.error
+        return SnapshotRoutes(snapshot())
 
     async def latencies(self) -> list[route_pb2.Latency]:
         return [route_pb2.Latency(region=region, node="node-a") for region in ("us-east1", "europe-west1", "us-east1")]

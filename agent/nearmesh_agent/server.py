@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from nearmesh.v1 import node_pb2 as pb
 from nearmesh_agent.address import advertised_host
 from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.engines.factory import OnnxEngines
+from nearmesh_agent.island import ADS, Island
 from nearmesh_agent.leaving import Leaving
 from nearmesh_agent.notice.source import first_notice, sources
 from nearmesh_agent.serving import wire
@@ -47,6 +48,8 @@ from nearmesh_agent.store.store import PULL_TIMEOUT, ModelStore
 
 log = logging.getLogger(__name__)
 
+ROUTES = "nearmesh.v1.RouteService"
+ROUTE_METHODS = ("Resolve", "Watch", "Explain", "WatchSnapshot")
 POLICY = {
     # Load balancers and orchestrators probe without credentials; it says ready or not, and nothing else.
     "/grpc.health.v1.Health/": EVERYONE,
@@ -55,6 +58,10 @@ POLICY = {
     "/inference.GRPCInferenceService/RepositoryModelLoad": OPERATORS,
     "/inference.GRPCInferenceService/RepositoryModelUnload": OPERATORS,
     "/grpc.reflection.v1alpha.ServerReflection/": PEOPLE | MACHINES,
+    # In the control plane's place; nothing can be changed here.
+    **dict.fromkeys((f"/{ROUTES}/{method}" for method in ROUTE_METHODS), PEOPLE | MACHINES),
+    # gRPC's own xDS client cannot send a token as metadata; the servicer looks for it in the first message.
+    ADS: EVERYONE,
 }
 
 _INFERENCE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -74,6 +81,7 @@ class Agent:
         self._membership = membership
         self._renewal = renewal
         self._verifier = TokenVerifier(membership.jwks_json, membership.mesh)
+        self._island = Island(membership, renewal, self._verifier, config.data)
         self._store = ModelStore(config.data / "models")
         place = Place(node=membership.id, site=membership.site, region=membership.region)
         self._addresses: dict[str, str] = {}
@@ -113,6 +121,7 @@ class Agent:
                         tasks.create_task(self._node.run()),
                         tasks.create_task(self._heed_notices(stop)),
                         tasks.create_task(self._peers.run()),
+                        tasks.create_task(self._island.run()),
                     ]
                     self._reconciler.resume()
                     log.info(
@@ -136,6 +145,7 @@ class Agent:
 
     async def _stop(self, server: Server, grace_s: float) -> None:
         self._node.health.end()
+        self._island.leave()
         await server.stop(grace_s)
 
     async def _close(self, server: Server) -> None:
@@ -154,6 +164,7 @@ class Agent:
         )
         server = Server(gatekeeper, self._config.max_message_bytes, metadata=((NODE_KEY, self._membership.id),))
         add_servicers(server, self._servicer, self._node.health)
+        self._island.add_to(server, gatekeeper)
         for name, address, mesh in (
             ("public", self._config.listen.public, False),
             ("mesh", self._config.listen.mesh, True),
@@ -162,8 +173,8 @@ class Agent:
             self._addresses[name] = f"{self._config.advertise_host}:{bound.rpartition(':')[2]}"
         return server
 
-    def _removed(self) -> list[str]:
-        return list(self._reconciler.wanted.removed_nodes)
+    def _removed(self) -> Collection[str]:
+        return {*self._reconciler.wanted.removed_nodes, *self._island.removed()}
 
     def _hello(self) -> pb.NodeHello:
         return pb.NodeHello(
@@ -255,7 +266,7 @@ async def serve(config: NodeConfig, token: str | None, stop: asyncio.Event) -> N
         membership = await member(config.data, "node", token)
         host = await asyncio.to_thread(advertised_host, config, addresses.several(membership.control_plane)[0])
         config = dataclasses.replace(config, advertise_host=host)
-        renewal = Renewal(membership, config.data)
+        renewal = Renewal(membership, config.data, host)
         await Agent(config, membership, renewal).serve(stop)
 
 

@@ -139,7 +139,7 @@ class ControlPlane:
             config.endpoint_override,
             clock=time.monotonic,
         )
-        snapshots = Snapshots(authority, registry, catalog, router, changes, config.snapshot_lifetime_s)
+        snapshots = Snapshots(authority, registry, catalog, router, residency, changes, config.snapshot_lifetime_s)
         role = await _role(
             config,
             db,

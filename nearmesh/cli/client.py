@@ -10,9 +10,11 @@ import click
 
 from nearmesh.cli.output import note
 from nearmesh.cli.session import Session, pass_session
-from nearmesh.errors import AlreadyExists
+from nearmesh.errors import AlreadyExists, MeshError
 
 CA_NAME = "ca.pem"
+# Nodes that a bootstrap file names, to be asked in turn while the control plane is away.
+FALLBACK_NODES = 3
 
 
 @click.group()
@@ -31,7 +33,8 @@ def bootstrap(session: Session, region: str, site: str, out: Path, with_ca: bool
     """Write the file that apps start from.
 
     gRPC's `xds:///` channels and the SDK both read it. The token in it is a client's: that of the local mesh, or your
-    own if it is one, else a new one that lives --days.
+    own if it is one, else a new one that lives --days. It names the nearest nodes too: an app that starts while the
+    control plane is away finds its way through them.
     """
     from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
     from nearmesh.ids import check_label
@@ -40,9 +43,20 @@ def bootstrap(session: Session, region: str, site: str, out: Path, with_ca: bool
     place = session.place
     token = _client_token(session, f"{region}-client", days)
     ca_path = _copy_ca(place.ca_pem, out.parent / CA_NAME) if with_ca else place.ca_path
-    write_bootstrap(out, grpc_bootstrap(place.control_plane, ca_path, token, region, site))
+    fallbacks = _nodes(session, region)
+    write_bootstrap(out, grpc_bootstrap(place.control_plane, ca_path, token, region, site, fallbacks=fallbacks))
     click.echo(out)
     note(f"For `xds:///MODEL` channels: export GRPC_XDS_BOOTSTRAP={out.resolve()}")
+
+
+def _nodes(session: Session, region: str) -> tuple[str, ...]:
+    """The nodes nearest to the region, host:port, as clients there reach them."""
+    try:
+        routes = session.ask(lambda admin: admin.snapshot(region))
+    except MeshError as error:
+        note(f"The file names the control plane alone, since it did not say where its nodes are: {error.message}")
+        return ()
+    return tuple(node.address for node in routes.table(region, "public").nearest[:FALLBACK_NODES])
 
 
 def _client_token(session: Session, subject: str, days: float) -> str:

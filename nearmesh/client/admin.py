@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from nearmesh import oci
 from nearmesh.errors import Unreachable
 from nearmesh.ids import Kind
 from nearmesh.rpc import REASON_KEY, from_rpc_error
+from nearmesh.snapshot import SnapshotRoutes, opened
 from nearmesh.v1 import admin_pb2, admin_pb2_grpc, catalog_pb2, catalog_pb2_grpc, route_pb2, route_pb2_grpc
 
 T = TypeVar("T")
@@ -64,6 +66,7 @@ class AdminClient:
 
     def __init__(self, control_plane: str, ca_pem: bytes, token: str) -> None:
         self._address = control_plane
+        self._ca_pem = ca_pem
         self._credentials = grpc.ssl_channel_credentials(ca_pem)
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._channel: grpc.aio.Channel
@@ -224,6 +227,13 @@ class AdminClient:
         request = route_pb2.ResolveRequest(model=model, region=region, site=site, objective=objective)
         return await self._call(self._routes.Explain, request)
 
+    async def snapshot(self, region: str) -> SnapshotRoutes:
+        """What the control plane gives clients of a region to keep. Raises InvalidInput, SnapshotRefused."""
+        request = route_pb2.WatchSnapshotRequest(region=region)
+        watch = self._routes.WatchSnapshot(request, timeout=CALL_LIMIT_S, metadata=self._metadata)
+        signed = await self._translated(_first(watch))
+        return SnapshotRoutes(opened(signed, self._ca_pem, now_s=time.time()))
+
     async def latencies(self) -> list[route_pb2.Latency]:
         """The round trip between every region and every node, as the router believes it to be."""
         response = await self._call(self._routes.ListLatencies, route_pb2.ListLatenciesRequest())
@@ -241,6 +251,14 @@ class AdminClient:
             if isinstance(found, Unreachable) and not any(key == REASON_KEY for key, _ in trailing):
                 found = Unreachable(f"the control plane at {self._address} cannot be reached: {found.message}")
             raise found from None
+
+
+async def _first(stream: Any) -> Any:
+    """A stream's first message; the rest is not waited for."""
+    async for message in stream:
+        stream.cancel()
+        return message
+    raise Unreachable("the control plane ended the stream before it said anything")
 
 
 async def _finished(call: Any) -> Any:

@@ -30,9 +30,12 @@ def connect_sync(
     token: Path | str | None = None,
     region: str | None = None,
     site: str = "",
+    state: Path | str | bool = True,
 ) -> BlockingMesh:
     """As `connect`, to enter with a plain `with`."""
-    return BlockingMesh(connect(bootstrap, control_plane=control_plane, ca=ca, token=token, region=region, site=site))
+    return BlockingMesh(
+        connect(bootstrap, control_plane=control_plane, ca=ca, token=token, region=region, site=site, state=state)
+    )
 
 
 class BlockingMesh:

@@ -38,6 +38,8 @@ class ClientBootstrap:
     token: str
     region: str
     site: str = ""
+    fallbacks: tuple[str, ...] = ()
+    """host:port of nodes' public listeners, to be asked when the control plane does not answer."""
 
     @property
     def ca_pem(self) -> bytes:
@@ -51,7 +53,10 @@ class ClientBootstrap:
 def grpc_bootstrap(
     control_plane: str, ca_path: Path, token: str, region: str, site: str = "", *, fallbacks: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """The JSON for `GRPC_XDS_BOOTSTRAP`; `fallbacks` are further xDS servers, tried in order."""
+    """The JSON for `GRPC_XDS_BOOTSTRAP`; `fallbacks` are further xDS servers, tried in order.
+
+    gRPC knows a server by the host in its address alone, so a fallback's certificate has to hold for its IP.
+    """
     ca = str(ca_path.resolve())
     interval = f"{_REFRESH_S}s"
     servers = [
@@ -105,6 +110,7 @@ def _parse(content: Mapping[str, Any]) -> ClientBootstrap:
     provider = content["certificate_providers"][CERTIFICATE_PROVIDER]
     return ClientBootstrap(
         control_plane=content["xds_servers"][0]["server_uri"],
+        fallbacks=tuple(server["server_uri"] for server in content["xds_servers"][1:]),
         ca_path=Path(provider["config"]["ca_certificate_file"]),
         token=node["metadata"]["token"],
         region=node["locality"]["region"],

@@ -23,12 +23,14 @@ from nearmesh.client.planner import Planner
 from nearmesh.client.receipt import Answer
 from nearmesh.client.routes import Routes, control_channel
 from nearmesh.client.sequences import Sequence
-from nearmesh.client.settings import ConnectSettings, Token, from_arguments, from_bootstrap
+from nearmesh.client.settings import ConnectSettings, Token, from_arguments, from_bootstrap, state_folder
+from nearmesh.client.snapshots import client_follower
 from nearmesh.client.tally import Statistics
 from nearmesh.client.tasks import end
 from nearmesh.client.trials import Trials
 from nearmesh.client.upkeep import PROBE_LIMIT_S, Prober, report
 from nearmesh.errors import ConfigError, InvalidInput, MeshError
+from nearmesh.snapshot import SnapshotKeeper
 from nearmesh.v1 import route_pb2_grpc
 
 # The caller's patience when it names none: this, or ten times the model's own deadline if that is more. Nobody should
@@ -48,17 +50,20 @@ def connect(
     token: Path | str | None = None,
     region: str | None = None,
     site: str = "",
+    state: Path | str | bool = True,
 ) -> Mesh:
     """A Mesh to enter with `async with`: from a bootstrap file, or from the other arguments.
 
     `control_plane` is host:port, `ca` a PEM file or its bytes, `token` the bearer token or a `Path` to its file.
-    Raises ConfigError.
+    `state` is a folder for the last signed routes, from which the client starts when the control plane is away: by
+    default `$XDG_STATE_HOME/nearmesh`, False for none. Raises ConfigError.
     """
+    folder = state_folder() if state is True else Path(state) if state else None
     if bootstrap is not None:
-        return Mesh(from_bootstrap(Path(bootstrap)))
+        return Mesh(from_bootstrap(Path(bootstrap), folder))
     if not (control_plane and ca and token and region):
         raise ConfigError("connect() needs a bootstrap file, or all of control_plane, ca, token and region")
-    return Mesh(from_arguments(control_plane=control_plane, ca=ca, token=token, region=region, site=site))
+    return Mesh(from_arguments(control_plane=control_plane, ca=ca, token=token, region=region, site=site, state=folder))
 
 
 class Mesh:
@@ -90,8 +95,13 @@ class Mesh:
         self._stack.push_async_callback(self._prober.close)
         self._trials = Trials(self._channels, self._experience)
         self._stack.push_async_callback(self._trials.close)
-        self._routes = Routes(stub, settings, token, self._routes_changed)
+        keeper = SnapshotKeeper(settings.ca_pem, settings.snapshot_path)
+        self._routes = Routes(stub, settings, token, keeper, self._routes_changed)
         self._stack.push_async_callback(self._routes.close)
+        follower = client_follower(
+            keeper, settings, control, lambda: token.metadata(clock()), self._routes.snapshot_from_peer
+        )
+        await self._stack.enter_async_context(_background(follower.run()))
         reporting = report(stub, self._experience, settings.region, lambda: token.metadata(clock()))
         await self._stack.enter_async_context(_background(reporting))
         return self

@@ -1,25 +1,27 @@
 """The routes in use, each kept current by a watch on the control plane.
 
-When the control plane is away the last route goes on being used. A model that the control plane does not know is an
-error for whoever asks, at once.
+When the control plane is away the last route goes on being used, and who has none yet gets it from the snapshot. A
+model that the control plane does not know is an error for whoever asks, at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import grpc
 
-from nearmesh.client.backoff import Backoff
+from nearmesh.backoff import Backoff
 from nearmesh.client.channels import CHANNEL_OPTIONS, raise_if_cancelled
 from nearmesh.client.picker import Endpoint, Route
 from nearmesh.client.settings import ConnectSettings, Token
 from nearmesh.client.tasks import end
 from nearmesh.errors import InvalidInput, MeshError, NotFound, PermissionDenied, Unauthenticated, Unreachable
 from nearmesh.rpc import from_rpc_error
+from nearmesh.snapshot import SnapshotKeeper
 from nearmesh.v1 import route_pb2, route_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,9 @@ log = logging.getLogger(__name__)
 # Waiting helps against none of these; who has no route yet is told at once.
 _FINAL = (NotFound, InvalidInput, Unauthenticated, PermissionDenied)
 _FIRST_RETRY_S, _MAX_RETRY_S = 0.2, 5.0
+
+# The control plane has this long to answer before the snapshot is asked for a first route.
+CONTROL_PLANE_FIRST_S = 1.0
 
 # A node that has left a route is kept as a last resort for this long.
 LEFT_KEPT_S = 60.0
@@ -50,6 +55,10 @@ class _Watched:
     error: MeshError | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+    # The control plane tells, now.
+    current: bool = False
+    # What the route says was so at this time, seconds since the epoch.
+    known_s: float = 0.0
     # Every endpoint that the route had lately, by node, and when it was last named.
     seen: dict[str, tuple[Endpoint, float]] = field(default_factory=dict)
 
@@ -69,11 +78,13 @@ class Routes:
         stub: route_pb2_grpc.RouteServiceStub,
         settings: ConnectSettings,
         token: Token,
+        keeper: SnapshotKeeper,
         on_change: Callable[[], None],
     ) -> None:
         self._stub = stub
         self._settings = settings
         self._token = token
+        self._keeper = keeper
         self._on_change = on_change
         self._watched: dict[Key, _Watched] = {}
 
@@ -85,11 +96,11 @@ class Routes:
         """
         watched = self._watch(model, objective)
         if watched.route is None:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await watched.changed.wait()
-            except TimeoutError:
-                raise self._no_route(model, watched.error) from None
+            first_s = min(timeout_s, CONTROL_PLANE_FIRST_S)
+            if not await _within(watched.changed, first_s):
+                self._from_snapshot((model, objective), watched)
+                if not await _within(watched.changed, timeout_s - first_s):
+                    raise self._no_route(model, watched.error)
         if watched.route is None:
             assert watched.error is not None
             raise watched.error
@@ -104,6 +115,12 @@ class Routes:
         """Every endpoint of every route, by node once."""
         routes = [watched.route for watched in self._watched.values() if watched.route]
         return list({endpoint.node: endpoint for route in routes for endpoint in route.endpoints}.values())
+
+    def snapshot_from_peer(self) -> None:
+        """A node had a newer snapshot: for those whom the control plane does not tell."""
+        for key, watched in list(self._watched.items()):
+            if not watched.current:
+                self._from_snapshot(key, watched)
 
     async def close(self) -> None:
         """Ends every watch."""
@@ -129,11 +146,14 @@ class Routes:
                 error = from_rpc_error(failure)
             except MeshError as failure:
                 error = failure
+            if watched.current:
+                watched.current, watched.known_s = False, time.time()
             watched.error = error
             if isinstance(error, NotFound) or (watched.route is None and isinstance(error, _FINAL)):
                 self._drop(key, watched)
                 return
             log.debug("watch model=%s failed: %s", key[0], error)
+            self._from_snapshot(key, watched)
             await asyncio.sleep(backoff.next_s())
 
     async def _follow(self, key: Key, watched: _Watched, backoff: Backoff) -> None:
@@ -142,9 +162,31 @@ class Routes:
         )
         metadata = self._token.metadata(asyncio.get_running_loop().time())
         async for message in self._stub.Watch(request, metadata=metadata):
+            watched.current = True
             watched.take(Route.from_message(message), asyncio.get_running_loop().time())
             backoff.reset()
             self._on_change()
+
+    def _from_snapshot(self, key: Key, watched: _Watched) -> None:
+        """The route that the control plane signed last, if the snapshot is newer than the route in use."""
+        try:
+            routes = self._keeper.routes()
+            if watched.route and watched.known_s >= routes.issued_at_s:
+                return
+            message = routes.route(key[0], self._settings.region, key[1])
+        except MeshError as error:
+            log.debug("no route from the snapshot model=%s: %s", key[0], error)
+            return
+        if watched.route is None:
+            log.warning(
+                "the control plane at %s does not answer; going by its routes of %s UTC model=%s",
+                self._settings.control_plane,
+                time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(routes.issued_at_s)),
+                key[0],
+            )
+        watched.take(Route.from_message(message), asyncio.get_running_loop().time())
+        watched.known_s = routes.issued_at_s
+        self._on_change()
 
     def _drop(self, key: Key, watched: _Watched) -> None:
         """Tells whoever waits; the next one who asks starts a new watch."""
@@ -157,4 +199,21 @@ class Routes:
 
     def _no_route(self, model: str, error: MeshError | None) -> Unreachable:
         why = error.message if error else "it has not answered"
-        return Unreachable(f"no route for {model} from the control plane at {self._settings.control_plane}: {why}")
+        try:
+            self._keeper.routes()
+            instead = f"the snapshot of its routes does not have {model}"
+        except MeshError as failure:
+            instead = failure.message
+        return Unreachable(
+            f"no route for {model} from the control plane at {self._settings.control_plane}: {why}; {instead}"
+        )
+
+
+async def _within(event: asyncio.Event, seconds: float) -> bool:
+    """Whether it happened in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
+    return event.is_set()

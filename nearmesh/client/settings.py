@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from nearmesh.errors import ConfigError
 
 # A file with a token is looked at again after this long, so that a new token is used without a restart.
 _TOKEN_CHECK_S = 1.0
+# Of the CA's digest, enough to tell one mesh from another.
+_MESH_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +31,10 @@ class ConnectSettings:
     bootstrap_path: Path | None = None
     token_path: Path | None = None
     token: str = ""
+    # host:port of nodes that know the mesh's routes too.
+    fallbacks: tuple[str, ...] = ()
+    # Where the last snapshot of the routes is kept, for a start without the control plane. None: nowhere.
+    state: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.control_plane or not self.region:
@@ -36,9 +44,30 @@ class ConnectSettings:
         if not (self.token or self.token_path or self.bootstrap_path):
             raise ConfigError("a client needs a bearer token; `nearmesh client bootstrap` writes one")
 
+    @property
+    def snapshot_path(self) -> Path | None:
+        """The file for this mesh and region."""
+        if self.state is None:
+            return None
+        mesh = hashlib.sha256(self.ca_pem).hexdigest()[:_MESH_DIGITS]
+        return self.state / mesh / f"{self.region}.pb"
+
+
+def state_folder() -> Path:
+    """Where programs keep what may be lost, as the XDG base directory specification has it."""
+    named = os.environ.get("XDG_STATE_HOME", "")
+    # One that is not absolute counts as none.
+    return (Path(named) if named.startswith("/") else Path.home() / ".local" / "state") / "nearmesh"
+
 
 def from_arguments(
-    *, control_plane: str, ca: Path | str | bytes, token: Path | str, region: str, site: str = ""
+    *,
+    control_plane: str,
+    ca: Path | str | bytes,
+    token: Path | str,
+    region: str,
+    site: str = "",
+    state: Path | None = None,
 ) -> ConnectSettings:
     """Settings from values. `ca` is a file or PEM bytes; `token` is a `Path` to a file or the token itself.
 
@@ -51,10 +80,11 @@ def from_arguments(
         site=site,
         token_path=token if isinstance(token, Path) else None,
         token="" if isinstance(token, Path) else token.strip(),
+        state=state,
     )
 
 
-def from_bootstrap(path: Path) -> ConnectSettings:
+def from_bootstrap(path: Path, state: Path | None = None) -> ConnectSettings:
     """Settings from the file that `nearmesh client bootstrap` writes. Raises ConfigError."""
     found = read_bootstrap(path)
     return ConnectSettings(
@@ -63,6 +93,8 @@ def from_bootstrap(path: Path) -> ConnectSettings:
         region=found.region,
         site=found.site,
         bootstrap_path=path,
+        fallbacks=found.fallbacks,
+        state=state,
     )
 
 

@@ -112,7 +112,12 @@ class LocalMesh:
         write_private(self.ca_path, ca, mode=0o644)
         for region in REGIONS:
             content = grpc_bootstrap(
-                local(self.plan.public), self.ca_path, self.token("client"), region, site_of(region)
+                local(self.plan.public),
+                self.ca_path,
+                self.token("client"),
+                region,
+                site_of(region),
+                fallbacks=self.plan.fallbacks(region),
             )
             write_bootstrap(self.plan.bootstrap(region), content)
 

@@ -32,10 +32,10 @@ class GatewayIdentity:
     region: str
     site: str
     control_plane: Sequence[str]
-    """host:port of mesh listeners that serve ADS, the preferred one first."""
+    """host:port of mesh listeners that serve ADS, the preferred one first: the control plane, then nodes."""
 
-    control_plane_name: str
-    """DNS name or IP address in the control plane's certificate."""
+    control_plane_names: Sequence[str]
+    """DNS names or IP addresses, one of which is in a control plane's certificate."""
 
 
 def write_secrets(data: Path, credentials: Path) -> tuple[Path, Path]:
@@ -95,7 +95,7 @@ def _connection_limit() -> dict[str, Any]:
 
 
 def _control_plane(who: GatewayIdentity, metadata: GatewayMetadata) -> dict[str, Any]:
-    """The control planes in order: the next one is used while those before it do not answer."""
+    """Who configures, in order: the next one is used while those before it do not answer."""
     keepalive = {"interval": "5s", "timeout": "5s"}
     http2 = {
         "@type": _TYPES + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -112,7 +112,8 @@ def _control_plane(who: GatewayIdentity, metadata: GatewayMetadata) -> dict[str,
         "dns_lookup_family": "ALL",
         "connect_timeout": "3s",
         # A connection that fails takes that control plane out of the choice, so that the next one is tried.
-        "outlier_detection": {"interval": "1s", "base_ejection_time": "5s", "consecutive_5xx": 2},
+        "outlier_detection": {"interval": "1s", "base_ejection_time": "5s", "consecutive_5xx": 2}
+        | {"max_ejection_percent": 100},
         "load_assignment": {"cluster_name": CONTROL_PLANE, "endpoints": localities},
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2},
         "transport_socket": {"name": "tls", "typed_config": _tls(who, metadata)},
@@ -120,17 +121,19 @@ def _control_plane(who: GatewayIdentity, metadata: GatewayMetadata) -> dict[str,
 
 
 def _tls(who: GatewayIdentity, metadata: GatewayMetadata) -> dict[str, Any]:
-    kind = "IP_ADDRESS" if _is_ip(who.control_plane_name) else "DNS"
-    name = {"san_type": kind, "matcher": {"exact": who.control_plane_name}}
+    names = list(dict.fromkeys(who.control_plane_names))
+    accepted = [{"san_type": "IP_ADDRESS" if _is_ip(name) else "DNS", "matcher": {"exact": name}} for name in names] + [
+        {"san_type": "URI", "matcher": {"prefix": f"spiffe://{who.mesh}/node/"}}
+    ]
     return {
         "@type": f"{_TYPES}{_TLS}.UpstreamTlsContext",
-        # TLS has no place for an IP address in its server name.
-        "sni": who.control_plane_name if kind == "DNS" else "",
+        # TLS has no place for an IP address in its server name, and our servers do not look at it.
+        "sni": next((name for name in names if not _is_ip(name)), ""),
         "common_tls_context": {
             "alpn_protocols": ["h2"],
             "tls_certificate_sds_secret_configs": [secret_source(CERTIFICATE_SECRET, metadata.certificate_sds)],
             "combined_validation_context": {
-                "default_validation_context": {"match_typed_subject_alt_names": [name]},
+                "default_validation_context": {"match_typed_subject_alt_names": accepted},
                 "validation_context_sds_secret_config": secret_source(CA_SECRET, metadata.ca_sds),
             },
         },

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import grpc
 
 from nearmesh import addresses
-from nearmesh.gateway.bootstrap import GatewayIdentity, write_bootstrap, write_secrets
+from nearmesh.gateway.bootstrap import BOOTSTRAP_FILE, GatewayIdentity, write_bootstrap, write_secrets
 from nearmesh.gateway.config import GatewayConfig
 from nearmesh.gateway.envoy import Envoy, envoy_binary, envoy_command, free_port
 from nearmesh.gateway.metadata import GatewayMetadata
@@ -18,12 +18,17 @@ from nearmesh.membership import Membership, Renewal, member
 from nearmesh.probe import Probe, ServerLiveEcho, Target
 from nearmesh.process import only_one
 from nearmesh.rpc import from_rpc_error
+from nearmesh.snapshot import SnapshotKeeper
+from nearmesh.snapshot.keeper import SNAPSHOT_FILE
+from nearmesh.snapshot.machine import machine_follower, mesh_peers
 from nearmesh.tls import Credentials
 from nearmesh.v1 import route_pb2, route_pb2_grpc
 
 log = logging.getLogger(__name__)
 
 REPORT_TIMEOUT_S = 2.0
+# Nodes that Envoy tries in turn when it starts while the control plane is away.
+FALLBACK_NODES = 4
 
 
 async def serve(config: GatewayConfig, token: str | None, stop: asyncio.Event) -> None:
@@ -32,11 +37,15 @@ async def serve(config: GatewayConfig, token: str | None, stop: asyncio.Event) -
         membership = await member(config.data, "gateway", token)
         # Envoy watches the folder and takes renewed files over by itself.
         renewal = Renewal(membership, config.data)
-        envoy = _envoy(config, membership)
+        keeper = SnapshotKeeper(renewal.current.ca_pem, config.data / SNAPSHOT_FILE, mesh=membership.mesh)
+        start = EnvoyStart(config, membership, keeper)
+        envoy = Envoy(start.command(), start.address)
+        follower = machine_follower(keeper, membership, renewal, region=membership.region, on_taken=start.renew)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(envoy.run())
             background = [
                 tasks.create_task(renewal.run()),
+                tasks.create_task(follower.run()),
                 tasks.create_task(NetworkTimes(membership, renewal).run()),
             ]
             log.info("gateway=%s region=%s listen=%s", membership.id, membership.region, config.listen)
@@ -47,27 +56,59 @@ async def serve(config: GatewayConfig, token: str | None, stop: asyncio.Event) -
             await running
 
 
-def _envoy(config: GatewayConfig, membership: Membership) -> Envoy:
-    host, port = addresses.split_ip(config.listen)
-    port = port or free_port(host)
-    certificate_sds, ca_sds = write_secrets(config.data, config.data)
-    metadata = GatewayMetadata(
-        host=host,
-        port=port,
-        plaintext=config.plaintext,
-        certificate_sds=str(certificate_sds.resolve()),
-        ca_sds=str(ca_sds.resolve()),
-    )
-    who = GatewayIdentity(
-        id=membership.id,
-        mesh=membership.mesh,
-        region=membership.region,
-        site=membership.site,
-        control_plane=(membership.control_plane_mesh,),
-        control_plane_name=addresses.split(membership.control_plane_mesh)[0],
-    )
-    bootstrap = write_bootstrap(config.data, who, metadata, config.admin_port)
-    return Envoy(envoy_command(envoy_binary(), bootstrap, config), (host, port))
+class EnvoyStart:
+    """What Envoy starts from. `write` puts it on disk again once the snapshot names other nodes.
+
+    Envoy that runs needs no other nodes: it goes on with what it was told. One that starts while the control plane is
+    away is told by a node.
+    """
+
+    def __init__(self, config: GatewayConfig, membership: Membership, keeper: SnapshotKeeper) -> None:
+        self._config = config
+        self._membership = membership
+        self._keeper = keeper
+        host, port = addresses.split_ip(config.listen)
+        self.address = host, port or free_port(host)
+        self._written: tuple[str, ...] = ()
+        self.write()
+
+    def command(self) -> list[str]:
+        """Envoy's command line."""
+        return envoy_command(envoy_binary(), self._config.data / BOOTSTRAP_FILE, self._config)
+
+    def write(self) -> None:
+        """The bootstrap and the files of the secrets, if they are not there as they should be."""
+        config, membership = self._config, self._membership
+        nodes = [peer.address for peer in mesh_peers(self._keeper, membership)][:FALLBACK_NODES]
+        control_planes = addresses.several(membership.control_plane_mesh)
+        wanted = (*control_planes, *nodes)
+        if wanted == self._written:
+            return
+        certificate_sds, ca_sds = write_secrets(config.data, config.data)
+        metadata = GatewayMetadata(
+            host=self.address[0],
+            port=self.address[1],
+            plaintext=config.plaintext,
+            certificate_sds=str(certificate_sds.resolve()),
+            ca_sds=str(ca_sds.resolve()),
+        )
+        who = GatewayIdentity(
+            id=membership.id,
+            mesh=membership.mesh,
+            region=membership.region,
+            site=membership.site,
+            control_plane=wanted,
+            control_plane_names=[addresses.split(address)[0] for address in control_planes],
+        )
+        write_bootstrap(config.data, who, metadata, config.admin_port)
+        self._written = wanted
+
+    def renew(self) -> None:
+        """As `write`, while Envoy runs: a full disk is no reason to stop."""
+        try:
+            self.write()
+        except OSError as error:
+            log.warning("Envoy's bootstrap was not brought up to date: %s", error)
 
 
 class NetworkTimes:

@@ -7,13 +7,10 @@ from collections.abc import Iterable, Mapping
 from nearmesh.errors import NotFound
 from nearmesh.ids import node_server_name
 from nearmesh.regions import prior_round_trip_ms
-from nearmesh.routing import OBJECTIVES
+from nearmesh.routing.objectives import IN_TIME, OBJECTIVES
 from nearmesh.routing.table import Endpoint, Listener, ModelRoutes, RouteTable
 from nearmesh.routing.times import Times, sum_of
 from nearmesh.v1 import route_pb2 as pb
-
-# A node with at least this chance to answer within the deadline counts as in time.
-IN_TIME = 0.99
 
 
 class SnapshotRoutes:
@@ -25,6 +22,10 @@ class SnapshotRoutes:
         self._regions = {table.region: table for table in snapshot.tables}
         self._tables: dict[tuple[str, Listener], RouteTable] = {}
 
+    def __len__(self) -> int:
+        """How many regions it has routes for."""
+        return len(self._regions)
+
     @property
     def mesh(self) -> str:
         return self._snapshot.mesh
@@ -32,6 +33,11 @@ class SnapshotRoutes:
     @property
     def generation(self) -> int:
         return self._snapshot.generation
+
+    @property
+    def issued_at_s(self) -> float:
+        """Seconds since the epoch."""
+        return self._snapshot.issued_at_s
 
     @property
     def expires_at_s(self) -> float:
@@ -135,15 +141,21 @@ class SnapshotRoutes:
         orders: dict[int, dict[str, tuple[Endpoint, ...]]] = {}
         for route in found.routes:
             orders.setdefault(route.model, {})[route.objective] = tuple(
-                self._endpoint(region, choice.node, listener) for choice in route.choices
+                self._endpoint(region, choice.node, listener, choice.share) for choice in route.choices
             )
         models = {m.name: _model(m, orders.get(i, {})) for i, m in enumerate(self._snapshot.models)}
         nearest = tuple(self._endpoint(region, node, listener) for node in found.nearest)
         return RouteTable(region=region, models=models, nearest=nearest)
 
-    def _endpoint(self, region: str, index: int, listener: Listener) -> Endpoint:
+    def _endpoint(self, region: str, index: int, listener: Listener, share: float = 0.0) -> Endpoint:
         node = self._snapshot.nodes[index]
-        return Endpoint(node=node.id, site=node.site, region=node.region, address=self.address(region, index, listener))
+        return Endpoint(
+            node=node.id,
+            site=node.site,
+            region=node.region,
+            address=self.address(region, index, listener),
+            share=share,
+        )
 
 
 def _model(model: pb.SnapshotModel, orders: Mapping[str, tuple[Endpoint, ...]]) -> ModelRoutes:

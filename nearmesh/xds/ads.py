@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
 from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 
-from nearmesh.errors import DeadlineExceeded, InvalidInput, PermissionDenied, Unauthenticated, Unsupported
+from nearmesh.errors import DeadlineExceeded, InvalidInput, MeshError, PermissionDenied, Unauthenticated, Unsupported
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.ids import check_label
 from nearmesh.routing.table import RouteSource
@@ -38,6 +38,8 @@ TOKEN_KEY = "token"
 ASK_WITHIN_S = 10.0
 
 Requests = AsyncIterator[discovery_pb2.DiscoveryRequest]
+# Tells a stream that it is to end, by returning with what.
+Dismissal = Callable[[], Awaitable[MeshError]]
 # What a stream is to know at this moment.
 Builder = Callable[[View, Subscription], Resources]
 
@@ -61,11 +63,15 @@ def _anybody(_: Identity) -> None:
     return None
 
 
+def _from_anywhere(_: str) -> str | None:
+    return None
+
+
 class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]
     """State-of-the-world ADS over a RouteSource, for `nearmesh.transport`: responses are yielded serialized.
 
-    `region_of` gives the region that a gateway joined for, by its id. `check` raises once an identity may no longer
-    listen; of gateways it is asked at every change.
+    `region_of` gives the region that a gateway joined for, by its id, where that is known. `check` raises once an
+    identity may no longer listen; of gateways it is asked at every change. `dismissal` is awaited beside each stream.
     """
 
     def __init__(
@@ -75,8 +81,9 @@ class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # t
         mesh: str,
         verifier: TokenVerifier,
         jwks_json: Callable[[], str],
-        region_of: Callable[[str], str],
+        region_of: Callable[[str], str | None] = _from_anywhere,
         check: Callable[[Identity], None] = _anybody,
+        dismissal: Dismissal | None = None,
     ) -> None:
         self._delivery = Delivery(source, {"public": functools.partial(client_model, mesh), "mesh": gateway_model})
         self._mesh = mesh
@@ -84,6 +91,7 @@ class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # t
         self._jwks_json = jwks_json
         self._region_of = region_of
         self._check = check
+        self._dismissal = dismissal
         # How many responses were refused (NACK) since the start: a bug in what was built, or a client too old for it.
         self.refused = 0
         self.streams = 0
@@ -118,7 +126,7 @@ class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # t
         check_label("region", region)
         if who.role == "gateway":
             own = self._region_of(who.name)
-            if region != own:
+            if own is not None and region != own:
                 raise PermissionDenied(f"{who} joined for region {own!r}, and asks for {region!r}")
         elif who.role not in PEOPLE:
             raise PermissionDenied(f"{who} has no use for xDS; it is for clients and gateways")
@@ -133,10 +141,14 @@ class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # t
         with self._delivery.view(region, "mesh" if gateway else "public", stream) as view:
             self._take(first, stream, view)
             reader = asyncio.create_task(self._read(requests, stream, view))
-            reader.add_done_callback(lambda _: stream.wake())
+            dismissed = [asyncio.ensure_future(self._dismissal())] if self._dismissal else []
+            for task in (reader, *dismissed):
+                task.add_done_callback(lambda _: stream.wake())
             try:
                 while True:
                     await stream.news()
+                    if dismissed and dismissed[0].done():
+                        raise dismissed[0].result()
                     self._check(who)
                     over = reader.done()
                     for response in stream.subscription.pending(build(view, stream.subscription)):
@@ -145,8 +157,9 @@ class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # t
                         reader.result()
                         return
             finally:
-                reader.cancel()
-                await asyncio.gather(reader, return_exceptions=True)
+                for task in (reader, *dismissed):
+                    task.cancel()
+                await asyncio.gather(reader, *dismissed, return_exceptions=True)
 
     async def _read(self, requests: Requests, stream: Stream, view: View) -> None:
         """Takes requests as they come, also while the peer takes no responses: each changes what is due and is gone."""

@@ -27,7 +27,7 @@ class Setting:
         self.mesh, self._kind = mesh, kind
         authority = Authority.open("mesh", folder)
         self._snapshots = Snapshots(
-            authority, mesh.registry, mesh.catalog, mesh.router, mesh.changes, 3600.0, clock=mesh.clock
+            authority, mesh.registry, mesh.catalog, mesh.router, mesh.residency, mesh.changes, 3600.0, clock=mesh.clock
         )
         self._keeper = SnapshotKeeper(authority.ca_pem, None, mesh="mesh", clock=mesh.clock)
 

@@ -2,7 +2,8 @@
 
     GRPC_XDS_BOOTSTRAP=... python xds_client.py
 
-Reads a JSON command on each line: {"model", "token"?, "size"?, "timeout_s"?, "metadata"?, "parameters"?, "stream"?}
+Reads a JSON command on each line: {"model", "token"?, "size"?, "timeout_s"?, "metadata"?, "parameters"?, "stream"?,
+"x"?} ("x": what a real model is asked, a list of floats)
 and prints a JSON answer for each: {"node"} or {"error", "detail"}, with "ms".
 """
 
@@ -16,9 +17,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import grpc
+import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nearmesh.client.bootstrap import read_bootstrap
+from nearmesh.rpc import NODE_KEY
 
 OPTIONS = [
     ("grpc.per_rpc_retry_buffer_size", 32 * 2**20),
@@ -39,6 +42,10 @@ def stub(model: str) -> service_pb2_grpc.GRPCInferenceServiceStub:
 
 def request(command: dict[str, Any]) -> Any:
     made = service_pb2.ModelInferRequest(model_name=command["model"])
+    if "x" in command:
+        made.inputs.add(name="x", datatype="FP32", shape=[len(command["x"])])
+        made.raw_input_contents.append(np.array(command["x"], np.float32).tobytes())
+        return made
     made.raw_input_contents.append(bytes(command.get("size", 0)))
     for key, value in command.get("parameters", {}).items():
         made.parameters[key].int64_param = value
@@ -60,7 +67,9 @@ def call(command: dict[str, Any]) -> dict[str, Any]:
             print(json.dumps({"begun": True}), flush=True)
             next(answers)
     else:
-        answer = stub(command["model"]).ModelInfer(request(command), **more)
+        answer, done = stub(command["model"]).ModelInfer.with_call(request(command), **more)
+        if node := dict(done.initial_metadata()).get(NODE_KEY):
+            return {"node": node}
     return {"node": answer.parameters["node"].string_param, "bytes": answer.parameters["bytes"].int64_param}
 
 

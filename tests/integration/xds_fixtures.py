@@ -229,7 +229,7 @@ async def gateway(
         host="127.0.0.1", port=port, plaintext=plaintext, certificate_sds=str(certificate), ca_sds=str(ca)
     )
     identity = GatewayIdentity(
-        id=name, mesh=MESH, region=REGION, site="", control_plane=[small.mesh], control_plane_name="localhost"
+        id=name, mesh=MESH, region=REGION, site="", control_plane=[small.mesh], control_plane_names=["localhost"]
     )
     config = GatewayConfig(
         data=data,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nearmesh.cli import drain
+from nearmesh.errors import Unreachable
 from nearmesh.v1 import admin_pb2, node_pb2
 from tests.fake_admin import DIGEST, OTHER, Bench, local_mesh, node, replica
 
@@ -286,6 +287,19 @@ def test_a_clients_own_token_goes_into_its_bootstrap(run: Bench, tmp_path: Path)
     assert done.exit_code == 0, done.output
     assert bootstrap_token(out) == own
     assert json.loads(out.read_text())["node"]["locality"] == {"region": "us-east1", "zone": "roof"}
+
+
+def test_a_bootstrap_names_the_nearest_nodes_after_the_control_plane(run: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "b.json"
+
+    def servers() -> list[str]:
+        assert run("client", "bootstrap", "--region", "us-east1", "--out", str(out)).exit_code == 0
+        return [server["server_uri"] for server in json.loads(out.read_text())["xds_servers"]]
+
+    assert servers() == ["127.0.0.1:7400", "10.0.0.8:8001", "10.0.0.9:1"]
+    (run.mesh / "client.jwt").write_text("eyJ.kept.x")
+    run.pretend(error=Unreachable("away"))
+    assert servers() == ["127.0.0.1:7400"], "what is at hand is written all the same"
 
 
 def test_the_ca_is_copied_and_no_other_one_replaced(run: Bench, tmp_path: Path) -> None:

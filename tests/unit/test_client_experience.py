@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nearmesh.client.backoff import Backoff
+from nearmesh.backoff import Backoff
 from nearmesh.client.experience import MAX_AGE_S, MAX_OUT_S, MAX_REPORTED, MIN_SAMPLES, Experience
 
 

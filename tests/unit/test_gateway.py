@@ -16,9 +16,10 @@ from nearmesh.gateway.bootstrap import BOOTSTRAP_FILE, GatewayIdentity, envoy_bo
 from nearmesh.gateway.config import GatewayConfig
 from nearmesh.gateway.envoy import envoy_command
 from nearmesh.gateway.metadata import GatewayMetadata
-from nearmesh.gateway.server import _envoy
+from nearmesh.gateway.server import EnvoyStart
 from nearmesh.membership import Membership
 from nearmesh.probe import Probe, Target
+from nearmesh.snapshot import SnapshotKeeper
 
 METADATA = GatewayMetadata(host="127.0.0.1", port=8001, plaintext=True, certificate_sds="/c.json", ca_sds="/ca.json")
 
@@ -68,9 +69,13 @@ def test_bad_metadata_is_refused_by_name(change: dict[str, Any], words: str) -> 
         GatewayMetadata.parse(METADATA.to_struct() | change)
 
 
+# In the control plane's place.
+ANY_NODE = {"san_type": "URI", "matcher": {"prefix": "spiffe://test/node/"}}
+
+
 def identity(*control_plane: str, name: str = "localhost") -> GatewayIdentity:
     return GatewayIdentity(
-        id="gw", mesh="test", region="here", site="s", control_plane=control_plane, control_plane_name=name
+        id="gw", mesh="test", region="here", site="s", control_plane=control_plane, control_plane_names=[name]
     )
 
 
@@ -92,7 +97,7 @@ def test_the_control_planes_name_is_checked(name: str, kind: str, sni: str) -> N
     (cluster,) = envoy_bootstrap(identity("a:1", name=name), METADATA)["static_resources"]["clusters"]
     tls = cluster["transport_socket"]["typed_config"]
     context = tls["common_tls_context"]["combined_validation_context"]["default_validation_context"]
-    assert context["match_typed_subject_alt_names"] == [{"san_type": kind, "matcher": {"exact": name}}]
+    assert context["match_typed_subject_alt_names"] == [{"san_type": kind, "matcher": {"exact": name}}, ANY_NODE]
     assert tls["sni"] == sni
 
 
@@ -107,14 +112,14 @@ def test_a_control_plane_on_ipv6_is_found_and_named_without_brackets(tmp_path: P
         control_plane_mesh="[::1]:7401",
         jwks_json="{}",
     )
-    _envoy(GatewayConfig(data=tmp_path), membership)
+    EnvoyStart(GatewayConfig(data=tmp_path), membership, SnapshotKeeper(b"", None))
     (cluster,) = json.loads((tmp_path / BOOTSTRAP_FILE).read_text())["static_resources"]["clusters"]
     (place,) = cluster["load_assignment"]["endpoints"]
     address = place["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
     assert address == {"address": "::1", "port_value": 7401}
     validation = cluster["transport_socket"]["typed_config"]["common_tls_context"]["combined_validation_context"]
     names = validation["default_validation_context"]["match_typed_subject_alt_names"]
-    assert names == [{"san_type": "IP_ADDRESS", "matcher": {"exact": "::1"}}]
+    assert names == [{"san_type": "IP_ADDRESS", "matcher": {"exact": "::1"}}, ANY_NODE]
 
 
 def test_secrets_are_found_by_path_and_watched(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ def authority(tmp_path: Path) -> Authority:
 
 @pytest.fixture
 def snapshots(mesh: State, authority: Authority) -> Snapshots:
-    return Snapshots(authority, mesh.registry, mesh.catalog, mesh.router, mesh.changes, LIFETIME_S, clock=mesh.clock)
+    return Snapshots(
+        authority, mesh.registry, mesh.catalog, mesh.router, mesh.residency, mesh.changes, LIFETIME_S, clock=mesh.clock
+    )
 
 
 async def present(found: Snapshots, authority: Authority, now_s: float, region: str = "") -> pb.Snapshot:
@@ -80,7 +82,9 @@ async def test_a_change_makes_a_new_one_and_drift_only_now_and_then(mesh: State,
 
 
 async def test_it_is_made_again_long_before_it_ends(mesh: State, authority: Authority) -> None:
-    brief = Snapshots(authority, mesh.registry, mesh.catalog, mesh.router, mesh.changes, 6.0, clock=mesh.clock)
+    brief = Snapshots(
+        authority, mesh.registry, mesh.catalog, mesh.router, mesh.residency, mesh.changes, 6.0, clock=mesh.clock
+    )
     assert await brief.refresh()
     mesh.clock.now_s += 1.9
     assert not await brief.refresh()
@@ -99,7 +103,9 @@ async def test_its_generation_grows_also_when_the_clock_goes_back_and_after_a_re
     second = (await present(snapshots, authority, mesh.clock.now_s)).generation
     assert second == first + 1
     mesh.clock.now_s += 21
-    again = Snapshots(authority, mesh.registry, mesh.catalog, mesh.router, mesh.changes, LIFETIME_S, clock=mesh.clock)
+    again = Snapshots(
+        authority, mesh.registry, mesh.catalog, mesh.router, mesh.residency, mesh.changes, LIFETIME_S, clock=mesh.clock
+    )
     await again.refresh()
     assert (await present(again, authority, mesh.clock.now_s)).generation > second
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
+from nearmesh.membership import KEEPALIVE
 from nearmesh.rpc import from_rpc_error
 from nearmesh.tls import Credentials
 from nearmesh.turns import Turns
@@ -26,16 +27,6 @@ REPORT_EVERY_S = 1.0
 # there within seconds.
 BACKOFF_S = (0.2, 5.0)
 BACKOFF_OF_SEVERAL_S = (0.2, 1.0)
-
-# Notices a dead path although nothing is being sent.
-_KEEPALIVE = [
-    ("grpc.keepalive_time_ms", 2000),
-    ("grpc.keepalive_timeout_ms", 2000),
-    ("grpc.http2.ping_timeout_ms", 2000),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-]
 
 
 class Session:
@@ -83,7 +74,7 @@ class Session:
 
     async def _one_session(self, target: str) -> AsyncIterator[pb.WantedState]:
         credentials = self._credentials().channel_credentials()
-        async with grpc.aio.secure_channel(target, credentials, options=_KEEPALIVE) as channel:
+        async with grpc.aio.secure_channel(target, credentials, options=KEEPALIVE) as channel:
             call = node_pb2_grpc.NodeServiceStub(channel).Session(self._reports())
             async for state in call:
                 yield state

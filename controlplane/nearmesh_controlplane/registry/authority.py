@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nearmesh.errors import JoinRefused
 from nearmesh.ids import MachineId
-from nearmesh.tls import BACKDATE, Credentials, key_from_pem, key_to_pem, new_key, write_once
+from nearmesh.tls import BACKDATE, Address, Credentials, key_from_pem, key_to_pem, new_key, write_once
 from nearmesh.tokens import TokenIssuer, TokenVerifier
 
 CA_LIFETIME = timedelta(days=3650)
@@ -68,11 +69,20 @@ class Authority:
         """Checks the tokens that this authority signs."""
         return TokenVerifier(self.jwks_json, self.mesh)
 
-    def sign(self, csr_pem: bytes, who: MachineId, lifetime: timedelta) -> bytes:
-        """A certificate for `who`, in PEM. Raises JoinRefused when the CSR does not hold or asks for another name."""
-        csr = _checked_request(csr_pem, who)
+    def sign(
+        self,
+        csr_pem: bytes,
+        who: MachineId,
+        lifetime: timedelta,
+        allows: Callable[[Address], bool] = lambda address: False,
+    ) -> bytes:
+        """A certificate for `who`, in PEM. Raises JoinRefused when the CSR does not hold or asks for another name.
+
+        Beside its own names it may ask for one IP that `allows` lets pass.
+        """
+        csr, address = _checked_request(csr_pem, who, allows)
         builder = self._builder(who.id, csr.public_key(), lifetime)
-        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(who.spiffe), x509.DNSName(who.dns)]
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(who.spiffe), x509.DNSName(who.dns), *address]
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return self._finish(builder)
 
@@ -104,7 +114,9 @@ class Authority:
         return builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
-def _checked_request(csr_pem: bytes, who: MachineId) -> x509.CertificateSigningRequest:
+def _checked_request(
+    csr_pem: bytes, who: MachineId, allows: Callable[[Address], bool]
+) -> tuple[x509.CertificateSigningRequest, list[x509.IPAddress]]:
     try:
         csr = x509.load_pem_x509_csr(csr_pem)
         sound = csr.is_signature_valid and _is_mesh_key(csr.public_key())
@@ -113,10 +125,16 @@ def _checked_request(csr_pem: bytes, who: MachineId) -> x509.CertificateSigningR
         raise JoinRefused(f"join refused: not a certificate request: {error}") from None
     if not sound:
         raise JoinRefused("join refused: the certificate request is not validly signed by an ECDSA P-256 key")
-    if asked != {x509.UniformResourceIdentifier(who.spiffe), x509.DNSName(who.dns)}:
+    address = [name for name in asked if isinstance(name, x509.IPAddress) and _is_allowed(name, allows)][:1]
+    if asked - {*address} != {x509.UniformResourceIdentifier(who.spiffe), x509.DNSName(who.dns)}:
         names = ", ".join(sorted(str(name.value) for name in asked)) or "nobody"
         raise JoinRefused(f"join refused: the request is for {names}, not {who.spiffe} and {who.dns}")
-    return csr
+    return csr, address
+
+
+def _is_allowed(name: x509.IPAddress, allows: Callable[[Address], bool]) -> bool:
+    # In a certificate's constraints the same kind of name may be a whole network.
+    return isinstance(name.value, ipaddress.IPv4Address | ipaddress.IPv6Address) and allows(name.value)
 
 
 def _is_mesh_key(key: object) -> bool:

@@ -9,8 +9,10 @@ from datetime import timedelta
 
 import sqlalchemy as sa
 
+from nearmesh import addresses
 from nearmesh.errors import InvalidInput, JoinRefused
 from nearmesh.ids import Kind, MachineId, check_label
+from nearmesh.tls import Address
 from nearmesh.tokens import JoinTicket, TokenVerifier, new_token_id
 from nearmesh_controlplane import database as tables
 from nearmesh_controlplane.database import Database
@@ -34,6 +36,10 @@ class Addresses:
         """The one that answers first, then the others."""
         peers = sorted(known, key=lambda peer: peer.id != own_id)
         return cls(public=",".join(peer.public for peer in peers), mesh=",".join(peer.mesh for peer in peers))
+
+    @property
+    def hosts(self) -> set[str]:
+        return {addresses.split(address)[0] for address in addresses.several(f"{self.public},{self.mesh}")}
 
 
 class Admission:
@@ -89,8 +95,22 @@ class Admission:
         return node, certificate
 
     def renew(self, who: MachineId, csr_pem: bytes) -> bytes:
-        """A new certificate for an identity that the caller has proven. Raises JoinRefused."""
-        return self._authority.sign(csr_pem, who, self._lifetime)
+        """A new certificate for an identity that the caller has proven. Raises JoinRefused.
+
+        A node's may hold for its address too, so that clients which check a server by its address find a node in the
+        control plane's place. It may be any but the control plane's own: who had that could play the control plane.
+        """
+        return self._authority.sign(csr_pem, who, self._lifetime, self._may_be_a_nodes if who.kind == "node" else _none)
+
+    def _may_be_a_nodes(self, address: Address) -> bool:
+        if address.is_unspecified or address.is_multicast:
+            return False
+        # On loopback there is nobody but this machine.
+        return address.is_loopback or str(address) not in self._addresses().hosts
+
+
+def _none(_: Address) -> bool:
+    return False
 
 
 def _keep_token(connection: sa.Connection, ticket: JoinTicket, expires_at_s: float) -> None:

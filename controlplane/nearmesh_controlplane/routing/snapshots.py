@@ -15,13 +15,13 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from nearmesh.ids import check_label
 from nearmesh.routing import OBJECTIVES, Ranked, parse_objective
-from nearmesh.routing.times import Times
 from nearmesh.snapshot import MAX_SNAPSHOT_BYTES, opened, sealed
 from nearmesh.v1 import route_pb2 as pb
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.registry.nodes import Node, Registry
+from nearmesh_controlplane.routing.residency import ResidencyRules
 from nearmesh_controlplane.routing.router import Router
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class Snapshots:
         registry: Registry,
         catalog: Catalog,
         router: Router,
+        residency: ResidencyRules,
         changes: Generation,
         lifetime_s: float,
         clock: Callable[[], float] = time.time,
@@ -59,6 +60,7 @@ class Snapshots:
         self._registry = registry
         self._catalog = catalog
         self._router = router
+        self._residency = residency
         self._changes = changes
         self._lifetime_s = lifetime_s
         self._clock = clock
@@ -147,7 +149,7 @@ class Snapshots:
     # What it says
 
     async def _build(self) -> pb.Snapshot:
-        regions = sorted({node.region for node in self._registry.all() if not node.removed} | self._asked.keys())
+        regions = self._regions()
         routes = max(1, len(regions) * len(self._catalog.models()) * len(OBJECTIVES))
         choices = max(MIN_CHOICES, min(MAX_CHOICES, MAX_CHOICES_IN_ALL // routes))
         while True:
@@ -157,6 +159,12 @@ class Snapshots:
                 return made
             log.warning("a snapshot of %d bytes is too large; it gets fewer than %d nodes a route", size, choices)
             choices //= 2
+
+    def _regions(self) -> list[str]:
+        """Where machines are, where clients said they are, and every region whose clients are bound to others: for
+        what stands here for no region by name, the nearest one's routes are used."""
+        found = {node.region for node in self._registry.all() if not node.removed} | self._asked.keys()
+        return sorted(found | {bound for bound, _ in self._residency.all()})
 
     async def _with(self, regions: Sequence[str], choices: int) -> pb.Snapshot:
         nodes = self._registry.serving_nodes()
@@ -209,14 +217,12 @@ class Snapshots:
         self, region: str, number: int, model: str, objective: str, index: Mapping[str, int], choices: int
     ) -> pb.SnapshotRoute:
         decision = self._router.decide(model, region, parse_objective(objective))
+        deadline_ms = decision.deadline_ms
         able = [r for r in decision.ranking if r.candidate.ready and r.candidate.node in index]
         return pb.SnapshotRoute(
             model=number,
             objective=objective,
-            choices=[
-                _choice(ranked, index[ranked.candidate.node], float(place == 0))
-                for place, ranked in enumerate(able[:choices])
-            ],
+            choices=[_choice(ranked, index[ranked.candidate.node], deadline_ms) for ranked in able[:choices]],
         )
 
 
@@ -231,15 +237,15 @@ def _node(node: Node) -> pb.SnapshotNode:
     )
 
 
-def _choice(ranked: Ranked, index: int, share: float) -> pb.SnapshotChoice:
+def _choice(ranked: Ranked, index: int, deadline_ms: float) -> pb.SnapshotChoice:
     c = ranked.candidate
     return pb.SnapshotChoice(
         node=index,
-        share=share,
-        network_ms_quantiles=Times.spread(c.network_ms_p50, c.network_ms_p95).ms,
-        service_ms_quantiles=Times.spread(c.service_ms_p50, c.service_ms_p95).ms,
+        share=c.share,
+        network_ms_quantiles=c.network.ms,
+        service_ms_quantiles=c.service.ms,
         usd_per_1000=c.usd_per_1000,
-        p_in_time=float(ranked.in_time),
+        p_in_time=c.p_in_time(deadline_ms),
         why=ranked.why,
     )
 

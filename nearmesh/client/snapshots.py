@@ -1,0 +1,64 @@
+"""How the SDK follows snapshots: from the control plane on the connection that is there, else from nodes.
+
+Nodes are those that the last snapshot names, and those of the bootstrap file for a client that never had one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+
+import grpc
+
+from nearmesh.client.channels import CHANNEL_OPTIONS
+from nearmesh.client.settings import ConnectSettings
+from nearmesh.ids import node_server_name
+from nearmesh.snapshot import SnapshotKeeper
+from nearmesh.snapshot.follower import Peer, SnapshotFollower
+
+
+def client_follower(
+    keeper: SnapshotKeeper,
+    settings: ConnectSettings,
+    control: grpc.aio.Channel,
+    metadata: Callable[[], Sequence[tuple[str, str]]],
+    on_peers: Callable[[], None],
+) -> SnapshotFollower:
+    """Follows what clients of the settings' region need; `control` is the channel to the control plane.
+
+    `on_peers` is told of news that did not come from there.
+    """
+    control_plane = Peer(settings.control_plane)
+    credentials = grpc.ssl_channel_credentials(settings.ca_pem)
+
+    def connect(peer: Peer) -> AbstractAsyncContextManager[grpc.aio.Channel]:
+        if peer is control_plane:
+            return nullcontext(control)
+        name = [("grpc.ssl_target_name_override", peer.server_name)] if peer.server_name else []
+        return grpc.aio.secure_channel(peer.address, credentials, (*CHANNEL_OPTIONS, *name))
+
+    def taken() -> None:
+        if not follower.with_control_plane.is_set():
+            on_peers()
+
+    follower = SnapshotFollower(
+        keeper,
+        region=settings.region,
+        control_plane=lambda: control_plane,
+        peers=lambda: _peers(keeper, settings),
+        connect=connect,
+        metadata=metadata,
+        on_taken=taken,
+    )
+    return follower
+
+
+def _peers(keeper: SnapshotKeeper, settings: ConnectSettings) -> Sequence[Peer]:
+    known = keeper.known
+    named = [Peer(address) for address in settings.fallbacks]
+    if known is None:
+        return named
+    nearest = known.table(settings.region, "public").nearest
+    found = [Peer(endpoint.address, node_server_name(known.mesh, endpoint.node)) for endpoint in nearest]
+    told = {peer.address for peer in found}
+    return [*found, *(peer for peer in named if peer.address not in told)]
