@@ -61,7 +61,7 @@ class SnapshotFollower:
         connect: Connect,
         metadata: Callable[[], Sequence[tuple[str, str]]] = tuple,
         on_taken: Callable[[], None] = lambda: None,
-        on_failed: Callable[[Peer], None] = lambda peer: None,
+        on_failed: Callable[[Peer], object] = lambda peer: None,
     ) -> None:
         """`region` is that of a client; "" asks for all. `peers`, the best first, are asked for at each need.
 

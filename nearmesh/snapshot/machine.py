@@ -35,7 +35,7 @@ def machine_follower(
         peers=lambda: mesh_peers(keeper, membership),
         connect=connect,
         on_taken=on_taken,
-        on_failed=lambda peer: None if renewal.control_planes.failed(peer.address) else None,
+        on_failed=lambda peer: renewal.control_planes.failed(peer.address),
     )
 
 
