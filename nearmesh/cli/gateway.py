@@ -23,9 +23,16 @@ def run(path: Path, token: str | None, token_file: Path | None, log_level: str) 
     import asyncio
 
     from nearmesh import config
+    from nearmesh.errors import ConfigError
     from nearmesh.gateway.config import GatewayConfig
-    from nearmesh.gateway.server import serve
     from nearmesh.process import configure_logging, stop_on_signals
+
+    try:
+        from nearmesh.gateway.server import serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"no module {error.name!r}; install the gateway extra: pip install 'nearmesh[gateway]'"
+        ) from None
 
     configure_logging(log_level)
     settings = config.load(GatewayConfig, path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nearmesh import addresses
-from nearmesh.gateway.metadata import CA_SECRET, CERTIFICATE_SECRET, GatewayMetadata, secret_source
+from nearmesh.gateway.metadata import CA_SECRET, CALLS, CERTIFICATE_SECRET, GatewayMetadata, secret_source
 from nearmesh.tls import Credentials, write_private
 
 _TYPES = "type.googleapis.com/"
@@ -36,6 +36,9 @@ class GatewayIdentity:
 
     control_plane_names: Sequence[str]
     """DNS names or IP addresses, one of which is in a control plane's certificate."""
+
+    calls: Path | None = None
+    """The socket on which the gateway's own process takes the access log."""
 
 
 def write_secrets(data: Path, credentials: Path) -> tuple[Path, Path]:
@@ -80,7 +83,7 @@ def envoy_bootstrap(who: GatewayIdentity, metadata: GatewayMetadata, admin_port:
             "metadata": metadata.to_struct(),
         },
         "dynamic_resources": {"ads_config": service, "cds_config": ads, "lds_config": ads},
-        "static_resources": {"clusters": [_control_plane(who, metadata)]},
+        "static_resources": {"clusters": [_control_plane(who, metadata), *([_calls(who.calls)] if who.calls else [])]},
         "overload_manager": {"resource_monitors": [_connection_limit()]},
     }
     if admin_port:
@@ -117,6 +120,21 @@ def _control_plane(who: GatewayIdentity, metadata: GatewayMetadata) -> dict[str,
         "load_assignment": {"cluster_name": CONTROL_PLANE, "endpoints": localities},
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2},
         "transport_socket": {"name": "tls", "typed_config": _tls(who, metadata)},
+    }
+
+
+def _calls(socket: Path) -> dict[str, Any]:
+    endpoint = {"endpoint": {"address": {"pipe": {"path": str(socket)}}}}
+    http2 = {
+        "@type": _TYPES + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }
+    return {
+        "name": CALLS,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": CALLS, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2},
     }
 
 

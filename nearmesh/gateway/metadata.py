@@ -13,6 +13,8 @@ from nearmesh.errors import InvalidInput
 
 # Secrets by these names stand in the files that the metadata points to.
 CERTIFICATE_SECRET, CA_SECRET = "certificate", "ca"
+# The cluster, in the gateway's bootstrap, of its own process.
+CALLS = "calls"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,8 @@ class GatewayMetadata:
     plaintext: bool
     certificate_sds: str
     ca_sds: str
+    # Its bootstrap has the cluster CALLS, which takes the access log.
+    calls: bool = False
 
     def to_struct(self) -> dict[str, str | bool]:
         """The metadata as JSON; the port travels as text, since a protobuf Struct knows no integers."""
@@ -34,6 +38,7 @@ class GatewayMetadata:
             "plaintext": self.plaintext,
             "certificate_sds": self.certificate_sds,
             "ca_sds": self.ca_sds,
+            "calls": self.calls,
         }
 
     @classmethod
@@ -48,6 +53,7 @@ class GatewayMetadata:
             plaintext=struct.get("plaintext") is True,
             certificate_sds=_text(struct, "certificate_sds"),
             ca_sds=_text(struct, "ca_sds"),
+            calls=struct.get("calls") is True,
         )
 
 

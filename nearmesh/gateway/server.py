@@ -6,14 +6,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import grpc
 
 from nearmesh import addresses
+from nearmesh.gateway.access_log import AccessLog, listening, socket_path
 from nearmesh.gateway.bootstrap import BOOTSTRAP_FILE, GatewayIdentity, write_bootstrap, write_secrets
+from nearmesh.gateway.calls import CallTally
 from nearmesh.gateway.config import GatewayConfig
 from nearmesh.gateway.envoy import Envoy, envoy_binary, envoy_command, free_port
 from nearmesh.gateway.metadata import GatewayMetadata
+from nearmesh.gateway.predictions import Predictions
 from nearmesh.membership import Membership, Renewal, member
 from nearmesh.probe import Probe, ServerLiveEcho, Target
 from nearmesh.process import only_one
@@ -29,24 +33,26 @@ log = logging.getLogger(__name__)
 REPORT_TIMEOUT_S = 2.0
 # Nodes that Envoy tries in turn when it starts while the control plane is away.
 FALLBACK_NODES = 4
+CALLS_EVERY_S = 1.0
 
 
 async def serve(config: GatewayConfig, token: str | None, stop: asyncio.Event) -> None:
     """Joins if need be, then runs the gateway until `stop` is set. Raises MeshError."""
-    with only_one(config.data, "a gateway"):
+    with only_one(config.data, "a gateway"), socket_path(config.data) as socket:
         membership = await member(config.data, "gateway", token)
         # Envoy watches the folder and takes renewed files over by itself.
         renewal = Renewal(membership, config.data)
         keeper = SnapshotKeeper(renewal.current.ca_pem, config.data / SNAPSHOT_FILE, mesh=membership.mesh)
-        start = EnvoyStart(config, membership, keeper)
+        start = EnvoyStart(config, membership, keeper, socket)
         envoy = Envoy(start.command(), start.address)
         follower = machine_follower(keeper, membership, renewal, region=membership.region, on_taken=start.renew)
-        async with asyncio.TaskGroup() as tasks:
+        times = NetworkTimes(membership, renewal)
+        async with listening(times.access_log(), socket), asyncio.TaskGroup() as tasks:
             running = tasks.create_task(envoy.run())
             background = [
                 tasks.create_task(renewal.run()),
                 tasks.create_task(follower.run()),
-                tasks.create_task(NetworkTimes(membership, renewal).run()),
+                tasks.create_task(times.run()),
             ]
             log.info("gateway=%s region=%s listen=%s", membership.id, membership.region, config.listen)
             await stop.wait()
@@ -63,10 +69,12 @@ class EnvoyStart:
     away is told by a node.
     """
 
-    def __init__(self, config: GatewayConfig, membership: Membership, keeper: SnapshotKeeper) -> None:
+    def __init__(self, config: GatewayConfig, membership: Membership, keeper: SnapshotKeeper, calls: Path) -> None:
+        """`calls` is the socket of the access log."""
         self._config = config
         self._membership = membership
         self._keeper = keeper
+        self._calls = calls
         host, port = addresses.split_ip(config.listen)
         self.address = host, port or free_port(host)
         self._written: tuple[str, ...] = ()
@@ -91,6 +99,7 @@ class EnvoyStart:
             plaintext=config.plaintext,
             certificate_sds=str(certificate_sds.resolve()),
             ca_sds=str(ca_sds.resolve()),
+            calls=True,
         )
         who = GatewayIdentity(
             id=membership.id,
@@ -99,6 +108,7 @@ class EnvoyStart:
             site=membership.site,
             control_plane=wanted,
             control_plane_names=[addresses.split(address)[0] for address in control_planes],
+            calls=self._calls,
         )
         write_bootstrap(config.data, who, metadata, config.admin_port)
         self._written = wanted
@@ -112,12 +122,18 @@ class EnvoyStart:
 
 
 class NetworkTimes:
-    """Probes every node from this gateway's region and reports to the control plane what it measured."""
+    """Probes every node from this gateway's region, sums up its calls, and reports both to the control plane."""
 
     def __init__(self, membership: Membership, renewal: Renewal) -> None:
         self._membership = membership
         self._renewal = renewal
         self._targets: tuple[Target, ...] = ()
+        self._calls = CallTally()
+        self._predictions = Predictions(membership.region, time.monotonic)
+
+    def access_log(self) -> AccessLog:
+        """What takes Envoy's log over."""
+        return AccessLog(self._calls, self._node_at, self._predictions.get)
 
     async def run(self) -> None:
         """For ever; goes on measuring the nodes it knows while the control plane is away."""
@@ -135,7 +151,22 @@ class NetworkTimes:
                 report=self._report,
                 clock=time.perf_counter,
             )
-            await probe.run(lambda: self._renewal.current is shown)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(probe.run(lambda: self._renewal.current is shown))
+                tasks.create_task(self._report_calls(shown))
+
+    async def _report_calls(self, shown: Credentials) -> None:
+        """Once a second, until the certificate is renewed; what cannot be sent is dropped: demand is of the moment."""
+        while self._renewal.current is shown:
+            await asyncio.sleep(CALLS_EVERY_S)
+            calls = self._calls.take()
+            if calls:
+                await self._send(route_pb2.ReportLatencyRequest(region=self._membership.region, calls=calls))
+            await self._predictions.refresh(self._routes)
+
+    def _node_at(self, address: str) -> str | None:
+        """For calls that ended without a word of the node."""
+        return next((target.node for target in self._targets if target.address == address), None)
 
     async def _nodes(self) -> Sequence[Target]:
         request = route_pb2.ListLatenciesRequest(region=self._membership.region)
@@ -152,6 +183,9 @@ class NetworkTimes:
             region=self._membership.region,
             samples=[route_pb2.LatencySample(node=node, network_ms=ms) for node, ms in samples.items()],
         )
+        await self._send(request)
+
+    async def _send(self, request: route_pb2.ReportLatencyRequest) -> None:
         try:
             await self._routes.ReportLatency(request, timeout=REPORT_TIMEOUT_S)
         except grpc.RpcError as error:

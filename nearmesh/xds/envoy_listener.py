@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from envoy.config.listener.v3 import listener_pb2
+from envoy.extensions.access_loggers.grpc.v3 import als_pb2  # noqa: F401  known by being imported
 from envoy.extensions.filters.http.grpc_field_extraction.v3 import config_pb2  # noqa: F401  known by being imported
 from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2  # noqa: F401
 from envoy.extensions.filters.http.lua.v3 import lua_pb2  # noqa: F401
@@ -18,7 +19,8 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from nearmesh.gateway.metadata import CERTIFICATE_SECRET, GatewayMetadata, secret_source
+from nearmesh.gateway.metadata import CALLS, CERTIFICATE_SECRET, GatewayMetadata, secret_source
+from nearmesh.rpc import NODE_KEY
 from nearmesh.tokens import LEEWAY_S, SUBJECT_HEADER
 from nearmesh.xds.resources import packed, typed
 
@@ -58,6 +60,23 @@ end
 """
 
 
+# Of each call, what sums are made of: where it went is the cluster's name and the node's header.
+_ACCESS_LOG = {
+    "name": "calls",
+    "typed_config": typed(
+        "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+        common_config={
+            "log_name": "calls",
+            "grpc_service": {"envoy_grpc": {"cluster_name": CALLS}},
+            "transport_api_version": "V3",
+            "buffer_flush_interval": "0.5s",
+        },
+        additional_response_headers_to_log=[NODE_KEY, "grpc-status"],
+        additional_response_trailers_to_log=["grpc-status"],
+    ),
+}
+
+
 @lru_cache(maxsize=64)
 def gateway_listener(mesh: str, metadata: GatewayMetadata, jwks_json: str) -> bytes:
     """The listener at the gateway's address; it depends on nothing that changes with nodes, models or prices."""
@@ -65,7 +84,7 @@ def gateway_listener(mesh: str, metadata: GatewayMetadata, jwks_json: str) -> by
         {
             "name": "tls",
             "filter_chain_match": {"transport_protocol": "tls"},
-            "filters": [_manager(mesh, jwks_json, token_needed=True)],
+            "filters": [_manager(mesh, metadata, jwks_json, token_needed=True)],
             "transport_socket": {"name": "tls", "typed_config": _tls(metadata)},
         }
     ]
@@ -74,7 +93,7 @@ def gateway_listener(mesh: str, metadata: GatewayMetadata, jwks_json: str) -> by
             {
                 "name": "plaintext",
                 "filter_chain_match": {"transport_protocol": "raw_buffer"},
-                "filters": [_manager(mesh, jwks_json, token_needed=False)],
+                "filters": [_manager(mesh, metadata, jwks_json, token_needed=False)],
             }
         )
     inspector = typed("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector")
@@ -98,10 +117,11 @@ def _tls(metadata: GatewayMetadata) -> dict[str, Any]:
     )
 
 
-def _manager(mesh: str, jwks_json: str, *, token_needed: bool) -> dict[str, Any]:
+def _manager(mesh: str, metadata: GatewayMetadata, jwks_json: str, *, token_needed: bool) -> dict[str, Any]:
     manager = typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=LISTENER_NAME,
+        access_log=[_ACCESS_LOG] if metadata.calls else [],
         codec_type="HTTP2",
         # Nodes refuse more than 16 KiB, in which each of up to 100 headers counts for 32 bytes more (RFC 9113).
         max_request_headers_kb=12,

@@ -344,3 +344,38 @@ async def test_a_removed_gateway_hears_no_more(tmp_path: Path) -> None:
 
         await until(closed)
         assert await infer(stub) == "a", "it goes on with what it knows; nodes refuse its certificate"
+
+
+async def test_the_access_log_tells_what_calls_came_to(tmp_path: Path) -> None:
+    """By model, objective and node; what callers get wrong counts for nobody."""
+    async with setting(tmp_path) as (small, running, stub):
+        for _ in range(5):
+            await infer(stub)
+        await infer(stub, sleep_ms=500)
+        small.order("mesh", "abc", nearest="c")
+
+        async def moved() -> bool:
+            return await infer(stub, "other", objective="nearest") == "c"
+
+        await until(moved)
+        for status in (3, 13):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await infer(stub, status=status)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await infer(stub, "nobody's")
+        found: dict[tuple[str, str, str], list[float]] = {}
+
+        async def complete() -> bool:
+            for calls in running.calls.take():
+                sums = found.setdefault((calls.model, calls.objective, calls.node), [0, 0, 0, 0.0])
+                for at, value in enumerate((calls.answered, calls.failed, calls.late, calls.total_ms)):
+                    sums[at] += value
+            await asyncio.sleep(0.05)
+            return bool(found.get(("digits", "", "a"), [0, 0])[1])
+
+        await until(complete)
+        answered, failed, late, total_ms = found["digits", "", "a"]
+        assert (answered, failed, late) == (6, 1, 1)
+        assert 500 < total_ms < 5000
+        assert found["other", "nearest", "c"][0] == 1
+        assert {model for model, _, _ in found} == {"digits", "other"}

@@ -21,8 +21,10 @@ from nearmesh_controlplane.routing import load_reports
 from nearmesh_controlplane.routing.load_reports import LoadReports
 
 from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
+from nearmesh.gateway.access_log import AccessLog, listening, socket_path
 from nearmesh.gateway.bootstrap import GatewayIdentity, write_secrets
 from nearmesh.gateway.bootstrap import write_bootstrap as write_envoy
+from nearmesh.gateway.calls import CallTally, Prediction
 from nearmesh.gateway.config import GatewayConfig
 from nearmesh.gateway.envoy import Envoy, envoy_binary, envoy_command, free_port
 from nearmesh.gateway.metadata import GatewayMetadata
@@ -41,6 +43,8 @@ REGION = "europe-west1"
 OBJECTIVES = ("cheapest-in-time", "nearest", "cheapest")
 # Servers of a test are never asked for twice; a slow machine may need this long to start one.
 START_WITHIN_S = 30
+# What gateways of tests hold their calls against.
+PREDICTED_DEADLINE_MS = 400.0
 
 
 class FakeSource:
@@ -134,6 +138,9 @@ class SmallMesh:
     removed: set[str] = field(default_factory=set)
     token: str = ""
 
+    def node_at(self, address: str) -> str | None:
+        return next((node.name for node in self.nodes.values() if node.endpoint.address == address), None)
+
     def order(
         self, listener: Listener, names: Sequence[str], models: Sequence[str] = ("digits", "other"), **by: str
     ) -> None:
@@ -210,6 +217,7 @@ class Gateway:
     address: str
     envoy: Envoy
     name: str
+    calls: CallTally
 
     @property
     def server_name(self) -> str:
@@ -226,10 +234,12 @@ async def gateway(
     certificate, ca = write_secrets(data, credentials)
     port = free_port("127.0.0.1")
     metadata = GatewayMetadata(
-        host="127.0.0.1", port=port, plaintext=plaintext, certificate_sds=str(certificate), ca_sds=str(ca)
-    )
-    identity = GatewayIdentity(
-        id=name, mesh=MESH, region=REGION, site="", control_plane=[small.mesh], control_plane_names=["localhost"]
+        host="127.0.0.1",
+        port=port,
+        plaintext=plaintext,
+        certificate_sds=str(certificate),
+        ca_sds=str(ca),
+        calls=True,
     )
     config = GatewayConfig(
         data=data,
@@ -237,15 +247,27 @@ async def gateway(
         envoy_threads=1,
         envoy_log_level=os.environ.get("ENVOY_LOG", "error"),  # type: ignore[arg-type]
     )
-    command = envoy_command(envoy_binary(), write_envoy(data, identity, metadata, admin_port), config)
-    envoy, ready = Envoy(command, ("127.0.0.1", port)), asyncio.Event()
-    running = asyncio.create_task(envoy.run(ready.set))
-    try:
-        await asyncio.wait_for(ready.wait(), START_WITHIN_S)
-        yield Gateway(f"127.0.0.1:{port}", envoy, name)
-    finally:
-        envoy.stop()
-        await running
+    calls, prediction = CallTally(), Prediction(PREDICTED_DEADLINE_MS, {})
+    with socket_path(data) as socket:
+        identity = GatewayIdentity(
+            id=name,
+            mesh=MESH,
+            region=REGION,
+            site="",
+            control_plane=[small.mesh],
+            control_plane_names=["localhost"],
+            calls=socket,
+        )
+        command = envoy_command(envoy_binary(), write_envoy(data, identity, metadata, admin_port), config)
+        envoy, ready = Envoy(command, ("127.0.0.1", port)), asyncio.Event()
+        async with listening(AccessLog(calls, small.node_at, lambda model, objective: prediction), socket):
+            running = asyncio.create_task(envoy.run(ready.set))
+            try:
+                await asyncio.wait_for(ready.wait(), START_WITHIN_S)
+                yield Gateway(f"127.0.0.1:{port}", envoy, name, calls)
+            finally:
+                envoy.stop()
+                await running
 
 
 class XdsClient:

@@ -36,7 +36,12 @@ NAMES = {
 }
 # Modules that only run with an extra; what they import may stand there.
 OF_EXTRAS = {
-    "nearmesh": {"nearmesh/devmesh": ("dev",), "nearmesh/transport": ("server",), "nearmesh/xds": ("server",)},
+    "nearmesh": {
+        "nearmesh/devmesh": ("dev",),
+        "nearmesh/gateway": ("gateway",),
+        "nearmesh/transport": ("server",),
+        "nearmesh/xds": ("server",),
+    },
     "nearmesh-agent": {"nearmesh_agent/engines": ("cpu",)},
 }
 # Imported if it is there, and done without otherwise.

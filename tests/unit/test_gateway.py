@@ -112,11 +112,13 @@ def test_a_control_plane_on_ipv6_is_found_and_named_without_brackets(tmp_path: P
         control_plane_mesh="[::1]:7401",
         jwks_json="{}",
     )
-    EnvoyStart(GatewayConfig(data=tmp_path), membership, SnapshotKeeper(b"", None))
-    (cluster,) = json.loads((tmp_path / BOOTSTRAP_FILE).read_text())["static_resources"]["clusters"]
+    EnvoyStart(GatewayConfig(data=tmp_path), membership, SnapshotKeeper(b"", None), tmp_path / "calls.sock")
+    cluster, calls = json.loads((tmp_path / BOOTSTRAP_FILE).read_text())["static_resources"]["clusters"]
     (place,) = cluster["load_assignment"]["endpoints"]
     address = place["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
     assert address == {"address": "::1", "port_value": 7401}
+    (own,) = calls["load_assignment"]["endpoints"]
+    assert own["lb_endpoints"][0]["endpoint"]["address"] == {"pipe": {"path": str(tmp_path / "calls.sock")}}
     validation = cluster["transport_socket"]["typed_config"]["common_tls_context"]["combined_validation_context"]
     names = validation["default_validation_context"]["match_typed_subject_alt_names"]
     assert names == [{"san_type": "IP_ADDRESS", "matcher": {"exact": "::1"}}, ANY_NODE]
