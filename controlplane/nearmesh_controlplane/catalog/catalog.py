@@ -66,6 +66,9 @@ class Catalog:
         self._versions: dict[str, Version] = {}
         self._deployments: list[Deployment] = []
         self._policies: dict[str, RoutePolicy] = {}
+        # What follows from them and is asked for each node at each change: the models, and what a site should have.
+        self._models: list[str] | None = None
+        self._wanted: dict[str, dict[str, Deployment]] = {}
         # Two publishers of one version must not both find its name free.
         self._adding = asyncio.Lock()
 
@@ -74,12 +77,20 @@ class Catalog:
         versions, deployments, policies = await self._db.run(_read_all)
         self._versions = {version.digest: version for version in versions}
         self._deployments, self._policies = deployments, policies
+        self._renew()
+
+    def _renew(self) -> None:
+        """Versions or deployments are others: what follows from them is found anew, and who waits is woken."""
+        self._models = None
+        self._wanted = {}
         self._changes.bump()
 
     # What is asked
 
     def models(self) -> list[str]:
-        return sorted({version.model for version in self._versions.values()})
+        if self._models is None:
+            self._models = sorted({version.model for version in self._versions.values()})
+        return self._models
 
     def versions(self, model: str) -> list[Version]:
         """Newest first. Raises NotFound."""
@@ -103,7 +114,15 @@ class Catalog:
 
     def deployed(self, model: str, site: str) -> Deployment | None:
         """The newest deployment of `model` that covers `site`."""
-        return next((d for d in reversed(self._deployments) if d.model == model and d.covers(site)), None)
+        return self.wanted(site).get(model)
+
+    def wanted(self, site: str) -> Mapping[str, Deployment]:
+        """The newest deployment that covers `site`, of each model that has one, by the model's name."""
+        found = self._wanted.get(site)
+        if found is None:
+            newest = {d.model: d for d in self._deployments if d.covers(site)}
+            found = self._wanted[site] = dict(sorted(newest.items()))
+        return found
 
     def deployments(self, model: str) -> list[Deployment]:
         """Newest first."""
@@ -156,7 +175,7 @@ class Catalog:
                     raise
                 return known
             self._versions[digest] = version
-        self._changes.bump()
+        self._renew()
         return version
 
     @whole
@@ -165,7 +184,7 @@ class Catalog:
         found = self.version(model, version)
         deployment = await self._db.run(_insert_deployment, found, sites, actor, time.time())
         self._deployments.append(deployment)
-        self._changes.bump()
+        self._renew()
         return deployment
 
     @whole

@@ -12,10 +12,7 @@ from nearmesh_controlplane.registry.nodes import READY, Node, Registry
 def wanted_versions(node: Node, replicas: Mapping[str, pb.ReplicaStatus], catalog: Catalog) -> list[pb.WantedVersion]:
     """By model name. A cordoned node is asked for nothing but what it has already."""
     found = []
-    for model in catalog.models():
-        deployment = catalog.deployed(model, node.site)
-        if deployment is None:
-            continue
+    for model, deployment in catalog.wanted(node.site).items():
         digest, version = deployment.digest, deployment.version
         if node.cordoned:
             kept = _kept(model, replicas)
