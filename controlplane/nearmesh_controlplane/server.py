@@ -291,6 +291,7 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
                 background = [
                     tasks.create_task(_tick(plane, certificate, https)),
                     tasks.create_task(plane.snapshots.run()),
+                    tasks.create_task(plane.measurements.run()),
                     tasks.create_task(plane.role.run()),
                 ]
                 if plane.feed:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 from nearmesh_controlplane.routing import latency
+from nearmesh_controlplane.routing.coordinates import Coordinates
 from nearmesh_controlplane.routing.latency import (
     CLIENTS_FACTOR,
     HALF_LIFE_S,
@@ -38,6 +39,10 @@ def estimate(book: LatencyBook, now_s: float = 0.0, node: str = "n") -> NetworkT
 
 def median(book: LatencyBook, now_s: float = 0.0) -> float:
     return estimate(book, now_s).p50_ms
+
+
+def infer(book: LatencyBook, now_s: float = 0.0) -> None:
+    book.infer_by(Coordinates(book.between_regions({"n": THERE}, now_s=now_s)))
 
 
 def close(ms: float) -> object:
@@ -141,7 +146,7 @@ def test_a_client_moves_no_pair_but_that_of_its_region() -> None:
     book = LatencyBook()
     for client in "abc":
         report(book, *[59_000.0] * 9, kind="clients", by=client)
-    book.infer({"n": THERE}, now_s=0.0)
+    infer(book)
     assert not book.estimate(ASIA, "n", THERE, now_s=0).measured
     assert book.estimate("europe-west4", "n", THERE, now_s=0).source == "distance"
 
@@ -154,13 +159,13 @@ def test_what_gateways_and_nodes_measured_lets_infer_the_pairs_beside_them() -> 
     # London to New York's side is twice as slow as the distance says; so it will be from Belgium.
     for kind in ("gateway", "nodes"):
         book.report("europe-west2", "n", [2 * PRIOR] * 9, kind=kind, reporter="r", now_s=0.0)  # type: ignore[arg-type]
-    book.infer({"n": THERE}, now_s=0.0)
+    infer(book)
     found = estimate(book, node="other")
     assert (found.source, found.measured) == ("coordinates", False)
     assert 1.5 * PRIOR < found.p50_ms < 2.2 * PRIOR
     assert found.p95_ms < found.p50_ms * PRIOR_P95_FACTOR
     # What it was learned from has gone silent.
-    book.infer({"n": THERE}, now_s=3600.0)
+    infer(book, 3600.0)
     assert estimate(book, 3600.0).source == "distance"
 
 
@@ -168,7 +173,7 @@ def test_a_client_may_be_anywhere() -> None:
     book = LatencyBook()
     assert book.at_place((50.85, 4.35), THERE).source == "distance"
     book.report("europe-west2", "n", [2 * PRIOR] * 9, kind="gateway", reporter="r", now_s=0.0)
-    book.infer({"n": THERE}, now_s=0.0)
+    infer(book)
     assert book.at_place((50.85, 4.35), THERE).p50_ms == pytest.approx(estimate(book, node="x").p50_ms, rel=0.05)
     assert book.at_place((50.85, 4.35), "nowhere").p50_ms == pytest.approx(PRIOR_UNKNOWN_MS)
 

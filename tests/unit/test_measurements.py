@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from nearmesh_controlplane.registry.nodes import Node
-from nearmesh_controlplane.routing.measurements import LEARN_EVERY_S, MAX_CALL_REPORTS, MAX_NODES
+from nearmesh_controlplane.routing.measurements import MAX_CALL_REPORTS, MAX_NODES
 from nearmesh_controlplane.routing.peers import TURN_S
 
 from nearmesh.errors import InvalidInput
@@ -55,15 +55,11 @@ async def test_nodes_measure_each_other_for_their_regions(mesh: State) -> None:
     assert mesh.latencies.estimate(AMERICA, "eu", EUROPE, now_s=now_s).source == "distance"
 
 
-async def test_what_was_measured_lets_infer_the_rest_after_a_while(mesh: State) -> None:
-    mesh.measurements.tick(reach)
-    mesh.measurements.node_status(
-        "eu", node_pb2.NodeStatus(peers=[node_pb2.PeerSample(node="us", network_ms=[92] * 5)])
-    )
-    mesh.measurements.tick(reach)
+async def test_what_was_measured_lets_infer_the_rest(mesh: State) -> None:
+    status = node_pb2.NodeStatus(peers=[node_pb2.PeerSample(node="us", network_ms=[92.0] * 5)])
+    mesh.measurements.node_status("eu", status)
     assert mesh.latencies.estimate("europe-west4", "us", AMERICA, now_s=mesh.clock()).source == "distance"
-    mesh.clock.now_s += LEARN_EVERY_S
-    mesh.measurements.tick(reach)
+    await mesh.measurements.learn()
     assert mesh.latencies.estimate("europe-west4", "us", AMERICA, now_s=mesh.clock()).source == "coordinates"
     # It is the same way back.
     assert mesh.latencies.estimate(AMERICA, "eu", EUROPE, now_s=mesh.clock()).p50_ms == pytest.approx(92, rel=0.05)
@@ -97,12 +93,12 @@ async def test_demand_is_what_nodes_counted_and_comes_from_where_it_is_claimed(m
 
 async def test_a_model_that_was_taken_away_is_forgotten(mesh: State) -> None:
     for second in range(3):
-        mesh.clock.now_s += LEARN_EVERY_S
+        mesh.clock.now_s += 1
         status = replica("gone")
         status.answered = 100 * second
         mesh.measurements.node_status("eu", node_pb2.NodeStatus(replicas=[status]))
     assert mesh.measurements.demand.total("gone", now_s=mesh.clock()) > 0
-    mesh.measurements.tick(reach)
+    await mesh.measurements.learn()
     assert mesh.measurements.demand.total("gone", now_s=mesh.clock()) == 0
 
 

@@ -61,8 +61,8 @@ class Coordinates:
         self._pairs = pairs[:MAX_PAIRS]
         excess = np.array([math.log(measured[a, b] / prior_ms(a, b)) for a, b in self._pairs])
         covariance = _covariance(self._pairs, self._pairs) + _NOISE**2 * np.eye(len(self._pairs))
-        self._solved = np.linalg.solve(covariance, excess) if self._pairs else excess
         self._inverse = np.linalg.inv(covariance) if self._pairs else covariance
+        self._solved = self._inverse @ excess
 
     @property
     def known(self) -> int:

@@ -104,12 +104,30 @@ class LatencyBook:
         """The best that is known of one pair."""
         return self._from(REPORTERS, (region, node), node_region, now_s)
 
-    def infer(self, regions: Mapping[str, str], *, now_s: float) -> None:
-        """Learns from what was measured how long other pairs of regions take; `regions` are the nodes' regions.
+    def between_regions(self, regions: Mapping[str, str], *, now_s: float) -> dict[tuple[Point, Point], float]:
+        """What `Coordinates` are made of: medians by pair of places; `regions` are the nodes' regions.
 
-        From gateways and nodes alone: a client that lies moves its own region's pairs, and no others.
+        From gateways and nodes alone: a client that lies moves its own region's pairs, and no others. Of the nodes of a
+        pair of regions the shortest counts: what a busy node adds is not the way's.
         """
-        self._coordinates = Coordinates(self._between_regions(regions, now_s))
+        found: dict[tuple[Point, Point], float] = {}
+        taken: Counter[tuple[Point, Point]] = Counter()
+        for kind in ("gateway", "nodes"):
+            voices = self._voices[kind]
+            for region, node in voices.pairs():
+                a, b = COORDINATES.get(region), COORDINATES.get(regions.get(node, ""))
+                if a is None or b is None or a == b:
+                    continue
+                key = min(a, b), max(a, b)
+                heard = voices.heard((region, node), now_s=now_s) if taken[key] < NODES_OF_PAIR else None
+                if heard and heard.trust >= NAMED_FROM:
+                    taken[key] += 1
+                    found[key] = min(heard.times.p50_ms, found.get(key, math.inf))
+        return found
+
+    def infer_by(self, coordinates: Coordinates) -> None:
+        """From now on, pairs that nobody measured are inferred by these."""
+        self._coordinates = coordinates
         self._inferred.clear()
 
     def at_place(self, place: Point, node_region: str) -> NetworkTime:
@@ -150,25 +168,6 @@ class LatencyBook:
         guess = self._coordinates.guess(a, b)
         times = Times.spread(guess.median_ms, guess.median_ms * math.exp(_Z95 * guess.spread))
         return NetworkTime(times, "coordinates")
-
-    def _between_regions(self, regions: Mapping[str, str], now_s: float) -> dict[tuple[Point, Point], float]:
-        """Medians by pair of places, the shortest of the pair's nodes: what a busy node adds is not the way's."""
-        found: dict[tuple[Point, Point], float] = {}
-        taken: Counter[tuple[Point, Point]] = Counter()
-        for kind in ("gateway", "nodes"):
-            voices = self._voices[kind]
-            for region, node in voices.pairs():
-                ends = COORDINATES.get(region), COORDINATES.get(regions.get(node, ""))
-                if ends[0] is None or ends[1] is None or ends[0] == ends[1]:
-                    continue
-                key = min(ends[0], ends[1]), max(ends[0], ends[1])
-                if taken[key] >= NODES_OF_PAIR:
-                    continue
-                heard = voices.heard((region, node), now_s=now_s)
-                if heard and heard.trust >= NAMED_FROM:
-                    taken[key] += 1
-                    found[key] = min(heard.times.p50_ms, found.get(key, math.inf))
-        return found
 
 
 def _by_distance(prior_ms: float) -> NetworkTime:

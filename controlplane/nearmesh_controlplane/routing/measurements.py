@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
@@ -11,6 +12,7 @@ from nearmesh.routing import parse_objective
 from nearmesh.v1 import node_pb2, route_pb2
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.registry.nodes import Node, Registry
+from nearmesh_controlplane.routing.coordinates import Coordinates
 from nearmesh_controlplane.routing.demand import Calls, Claimant, DemandBook
 from nearmesh_controlplane.routing.latency import LatencyBook
 from nearmesh_controlplane.routing.peers import TURN_S, peers
@@ -29,7 +31,7 @@ Reach = Callable[[str, Node], node_pb2.Peer]
 
 
 class Measurements:
-    """Takes reports over; `tick` twice a second."""
+    """Takes reports over; `tick` twice a second, and `run` beside it."""
 
     def __init__(self, registry: Registry, catalog: Catalog, clock: Callable[[], float]) -> None:
         self.latencies = LatencyBook()
@@ -39,7 +41,6 @@ class Measurements:
         self._clock = clock
         self._peers: dict[str, tuple[node_pb2.Peer, ...]] = {}
         self._chosen_for: tuple[int, dict[str, str]] = (-1, {})
-        self._learned_s = clock()
 
     def report(
         self, request: route_pb2.ReportLatencyRequest, *, kind: Claimant, reporter: str, over_s: float = 1.0
@@ -86,16 +87,10 @@ class Measurements:
         return self._peers.get(node_id, ())
 
     def tick(self, reach: Reach) -> bool:
-        """Turns to the next peers, and learns from what was measured; True when some node's peers are others now."""
-        now_s, serving = self._clock(), self._registry.serving_nodes()
-        if now_s - self._learned_s >= LEARN_EVERY_S:
-            self._learned_s = now_s
-            self.latencies.infer({node.id: node.region for node in serving}, now_s=now_s)
-            self.demand.forget((node.id for node in serving), self._catalog.models())
-        return self._choose_peers(serving, int(now_s // TURN_S), reach)
-
-    def _choose_peers(self, serving: Iterable[Node], turn: int, reach: Reach) -> bool:
+        """Turns to the next peers; True when some node's are others now."""
+        serving = self._registry.serving_nodes()
         there = {node.id: node for node in serving if node.mesh_address and self._registry.presence(node.id) == "live"}
+        turn = int(self._clock() // TURN_S)
         chosen_for = turn, {node.id: node.region for node in there.values()}
         if chosen_for == self._chosen_for:
             return False
@@ -105,6 +100,21 @@ class Measurements:
             node: tuple(reach(there[node].region, there[other]) for other in others) for node, others in found.items()
         }
         return self._peers != before
+
+    async def run(self) -> None:
+        """For ever: learns from what was measured."""
+        while True:
+            await asyncio.sleep(LEARN_EVERY_S)
+            await self.learn()
+
+    async def learn(self) -> None:
+        """Infers the pairs that nobody measured, and forgets what is gone."""
+        serving = self._registry.serving_nodes()
+        self.demand.forget((node.id for node in serving), self._catalog.models())
+        regions = {node.id: node.region for node in serving}
+        measured = self.latencies.between_regions(regions, now_s=self._clock())
+        # A tenth of a second of arithmetic is nothing that the loop should wait for.
+        self.latencies.infer_by(await asyncio.to_thread(Coordinates, measured))
 
     def _calls(self, reports: Iterable[route_pb2.CallReport]) -> Iterable[Calls]:
         models = frozenset(self._catalog.models())
