@@ -154,6 +154,13 @@ class FakeAdmin:
     async def residency(self) -> list[admin_pb2.Residency]:
         return self.rules
 
+    async def control_planes(self) -> list[admin_pb2.ControlPlane]:
+        places = {"public_address": "cp:7400", "mesh_address": "cp:7401", "http_address": "cp:7480"}
+        return [
+            admin_pb2.ControlPlane(id="a", leader=True, term=3, seen_at_s=1.0, **places),
+            admin_pb2.ControlPlane(id="b", seen_at_s=2.0, **places),
+        ]
+
     async def audit(self, limit: int) -> list[admin_pb2.AuditEntry]:
         return [admin_pb2.AuditEntry(at_s=0.5, actor="operator/me", action="drain", subject="node-a", detail="[x]")][
             :limit

@@ -31,6 +31,7 @@ COMMANDS = {
     "client": "What apps need to find the mesh.",
     "token": "Bearer tokens for people and apps.",
     "gateway": "Run a gateway for stock clients.",
+    "controlplane": "The control planes, and which of them leads.",
     "audit": "What operators changed.",
 }
 
@@ -77,7 +78,11 @@ class Commands(click.Group):
     help="Folder of a local mesh; by default the nearest .nearmesh/dev upwards.",
 )
 @click.option(
-    "--control-plane", metavar="HOST:PORT", envvar="NEARMESH_CONTROL_PLANE", show_envvar=True, help="Of another mesh."
+    "--control-plane",
+    metavar="HOST:PORT",
+    envvar="NEARMESH_CONTROL_PLANE",
+    show_envvar=True,
+    help="Of another mesh; of several, all with commas between.",
 )
 @click.option(
     "--ca",

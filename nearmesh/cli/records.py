@@ -62,6 +62,18 @@ def node_state(message: admin_pb2.Node) -> str:
     return ", ".join([here, *marks])
 
 
+def control_plane(message: admin_pb2.ControlPlane) -> Record:
+    return {
+        "control_plane": message.id,
+        "leader": message.leader,
+        "term": message.term,
+        "public_address": message.public_address,
+        "mesh_address": message.mesh_address,
+        "http_address": message.http_address,
+        "seen_at_s": message.seen_at_s,
+    }
+
+
 def version(message: catalog_pb2.ModelVersion) -> Record:
     return {
         "model": message.model,

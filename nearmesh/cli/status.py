@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nearmesh.cli.controlplane import print_control_planes
 from nearmesh.cli.model_tables import print_models
 from nearmesh.cli.node import print_nodes
 from nearmesh.cli.output import NOTHING, Number, ms, print_json, print_table
@@ -28,6 +29,9 @@ def status(session: Session, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
+    if len(found["control_planes"]) > 1:
+        print_control_planes(found["control_planes"], title="Control planes")
+        click.echo()
     print_nodes(found["nodes"], title="Nodes")
     click.echo()
     print_models(found["models"], title="Models")
@@ -40,11 +44,14 @@ def status(session: Session, as_json: bool) -> None:
 async def _look(admin: AdminClient) -> Record:
     from nearmesh.cli import records
 
-    nodes, models, regions = await asyncio.gather(admin.nodes(), admin.models(), client_regions(admin))
+    control_planes, nodes, models, regions = await asyncio.gather(
+        admin.control_planes(), admin.nodes(), admin.models(), client_regions(admin)
+    )
     deployed = [model.name for model in models if model.deployments]
     pairs = [(region, name) for region in regions for name in deployed]
     routes = await asyncio.gather(*(choice(admin, name, region) for region, name in pairs))
     return {
+        "control_planes": [records.control_plane(one) for one in control_planes],
         "nodes": [records.node(node) for node in nodes],
         "models": [records.model(model) for model in models],
         "routes": routes,

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 
-from nearmesh import oci
+from nearmesh import addresses, oci
 from nearmesh.errors import Unreachable
 from nearmesh.ids import Kind
 from nearmesh.rpc import REASON_KEY, from_rpc_error
@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 # A healthy control plane answers within milliseconds; this leaves room for a slow disk and a far away operator.
 CALL_LIMIT_S = 15.0
+# Of several control planes, the next one is tried after so long.
+REACH_S = 3.0
 # Publishing lasts as long as the upload; only a connection that froze ends it, by keepalive.
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
@@ -58,15 +60,18 @@ class Publishable(Protocol):
 
 
 class AdminClient:
-    """A connection to the control plane's public listener; enter it with `async with`.
+    """A connection to a control plane's public listener; enter it with `async with`.
+
+    Where there are several, comma between, it is to the first that can be reached.
 
     Every method raises PermissionDenied or Unauthenticated when the token does not do, Unreachable when the control
     plane cannot be reached, DeadlineExceeded after `CALL_LIMIT_S`, and what its own line names.
     """
 
     def __init__(self, control_plane: str, ca_pem: bytes, token: str) -> None:
-        self._address = control_plane
         self._ca_pem = ca_pem
+        self._addresses = addresses.several(control_plane)
+        self._address = self._addresses[0]
         self._credentials = grpc.ssl_channel_credentials(ca_pem)
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._channel: grpc.aio.Channel
@@ -75,7 +80,7 @@ class AdminClient:
         self._routes: route_pb2_grpc.RouteServiceStub
 
     async def __aenter__(self) -> AdminClient:
-        self._channel = grpc.aio.secure_channel(self._address, self._credentials, _OPTIONS)
+        self._channel = await self._connected()
         self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
         self._catalog = catalog_pb2_grpc.CatalogServiceStub(self._channel)
         self._routes = route_pb2_grpc.RouteServiceStub(self._channel)
@@ -85,6 +90,21 @@ class AdminClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._channel.close()
+
+    async def _connected(self) -> grpc.aio.Channel:
+        for address in self._addresses:
+            self._address = address
+            channel = grpc.aio.secure_channel(address, self._credentials, _OPTIONS)
+            if len(self._addresses) == 1:
+                # A call that fails says more than a wait.
+                return channel
+            try:
+                async with asyncio.timeout(REACH_S):
+                    await channel.channel_ready()
+                return channel
+            except TimeoutError:
+                await channel.close()
+        raise Unreachable(f"no control plane can be reached at any of {', '.join(self._addresses)}")
 
     # Tokens
 

@@ -99,7 +99,7 @@ class ControlPlane(Daemon):
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.data = folder / "data"
+        self.data, self.name = folder / "data", settings.get("id", "")
         self.public, self.mesh, self.http = (f"127.0.0.1:{port}" for port in free_ports(3))
         listen = f'\n[listen]\npublic = "{self.public}"\nmesh = "{self.mesh}"\nhttp = "{self.http}"\n'
         self.config = folder / "mesh.toml"

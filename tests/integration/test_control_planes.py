@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from nearmesh.client.admin import AdminClient
+from nearmesh.errors import Unreachable
+from nearmesh.membership import Membership
 from tests.integration.adding_model import adding
-from tests.integration.mesh_processes import Pair, pair, until
+from tests.integration.mesh_processes import Pair, node, pair, until
 from tests.postgres import Postgres
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -34,6 +37,25 @@ async def test_one_leads_and_both_say_so(both: Pair) -> None:
             (one,) = [one for one in await operator.control_planes() if one.leader]
             assert (one.public_address, one.mesh_address, one.http_address) == (leader.public, leader.mesh, leader.http)
             assert one.term >= 1
+
+
+async def test_an_operator_reaches_whichever_is_there(both: Pair) -> None:
+    leader = await both.leader()
+    for known in (f"127.0.0.1:1,{leader.public}", f"{leader.public}, 127.0.0.1:1"):
+        async with AdminClient(known, leader.authority.ca_pem, leader.token("operator")) as operator:
+            assert len(await operator.control_planes()) == 2
+    with pytest.raises(Unreachable, match=r"at any of 127\.0\.0\.1:1, 127\.0\.0\.1:2"):
+        async with AdminClient("127.0.0.1:1,127.0.0.1:2", leader.authority.ca_pem, leader.token("operator")):
+            pass
+
+
+async def test_a_node_is_sent_on_to_the_leader_and_keeps_the_list(both: Pair, tmp_path: Path) -> None:
+    leader = await both.leader()
+    follower = both.other(leader)
+    async with node(follower, tmp_path, "sent-on") as agent:
+        await agent.logged(f"does not lead; '{leader.name}' does, at {leader.public} and {leader.mesh}")
+        membership = Membership.read(agent.data)
+        assert membership and set(membership.control_plane_mesh.split(",")) == {leader.mesh, follower.mesh}
 
 
 @pytest.mark.parametrize("by", ["leader", "follower"])

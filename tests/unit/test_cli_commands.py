@@ -250,10 +250,21 @@ def test_audit_prints_words_as_they_are(run: Bench) -> None:
 def test_status(run: Bench) -> None:
     done = run("status")
     assert done.exit_code == 0
-    assert [word for word in ("Nodes", "Models", "Routes", "gateway-a", "digits") if word not in done.stdout] == []
+    assert [
+        word
+        for word in ("Control planes", "Nodes", "Models", "Routes", "gateway-a", "digits")
+        if word not in done.stdout
+    ] == []
     found = json.loads(run("status", "--json").stdout)
-    assert found.keys() == {"nodes", "models", "routes"}
+    assert found.keys() == {"control_planes", "nodes", "models", "routes"}
     assert len(found["routes"]) == 2
+
+
+def test_control_planes(run: Bench) -> None:
+    shown = run("controlplane", "list").stdout
+    assert "leads, term 3" in shown and "follows" in shown and "cp:7401" in shown
+    found = json.loads(run("controlplane", "list", "--json").stdout)
+    assert [(one["control_plane"], one["leader"], one["term"]) for one in found] == [("a", True, 3), ("b", False, 0)]
 
 
 # ---- client bootstrap

@@ -71,10 +71,11 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         )
 
     async def Session(self, requests: AsyncIterator[pb.NodeReport], context: Any) -> AsyncIterator[pb.WantedState]:
-        self._role.check_leads()
         node_id = caller().name
         self._registry.get(node_id)
         hello = await _hello(requests)
+        # Not before: gRPC's client may lose the answer of a server that refuses while it is still sending.
+        self._role.check_leads()
         await self._registry.hello(node_id, hello)
         self._registry.session_opened(node_id)
         log.info("session opened node=%s public=%s mesh=%s", node_id, hello.public_address, hello.mesh_address)
