@@ -31,6 +31,7 @@ from nearmesh_controlplane.config import MeshConfig
 from nearmesh_controlplane.database import Database, settled
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.peers import told
+from nearmesh_controlplane.peers.relay import Relay
 from nearmesh_controlplane.peers.role import Alone, GivenOut, Role, Self
 from nearmesh_controlplane.peers.together import Reader, Together
 from nearmesh_controlplane.prices.book import Prices
@@ -146,6 +147,7 @@ class ControlPlane:
             changes,
             registry,
             snapshots,
+            Relay(authority),
             {
                 ("nodes", "replicas"): registry.refresh,
                 ("versions", "deployments", "policies"): catalog.restore,
@@ -253,7 +255,7 @@ class ControlPlane:
             server,
         )
         lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(
-            LoadReports(self.measurements, self.authority.verifier(), self.changes.drift), server
+            LoadReports(self.measurements, self.authority.verifier(), self.changes.drift, self.role.pass_on), server
         )
 
 
@@ -263,6 +265,7 @@ async def _role(
     changes: Generation,
     registry: Registry,
     snapshots: Snapshots,
+    relay: Relay,
     readers: Mapping[tuple[str, ...], Reader],
 ) -> Role:
     me = Self(
@@ -273,7 +276,7 @@ async def _role(
         http=config.reached_at(config.listen.http),
     )
     if config.database:
-        return Together(config.database, me, db, changes, registry, snapshots, readers)
+        return Together(config.database, me, db, changes, registry, snapshots, relay, readers)
     return await Alone.open(db, me)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nearmesh import addresses
 from nearmesh.errors import ConfigError
 from nearmesh.tls import write_private
 
@@ -32,7 +33,7 @@ class ClientBootstrap:
     """What a client holds: an address, a CA, a token, and where it is."""
 
     control_plane: str
-    """host:port of the control plane's public listener."""
+    """host:port of the control plane's public listener; of several, all with commas between."""
 
     ca_path: Path
     token: str
@@ -55,17 +56,21 @@ def grpc_bootstrap(
 ) -> dict[str, Any]:
     """The JSON for `GRPC_XDS_BOOTSTRAP`; `fallbacks` are further xDS servers, tried in order.
 
-    gRPC knows a server by the host in its address alone, so a fallback's certificate has to hold for its IP.
+    `control_plane` is host:port, of several all with commas between. gRPC knows a server by the host in its address
+    alone, so a fallback's certificate has to hold for its IP.
     """
     ca = str(ca_path.resolve())
     interval = f"{_REFRESH_S}s"
+    control_planes = addresses.several(control_plane)
+    # The SDK must know which of the servers are no nodes.
+    counted = {"control_planes": len(control_planes)} if len(control_planes) > 1 else {}
     servers = [
         {
             "server_uri": address,
             "channel_creds": [{"type": "tls", "config": {"ca_certificate_file": ca, "refresh_interval": interval}}],
             "server_features": ["xds_v3"],
         }
-        for address in (control_plane, *fallbacks)
+        for address in (*control_planes, *fallbacks)
     ]
     provider = {
         "plugin_name": "file_watcher",
@@ -76,7 +81,7 @@ def grpc_bootstrap(
         "node": {
             "id": f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}",
             "locality": {"region": region, "zone": site},
-            "metadata": {"token": token},
+            "metadata": {"token": token, **counted},
         },
         "certificate_providers": {CERTIFICATE_PROVIDER: provider},
     }
@@ -108,9 +113,11 @@ def read_bootstrap(path: Path | None = None) -> ClientBootstrap:
 def _parse(content: Mapping[str, Any]) -> ClientBootstrap:
     node = content["node"]
     provider = content["certificate_providers"][CERTIFICATE_PROVIDER]
+    servers = [server["server_uri"] for server in content["xds_servers"]]
+    count = int(node["metadata"].get("control_planes", 1))
     return ClientBootstrap(
-        control_plane=content["xds_servers"][0]["server_uri"],
-        fallbacks=tuple(server["server_uri"] for server in content["xds_servers"][1:]),
+        control_plane=",".join([servers[0], *servers[1:count]]),
+        fallbacks=tuple(servers[count:]),
         ca_path=Path(provider["config"]["ca_certificate_file"]),
         token=node["metadata"]["token"],
         region=node["locality"]["region"],

@@ -17,11 +17,12 @@ from nearmesh import routing, tensors
 from nearmesh.client import receipt
 from nearmesh.client.attempts import Call, deliver
 from nearmesh.client.channels import Channels
+from nearmesh.client.control import ControlPlanes
 from nearmesh.client.experience import Experience
 from nearmesh.client.picker import Choice, Route
 from nearmesh.client.planner import Planner
 from nearmesh.client.receipt import Answer
-from nearmesh.client.routes import Routes, control_channel
+from nearmesh.client.routes import Routes
 from nearmesh.client.sequences import Sequence
 from nearmesh.client.settings import ConnectSettings, Token, from_arguments, from_bootstrap, state_folder
 from nearmesh.client.snapshots import client_follower
@@ -31,7 +32,6 @@ from nearmesh.client.trials import Trials
 from nearmesh.client.upkeep import PROBE_LIMIT_S, Prober, report
 from nearmesh.errors import ConfigError, InvalidInput, MeshError
 from nearmesh.snapshot import SnapshotKeeper
-from nearmesh.v1 import route_pb2_grpc
 
 # The caller's patience when it names none: this, or ten times the model's own deadline if that is more. Nobody should
 # see an error because a site is being replaced.
@@ -54,7 +54,8 @@ def connect(
 ) -> Mesh:
     """A Mesh to enter with `async with`: from a bootstrap file, or from the other arguments.
 
-    `control_plane` is host:port, `ca` a PEM file or its bytes, `token` the bearer token or a `Path` to its file.
+    `control_plane` is host:port, of several all with commas between; `ca` a PEM file or its bytes, `token` the bearer
+    token or a `Path` to its file.
     `state` is a folder for the last signed routes, from which the client starts when the control plane is away: by
     default `$XDG_STATE_HOME/nearmesh`, False for none. Raises ConfigError.
     """
@@ -86,9 +87,8 @@ class Mesh:
         clock = asyncio.get_running_loop().time
         self._planner = Planner(self._experience, self._chance, clock)
         token.metadata(clock())  # a token that cannot be read is told now, not at the first call
-        control = control_channel(settings)
+        control = ControlPlanes(settings)
         self._stack.push_async_callback(control.close)
-        stub = route_pb2_grpc.RouteServiceStub(control)
         self._channels = Channels(settings.ca_pem, token)
         self._stack.push_async_callback(self._channels.close)
         self._prober = Prober(self._channels, self._experience)
@@ -96,13 +96,13 @@ class Mesh:
         self._trials = Trials(self._channels, self._experience)
         self._stack.push_async_callback(self._trials.close)
         keeper = SnapshotKeeper(settings.ca_pem, settings.snapshot_path)
-        self._routes = Routes(stub, settings, token, keeper, self._routes_changed)
+        self._routes = Routes(control, settings, token, keeper, self._routes_changed)
         self._stack.push_async_callback(self._routes.close)
         follower = client_follower(
             keeper, settings, control, lambda: token.metadata(clock()), self._routes.snapshot_from_peer
         )
         await self._stack.enter_async_context(_background(follower.run()))
-        reporting = report(stub, self._experience, settings.region, lambda: token.metadata(clock()))
+        reporting = report(control, self._experience, settings.region, lambda: token.metadata(clock()))
         await self._stack.enter_async_context(_background(reporting))
         return self
 

@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 import grpc
 
 from nearmesh.backoff import Backoff
-from nearmesh.client.channels import CHANNEL_OPTIONS, raise_if_cancelled
+from nearmesh.client.channels import raise_if_cancelled
+from nearmesh.client.control import ControlPlanes
 from nearmesh.client.picker import Endpoint, Route
 from nearmesh.client.settings import ConnectSettings, Token
 from nearmesh.client.tasks import end
 from nearmesh.errors import InvalidInput, MeshError, NotFound, PermissionDenied, Unauthenticated, Unreachable
 from nearmesh.rpc import from_rpc_error
 from nearmesh.snapshot import SnapshotKeeper
-from nearmesh.v1 import route_pb2, route_pb2_grpc
+from nearmesh.v1 import route_pb2
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +39,6 @@ LEFT_KEPT_S = 60.0
 
 # A model and the objective that was asked for, "" for the model's own.
 Key = tuple[str, str]
-
-
-def control_channel(settings: ConnectSettings) -> grpc.aio.Channel:
-    """A channel to the control plane's public listener."""
-    return grpc.aio.secure_channel(
-        settings.control_plane, grpc.ssl_channel_credentials(settings.ca_pem), CHANNEL_OPTIONS
-    )
 
 
 @dataclass(slots=True)
@@ -75,13 +69,13 @@ class Routes:
 
     def __init__(
         self,
-        stub: route_pb2_grpc.RouteServiceStub,
+        control_planes: ControlPlanes,
         settings: ConnectSettings,
         token: Token,
         keeper: SnapshotKeeper,
         on_change: Callable[[], None],
     ) -> None:
-        self._stub = stub
+        self._control_planes = control_planes
         self._settings = settings
         self._token = token
         self._keeper = keeper
@@ -138,8 +132,9 @@ class Routes:
     async def _keep(self, key: Key, watched: _Watched) -> None:
         backoff = Backoff(_FIRST_RETRY_S, _MAX_RETRY_S)
         while True:
+            address = self._control_planes.address
             try:
-                await self._follow(key, watched, backoff)
+                await self._follow(key, watched, backoff, address)
                 error: MeshError = Unreachable("the control plane ended the watch")
             except grpc.aio.AioRpcError as failure:
                 raise_if_cancelled(failure)
@@ -154,15 +149,17 @@ class Routes:
                 return
             log.debug("watch model=%s failed: %s", key[0], error)
             self._from_snapshot(key, watched)
-            await asyncio.sleep(backoff.next_s())
+            if self._control_planes.failed(address, error):
+                await asyncio.sleep(backoff.next_s())
 
-    async def _follow(self, key: Key, watched: _Watched, backoff: Backoff) -> None:
+    async def _follow(self, key: Key, watched: _Watched, backoff: Backoff, address: str) -> None:
         request = route_pb2.ResolveRequest(
             model=key[0], objective=key[1], region=self._settings.region, site=self._settings.site
         )
         metadata = self._token.metadata(asyncio.get_running_loop().time())
-        async for message in self._stub.Watch(request, metadata=metadata):
+        async for message in self._control_planes.routes(address).Watch(request, metadata=metadata):
             watched.current = True
+            self._control_planes.answered()
             watched.take(Route.from_message(message), asyncio.get_running_loop().time())
             backoff.reset()
             self._on_change()

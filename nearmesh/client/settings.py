@@ -20,7 +20,7 @@ _MESH_DIGITS = 16
 class ConnectSettings:
     """What a client needs to know."""
 
-    # host:port of the control plane's public listener.
+    # host:port of the control plane's public listener; of several, all with commas between.
     control_plane: str
     # The mesh's certificate authority, PEM.
     ca_pem: bytes

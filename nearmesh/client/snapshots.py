@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 import grpc
 
 from nearmesh.client.channels import CHANNEL_OPTIONS
+from nearmesh.client.control import ControlPlanes
 from nearmesh.client.settings import ConnectSettings
 from nearmesh.ids import node_server_name
 from nearmesh.snapshot import SnapshotKeeper
@@ -20,20 +21,19 @@ from nearmesh.snapshot.follower import Peer, SnapshotFollower
 def client_follower(
     keeper: SnapshotKeeper,
     settings: ConnectSettings,
-    control: grpc.aio.Channel,
+    control_planes: ControlPlanes,
     metadata: Callable[[], Sequence[tuple[str, str]]],
     on_peers: Callable[[], None],
 ) -> SnapshotFollower:
-    """Follows what clients of the settings' region need; `control` is the channel to the control plane.
+    """Follows what clients of the settings' region need.
 
-    `on_peers` is told of news that did not come from there.
+    `on_peers` is told of news that did not come from a control plane.
     """
-    control_plane = Peer(settings.control_plane)
     credentials = grpc.ssl_channel_credentials(settings.ca_pem)
 
     def connect(peer: Peer) -> AbstractAsyncContextManager[grpc.aio.Channel]:
-        if peer is control_plane:
-            return nullcontext(control)
+        if peer.address in control_planes.addresses:
+            return nullcontext(control_planes.channel(peer.address))
         name = [("grpc.ssl_target_name_override", peer.server_name)] if peer.server_name else []
         return grpc.aio.secure_channel(peer.address, credentials, (*CHANNEL_OPTIONS, *name))
 
@@ -44,11 +44,12 @@ def client_follower(
     follower = SnapshotFollower(
         keeper,
         region=settings.region,
-        control_plane=lambda: control_plane,
+        control_plane=lambda: Peer(control_planes.address),
         peers=lambda: _peers(keeper, settings),
         connect=connect,
         metadata=metadata,
         on_taken=taken,
+        on_failed=lambda peer: control_planes.failed(peer.address),
     )
     return follower
 

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable
 import grpc
 
 from nearmesh.client.channels import raise_if_cancelled
+from nearmesh.client.control import ControlPlanes
 from nearmesh.client.experience import MIN_SAMPLES, Experience
 from nearmesh.client.picker import Endpoint
 from nearmesh.client.tally import Calls, Key
 from nearmesh.client.tasks import end
 from nearmesh.client.transport import Transport
 from nearmesh.errors import MeshError
-from nearmesh.v1 import route_pb2, route_pb2_grpc
+from nearmesh.v1 import route_pb2
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def _place(endpoint: Endpoint) -> tuple[str, str]:
 
 
 async def report(
-    stub: route_pb2_grpc.RouteServiceStub,
+    control_planes: ControlPlanes,
     experience: Experience,
     region: str,
     metadata: Callable[[], tuple[tuple[str, str], ...]],
@@ -123,6 +124,7 @@ async def report(
         reports = [call_report(key, count) for key, count in calls.items()]
         try:
             request = route_pb2.ReportLatencyRequest(region=region, samples=samples, calls=reports)
+            stub = control_planes.routes(control_planes.address)
             await stub.ReportLatency(request, timeout=_REPORT_LIMIT_S, metadata=metadata())
         except grpc.aio.AioRpcError as error:
             raise_if_cancelled(error)

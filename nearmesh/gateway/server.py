@@ -26,6 +26,7 @@ from nearmesh.snapshot import SnapshotKeeper
 from nearmesh.snapshot.keeper import SNAPSHOT_FILE
 from nearmesh.snapshot.machine import machine_follower, mesh_peers
 from nearmesh.tls import Credentials
+from nearmesh.turns import Turns
 from nearmesh.v1 import route_pb2, route_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,9 @@ class NetworkTimes:
     def __init__(self, membership: Membership, renewal: Renewal) -> None:
         self._membership = membership
         self._renewal = renewal
+        # Nobody else's turns: these end at the leader.
+        self._control_planes = Turns(renewal.control_planes.order)
+        self._asked = self._control_planes.current
         self._targets: tuple[Target, ...] = ()
         self._calls = CallTally()
         self._predictions = Predictions(membership.region, time.monotonic)
@@ -138,12 +142,13 @@ class NetworkTimes:
     async def run(self) -> None:
         """For ever; goes on measuring the nodes it knows while the control plane is away."""
         while True:
+            self._control_planes.learn(self._renewal.control_planes.order)
             await self._run_with(self._renewal.current)
 
     async def _run_with(self, shown: Credentials) -> None:
-        """Until the certificate is renewed: a channel shows the one it was made with, at every reconnection too."""
-        credentials = shown.channel_credentials()
-        async with grpc.aio.secure_channel(self._membership.control_plane_mesh, credentials) as channel:
+        """Until the certificate is renewed, which a channel keeps as it was, or another control plane is asked."""
+        credentials, self._asked = shown.channel_credentials(), self._control_planes.current
+        async with grpc.aio.secure_channel(self._asked, credentials) as channel:
             self._routes = route_pb2_grpc.RouteServiceStub(channel)
             probe = Probe(
                 targets=self._nodes,
@@ -152,17 +157,21 @@ class NetworkTimes:
                 clock=time.perf_counter,
             )
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(probe.run(lambda: self._renewal.current is shown))
+                tasks.create_task(probe.run(lambda: self._right(shown)))
                 tasks.create_task(self._report_calls(shown))
 
     async def _report_calls(self, shown: Credentials) -> None:
-        """Once a second, until the certificate is renewed; what cannot be sent is dropped: demand is of the moment."""
-        while self._renewal.current is shown:
+        """Once a second, as long as the connection is the right one; what cannot be sent is dropped: demand is of the moment."""
+        while self._right(shown):
             await asyncio.sleep(CALLS_EVERY_S)
             calls = self._calls.take()
             if calls:
                 await self._send(route_pb2.ReportLatencyRequest(region=self._membership.region, calls=calls))
             await self._predictions.refresh(self._routes)
+
+    def _right(self, shown: Credentials) -> bool:
+        """The present certificate is shown, to the control plane that is to be asked."""
+        return self._renewal.current is shown and self._control_planes.current == self._asked
 
     def _node_at(self, address: str) -> str | None:
         """For calls that ended without a word of the node."""
@@ -190,3 +199,7 @@ class NetworkTimes:
             await self._routes.ReportLatency(request, timeout=REPORT_TIMEOUT_S)
         except grpc.RpcError as error:
             log.debug("the control plane took no report: %s", from_rpc_error(error).message)
+            # Of several, the one that leads takes it.
+            self._control_planes.failed(self._asked)
+        else:
+            self._control_planes.answered()

@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from nearmesh.gateway.server import NetworkTimes
 from nearmesh.ids import MachineId
 from nearmesh.tls import Credentials, certificate_request, key_to_pem, new_key
+from nearmesh.turns import Turns
 from nearmesh.v1 import route_pb2, route_pb2_grpc
 from tests.integration.mesh_processes import control_plane, node, until
 
@@ -75,7 +76,7 @@ async def test_every_connection_shows_the_certificate_that_is_current(tmp_path: 
     membership = cast(Any, SimpleNamespace(region=REGION))
     renewal = cast(Any, SimpleNamespace(current=credentials(authority)))
     async with serving(authority) as world:
-        membership.control_plane_mesh = world.address
+        renewal.control_planes = Turns([world.address])
         running = asyncio.create_task(NetworkTimes(membership, renewal).run())
         try:
             for _ in range(2):

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from nearmesh.routing.table import Listener, RouteSource, RouteTable
 from nearmesh.snapshot import SnapshotRoutes
+from nearmesh.v1 import route_pb2
 from nearmesh_controlplane import database as tables
 from nearmesh_controlplane.database import Database
 
@@ -55,6 +56,10 @@ class Role(Protocol):
         """The leader's routes, where they are to be given out; None where this control plane decides itself."""
         ...
 
+    async def pass_on(self, request: route_pb2.ReportLatencyRequest, reporter: str) -> bool:
+        """Gives a client's report to the leader, if that is another control plane; whether it was. Raises MeshError."""
+        ...
+
     def known(self) -> Sequence[Peer]:
         """Every control plane that was there lately, by id."""
         ...
@@ -84,6 +89,9 @@ class Alone:
 
     def followed(self) -> None:
         return None
+
+    async def pass_on(self, request: route_pb2.ReportLatencyRequest, reporter: str) -> bool:
+        return False
 
     def known(self) -> Sequence[Peer]:
         return [peer_of(self._me, self._term)]

@@ -21,6 +21,7 @@ from nearmesh_controlplane.peers import told
 from nearmesh_controlplane.peers.changes import Changes
 from nearmesh_controlplane.peers.election import Election, steady_clock
 from nearmesh_controlplane.peers.leadership import Leadership
+from nearmesh_controlplane.peers.relay import Relay
 from nearmesh_controlplane.peers.role import Peer, Self, peer_of, read_peers
 from nearmesh_controlplane.registry.nodes import Registry
 from nearmesh_controlplane.routing.snapshots import Snapshots
@@ -49,6 +50,7 @@ class Together:
         changes: Generation,
         registry: Registry,
         snapshots: Snapshots,
+        relay: Relay,
         readers: Mapping[tuple[str, ...], Reader],
     ) -> None:
         self._me = me
@@ -56,6 +58,7 @@ class Together:
         self._changes = changes
         self._registry = registry
         self._snapshots = snapshots
+        self._relay = relay
         self._leadership = Leadership(me.incarnation)
         self._election = Election(url, me, self._leadership, self._turned)
         self._heard = Changes(url, me.incarnation, self._read)
@@ -97,6 +100,15 @@ class Together:
     def followed(self) -> SnapshotRoutes | None:
         return None if self.decides() else self._followed
 
+    async def pass_on(self, request: route_pb2.ReportLatencyRequest, reporter: str) -> bool:
+        if self.term():
+            return False
+        leader = self._leader()
+        if leader is None:
+            raise NotLeader(self._who_leads())
+        await self._relay.report(leader.public, request, reporter)
+        return True
+
     def known(self) -> Sequence[Peer]:
         return self._peers
 
@@ -105,20 +117,27 @@ class Together:
         return self._peers
 
     def _who_leads(self) -> str:
-        holder = self._leadership.holder
-        leader = next((p for p in self._peers if holder and p.id == holder.id and p.id != self._me.id), None)
+        leader = self._leader()
         if leader is None:
             return f"control plane {self._me.id!r} does not lead, and nobody else does yet; try again"
         return f"control plane {self._me.id!r} does not lead; {leader.id!r} does, at {leader.public} and {leader.mesh}"
 
+    def _leader(self) -> Peer | None:
+        """The other one that leads, as far as this one has heard."""
+        holder = self._leadership.holder
+        return next((p for p in self._peers if holder and p.id == holder.id and p.id != self._me.id), None)
+
     # What runs
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._election.run())
-            tasks.create_task(self._heard.run())
-            tasks.create_task(self._act())
-            tasks.create_task(self._tell_routes())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._election.run())
+                tasks.create_task(self._heard.run())
+                tasks.create_task(self._act())
+                tasks.create_task(self._tell_routes())
+        finally:
+            await self._relay.close()
 
     def _turned(self) -> None:
         """It began or ceased to lead."""

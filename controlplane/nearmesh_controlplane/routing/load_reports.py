@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from envoy.service.load_stats.v3 import lrs_pb2, lrs_pb2_grpc
 from google.protobuf import duration_pb2
 
-from nearmesh.errors import DeadlineExceeded, InvalidInput, PermissionDenied
+from nearmesh.errors import DeadlineExceeded, InvalidInput, MeshError, PermissionDenied
 from nearmesh.ids import check_label
 from nearmesh.rpc import PEOPLE
 from nearmesh.tokens import TokenVerifier
@@ -36,13 +36,26 @@ MAX_CLUSTERS = 1_000
 MAX_LOCALITIES = 2_000
 
 
+# Gives a report in a client's name to whoever decides, if that is another control plane; whether it did.
+PassOn = Callable[[route_pb2.ReportLatencyRequest, str], Awaitable[bool]]
+
+
+async def _to_nobody(_request: route_pb2.ReportLatencyRequest, _reporter: str) -> bool:
+    return False
+
+
 class LoadReports(lrs_pb2_grpc.LoadReportingServiceServicer):  # type: ignore[misc]
     """Takes load reports over as the calls of a region's clients."""
 
     def __init__(
-        self, measurements: Measurements, verifier: TokenVerifier, changed: Callable[[], None] = lambda: None
+        self,
+        measurements: Measurements,
+        verifier: TokenVerifier,
+        changed: Callable[[], None] = lambda: None,
+        pass_on: PassOn = _to_nobody,
     ) -> None:
-        """`changed` hears of each report."""
+        """`changed` hears of each report, unless `pass_on` gave it to the control plane that leads."""
+        self._pass_on = pass_on
         self._measurements = measurements
         self._verifier = verifier
         self._changed = changed
@@ -65,16 +78,23 @@ class LoadReports(lrs_pb2_grpc.LoadReportingServiceServicer):  # type: ignore[mi
         try:
             yield lrs_pb2.LoadStatsResponse(send_all_clusters=True, load_reporting_interval=every)
             async for request in requests:
-                self._take(request, region, who.name)
+                await self._take(request, region, who.name)
                 await asyncio.sleep(LEAST_BETWEEN_S)
         finally:
             self.streams -= 1
 
-    def _take(self, request: lrs_pb2.LoadStatsRequest, region: str, reporter: str) -> None:
+    async def _take(self, request: lrs_pb2.LoadStatsRequest, region: str, reporter: str) -> None:
         calls = list(calls_of(request.cluster_stats))
         if calls:
             over_s = max(stats.load_report_interval.ToTimedelta().total_seconds() for stats in request.cluster_stats)
             report = route_pb2.ReportLatencyRequest(region=region, calls=calls)
+            try:
+                if await self._pass_on(report, reporter):
+                    return
+            except MeshError as error:
+                # While the leadership changes; the next report counts again.
+                log.debug("load report of peer=%s was lost: %s", reporter, error.message)
+                return
             self._measurements.report(report, kind="clients", reporter=reporter, over_s=over_s)
             self._changed()
 

@@ -69,9 +69,11 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
             await self._changes.above(seen)
 
     async def ReportLatency(self, request: pb.ReportLatencyRequest, context: Any) -> pb.ReportLatencyResponse:
-        self._role.check_leads()
         from_gateway = caller().role == "gateway"
+        if not from_gateway and await self._role.pass_on(request, caller().name):
+            return pb.ReportLatencyResponse()
         if from_gateway:
+            self._role.check_leads()
             own = self._registry.get(caller().name).region
             if request.region != own:
                 raise PermissionDenied(f"{caller()} joined for region {own!r}, and reports for {request.region!r}")
