@@ -161,7 +161,7 @@ class NetworkTimes:
                 tasks.create_task(self._report_calls(shown))
 
     async def _report_calls(self, shown: Credentials) -> None:
-        """Once a second, while the connection is the right one; what cannot be sent is dropped: demand is of the moment."""
+        """Once a second, while the connection is right; what cannot be sent is dropped: demand is of the moment."""
         while self._right(shown):
             await asyncio.sleep(CALLS_EVERY_S)
             calls = self._calls.take()
