@@ -16,8 +16,13 @@ from nearmesh_controlplane import database as tables
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.prices.book import Prices
+from nearmesh_controlplane.prices.currencies import Currencies
+from nearmesh_controlplane.prices.feed import FeedState
 from nearmesh_controlplane.registry.nodes import READY, Registry
-from nearmesh_controlplane.routing.latency import LatencyBook
+from nearmesh_controlplane.routing.gather import Gatherer
+from nearmesh_controlplane.routing.measurements import Measurements
+from nearmesh_controlplane.routing.residency import ResidencyRules
 from nearmesh_controlplane.routing.router import Router
 from tritonclient.grpc import service_pb2
 
@@ -132,15 +137,18 @@ async def _mesh(nodes: int, models: int) -> AsyncIterator[tuple[Router, Generati
 
 
 async def _router(database: Database) -> tuple[Router, Generation]:
-    changes, latencies = Generation(), LatencyBook()
+    changes = Generation()
     registry, catalog = Registry(database, changes, 5.0, time.monotonic), Catalog(database, changes)
     await registry.restore()
     await catalog.restore()
+    measurements = Measurements(registry, catalog, time.monotonic)
     for number, node in enumerate(registry.all()):
         registry.session_opened(node.id)
-        samples = [5.0 + number % 200 + i / 10 for i in range(20)]
-        latencies.report(CLIENT_REGION, node.id, samples, kind="gateway", reporter="door", now_s=time.monotonic())
-    return Router("bench", registry, catalog, latencies, changes, (), time.monotonic), changes
+        samples, now_s = [5.0 + number % 200 + i / 10 for i in range(20)], time.monotonic()
+        measurements.latencies.report(CLIENT_REGION, node.id, samples, kind="gateway", reporter="door", now_s=now_s)
+    prices, residency = Prices(database, changes, Currencies({}), FeedState()), ResidencyRules(database, changes)
+    gatherer = Gatherer(registry, catalog, measurements, residency, prices, time.monotonic)
+    return Router("bench", registry, catalog, gatherer, changes, (), time.monotonic), changes
 
 
 def _fill(connection: sa.Connection, nodes: int, models: int) -> None:

@@ -103,7 +103,7 @@ class Sketch:
             return None
         if self._found is None:
             # The freshest weigh most, and a stray may be one of them: as if all were as fresh and so many fewer.
-            fresh = round(self.weight(self._last_s))
+            fresh = math.floor(self.weight(self._last_s) + 1e-6)
             self._found = self._quantiles([proven_level(q, fresh) for q in LEVELS])
         return Times(self._found)
 

@@ -19,6 +19,7 @@ from nearmesh_controlplane.prices.book import Prices
 from nearmesh_controlplane.prices.currencies import Currencies
 from nearmesh_controlplane.prices.feed import FeedState
 from nearmesh_controlplane.registry.nodes import READY, Node, Registry, node_from_row
+from nearmesh_controlplane.routing.gather import Gatherer
 from nearmesh_controlplane.routing.latency import LatencyBook
 from nearmesh_controlplane.routing.measurements import Measurements
 from nearmesh_controlplane.routing.residency import ResidencyRules
@@ -149,7 +150,8 @@ async def state(folder: Path, overrides: Iterable[EndpointOverride] = ()) -> Asy
         await registry.restore()
         await catalog.restore()
         measurements = Measurements(registry, catalog, clock)
-        router = Router("mesh", registry, catalog, measurements.latencies, changes, overrides, clock=clock)
+        gatherer = Gatherer(registry, catalog, measurements, residency, prices, clock)
+        router = Router("mesh", registry, catalog, gatherer, changes, overrides, clock=clock)
         yield State(db, clock, changes, registry, catalog, measurements, router, prices, residency, wall)
     finally:
         db.close()

@@ -44,6 +44,7 @@ from nearmesh_controlplane.registry.nodes import Node, Registry
 from nearmesh_controlplane.registry.servicer import NodeServicer
 from nearmesh_controlplane.registry.wanted import wanted_state
 from nearmesh_controlplane.routing import load_reports
+from nearmesh_controlplane.routing.gather import Gatherer
 from nearmesh_controlplane.routing.load_reports import LoadReports
 from nearmesh_controlplane.routing.measurements import Measurements
 from nearmesh_controlplane.routing.residency import ResidencyRules
@@ -131,14 +132,9 @@ class ControlPlane:
         await registry.restore()
         await catalog.restore()
         measurements = Measurements(registry, catalog, time.monotonic)
+        gatherer = Gatherer(registry, catalog, measurements, residency, prices, clock=time.monotonic)
         router = Router(
-            config.mesh,
-            registry,
-            catalog,
-            measurements.latencies,
-            changes,
-            config.endpoint_override,
-            clock=time.monotonic,
+            config.mesh, registry, catalog, gatherer, changes, config.endpoint_override, clock=time.monotonic
         )
         snapshots = Snapshots(authority, registry, catalog, router, residency, changes, config.snapshot_lifetime_s)
         role = await _role(
@@ -396,5 +392,5 @@ async def _tick(plane: ControlPlane, certificate: ServerCertificate, https: Http
         plane.registry.end_prices(time.time())
         if plane.measurements.tick(plane.reach):
             plane.changes.drift()
-        plane.changes.tick()
+        plane.router.tick()
         certificate.keep_young(https.reload_certificate)

@@ -166,7 +166,7 @@ def _why_lost(c: Candidate, winner: Candidate, objective: Objective, deadline_ms
     if objective == "nearest":
         return f"farther: {c.network_ms_p50:.1f} ms against {winner.network_ms_p50:.1f} ms round trip"
     if objective == "cheapest-in-time" and not in_time(c, deadline_ms):
-        return late_because(c, deadline_ms)
+        return late_because(c.p_in_time(deadline_ms), c.total, deadline_ms)
     if c.usd_per_1000 == winner.usd_per_1000:
         return f"as cheap: {c.total_ms_p95:.0f} ms against {winner.total_ms_p95:.0f} ms at p95"
     if objective == "cheapest-in-time" and _clearly_cheaper(c, winner):
@@ -176,10 +176,9 @@ def _why_lost(c: Candidate, winner: Candidate, objective: Objective, deadline_ms
     return f"dearer: ${format_usd(c.usd_per_1000)} against ${format_usd(winner.usd_per_1000)} per 1,000"
 
 
-def late_because(c: Candidate, deadline_ms: float) -> str:
-    """Why a candidate is not in time."""
-    p, p99_ms = c.p_in_time(deadline_ms), c.total.p99_ms
-    return f"too late: {p:.1%} within {deadline_ms:.0f} ms, {IN_TIME:.0%} are wanted; {p99_ms:.0f} ms at p99"
+def late_because(p: float, total: Times, deadline_ms: float) -> str:
+    """Why a candidate is not in time that has that chance, and takes that long."""
+    return f"too late: {p:.1%} within {deadline_ms:.0f} ms, {IN_TIME:.0%} are wanted; {total.p99_ms:.0f} ms at p99"
 
 
 def with_network(candidate: Candidate, p50_ms: float, p95_ms: float) -> Candidate:

@@ -9,6 +9,9 @@ from typing import Literal, Protocol
 # Clients reach a node's public listener with a bearer token, gateways its mesh listener with a certificate.
 Listener = Literal["public", "mesh"]
 
+# Shares travel in steps of so much: one that wavers by less is not sent again.
+SHARE_STEP = 0.02
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
@@ -39,6 +42,11 @@ class RouteTable:
     models: Mapping[str, ModelRoutes]
     # For calls that name no model: live nodes, the nearest first.
     nearest: tuple[Endpoint, ...]
+
+
+def in_steps(share: float) -> float:
+    """A share as it travels; what gets anything keeps one step."""
+    return round(max(SHARE_STEP, round(share / SHARE_STEP) * SHARE_STEP), 6) if share > 0 else 0.0
 
 
 class RouteSource(Protocol):

@@ -8,7 +8,7 @@ from nearmesh.errors import NotFound
 from nearmesh.ids import node_server_name
 from nearmesh.regions import prior_round_trip_ms
 from nearmesh.routing.objectives import IN_TIME, OBJECTIVES
-from nearmesh.routing.table import Endpoint, Listener, ModelRoutes, RouteTable
+from nearmesh.routing.table import Endpoint, Listener, ModelRoutes, RouteTable, in_steps
 from nearmesh.routing.times import Times, sum_of
 from nearmesh.v1 import route_pb2 as pb
 
@@ -141,21 +141,15 @@ class SnapshotRoutes:
         orders: dict[int, dict[str, tuple[Endpoint, ...]]] = {}
         for route in found.routes:
             orders.setdefault(route.model, {})[route.objective] = tuple(
-                self._endpoint(region, choice.node, listener, choice.share) for choice in route.choices
+                self._endpoint(region, choice.node, listener, in_steps(choice.share)) for choice in route.choices
             )
         models = {m.name: _model(m, orders.get(i, {})) for i, m in enumerate(self._snapshot.models)}
         nearest = tuple(self._endpoint(region, node, listener) for node in found.nearest)
         return RouteTable(region=region, models=models, nearest=nearest)
 
     def _endpoint(self, region: str, index: int, listener: Listener, share: float = 0.0) -> Endpoint:
-        node = self._snapshot.nodes[index]
-        return Endpoint(
-            node=node.id,
-            site=node.site,
-            region=node.region,
-            address=self.address(region, index, listener),
-            share=share,
-        )
+        node, address = self._snapshot.nodes[index], self.address(region, index, listener)
+        return Endpoint(node=node.id, site=node.site, region=node.region, address=address, share=share)
 
 
 def _model(model: pb.SnapshotModel, orders: Mapping[str, tuple[Endpoint, ...]]) -> ModelRoutes:

@@ -27,6 +27,9 @@ ENDPOINTS = _TYPES + "envoy.config.endpoint.v3.ClusterLoadAssignment"
 # Clusters and their endpoints go out before the listeners and routes that name them.
 PUSH_ORDER = (CLUSTER, ENDPOINTS, LISTENER, ROUTES)
 
+# What a share of 1 weighs.
+WHOLE = 100
+
 STREAM_INFER_PATH = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 # Resources by type and name, each packed and serialized, so that a comparison of bytes tells what changed.
@@ -73,7 +76,8 @@ def node_identities(mesh: str) -> dict[str, str]:
 
 
 def load_assignment(cluster: str, endpoints: Iterable[Endpoint]) -> endpoint_pb2.ClusterLoadAssignment:
-    """One locality with a priority of its own for each endpoint, so that all traffic stays on the first that lives.
+    """A locality for each endpoint. Those with a share are the first priority, weighted by it; each of the others is
+    one of its own, so that when they fail all traffic stays on the next that lives.
 
     Neither gRPC nor Envoy resolves names in endpoints, and both refuse the whole set for one bad address: an endpoint
     that is not IP:port is left out.
@@ -85,7 +89,9 @@ def load_assignment(cluster: str, endpoints: Iterable[Endpoint]) -> endpoint_pb2
             log.warning("left out node=%s cluster=%s: %r is not IP:port", endpoint.node, cluster, endpoint.address)
             continue
         # Priorities must have no gaps.
-        _add_locality(assignment, endpoint, address, priority=len(assignment.endpoints))
+        sharing = endpoint.share > 0 and all(other.priority == 0 for other in assignment.endpoints)
+        last = assignment.endpoints[-1].priority if assignment.endpoints else -1
+        _add_locality(assignment, endpoint, address, priority=0 if sharing else last + 1)
     return assignment
 
 
@@ -96,14 +102,15 @@ def _add_locality(
     *,
     priority: int,
 ) -> None:
-    one = wrappers_pb2.UInt32Value(value=1)
+    # gRPC weighs localities, and Envoy, which is not asked to, endpoints.
+    weight = wrappers_pb2.UInt32Value(value=max(1, round(endpoint.share * WHOLE)))
     member = endpoint_components_pb2.LbEndpoint(
-        endpoint=endpoint_components_pb2.Endpoint(address=address), load_balancing_weight=one
+        endpoint=endpoint_components_pb2.Endpoint(address=address), load_balancing_weight=weight
     )
     assignment.endpoints.add(
         locality=base_pb2.Locality(region=endpoint.region, zone=endpoint.site, sub_zone=endpoint.node),
         lb_endpoints=[member],
-        load_balancing_weight=one,
+        load_balancing_weight=weight,
         priority=priority,
     )
 

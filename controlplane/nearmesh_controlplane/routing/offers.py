@@ -6,7 +6,8 @@ facts are given: a price changes no chance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,8 @@ from nearmesh_controlplane.routing.facts import Facts, ModelFacts, NodeFacts, Re
 
 Array = npt.NDArray[np.float64]
 
-# What was measured at a node counts instead of what is to be expected at its bound, if it is so much worse: something
-# else keeps it busy.
+# What is measured at a node counts instead of what is to be expected there, if it is so much worse: something else
+# keeps it busy.
 WORSE = 1.5
 _P50, _P75, _P95 = LEVELS.index(0.5), LEVELS.index(0.75), LEVELS.index(0.95)
 # Until a speed was measured, what one server does.
@@ -34,9 +35,11 @@ class Offers:
 
     model: ModelFacts
     nodes: tuple[NodeFacts, ...]
-    # Round trip and time on the node, waiting included: quantiles, shapes (regions, nodes, L) and (nodes, L).
+    # Round trip and time on the node, waiting included: quantiles, shapes (regions, nodes, L) and (nodes, L). The time
+    # is that at the load which the node may come to have, and beside it what it is at present.
     network: Array
     service: Array
+    present: Array
     # The chance to be in time, and to be so with something to spare.
     p_in_time: Array
     p_surely: Array
@@ -53,6 +56,11 @@ class Offers:
         return Times(tuple(float(q) for q in self.network[region, node]))
 
     def service_times(self, node: int) -> Times:
+        """At present."""
+        return Times(tuple(float(q) for q in self.present[node]))
+
+    def busy_times(self, node: int) -> Times:
+        """At the load that the node may come to have."""
         return Times(tuple(float(q) for q in self.service[node]))
 
 
@@ -63,11 +71,30 @@ class _Timing:
     replicas: tuple[ReplicaFacts, ...]
     network: tuple[Times, ...]
     deadline_ms: float
+    pressure: tuple[float, ...]
     service: Array
+    present: Array
     utilization: Array
     p_in_time: Array
     p_surely: Array
     network_ms: Array
+
+
+def pressures(facts: Facts) -> dict[str, float]:
+    """By node, its utilization if all demand for what it serves came to it: 0 to 1, upwards to tenths.
+
+    Nobody waits longer than that lets them, and where demand is small it keeps a node from being judged by a load that
+    it will never see.
+    """
+    asked: dict[str, float] = {}
+    for (_, model, _), per_s in facts.demand.items():
+        asked[model] = asked.get(model, 0.0) + per_s
+    found = dict.fromkeys((node.id for node in facts.nodes), 0.0)
+    for served in facts.models:
+        total_per_s = asked.get(served.name, 0.0)
+        for node, replica in served.replicas.items():
+            found[node] += total_per_s / max(replica.per_s, _LEAST_PER_S)
+    return {node: min(1.0, math.ceil(10 * load) / 10) for node, load in found.items()}
 
 
 class OfferBook:
@@ -76,12 +103,12 @@ class OfferBook:
     def __init__(self) -> None:
         self._timings: dict[str, _Timing] = {}
 
-    def offers(self, facts: Facts, model: ModelFacts) -> Offers | None:
-        """None when no node serves the model."""
+    def offers(self, facts: Facts, model: ModelFacts, pressure: Mapping[str, float]) -> Offers | None:
+        """None when no node serves the model. `pressure` is that of `pressures`."""
         nodes = tuple(node for node in facts.nodes if node.id in model.replicas)
         if not nodes:
             return None
-        timing = self._timing(facts, model, nodes)
+        timing = self._timing(facts, model, nodes, tuple(pressure[node.id] for node in nodes))
         replicas = timing.replicas
         transfer = _transfer(facts, model, nodes)
         own = np.array([_own_usd(node, replica) for node, replica in zip(nodes, replicas, strict=True)])
@@ -91,6 +118,7 @@ class OfferBook:
             nodes=nodes,
             network=timing.network_ms,
             service=timing.service,
+            present=timing.present,
             p_in_time=timing.p_in_time,
             p_surely=timing.p_surely,
             load=1 / (per_s * timing.utilization),
@@ -105,46 +133,47 @@ class OfferBook:
         names = {model.name for model in models}
         self._timings = {name: timing for name, timing in self._timings.items() if name in names}
 
-    def _timing(self, facts: Facts, model: ModelFacts, nodes: tuple[NodeFacts, ...]) -> _Timing:
+    def _timing(
+        self, facts: Facts, model: ModelFacts, nodes: tuple[NodeFacts, ...], pressure: tuple[float, ...]
+    ) -> _Timing:
         replicas = tuple(model.replicas[node.id] for node in nodes)
         network = tuple(facts.network[region, node.id] for region in facts.regions for node in nodes)
         known = self._timings.get(model.name)
-        if known is None or not _same(known, replicas, network, model.deadline_ms):
-            known = self._timings[model.name] = _timed(replicas, network, model.deadline_ms, len(facts.regions))
+        given = (replicas, network, model.deadline_ms, pressure)
+        # Tuples of the same objects are equal at the speed of comparing addresses.
+        if known is None or (known.replicas, known.network, known.deadline_ms, known.pressure) != given:
+            known = self._timings[model.name] = _timed(*given, len(facts.regions))
         return known
 
 
-def _same(known: _Timing, replicas: tuple[ReplicaFacts, ...], network: tuple[Times, ...], deadline_ms: float) -> bool:
-    # Tuples of the same objects are equal at the speed of comparing addresses.
-    return known.deadline_ms == deadline_ms and known.replicas == replicas and known.network == network
-
-
-def _timed(replicas: tuple[ReplicaFacts, ...], network: tuple[Times, ...], deadline_ms: float, regions: int) -> _Timing:
+def _timed(
+    replicas: tuple[ReplicaFacts, ...],
+    network: tuple[Times, ...],
+    deadline_ms: float,
+    pressure: tuple[float, ...],
+    regions: int,
+) -> _Timing:
     network_ms = matrix(network).reshape(regions, len(replicas), len(LEVELS))
     alone = matrix([replica.service for replica in replicas]) + np.array([[r.load_ms] for r in replicas])
     per_s = np.array([max(replica.per_s, _LEAST_PER_S) for replica in replicas])
     slack_ms = deadline_ms - network_ms[:, :, _P75].T
     utilization = bounds(alone, per_s, slack_ms, np.ones(regions))
-    service = _at_present(replicas, alone, with_waiting(alone, per_s, utilization))
+    present = alone + matrix([replica.queue or Times.certain(0.0) for replica in replicas])
+    expected = with_waiting(alone, per_s, np.minimum(utilization, pressure))
+    worse = present[:, _P95] > WORSE * expected[:, _P95]
+    service = np.where(worse[:, None], present, expected)
     return _Timing(
         replicas=replicas,
         network=network,
         deadline_ms=deadline_ms,
+        pressure=pressure,
         service=service,
+        present=present,
         utilization=utilization,
         p_in_time=_chances(network_ms, service, deadline_ms),
         p_surely=_chances(network_ms, service, deadline_ms * (1 - HYSTERESIS)),
         network_ms=network_ms,
     )
-
-
-def _at_present(replicas: tuple[ReplicaFacts, ...], alone: Array, expected: Array) -> Array:
-    """The times to be expected, or the measured ones where these are much worse."""
-    waits = matrix([replica.queue or Times.certain(0.0) for replica in replicas])
-    measured = alone + waits
-    worse = measured[:, _P95] > WORSE * expected[:, _P95]
-    found: Array = np.where(worse[:, None], measured, expected)
-    return found
 
 
 def _chances(network: Array, service: Array, deadline_ms: float) -> Array:

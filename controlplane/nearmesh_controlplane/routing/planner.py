@@ -18,7 +18,7 @@ from nearmesh.routing.objectives import IN_TIME, Objective
 from nearmesh.routing.rule import HYSTERESIS, NEAR_MS
 from nearmesh_controlplane.routing import moves
 from nearmesh_controlplane.routing.facts import Facts, Key, NodeFacts, Standing
-from nearmesh_controlplane.routing.offers import OfferBook, Offers
+from nearmesh_controlplane.routing.offers import OfferBook, Offers, pressures
 from nearmesh_controlplane.routing.placement import Placement, Problem, place
 
 Array = npt.NDArray[np.float64]
@@ -31,6 +31,8 @@ LATE, STANDING, NO_ROOM = 100.0, {"live": 0.0, "suspect": 300.0, "gone": 600.0},
 SOONER = 0.01
 # A node whose speed nobody knows, in multiples of the usual cost.
 UNKNOWN = 10.0
+# What the whole deadline weighs between nodes that cost the same.
+EQUALLY_DEAR = 1e-3
 # For `nearest`, the distance that weighs as much as the usual cost.
 USUAL_MS = 50.0
 # A node that is in time for fewer than this is left at once, without a ramp.
@@ -87,7 +89,8 @@ class Plan:
         row = self.regions[region]
         scarcity = np.array([self.scarcity.get(node.id, 0.0) for node in block.offers.nodes])
         cost = block.cost[row] + block.offers.load * scarcity
-        by_cost = sorted(range(len(cost)), key=lambda at: (-block.shares[row, at], cost[at], block.offers.nodes[at].id))
+        shares = np.round(block.shares[row], 2)
+        by_cost = sorted(range(len(cost)), key=lambda at: (-shares[at], cost[at], block.offers.nodes[at].id))
         return [block.offers.nodes[at] for at in by_cost if math.isfinite(cost[at])]
 
 
@@ -134,7 +137,8 @@ class Planner:
 
     def _drafts(self, facts: Facts, asked: set[Key]) -> list[_Draft]:
         wanted = {(model, objective) for _, model, objective in asked}
-        offers = [(model, self._offers.offers(facts, model)) for model in facts.models]
+        pressure = pressures(facts)
+        offers = [(model, self._offers.offers(facts, model, pressure)) for model in facts.models]
         self._offers.keep_only(facts.models)
         usual = _usual([found for _, found in offers if found])
         drafts = []
@@ -188,7 +192,9 @@ def _draft(offers: Offers, objective: Objective, usual: float) -> _Draft:
         base, stay = base + 1e-6 * usd, stay + 1e-6 * usd
         against = staying_against = standing[None, :]
     else:
-        base, stay = usd, usd * (1 - HYSTERESIS)
+        # Of nodes equally dear the sooner one.
+        takes = (offers.network[:, :, 2] + offers.service[None, :, 2]) / offers.model.deadline_ms
+        base, stay = usd + EQUALLY_DEAR * usual * takes, usd * (1 - HYSTERESIS)
         against = staying_against = standing[None, :]
         if objective == "cheapest-in-time":
             against = against + usual * _lateness(offers, offers.p_surely)

@@ -10,7 +10,7 @@ from typing import Any
 from nearmesh.errors import InvalidInput, PermissionDenied
 from nearmesh.ids import check_label
 from nearmesh.routing import Ranked, parse_objective
-from nearmesh.routing.table import Listener
+from nearmesh.routing.table import SHARE_STEP, Listener
 from nearmesh.rpc import PEOPLE, caller
 from nearmesh.v1 import route_pb2 as pb
 from nearmesh.v1 import route_pb2_grpc
@@ -102,13 +102,13 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
         return sorted({node.region for node in self._registry.all() if not node.removed})
 
     def _latency(self, region: str, node: Node, listener: Listener) -> pb.Latency:
-        p50, p95, measured = self._router.network_time(region, node)
+        found = self._router.network_time(region, node)
         return pb.Latency(
             region=region,
             node=node.id,
-            network_ms_p50=p50,
-            network_ms_p95=p95,
-            measured=measured,
+            network_ms_p50=found.p50_ms,
+            network_ms_p95=found.p95_ms,
+            measured=found.measured,
             address=self._router.address(region, node, listener),
             server_name=self._router.server_name(node.id),
         )
@@ -142,15 +142,16 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
             objective=decision.objective,
             deadline_ms=decision.deadline_ms,
             candidates=[
-                self._candidate(decision.region, ranked)
-                for ranked in decision.ranking
-                if everyone or ranked.candidate.ready
+                self._candidate(decision, ranked) for ranked in decision.ranking if everyone or ranked.candidate.ready
             ],
+            generation=decision.generation,
+            demand_per_s=decision.demand_per_s,
         )
 
-    def _candidate(self, region: str, ranked: Ranked) -> pb.Candidate:
+    def _candidate(self, decision: Decision, ranked: Ranked) -> pb.Candidate:
         c = ranked.candidate
-        node = self._registry.get(c.node)
+        node, region = self._registry.get(c.node), decision.region
+        serves = c.service_times is not None
         return pb.Candidate(
             node=c.node,
             site=c.site,
@@ -167,10 +168,22 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
             usd_per_1000=c.usd_per_1000,
             in_time=ranked.in_time,
             why=ranked.why,
+            network_ms_quantiles=c.network.ms,
+            service_ms_quantiles=c.service.ms if serves else (),
+            p_in_time=c.p_in_time(decision.deadline_ms) if serves else 0.0,
+            share=c.share,
+            total_ms_p50=c.total.p50_ms if serves else 0.0,
+            total_ms_p95=c.total.p95_ms if serves else 0.0,
+            total_ms_p99=c.total.p99_ms if serves else 0.0,
+            transfer_usd_per_1000=c.transfer_usd_per_1000,
+            spot=c.spot,
         )
 
 
 def _gist(route: pb.Route) -> tuple[Any, ...]:
     """What a watcher must hear of at once."""
-    order = tuple((c.node, c.address, c.in_time, float(f"{c.usd_per_1000:.2g}")) for c in route.candidates)
+    order = tuple(
+        (c.node, c.address, c.in_time, float(f"{c.usd_per_1000:.2g}"), round(c.share / SHARE_STEP))
+        for c in route.candidates
+    )
     return route.digest, route.objective, route.deadline_ms, order

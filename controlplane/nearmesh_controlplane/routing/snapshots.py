@@ -231,6 +231,7 @@ def _node(node: Node) -> pb.SnapshotNode:
         id=node.id,
         site=node.site,
         region=node.region,
+        spot=node.spot,
         public_address=node.public_address,
         mesh_address=node.mesh_address,
         usd_per_hour=node.usd_per_hour,

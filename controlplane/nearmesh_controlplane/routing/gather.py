@@ -1,0 +1,206 @@
+"""Gathers the facts of a plan from the registry, the catalog and the books of what was measured and what was ordered.
+
+An object that says nearly what it said before is given again: measurements drift all the time, and what hangs on them
+is worked out anew only when they have moved by a noticeable part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from nearmesh.routing import Objective, Times, parse_objective
+from nearmesh.v1 import node_pb2 as pb
+from nearmesh_controlplane.catalog.catalog import Catalog
+from nearmesh_controlplane.prices.book import Prices
+from nearmesh_controlplane.registry.nodes import READY, Node, Presence, Registry
+from nearmesh_controlplane.routing.facts import Facts, Key, ModelFacts, NodeFacts, ReplicaFacts
+from nearmesh_controlplane.routing.latency import Source
+from nearmesh_controlplane.routing.measurements import Measurements
+from nearmesh_controlplane.routing.residency import ResidencyRules
+
+# Parts by which a measurement has to differ before it is another one.
+NOTICEABLE = 0.03
+NOTICEABLE_MS = 0.2
+# Network times are asked for anew this often.
+LOOK_AGAIN_S = 2.0
+# What is not known of a replica's times: long enough not to be preferred.
+UNKNOWN_MS = (1000.0, 3000.0)
+
+
+class Gatherer:
+    """Facts as of now. Remembers what it gave last."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        catalog: Catalog,
+        measurements: Measurements,
+        residency: ResidencyRules,
+        prices: Prices,
+        clock: Callable[[], float],
+    ) -> None:
+        self._registry = registry
+        self._catalog = catalog
+        self._measurements = measurements
+        self._residency = residency
+        self._prices = prices
+        self._clock = clock
+        self._replicas: dict[tuple[str, str], ReplicaFacts] = {}
+        self._network: dict[tuple[str, str], tuple[Times, Source, float]] = {}
+
+    def facts(self, asked_regions: Iterable[str]) -> Facts:
+        """Everything that a plan needs, for clients in the regions of machines and in those that were asked for."""
+        nodes = self._registry.serving_nodes()
+        own = {node.region for node in self._registry.all() if not node.removed}
+        regions = tuple(sorted(own | set(asked_regions)))
+        models = tuple(self._model(name, nodes) for name in self._catalog.models())
+        self._forget(nodes)
+        return Facts(
+            nodes=tuple(_node(node, self._registry.presence(node.id)) for node in nodes),
+            models=models,
+            regions=regions,
+            network={(region, node.id): self.network(region, node)[0] for region in regions for node in nodes},
+            demand=self._asked(models, regions),
+            ready_for_s=dict(self._ready_for_s(nodes)),
+            residency=self._residency.allowed,
+            transfer_usd_per_gb=self._prices.transfer_usd_per_gb,
+        )
+
+    def network(self, region: str, node: Node) -> tuple[Times, Source]:
+        """The round trip between a client region and a node, and who says so."""
+        now_s, key = self._clock(), (region, node.id)
+        known = self._network.get(key)
+        if known is None or now_s >= known[2]:
+            found = self._measurements.latencies.estimate(region, node.id, node.region, now_s=now_s)
+            times = known[0] if known and _alike(known[0], found.times) else found.times
+            known = self._network[key] = (times, found.source, now_s + LOOK_AGAIN_S)
+        return known[0], known[1]
+
+    def _forget(self, nodes: Sequence[Node]) -> None:
+        ids = {node.id for node in nodes}
+        self._network = {key: value for key, value in self._network.items() if key[1] in ids}
+        digests = {(node, digest) for node in ids for digest in self._registry.replicas(node)}
+        self._replicas = {key: value for key, value in self._replicas.items() if key in digests}
+
+    def _model(self, name: str, nodes: Sequence[Node]) -> ModelFacts:
+        policy = self._catalog.policy(name)
+        speeds = _speeds(name, nodes, self._registry)
+        replicas: dict[str, ReplicaFacts] = {}
+        absent: dict[str, str] = {}
+        lost: dict[str, ReplicaFacts] = {}
+        for node in nodes:
+            replica, why = self._replica(name, node)
+            if replica is None:
+                absent[node.id] = why
+                continue
+            fact = self._fact(node, replica, speeds.get((node.hardware, replica.variant), 0.0))
+            (lost if self._registry.presence(node.id) == "gone" else replicas)[node.id] = fact
+        if not replicas:
+            # For this model alone, whatever else is live: to try a node that was lost, and may only be cut off from the
+            # control plane, is better than an empty route.
+            replicas, lost = lost, {}
+        absent |= dict.fromkeys(lost, "its session with the control plane is gone")
+        return ModelFacts(
+            name=name,
+            objective=policy.objective,
+            deadline_ms=policy.deadline_ms,
+            replicas=replicas,
+            regions=frozenset(policy.regions),
+            absent=absent,
+        )
+
+    def _replica(self, model: str, node: Node) -> tuple[pb.ReplicaStatus | None, str]:
+        """The node's ready replica, or the reason why there is none."""
+        known = [r for r in self._registry.replicas(node.id).values() if r.model == model]
+        ready = [r for r in known if r.state == READY]
+        if self._registry.leaving(node.id):
+            return None, "it is being drained"
+        if not ready:
+            return None, next((r.detail for r in known if r.detail), "it has no replica of this model")
+        # While versions change, both the old and the new one may be ready; the deployed one is what serves.
+        deployed = self._catalog.deployed(model, node.site)
+        return next((r for r in ready if deployed and r.digest == deployed.digest), ready[0]), ""
+
+    def _fact(self, node: Node, replica: pb.ReplicaStatus, per_s: float) -> ReplicaFacts:
+        key = (node.id, replica.digest)
+        found = _replica_facts(replica, per_s)
+        known = self._replicas.get(key)
+        if known is None or not _same(known, found):
+            known = self._replicas[key] = found
+        return known
+
+    def _asked(self, models: Sequence[ModelFacts], regions: Sequence[str]) -> dict[Key, float]:
+        own, here = {model.name: model.objective for model in models}, set(regions)
+        found: dict[Key, float] = {}
+        for (region, model, wanted), per_s in self._measurements.demand.demand(self._clock()).items():
+            if model in own and region in here:
+                objective: Objective = parse_objective(wanted) if wanted else own[model]
+                key = (region, model, objective)
+                found[key] = found.get(key, 0.0) + per_s
+        return found
+
+    def _ready_for_s(self, nodes: Sequence[Node]) -> Iterable[tuple[tuple[str, str], float]]:
+        now_s = self._clock()
+        for node in nodes:
+            for digest, replica in self._registry.replicas(node.id).items():
+                since_s = self._registry.ready_since(node.id, digest)
+                if since_s is not None and math.isfinite(since_s):
+                    yield (node.id, replica.model), now_s - since_s
+
+
+def _node(node: Node, presence: Presence) -> NodeFacts:
+    return NodeFacts(
+        id=node.id,
+        site=node.site,
+        region=node.region,
+        usd_per_hour=node.usd_per_hour,
+        spot=node.spot,
+        standing=presence,
+    )
+
+
+def _replica_facts(replica: pb.ReplicaStatus, per_s: float) -> ReplicaFacts:
+    whole = Times.of(replica.service_ms_quantiles) or Times.spread(
+        *((replica.service_ms_p50, replica.service_ms_p95) if replica.service_ms_p95 > 0 else UNKNOWN_MS)
+    )
+    queue = Times.of(replica.queue_ms_quantiles)
+    return ReplicaFacts(
+        service=_without(whole, queue) if queue else whole,
+        queue=queue,
+        per_s=per_s,
+        load_ms=replica.load_ms if replica.cold else 0.0,
+    )
+
+
+def _without(whole: Times, part: Times) -> Times:
+    """What is left of a time without one of its parts, as if both were long together."""
+    left = [max(0.0, w - p) for w, p in zip(whole.ms, part.ms, strict=True)]
+    for at in range(1, len(left)):
+        left[at] = max(left[at], left[at - 1])
+    return Times(tuple(left))
+
+
+def _alike(a: Times, b: Times) -> bool:
+    return all(abs(x - y) <= max(NOTICEABLE_MS, NOTICEABLE * x) for x, y in zip(a.ms, b.ms, strict=True))
+
+
+def _same(a: ReplicaFacts, b: ReplicaFacts) -> bool:
+    if (a.queue is None) != (b.queue is None) or a.load_ms != b.load_ms:
+        return False
+    if a.queue and b.queue and not _alike(a.queue, b.queue):
+        return False
+    return _alike(a.service, b.service) and abs(a.per_s - b.per_s) <= NOTICEABLE * a.per_s
+
+
+def _speeds(model: str, nodes: Iterable[Node], registry: Registry) -> dict[tuple[str, str], float]:
+    """Inferences per second by hardware and variant: the median over like nodes.
+
+    Twins are equally fast, so that a price decides between them and not whose stopwatch was disturbed.
+    """
+    found: dict[tuple[str, str], list[float]] = {}
+    for node in nodes:
+        for replica in registry.replicas(node.id).values():
+            if replica.model == model and replica.state == READY and replica.inferences_per_second > 0:
+                found.setdefault((node.hardware, replica.variant), []).append(replica.inferences_per_second)
+    return {key: sorted(values)[len(values) // 2] for key, values in found.items()}
