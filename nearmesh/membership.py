@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import logging
 import random
@@ -19,10 +18,10 @@ from nearmesh.errors import ConfigError, DeadlineExceeded, InvalidInput, JoinRef
 from nearmesh.ids import Kind, MachineId
 from nearmesh.rpc import from_rpc_error
 from nearmesh.tls import (
-    Address,
     Credentials,
     addresses_in,
     certificate_request,
+    ip_of,
     key_from_pem,
     key_to_pem,
     new_key,
@@ -174,19 +173,12 @@ async def member(folder: Path, kind: Kind, token: str | None) -> Membership:
     return await join(token, kind, folder)
 
 
-def _ip(host: str) -> Address | None:
-    try:
-        return ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return None
-
-
 class Renewal:
     """Keeps a machine's certificate young. `current` is what to show now."""
 
     def __init__(self, membership: Membership, folder: Path, host: str = "") -> None:
         """`host` is where clients reach this machine; if it is an IP, the certificate is to hold for it too."""
-        self._address = _ip(host)
+        self._address = ip_of(host)
         self._membership = membership
         self._folder = folder
         found = Credentials.read(folder)

@@ -26,6 +26,14 @@ BACKDATE = timedelta(minutes=5)
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
+def ip_of(host: str) -> Address | None:
+    """The IP that `host` is, or None for a name."""
+    try:
+        return ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return None
+
+
 def new_key() -> ec.EllipticCurvePrivateKey:
     """ECDSA P-256, the one kind that every part of the mesh accepts (Flower takes no other)."""
     return ec.generate_private_key(ec.SECP256R1())

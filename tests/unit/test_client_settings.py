@@ -19,7 +19,7 @@ from nearmesh.client.bootstrap import grpc_bootstrap
 from nearmesh.client.channels import call_error, raise_if_cancelled
 from nearmesh.client.client import default_deadline_s, make_request
 from nearmesh.client.receipt import Attempt
-from nearmesh.client.settings import ConnectSettings, Token, from_arguments, from_bootstrap
+from nearmesh.client.settings import ConnectSettings, Token, from_arguments, from_bootstrap, state_folder
 from nearmesh.client.transport import NotSent
 from nearmesh.tensors import decode_response
 from tests.client_routes import endpoint, route
@@ -38,6 +38,32 @@ def test_a_bootstrap_file_says_it_all(tmp_path: Path) -> None:
     found = from_bootstrap(write_bootstrap(tmp_path))
     assert (found.control_plane, found.ca_pem, found.region, found.site) == ("cp:7400", PEM, "europe-west1", "site")
     assert Token(found).metadata(0.0) == (("authorization", "Bearer secret"),)
+
+
+def test_a_bootstrap_file_names_nodes_too_and_where_a_snapshot_is_kept_is_told_apart_by_mesh_and_region(
+    tmp_path: Path,
+) -> None:
+    path = write_bootstrap(tmp_path)
+    assert from_bootstrap(path).snapshot_path is None
+    content = json.loads(path.read_text())
+    content["xds_servers"].append(content["xds_servers"][0] | {"server_uri": "10.0.0.1:8001"})
+    path.write_text(json.dumps(content))
+    found = from_bootstrap(path, tmp_path / "state")
+    assert found.fallbacks == ("10.0.0.1:8001",)
+    (tmp_path / "ca.pem").write_bytes(PEM + b"another")
+    other = from_bootstrap(path, tmp_path / "state")
+    assert found.snapshot_path and other.snapshot_path
+    assert found.snapshot_path.name == "europe-west1.pb"
+    assert found.snapshot_path.parent.parent == tmp_path / "state"
+    assert found.snapshot_path != other.snapshot_path
+
+
+@pytest.mark.parametrize(
+    ("named", "folder"), [("/var/state", "/var/state/nearmesh"), ("", "~/.local/state/nearmesh"), ("here", None)]
+)
+def test_the_state_folder_is_the_systems(monkeypatch: pytest.MonkeyPatch, named: str, folder: str | None) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", named)
+    assert state_folder() == Path(folder or "~/.local/state/nearmesh").expanduser()
 
 
 def test_a_new_token_in_the_file_is_used_and_a_broken_file_is_not(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import pytest
 from nearmesh_controlplane.registry.authority import Authority
 
 from nearmesh import membership
-from nearmesh.errors import ConfigError, InvalidInput, Unreachable
+from nearmesh.errors import ConfigError, InvalidInput, JoinRefused, Unreachable
 from nearmesh.ids import MachineId
 from nearmesh.membership import RENEW_AT_LEAST_S, RENEW_RETRY_S, Membership, Renewal, join, member
-from nearmesh.tls import Credentials, certificate_request, key_to_pem, new_key
+from nearmesh.tls import Credentials, addresses_in, certificate_request, key_to_pem, new_key
 from nearmesh.tokens import JoinTicket
 
 KNOWN = Membership(
@@ -117,6 +117,37 @@ async def test_a_certificate_is_renewed_at_two_thirds_of_its_life(
     (first,) = await waits(Renewal(KNOWN, tmp_path), monkeypatch, 1)
     # Certificates count whole seconds.
     assert due_s - 2 < first <= due_s
+
+
+async def test_a_certificate_that_does_not_hold_for_the_machines_address_is_renewed_soon_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, who = certified(tmp_path, 24 * 3600), KNOWN.machine
+    renewal = Renewal(KNOWN, tmp_path, "10.0.0.7")
+
+    async def renew(request: Any, timeout: float) -> Any:
+        signed = authority.sign(request.csr_pem, who, timedelta(days=1), lambda _: True)
+        return SimpleNamespace(certificate_pem=signed, ca_pem=authority.ca_pem, control_planes=())
+
+    monkeypatch.setattr(membership.node_pb2_grpc, "NodeServiceStub", lambda channel: SimpleNamespace(Renew=renew))
+    soon, later = await waits(renewal, monkeypatch, 2)
+    assert soon == RENEW_AT_LEAST_S and later > 15 * 3600
+    assert [str(ip) for ip in addresses_in(renewal.current.certificate)] == ["10.0.0.7"]
+
+
+async def test_an_address_that_is_refused_does_not_keep_the_certificate_from_being_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    certified(tmp_path, 24 * 3600)
+    renewal = Renewal(KNOWN, tmp_path, "10.0.0.7")
+
+    async def refuse() -> None:
+        raise JoinRefused("not that one")
+
+    monkeypatch.setattr(renewal, "_renew", refuse)
+    soon, later = await waits(renewal, monkeypatch, 2)
+    assert soon == RENEW_AT_LEAST_S and later > 15 * 3600
+    assert "will not hold for the address 10.0.0.7: not that one" in caplog.text
 
 
 @pytest.mark.parametrize("lifetime_s", [0.0, 1.0, -200.0])

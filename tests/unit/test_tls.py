@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import ipaddress
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from nearmesh_controlplane.registry.authority import Authority
 
-from nearmesh.errors import ConfigError
+from nearmesh.errors import ConfigError, JoinRefused
 from nearmesh.ids import MachineId
 from nearmesh.tls import (
     BACKDATE,
     Credentials,
+    addresses_in,
     certificate_request,
+    ip_of,
     key_from_pem,
     key_to_pem,
     machine_in,
@@ -36,6 +39,32 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def credentials(authority: Authority, lifetime: timedelta) -> Credentials:
     key = new_key()
     return Credentials(key_to_pem(key), authority.sign(certificate_request(key, WHO), WHO, lifetime), authority.ca_pem)
+
+
+def certified(authority: Authority, asked: str, *allowed: str) -> list[str]:
+    """The IPs in the certificate that comes of asking for one."""
+    request = certificate_request(new_key(), WHO, ip_of(asked))
+    signed = authority.sign(request, WHO, timedelta(hours=1), lambda address: str(address) in allowed)
+    certificate = x509.load_pem_x509_certificate(signed)
+    assert machine_in(certificate) == WHO
+    return [str(address) for address in addresses_in(certificate)]
+
+
+def test_a_certificate_holds_for_an_address_that_may_be_asked_for(authority: Authority) -> None:
+    assert certified(authority, "10.0.0.7", "10.0.0.7") == ["10.0.0.7"]
+    assert certified(authority, "[2001:db8::7]", "2001:db8::7") == ["2001:db8::7"]
+    assert certified(authority, "a-name", "10.0.0.7") == []
+    with pytest.raises(JoinRefused, match=r"the request is for 10\.0\.0\.8"):
+        certified(authority, "10.0.0.8", "10.0.0.7")
+
+
+def test_nobody_gets_two_addresses(authority: Authority) -> None:
+    names = [x509.UniformResourceIdentifier(WHO.spiffe), x509.DNSName(WHO.dns)]
+    names += [x509.IPAddress(ipaddress.ip_address(f"10.0.0.{i}")) for i in (1, 2)]
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    request = builder.add_extension(x509.SubjectAlternativeName(names), critical=False).sign(new_key(), hashes.SHA256())
+    with pytest.raises(JoinRefused, match=r"10\.0\.0"):
+        authority.sign(request.public_bytes(serialization.Encoding.PEM), WHO, timedelta(hours=1), lambda _: True)
 
 
 @pytest.mark.parametrize("seconds", [2, 6, 60, 3600, 24 * 3600])

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from nearmesh import addresses
 from nearmesh.errors import InvalidInput, JoinRefused
 from nearmesh.ids import Kind, MachineId, check_label
-from nearmesh.tls import Address
+from nearmesh.tls import Address, ip_of
 from nearmesh.tokens import JoinTicket, TokenVerifier, new_token_id
 from nearmesh_controlplane import database as tables
 from nearmesh_controlplane.database import Database
@@ -38,8 +38,10 @@ class Addresses:
         return cls(public=",".join(peer.public for peer in peers), mesh=",".join(peer.mesh for peer in peers))
 
     @property
-    def hosts(self) -> set[str]:
-        return {addresses.split(address)[0] for address in addresses.several(f"{self.public},{self.mesh}")}
+    def ips(self) -> set[Address]:
+        """Those that are no names."""
+        hosts = [addresses.split(address)[0] for address in addresses.several(f"{self.public},{self.mesh}")]
+        return {found for host in hosts if (found := ip_of(host))}
 
 
 class Admission:
@@ -106,7 +108,7 @@ class Admission:
         if address.is_unspecified or address.is_multicast:
             return False
         # On loopback there is nobody but this machine.
-        return address.is_loopback or str(address) not in self._addresses().hosts
+        return address.is_loopback or address not in self._addresses().ips
 
 
 def _none(_: Address) -> bool:

@@ -25,8 +25,9 @@ from nearmesh_controlplane.routing.snapshots import Snapshots
 
 # A watcher hears of a changed order or price at once, and of times that merely drifted this often.
 REFRESH_S = 5.0
-# How often a client is sent a new snapshot at most.
+# How often a client is sent a new snapshot at most, and how much of them a machine is sent.
 CLIENT_SNAPSHOT_S = 60.0
+MACHINE_SNAPSHOT_BYTES_PER_S = 64 * 1024
 
 
 class RouteServicer(route_pb2_grpc.RouteServiceServicer):
@@ -94,9 +95,9 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
             raise InvalidInput("name the region that the client is in; only machines are told of all")
         async for signed in self._snapshots.watch(request.region):
             yield signed
-            if caller().role in PEOPLE:
-                # Clients are many, and they keep it for a day when they cannot ask.
-                await asyncio.sleep(CLIENT_SNAPSHOT_S)
+            # Clients are many, and what they keep is for a bad day; of a large mesh it is much for machines, too.
+            paced_s = len(signed.snapshot) / MACHINE_SNAPSHOT_BYTES_PER_S
+            await asyncio.sleep(max(paced_s, CLIENT_SNAPSHOT_S) if caller().role in PEOPLE else paced_s)
 
     def _regions(self) -> list[str]:
         return sorted({node.region for node in self._registry.all() if not node.removed})
