@@ -76,7 +76,7 @@ class Island:
 
     def _taken(self) -> None:
         if known := self._keeper.known:
-            log.info("snapshot generation=%s regions=%s until=%.0f", known.generation, len(known), known.expires_at_s)
+            log.debug("snapshot generation=%s regions=%s until=%.0f", known.generation, len(known), known.expires_at_s)
             self._verifier.update(self._jwks_json())
 
     async def _dismissal(self) -> MeshError:

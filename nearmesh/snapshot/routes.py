@@ -20,6 +20,9 @@ class SnapshotRoutes:
         """`snapshot` has passed `opened`."""
         self._snapshot = snapshot
         self._regions = {table.region: table for table in snapshot.tables}
+        self._addresses = {table.region: {a.node: a for a in table.addresses} for table in snapshot.tables}
+        # Machines whose certificates count no more.
+        self.removed = frozenset(snapshot.removed_nodes)
         self._tables: dict[tuple[str, Listener], RouteTable] = {}
 
     def __len__(self) -> int:
@@ -52,11 +55,6 @@ class SnapshotRoutes:
     def nodes(self) -> Iterable[pb.SnapshotNode]:
         return self._snapshot.nodes
 
-    @property
-    def removed(self) -> frozenset[str]:
-        """Ids of machines whose certificates count no more."""
-        return frozenset(self._snapshot.removed_nodes)
-
     def knows(self, model: str) -> bool:
         """Whether there are routes for the model, if only empty ones."""
         return bool(self._regions) and any(known.name == model for known in self._snapshot.models)
@@ -72,7 +70,7 @@ class SnapshotRoutes:
     def address(self, region: str, node: int, listener: Listener) -> str:
         """Where clients of `region` reach the node with that index."""
         own = self._snapshot.nodes[node]
-        other = next((a for a in self._regions[self.region(region)].addresses if a.node == node), None)
+        other = self._addresses[self.region(region)].get(node)
         if listener == "public":
             return (other and other.public_address) or own.public_address
         return (other and other.mesh_address) or own.mesh_address

@@ -126,6 +126,27 @@ async def test_a_client_is_sent_its_own_region_alone_also_one_that_has_no_node(
         await anext(snapshots.watch("No Region"))
 
 
+async def test_who_does_not_decide_gives_all_of_what_the_leader_made(
+    mesh: State, snapshots: Snapshots, authority: Authority
+) -> None:
+    await snapshots.refresh()
+    standby = Snapshots(
+        authority, mesh.registry, mesh.catalog, mesh.router, mesh.residency, mesh.changes, LIFETIME_S, clock=mesh.clock
+    )
+    standby.decides = lambda: False
+    standby.follow(await anext(snapshots.watch("")))
+    assert [t.region for t in (await present(standby, authority, mesh.clock.now_s, AMERICA)).tables] == [AMERICA]
+    assert [t.region for t in (await present(standby, authority, mesh.clock.now_s, ASIA)).tables] == [EUROPE, AMERICA]
+
+
+async def test_bound_regions_are_always_there_by_name(mesh: State, snapshots: Snapshots, authority: Authority) -> None:
+    """Else their clients would get the routes of a neighbour that is not bound."""
+    await mesh.residency.set("europe-west3", [EUROPE])
+    await snapshots.refresh()
+    found = await present(snapshots, authority, mesh.clock.now_s)
+    assert [table.region for table in found.tables] == [EUROPE, "europe-west3", AMERICA]
+
+
 async def test_what_clients_claim_is_bounded(mesh: State, snapshots: Snapshots, authority: Authority) -> None:
     await snapshots.refresh()
     waiting = [asyncio.create_task(anext(snapshots.watch(f"r-{i}"))) for i in range(MAX_ASKED_REGIONS + 10)]  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from nearmesh_controlplane.registry.servicer import NodeServicer
 from nearmesh_controlplane.routing.servicer import RouteServicer
 
 from nearmesh import rpc
-from nearmesh.errors import DeadlineExceeded, InvalidInput, MeshError, PermissionDenied
+from nearmesh.errors import DeadlineExceeded, InvalidInput, MeshError, PermissionDenied, Unreachable
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.rpc import Identity
 from nearmesh.v1 import route_pb2
@@ -38,14 +38,15 @@ async def mesh(tmp_path: Path) -> AsyncIterator[State]:
         yield found
 
 
-def discovery(mesh: State) -> AggregatedDiscovery:
-    return AggregatedDiscovery(
-        source=mesh.router,
-        mesh="mesh",
-        verifier=UNUSED,
-        jwks_json=lambda: '{"keys":[]}',
-        region_of=lambda gateway: mesh.registry.get(gateway).region,
-    )
+def discovery(mesh: State, **more: Any) -> AggregatedDiscovery:
+    plain = {
+        "source": mesh.router,
+        "mesh": "mesh",
+        "verifier": UNUSED,
+        "jwks_json": lambda: '{"keys":[]}',
+        "region_of": lambda gateway: mesh.registry.get(gateway).region,
+    }
+    return AggregatedDiscovery(**(plain | more))
 
 
 def request(region: str, *names: str, kind: str = LISTENER) -> discovery_pb2.DiscoveryRequest:
@@ -107,6 +108,28 @@ async def test_a_discovery_stream_that_asks_for_nothing_ends(mesh: State, monkey
     rpc._caller.set(CLIENT)
     error = await ended(discovery(mesh).StreamAggregatedResources(silence(), None))
     assert isinstance(error, DeadlineExceeded) and "asked for nothing" in error.message
+
+
+async def test_a_dismissed_discovery_stream_is_told_why_it_ends(mesh: State) -> None:
+    async def asks_once() -> AsyncIterator[Any]:
+        yield request(EUROPE, kind=CLUSTER)
+        await asyncio.get_running_loop().create_future()
+
+    async def dismissal() -> MeshError:
+        return Unreachable("ask the control plane")
+
+    rpc._caller.set(CLIENT)
+    service = discovery(mesh, dismissal=dismissal)
+    stream = service.StreamAggregatedResources(asks_once(), None)
+    error = await ended(stream)
+    assert isinstance(error, Unreachable) and error.message == "ask the control plane"
+    assert service.streams == 0
+
+
+async def test_where_nobody_knows_a_gateways_region_its_word_counts(mesh: State) -> None:
+    rpc._caller.set(GATEWAY)
+    service = discovery(mesh, region_of=lambda gateway: None)
+    assert [a async for a in service.StreamAggregatedResources(one(request(ASIA, kind=CLUSTER)), None)]
 
 
 async def test_a_session_without_a_hello_ends(mesh: State, monkeypatch: pytest.MonkeyPatch) -> None:

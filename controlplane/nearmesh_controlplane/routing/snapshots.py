@@ -123,9 +123,11 @@ class Snapshots:
         sent = 0
         while True:
             seen = self._made.value
-            if self._present.generation > sent and self._holds(region):
+            # Who does not decide gives what there is: the one that does has never heard of this region.
+            what = region if self._holds(region) or self.decides() else ""
+            if self._present.generation > sent and self._holds(what):
                 sent = self._present.generation
-                yield self._message(region)
+                yield self._message(what)
             await self._made.above(seen)
 
     def _ask(self, region: str) -> None:
@@ -263,16 +265,17 @@ def _only(snapshot: pb.Snapshot, region: str) -> pb.Snapshot:
 
 
 def _gist(snapshot: pb.Snapshot) -> bytes:
-    """What a new snapshot is made for: all but the measurements in it, and the sentences that quote them."""
+    """What a new snapshot is made for: who is there, where, and who gets how much of what; no measurements.
+
+    The order of those who only stand by changes with each measurement, and does not count.
+    """
     rest = pb.Snapshot()
     rest.CopyFrom(snapshot)
     for table in rest.tables:
+        table.nearest[1:] = sorted(table.nearest[1:])
         for route in table.routes:
-            for choice in route.choices:
-                del choice.network_ms_quantiles[:]
-                del choice.service_ms_quantiles[:]
-                choice.ClearField("p_in_time")
-                choice.ClearField("why")
-                choice.usd_per_1000 = float(f"{choice.usd_per_1000:.1g}")
-                choice.share = round(choice.share, 1)
+            first, *others = [(choice.node, round(choice.share, 1)) for choice in route.choices] or [(0, 0.0)]
+            gist = [pb.SnapshotChoice(node=node, share=share) for node, share in (first, *sorted(others))]
+            del route.choices[:]
+            route.choices.extend(gist)
     return hashlib.sha256(rest.SerializeToString(deterministic=True)).digest()
