@@ -32,8 +32,8 @@ from nearmesh.devmesh.samples import (
 from nearmesh.devmesh.ways import WAYS, Way
 from nearmesh.rpc import NODE_KEY
 
-# Calls that may be under way at once; at 20 a second this is three seconds of silence from every node.
-WORKERS = 64
+# Calls that may be under way at once; at 20 a second this is twelve seconds of silence from every node.
+WORKERS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,8 @@ class Call:
     # The node, of a call that failed, whose answer had begun to come. Neither gRPC nor a gateway makes such a call
     # again; they do so only before the first byte of an answer.
     cut_off: str = ""
+    # Why that node answered, where the way says so.
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,16 +101,16 @@ def run(
 
 def _call(way: Way, sample: Sample, objective: str, timeout_s: float) -> Call:
     started_s, started = time.time(), time.perf_counter()
-    node = error = cut_off = ""
+    node = error = cut_off = why = ""
     try:
         reply = way.infer(sample.model, sample.inputs, objective=objective, timeout_s=timeout_s)
-        node = reply.node
+        node, why = reply.node, reply.why
         sample.check(reply.outputs)
     except Exception as raised:  # noqa: BLE001  # whatever a client library raises counts as an error
         error = f"{type(raised).__name__}: {raised}"[:500]
         cut_off = _begun(raised)
     ms = (time.perf_counter() - started) * 1000
-    return Call(started_s=started_s, ms=ms, node=node, error=error, cut_off=cut_off)
+    return Call(started_s=started_s, ms=ms, node=node, error=error, cut_off=cut_off, why=why)
 
 
 def _begun(raised: BaseException) -> str:
@@ -130,6 +132,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--objective", default="")
     parser.add_argument("--timeout-s", type=float, default=10.0, help="each call's own deadline")
+    parser.add_argument("--calls", type=Path, help="a file for the calls, one a line; else they are in the result")
     options = parser.parse_args()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -150,6 +153,9 @@ def main() -> None:
         stop=stop,
     )
     way.close()
+    if options.calls:
+        options.calls.write_text("".join(json.dumps(asdict(call)) + "\n" for call in calls))
+        calls = []
     result = LoadResult(
         way=options.way, model=options.model, region=options.region, rate=options.rate, planned=planned, calls=calls
     )

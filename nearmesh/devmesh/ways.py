@@ -42,6 +42,8 @@ class Reply:
     total_ms: float
     # Time on the node, from bytes in to bytes out.
     service_ms: float
+    # Why that node, and what came before it; the SDK alone knows.
+    why: str = ""
 
     @property
     def network_ms(self) -> float:
@@ -206,6 +208,7 @@ def _sdk_reply(answer: Answer) -> Reply:
         site=receipt.site,
         total_ms=receipt.total_ms,
         service_ms=receipt.total_ms - receipt.network_ms,
+        why="; ".join([receipt.why, *(f"after {a.node}: {a.error}" for a in receipt.attempts if a.error)]),
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nearmesh.devmesh.children import script
@@ -75,13 +76,23 @@ async def loads(
     rate: float = RATE,
     seconds: float,
     objective: str = "",
+    timeout_s: Mapping[str, float] | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> AsyncIterator[Loads]:
-    """One client process for each way in, all past their first right answer. Leaving waits for their ends."""
+    """One client process for each way in, all past their first right answer. Leaving waits for their ends.
+
+    `timeout_s` is each way's own deadline. With `files` its calls are written to its own, and the results have none.
+    """
     found = Loads()
     command = [script("python"), "-m", "nearmesh.devmesh.load", "--mesh", str(mesh.plan.folder / MESH_FILE)]
     command += ["--region", region, "--model", model, "--rate", str(rate), "--seconds", str(seconds)]
     command += ["--objective", objective] if objective else []
-    clients = [Conversation(leashed([*command, "--way", way])) for way in ways]
+    clients = []
+    for way in ways:
+        own = ["--way", way]
+        own += ["--timeout-s", str(timeout_s[way])] if timeout_s else []
+        own += ["--calls", str(files[way])] if files else []
+        clients.append(Conversation(leashed([*command, *own])))
     try:
         for client in clients:
             await client.start()

@@ -25,9 +25,13 @@ from nearmesh.devmesh.mesh import LocalMesh, local_mesh
 from nearmesh.devmesh.plan import MODELS, REGIONS, site_of
 from nearmesh.devmesh.tour import tour
 from tests.faults import departures, many_models, scenarios
+from tests.faults.live import live
+from tests.faults.live_report import broken
 from tests.faults.test_fuzz import fuzzed
 
 RESULTS = Path(__file__).parent / "results"
+LIVE = "live: ten minutes of calls on every way in, while a script does all kinds of things to the mesh"
+LIVE_S, LIVE_SEED = 600.0, 1
 FUZZ_COUNT, FUZZ_SEEDS = 10_000, (7, 8)
 CONTROL_PLANE_AWAY_S = 60.0
 MANY_MODELS, MANY_ROOM, MANY_REQUESTS = 1000, 50, 10_000
@@ -94,6 +98,8 @@ async def soak(only: str) -> list[dict[str, Any]]:
             async with local_mesh(Path(scratch) / "mesh") as mesh:
                 for name, run in chosen:
                     found.append(await _measured(name, lambda run=run: run(mesh)))  # type: ignore[misc]
+        if only in LIVE:
+            found.append(await _measured(LIVE, lambda: _live(Path(scratch), write=not only)))
         for seed in FUZZ_SEEDS:
             name = f"fuzz: {FUZZ_COUNT} mutated requests, seed {seed}"
             if only in name:
@@ -106,6 +112,16 @@ async def soak(only: str) -> list[dict[str, Any]]:
             folder.mkdir()
             found.append(await _measured(name, lambda: _many(folder)))
     return found
+
+
+async def _live(scratch: Path, *, write: bool) -> dict[str, Any]:
+    """On a mesh of its own, since it hands none back as it found it."""
+    async with local_mesh(scratch / "live-mesh") as mesh:
+        found = await live(mesh, seed=LIVE_SEED, seconds=LIVE_S, folder=scratch)
+    if write:
+        _write("live.json", {"machine": _machine(), **found})
+    assert not broken(found), broken(found)
+    return {key: found[key] for key in ("ways", "kinds", "moves")}
 
 
 async def _many(folder: Path) -> dict[str, Any]:
@@ -131,6 +147,11 @@ def _machine() -> dict[str, Any]:
     }
 
 
+def _write(name: str, content: dict[str, Any]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / name).write_text(json.dumps(content, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="scenarios whose name contains this; nothing is written then")
@@ -138,9 +159,9 @@ def main() -> None:
     entries = asyncio.run(soak(only))
     failed = [entry["name"] for entry in entries if not entry["held"]]
     if not only:
-        RESULTS.mkdir(exist_ok=True)
-        content = {"machine": _machine(), "held": len(entries) - len(failed), "failed": failed, "runs": entries}
-        (RESULTS / "soak.json").write_text(json.dumps(content, indent=1) + "\n")
+        _write(
+            "soak.json", {"machine": _machine(), "held": len(entries) - len(failed), "failed": failed, "runs": entries}
+        )
     print(f"{len(entries) - len(failed)} held, {len(failed)} failed")
     sys.exit(1 if failed else 0)
 

@@ -1,0 +1,230 @@
+"""What came of the live fault run: calls, faults and decisions held against each other. No clock, no sockets.
+
+Times are seconds since the epoch, all of one machine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nearmesh.devmesh.load import Call
+
+# Faults by which a site is dead or out of reach, and by which it is there and says nothing.
+DEAD, FROZEN = ("kill", "site", "partition"), ("freeze",)
+# In which clients have left such a site.
+LEFT_WITHIN_S = 2.0
+# A plain xDS client learns of a frozen node from calls that ran into their deadline, and looks at them once a second.
+XDS_TIMEOUT_S = 1.5
+XDS_LOOKS_S = 1.5
+STUCK_MS = 1000.0
+# A decision is on its way to a client, and a call that began under the old one ends under the new.
+LAG_S = 2.0
+# What a client learnt from a fault it may act on for so long: gateways eject for 3 s, the SDK for a second and more.
+AFTER_S = 12.0
+# Calls to a frozen node that end with the caller's deadline may have begun before it froze.
+SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that was done to the mesh."""
+
+    kind: str
+    # A node, or "control-plane".
+    target: str
+    began_s: float
+    healed_s: float
+    recovered_s: float
+
+    def over(self, since_s: float, until_s: float) -> bool:
+        """Whether it was felt in that time."""
+        return self.began_s <= until_s and since_s <= self.recovered_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What the control plane said from `at_s` on: by node its share, and why."""
+
+    at_s: float
+    generation: int
+    shares: Mapping[str, float]
+    why: Mapping[str, str]
+
+    @property
+    def placed(self) -> frozenset[str]:
+        """Who is sent requests; the first alone where nobody has a share."""
+        some = {node for node, share in self.shares.items() if share > 0}
+        return frozenset(some or list(self.shares)[:1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """A call that another node answered than the call before it."""
+
+    at_s: float
+    way: str
+    before: str
+    after: str
+    # Empty: nothing explains it.
+    reason: str
+    text: str
+
+
+def in_force(decisions: Sequence[Decision], since_s: float, until_s: float) -> list[Decision]:
+    """Those that a client may have acted on in that time: the last before it, and all in it."""
+    earlier = [d for d in decisions if d.at_s < since_s]
+    return [*earlier[-1:], *(d for d in decisions if since_s <= d.at_s <= until_s)]
+
+
+def moves(way: str, calls: Iterable[Call], faults: Sequence[Fault], decisions: Sequence[Decision]) -> list[Move]:
+    """Every change of the answering node, each with the reason for it."""
+    found, last = [], ""
+    for call in sorted((call for call in calls if call.node), key=lambda call: call.started_s):
+        if last and call.node != last:
+            reason, text = why_moved(last, call, faults, decisions)
+            found.append(Move(at_s=call.started_s, way=way, before=last, after=call.node, reason=reason, text=text))
+        last = call.node
+    return found
+
+
+def why_moved(before: str, call: Call, faults: Sequence[Fault], decisions: Sequence[Decision]) -> tuple[str, str]:
+    """In one word, and in the words of whoever decided it; both empty when nothing explains it."""
+    ended_s = call.started_s + call.ms / 1000
+    valid = in_force(decisions, call.started_s - LAG_S, ended_s)
+    placing = [d for d in valid if call.node in d.placed]
+    if placing:
+        newest = placing[-1]
+        kind = "shares" if before in newest.placed else "decision"
+        return kind, f"generation {newest.generation}: {newest.why.get(call.node, '')}"
+    if "after " in call.why:
+        return "receipt", call.why
+    felt = [f for f in faults if f.over(call.started_s - AFTER_S, ended_s)]
+    placed = {node for d in valid for node in d.placed}
+    # The call went round whoever was placed; so a fault must have been felt there, or on the control plane, whose word
+    # of a newer placement was then still on its way.
+    guilty = [f for f in felt if f.target in placed or f.target in (before, "control-plane")]
+    if guilty:
+        return "fault", f"{guilty[-1].kind} of {guilty[-1].target}"
+    return ("receipt", call.why) if call.why else ("", "")
+
+
+def apart(way: str, call: Call, faults: Iterable[Fault]) -> bool:
+    """P1's one exception: a plain xDS client's call that was sent to a node which froze."""
+    ended_s = call.started_s + call.ms / 1000
+    return way == "xds" and any(f.kind in FROZEN and f.over(call.started_s, ended_s) for f in faults)
+
+
+def left_after_s(calls: Iterable[Call], fault: Fault, stuck_ms: float) -> float:
+    """When the last call began that still went to the dead or frozen node, from the fault on; 0 when none did.
+
+    One that it answered, or nobody, or that took so long that it must have waited there before it was sent elsewhere.
+    """
+    wrong = [
+        call.started_s - fault.began_s
+        for call in calls
+        if fault.began_s < call.started_s < fault.healed_s
+        and (call.error or call.node == fault.target or call.ms > stuck_ms)
+    ]
+    return max(wrong, default=0.0)
+
+
+def stuck_ms(calls: Iterable[Call], faults: Sequence[Fault]) -> float:
+    """What no call takes that finds its way: a second, or on a busy machine thrice what nearly all calls took while
+    nothing was wrong."""
+    calm = sorted(c.ms for c in calls if not any(f.over(c.started_s, c.started_s + c.ms / 1000) for f in faults))
+    return max(STUCK_MS, 3 * _at(calm, 0.95) if calm else 0.0)
+
+
+def calm_p95_ms(calls: Mapping[str, Sequence[Call]], faults: Sequence[Fault]) -> float:
+    """What a call took on the slowest way before anything was done to the mesh; 0 without calls."""
+    began_s = min((fault.began_s for fault in faults), default=float("inf"))
+    before = [sorted(c.ms for c in made if c.started_s + c.ms / 1000 < began_s) for made in calls.values()]
+    return max((_at(times, 0.95) for times in before if times), default=0.0)
+
+
+def report(
+    calls: Mapping[str, Sequence[Call]], faults: Sequence[Fault], decisions: Sequence[Decision], deadline_ms: float
+) -> dict[str, Any]:
+    """All figures, by way and by kind of fault."""
+    moved = [move for way, made in calls.items() for move in moves(way, made, faults, decisions)]
+    kinds = sorted({fault.kind for fault in faults})
+    return {
+        "deadline_ms": deadline_ms,
+        "calm_p95_ms": round(calm_p95_ms(calls, faults), 1),
+        "ways": {way: _way(way, made, faults, deadline_ms) for way, made in calls.items()},
+        "kinds": {kind: _kind(calls, [f for f in faults if f.kind == kind], faults) for kind in kinds},
+        "moves": {
+            "all": len(moved),
+            "by_reason": dict(Counter(move.reason or "unexplained" for move in moved)),
+            "unexplained": [asdict(move) for move in moved if not move.reason][:SHOWN],
+        },
+        "decisions": len(decisions),
+        "faults": [asdict(fault) for fault in faults],
+        "errors": [
+            {"way": way, "apart": apart(way, call, faults), "during": _during(call, faults), **asdict(call)}
+            for way, made in calls.items()
+            for call in made
+            if call.error
+        ][: 5 * SHOWN],
+    }
+
+
+def _way(way: str, calls: Sequence[Call], faults: Sequence[Fault], deadline_ms: float) -> dict[str, Any]:
+    times = sorted(call.ms for call in calls) or [0.0]
+    failed = [call for call in calls if call.error]
+    return {
+        "calls": len(calls),
+        "errors": sum(not apart(way, call, faults) for call in failed),
+        "errors_frozen_xds": sum(apart(way, call, faults) for call in failed),
+        "of_those_cut_off": sum(bool(call.cut_off) for call in failed),
+        "stuck_ms": round(stuck_ms(calls, faults)),
+        "late_share": round(sum(ms > deadline_ms for ms in times) / len(times), 4),
+        "p50_ms": round(_at(times, 0.5), 1),
+        "p99_ms": round(_at(times, 0.99), 1),
+        "max_ms": round(times[-1], 1),
+        "by_node": dict(Counter(call.node for call in calls if call.node)),
+    }
+
+
+def _kind(calls: Mapping[str, Sequence[Call]], mine: Sequence[Fault], faults: Sequence[Fault]) -> dict[str, Any]:
+    felt = {
+        way: [c for c in made if any(f.began_s <= c.started_s <= f.recovered_s for f in mine)]
+        for way, made in calls.items()
+    }
+    found: dict[str, Any] = {
+        "faults": len(mine),
+        "calls": {way: len(made) for way, made in felt.items()},
+        "errors": {way: sum(bool(c.error) and not apart(way, c, faults) for c in made) for way, made in felt.items()},
+    }
+    if mine[0].kind in DEAD + FROZEN:
+        found["left_within_s"] = {
+            way: round(max(left_after_s(made, fault, stuck_ms(made, faults)) for fault in mine), 2)
+            for way, made in calls.items()
+        }
+    return found
+
+
+def _during(call: Call, faults: Iterable[Fault]) -> list[str]:
+    ended_s = call.started_s + call.ms / 1000
+    return [f"{f.kind} of {f.target}" for f in faults if f.over(call.started_s, ended_s)]
+
+
+def _at(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def broken(found: Mapping[str, Any]) -> list[str]:
+    """What the run promised and did not hold, each in a line."""
+    wrong = [f"{way}: {figures['errors']} errors" for way, figures in found["ways"].items() if figures["errors"]]
+    for kind, figures in found["kinds"].items():
+        for way, seconds in figures.get("left_within_s", {}).items():
+            allowed_s = XDS_TIMEOUT_S + XDS_LOOKS_S if way == "xds" and kind in FROZEN else LEFT_WITHIN_S
+            if seconds > allowed_s:
+                wrong.append(f"{way}: {seconds} s to leave after {kind}, {allowed_s} s are allowed")
+    unexplained = found["moves"]["by_reason"].get("unexplained", 0)
+    if unexplained:
+        wrong.append(f"{unexplained} moves that nothing explains, such as {found['moves']['unexplained'][0]}")
+    return wrong
