@@ -111,7 +111,7 @@ def explain(session: Session, region: str, model: str, objective: str | None, as
     rows = [_candidate_row(candidate) for candidate in found["candidates"]]
     print_table(CANDIDATE_COLUMNS, rows, title=f"{version} from {region}: {wanted}", empty="no node has joined yet")
     if any(not candidate["network_measured"] for candidate in found["candidates"]):
-        console().print("~ estimated from the distance: nobody has measured it yet", style="dim")
+        console().print("~ inferred from the distance and from ways near by: nobody has measured it yet", style="dim")
 
 
 def _candidate_row(c: Record) -> tuple[str, ...]:

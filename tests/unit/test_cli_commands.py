@@ -166,7 +166,7 @@ def test_routes(run: Bench) -> None:
     table = run("route", "explain", "--from", "us-east1", "--model", "digits", "--objective", "cheapest").stdout
     assert "digits@1 from us-east1: cheapest within 300 ms" in table
     assert "not ready: gone" in table
-    assert "estimated from the distance" in table
+    assert "inferred from the distance" in table
 
 
 def test_route_set(run: Bench) -> None:
