@@ -12,9 +12,11 @@ from typing import Any, cast
 
 import grpc
 from cryptography import x509
+from envoy.service.accesslog.v3 import als_pb2
 from nearmesh_controlplane.registry.authority import Authority
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from nearmesh.gateway.calls import INFER_PATH
 from nearmesh.gateway.server import NetworkTimes
 from nearmesh.ids import MachineId
 from nearmesh.tls import Credentials, certificate_request, key_to_pem, new_key
@@ -31,6 +33,7 @@ class World(route_pb2_grpc.RouteServiceServicer, service_pb2_grpc.GRPCInferenceS
     def __init__(self) -> None:
         self.address = ""
         self.shown: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+        self.calls: asyncio.Queue[route_pb2.CallReport] = asyncio.Queue()
 
     def _note(self, what: str, context: Any) -> None:
         (pem,) = context.auth_context()["x509_pem_cert"]
@@ -43,7 +46,14 @@ class World(route_pb2_grpc.RouteServiceServicer, service_pb2_grpc.GRPCInferenceS
 
     async def ReportLatency(self, request: Any, context: Any) -> Any:
         self._note("report", context)
+        for calls in request.calls:
+            assert request.region == REGION
+            self.calls.put_nowait(calls)
         return route_pb2.ReportLatencyResponse()
+
+    async def Resolve(self, request: Any, context: Any) -> Any:
+        predicted = route_pb2.Candidate(node="n", total_ms_p50=10, total_ms_p95=20, total_ms_p99=30)
+        return route_pb2.Route(model=request.model, deadline_ms=25, candidates=[predicted])
 
     async def ServerLive(self, request: Any, context: Any) -> Any:
         self._note("probe", context)
@@ -88,6 +98,49 @@ async def test_every_connection_shows_the_certificate_that_is_current(tmp_path: 
                         what, shown = await world.shown.get()
                         seen |= {what} if shown == serial else set()
                 renewal.current = credentials(authority)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+def logged(took_ms: int) -> als_pb2.StreamAccessLogsMessage:
+    """A call as Envoy logs it, to a node that said nothing of itself."""
+    message = als_pb2.StreamAccessLogsMessage()
+    entry = message.http_logs.log_entry.add()
+    entry.request.path = INFER_PATH
+    entry.common_properties.upstream_cluster = "m"
+    entry.common_properties.duration.FromMilliseconds(took_ms)
+    entry.response.response_headers["nearmesh-node"] = "n"
+    entry.response.response_trailers["grpc-status"] = "0"
+    return message
+
+
+async def test_a_gateways_calls_are_summed_up_and_held_against_the_prediction(tmp_path: Path) -> None:
+    authority = Authority.open(MESH, tmp_path)
+    membership = cast(Any, SimpleNamespace(region=REGION))
+    renewal = cast(Any, SimpleNamespace(current=credentials(authority)))
+    async with serving(authority) as world:
+        renewal.control_planes = Turns([world.address])
+        times = NetworkTimes(membership, renewal)
+        running = asyncio.create_task(times.run())
+
+        async def calls() -> AsyncIterator[als_pb2.StreamAccessLogsMessage]:
+            # Until the prediction is known, what the first call asked for.
+            while True:
+                yield logged(15)
+                async with asyncio.timeout(20):
+                    found = await world.calls.get()
+                if found.predicted_ms:
+                    assert (found.model, found.node, found.answered, found.total_ms) == ("m", "n", 1, 15)
+                    assert (found.within_p50, found.within_p95, found.within_p99, found.late) == (0, 1, 1, 0)
+                    break
+            yield logged(28)
+            async with asyncio.timeout(20):
+                found = await world.calls.get()
+            assert (found.within_p95, found.within_p99, found.late) == (0, 1, 1)
+
+        try:
+            await times.access_log().StreamAccessLogs(calls(), None)
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
