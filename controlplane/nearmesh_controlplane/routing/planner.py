@@ -26,9 +26,9 @@ Mask = npt.NDArray[np.bool_]
 
 # In multiples of the usual cost: what it weighs to be late for everyone, to be asked although a session just broke or
 # broke longer ago, and to have no room. Each outweighs all that come before it.
-LATE, STANDING, NO_ROOM = 100.0, {"live": 0.0, "suspect": 300.0, "gone": 600.0}, 1000.0
-# Between nodes that are late alike the sooner one counts.
-SOONER = 0.01
+LATE, STANDING, NO_ROOM = 1e3, {"live": 0.0, "suspect": 3e3, "gone": 6e3}, 1e4
+# To be later by a whole deadline, where nobody is in time; as much as one request of a hundred more that is late.
+SOONER, MOST_DEADLINES = 10.0, 50.0
 # A node whose speed nobody knows, in multiples of the usual cost.
 UNKNOWN = 10.0
 # What the whole deadline weighs between nodes that cost the same.
@@ -210,7 +210,7 @@ def _draft(offers: Offers, objective: Objective, usual: float) -> _Draft:
 def _lateness(offers: Offers, p: Array) -> Array:
     """What speaks against a node that is late, in multiples of the usual cost; nothing where it is in time."""
     takes = (offers.network[:, :, 2] + offers.service[None, :, 5]) / offers.model.deadline_ms
-    late = LATE * np.maximum(0.0, IN_TIME - p) / IN_TIME + SOONER * np.minimum(takes, LATE)
+    late = LATE * np.maximum(0.0, IN_TIME - p) / IN_TIME + SOONER * np.minimum(takes, MOST_DEADLINES)
     return np.where(p < IN_TIME, late, 0.0)
 
 

@@ -1,0 +1,197 @@
+"""The planner on small worlds: who answers whom, and what moves that."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from nearmesh_controlplane.routing.facts import Facts
+from nearmesh_controlplane.routing.moves import JOINING_PART, RAMP_PER_S
+from nearmesh_controlplane.routing.offers import pressures
+from nearmesh_controlplane.routing.planner import Plan, Planner
+
+from nearmesh.routing import Objective, Times
+from tests.planned import IN_TIME, MODEL, asked, node, serves, world
+
+# A dear node near by, and a cheap one that is farther and in time all the same.
+NEAR, CHEAP = node("near", 2.0, region="here"), node("cheap", 1.0, region="there")
+WAYS = {"here": {"near": 2.0, "cheap": 90.0}}
+
+
+def shares(plan: Plan, region: str = "here", objective: Objective = IN_TIME) -> dict[str, float]:
+    return {name: round(share, 3) for name, share in plan.shares(region, MODEL, objective).items()}
+
+
+def priced(facts: Facts, **usd: float) -> Facts:
+    nodes = tuple(dataclasses.replace(n, usd_per_hour=usd.get(n.id, n.usd_per_hour)) for n in facts.nodes)
+    return dataclasses.replace(facts, nodes=nodes)
+
+
+def plan_once(facts: Facts, *objectives: Objective) -> Plan:
+    return Planner().plan(facts, 0.0, [("here", MODEL, objective) for objective in objectives])
+
+
+def test_each_objective_has_its_own_choice() -> None:
+    ways = {"here": {"near": 2.0, "cheap": 90.0, "far": 190.0}}
+    plan = plan_once(world((NEAR, CHEAP, node("far", 0.5)), ways), "nearest", "cheapest")
+    assert shares(plan) == {"cheap": 1.0}
+    assert shares(plan, objective="nearest") == {"near": 1.0}
+    assert shares(plan, objective="cheapest") == {"far": 1.0}
+    assert [n.id for n in plan.order("here", MODEL, IN_TIME)] == ["cheap", "near", "far"]
+
+
+def test_the_tail_decides_who_is_in_time() -> None:
+    """Of the cheap node's requests 2 % take too long."""
+    replicas = {"near": serves(), "cheap": serves(10.0, p95_ms=80.0)}
+    assert shares(plan_once(world((NEAR, CHEAP), WAYS, replicas=replicas))) == {"near": 1.0}
+
+
+def test_when_nobody_is_in_time_the_highest_chance_wins_whatever_it_costs() -> None:
+    replicas = {"near": serves(150.0, p95_ms=230.0), "cheap": serves(150.0, p95_ms=230.0)}
+    assert shares(plan_once(world((NEAR, CHEAP), WAYS, replicas=replicas))) == {"near": 1.0}
+    # When all are hopeless the sooner one does.
+    replicas = {"near": serves(900.0), "cheap": serves(900.0)}
+    assert shares(plan_once(world((NEAR, CHEAP), WAYS, replicas=replicas))) == {"near": 1.0}
+
+
+def test_equally_dear_nodes_are_told_apart_by_the_way() -> None:
+    assert shares(plan_once(priced(world((NEAR, CHEAP), WAYS), near=1.0))) == {"near": 1.0}
+
+
+def test_what_a_site_cannot_take_goes_to_the_next_and_those_it_suits_least_go() -> None:
+    ways = {"here": {"near": 2.0, "cheap": 90.0}, "away": {"near": 150.0, "cheap": 2.0}}
+    facts = world((NEAR, CHEAP), ways, demand=asked(here=60.0, away=60.0))
+    plan = plan_once(facts)
+    assert shares(plan, "away")["cheap"] == 1.0
+    assert 0.0 < shares(plan)["cheap"] < 0.8
+    assert plan.taken["cheap"] == pytest.approx(1.0) and plan.scarcity["cheap"] > 0.0
+    assert plan.unplaced_per_s == 0.0 and plan.rounds > 0
+
+
+def test_twins_at_one_site_share_evenly_and_one_that_is_slow_is_left_out() -> None:
+    nodes = (node("a", site="s", region="here"), node("b", site="s", region="here"), node("c", site="s", region="here"))
+    ways = {"here": {"a": 2.0, "b": 2.0, "c": 2.0}}
+    plan = plan_once(world(nodes, ways, demand=asked(here=90.0)))
+    assert shares(plan) == {"a": 0.333, "b": 0.333, "c": 0.333}
+    replicas = {"a": serves(), "b": serves(), "c": serves(150.0, p95_ms=400.0)}
+    assert shares(plan_once(world(nodes, ways, replicas=replicas))) == {"a": 0.5, "b": 0.5}
+
+
+def test_a_small_change_of_a_price_moves_nobody_and_a_large_one_does() -> None:
+    facts, planner = world((NEAR, CHEAP), WAYS, demand=asked(here=10.0)), Planner()
+    assert shares(planner.plan(facts, 0.0)) == {"cheap": 1.0}
+    assert shares(planner.plan(priced(facts, cheap=2.1), 10.0)) == {"cheap": 1.0}
+    assert shares(planner.plan(priced(facts, cheap=2.3), 20.0)) == {"near": 1.0}
+    assert shares(planner.plan(priced(facts, cheap=1.95), 30.0)) == {"near": 1.0}
+
+
+def test_much_traffic_moves_by_a_ramp_and_the_plan_says_so() -> None:
+    facts, planner = world((NEAR, CHEAP), WAYS, demand=asked(here=60.0)), Planner()
+    planner.plan(facts, 0.0)
+    found, seconds = planner.plan(priced(facts, near=0.1), 1.0), 1
+    assert found.moving and 0.0 < shares(found)["near"] < 0.6
+    while found.moving:
+        before = found.taken["near"]
+        found, seconds = planner.plan(priced(facts, near=0.1), 1.0 + seconds), seconds + 1
+        assert found.taken["near"] - before <= RAMP_PER_S + 1e-9
+    assert shares(found) == {"near": 1.0} and seconds > 2
+
+
+@pytest.mark.parametrize("standing", ["suspect", "gone"])
+def test_who_is_not_surely_there_is_left_at_once_and_asked_last(standing: str) -> None:
+    facts, planner = world((NEAR, CHEAP), WAYS, demand=asked(here=60.0)), Planner()
+    planner.plan(facts, 0.0)
+    lost = dataclasses.replace(CHEAP, standing=standing)
+    found = planner.plan(dataclasses.replace(facts, nodes=(NEAR, lost)), 0.1)
+    assert shares(found) == {"near": 1.0} and not found.moving
+    assert [n.id for n in found.order("here", MODEL, IN_TIME)] == ["near", "cheap"]
+
+
+def test_when_all_are_doubtful_the_best_of_them_is_asked() -> None:
+    nodes = (dataclasses.replace(NEAR, standing="gone"), dataclasses.replace(CHEAP, standing="suspect"))
+    assert shares(plan_once(world(nodes, WAYS))) == {"cheap": 1.0}
+
+
+def test_a_node_that_became_late_is_left_at_once() -> None:
+    facts, planner = world((NEAR, CHEAP), WAYS, demand=asked(here=60.0)), Planner()
+    planner.plan(facts, 0.0)
+    (model,) = facts.models
+    slow = dataclasses.replace(model, replicas={"near": serves(), "cheap": serves(300.0)})
+    found = planner.plan(dataclasses.replace(facts, models=(slow,)), 0.1)
+    assert shares(found) == {"near": 1.0}
+
+
+def test_a_new_replica_gets_traffic_by_a_ramp() -> None:
+    """It is the cheapest from the start, and has room for a part of what it will have room for."""
+    facts = world((NEAR, CHEAP), WAYS, demand=asked(here=60.0))
+    young = dataclasses.replace(facts, ready_for_s={("cheap", MODEL): 0.0})
+    plan = plan_once(young)
+    whole = plan_once(facts)
+    assert shares(whole) == {"cheap": 1.0}
+    bound = JOINING_PART * whole.blocks[MODEL, IN_TIME].offers.utilization[1]
+    assert shares(plan)["cheap"] == pytest.approx(bound * 100 / 60, abs=0.002)
+    older = dataclasses.replace(facts, ready_for_s={("cheap", MODEL): 15.0})
+    assert shares(plan)["cheap"] < shares(plan_once(older))["cheap"] < 1.0
+
+
+def test_rules_of_owners_never_yield() -> None:
+    facts = world((NEAR, CHEAP), WAYS, regions=frozenset({"here"}))
+    assert shares(plan_once(facts)) == {"near": 1.0}
+    assert [n.id for n in plan_once(facts).order("here", MODEL, IN_TIME)] == ["near"]
+    bound = world((NEAR, CHEAP), WAYS, residency=lambda region: frozenset({"there"}))
+    assert shares(plan_once(bound)) == {"cheap": 1.0}
+    # Also where nothing is left, and whatever the demand.
+    nowhere = world((NEAR, CHEAP), WAYS, residency=lambda region: frozenset({"mars"}), demand=asked(here=5.0))
+    plan = plan_once(nowhere)
+    assert shares(plan) == {} and plan.order("here", MODEL, IN_TIME) == []
+
+
+def test_a_rule_takes_effect_at_once() -> None:
+    facts, planner = world((NEAR, CHEAP), WAYS, demand=asked(here=60.0)), Planner()
+    assert shares(planner.plan(facts, 0.0)) == {"cheap": 1.0}
+    bound = dataclasses.replace(facts, residency=lambda region: frozenset({"here"}))
+    assert shares(planner.plan(bound, 0.1)) == {"near": 1.0}
+
+
+def test_moving_the_data_is_part_of_the_cost() -> None:
+    def per_gb(a: str, b: str) -> float:
+        return 0.1 if a != b else 0.0
+
+    small = world((NEAR, CHEAP), WAYS, transfer_bytes=1_000.0, transfer_usd_per_gb=per_gb)
+    large = world((NEAR, CHEAP), WAYS, transfer_bytes=1_000_000.0, transfer_usd_per_gb=per_gb)
+    assert shares(plan_once(small)) == {"cheap": 1.0} and shares(plan_once(large)) == {"near": 1.0}
+
+
+def test_a_version_that_is_not_in_memory_takes_as_long_as_its_load() -> None:
+    replicas = {"near": serves(), "cheap": serves(load_ms=500.0)}
+    assert shares(plan_once(world((NEAR, CHEAP), WAYS, replicas=replicas))) == {"near": 1.0}
+
+
+def test_who_waits_much_longer_than_expected_is_judged_by_that() -> None:
+    replicas = {"near": serves(), "cheap": serves(queue=Times.spread(120.0, 200.0))}
+    assert shares(plan_once(world((NEAR, CHEAP), WAYS, replicas=replicas))) == {"near": 1.0}
+
+
+def test_a_node_is_judged_at_the_load_that_it_may_come_to_have() -> None:
+    """One slow server: alone in time, under the whole demand not."""
+    replicas = {"near": serves(40.0, 25.0), "cheap": serves(40.0, 25.0)}
+    calm = world((NEAR, CHEAP), WAYS, replicas=replicas)
+    busy = world((NEAR, CHEAP), WAYS, replicas=replicas, demand=asked(here=20.0))
+    assert pressures(calm) == {"near": 0.0, "cheap": 0.0} and pressures(busy) == {"near": 0.8, "cheap": 0.8}
+    here = {found: plan_once(facts).blocks[MODEL, IN_TIME].offers for found, facts in (("calm", calm), ("busy", busy))}
+    assert here["busy"].p_in_time[0, 1] < here["calm"].p_in_time[0, 1]
+    assert here["busy"].service_times(1) == here["calm"].service_times(1), "what is shown is what is measured"
+
+
+def test_a_model_that_nobody_serves_for_a_moment_comes_back_to_where_it_was() -> None:
+    facts, planner = world((NEAR, CHEAP), WAYS, demand=asked(here=10.0)), Planner()
+    planner.plan(priced(facts, near=0.5), 0.0)
+    (model,) = facts.models
+    nobody = dataclasses.replace(model, replicas={})
+    assert shares(planner.plan(dataclasses.replace(facts, models=(nobody,)), 1.0)) == {}
+    assert shares(planner.plan(priced(facts, near=1.04), 2.0)) == {"near": 1.0}
+
+
+def test_nothing_at_all_is_planned_too() -> None:
+    plan = Planner().plan(Facts(nodes=(), models=(), regions=(), network={}), 0.0)
+    assert plan.shares("here", MODEL, IN_TIME) == {} and not plan.moving
