@@ -31,6 +31,7 @@ from nearmesh_controlplane.config import MeshConfig
 from nearmesh_controlplane.database import Database, settled
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.peers import told
+from nearmesh_controlplane.peers.mirror import Mirror
 from nearmesh_controlplane.peers.relay import Relay
 from nearmesh_controlplane.peers.role import Alone, GivenOut, Role, Self
 from nearmesh_controlplane.peers.together import Reader, Together
@@ -94,6 +95,7 @@ class ControlPlane:
     registry: Registry
     catalog: Catalog
     layout: Layout
+    mirror: Mirror
     router: Router
     measurements: Measurements
     snapshots: Snapshots
@@ -160,6 +162,7 @@ class ControlPlane:
             certificate_lifetime=timedelta(seconds=config.certificate_lifetime_s),
         )
         layout = Layout(config.data / "oci")
+        mirror = Mirror(config.name, role.known, layout, catalog, authority, changes)
         return cls(
             config=config,
             authority=authority,
@@ -168,6 +171,7 @@ class ControlPlane:
             registry=registry,
             catalog=catalog,
             layout=layout,
+            mirror=mirror,
             router=router,
             measurements=measurements,
             snapshots=snapshots,
@@ -224,7 +228,15 @@ class ControlPlane:
             server,
         )
         catalog_pb2_grpc.add_CatalogServiceServicer_to_server(
-            CatalogServicer(self.catalog, self.layout, self.registry, self.audit, self.config.max_blob_bytes), server
+            CatalogServicer(
+                self.catalog,
+                self.layout,
+                self.registry,
+                self.audit,
+                self.config.max_blob_bytes,
+                self.mirror.copied,
+            ),
+            server,
         )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
             AdminServicer(
@@ -292,6 +304,7 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
                     tasks.create_task(plane.snapshots.run()),
                     tasks.create_task(plane.measurements.run()),
                     tasks.create_task(plane.role.run()),
+                    tasks.create_task(plane.mirror.run()),
                 ]
                 if plane.feed:
                     background.append(tasks.create_task(plane.feed.run(plane.take_prices)))
@@ -375,6 +388,7 @@ def _https_server(plane: ControlPlane, certificate: ServerCertificate) -> HttpsS
         mesh=plane.config.mesh,
         verifier=plane.authority.verifier(),
         removed=plane.registry.removed_ids,
+        fetch=plane.mirror.fetch,
     )
     return HttpsServer(
         app,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -14,11 +16,12 @@ from nearmesh.client import connect
 from nearmesh.client.admin import AdminClient
 from nearmesh.errors import Unreachable
 from nearmesh.membership import Membership
+from nearmesh.oci import digest_bytes
 from nearmesh.rpc import from_rpc_error
 from nearmesh.v1.route_pb2 import ReportLatencyRequest, ResolveRequest
 from nearmesh.v1.route_pb2_grpc import RouteServiceStub
 from tests.integration.adding_model import adding
-from tests.integration.mesh_processes import REGION, Pair, node, pair, until
+from tests.integration.mesh_processes import REGION, ControlPlane, Pair, node, pair, until
 from tests.postgres import Postgres
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -85,6 +88,29 @@ async def test_what_one_was_told_the_other_knows(both: Pair, tmp_path: Path, by:
             return (model.objective, model.deadline_ms, len(model.deployments)) == ("nearest", 70.0, 1)
 
         await until(known, within_s=5, what=f"what the {by} was told, the other knows")
+
+
+async def test_what_was_published_is_on_every_disk_when_it_is_acknowledged(both: Pair, tmp_path: Path) -> None:
+    leader = await both.leader()
+    for plane in (leader, both.other(leader)):
+        other = both.other(plane)
+        made = adding(tmp_path / plane.name, f"copied-{plane.name}", "1", 1.0)
+        async with plane.operator() as operator:
+            await operator.publish(made)
+        for digest in (made.digest, *made.blobs):
+            assert digest_bytes(_blob(other, digest).read_bytes()) == digest
+        # What one of them lost since, it finds again when somebody asks for it.
+        weights = next(file.digest for file in made.manifest.files if file.title == "fp32.onnx")
+        _blob(other, weights).unlink()
+        context = ssl.create_default_context(cadata=plane.authority.ca_pem.decode())
+        async with httpx.AsyncClient(verify=context, headers={"Authorization": f"Bearer {plane.token()}"}) as client:
+            address = f"https://{other.http}/v2/{made.manifest.model}/blobs/{weights}"
+            assert (await client.get(address, headers={"nearmesh-asked-by": "test"})).status_code == 404
+            assert digest_bytes((await client.get(address)).content) == weights
+
+
+def _blob(plane: ControlPlane, digest: str) -> Path:
+    return plane.data / "oci" / "blobs" / "sha256" / digest.removeprefix("sha256:")
 
 
 async def test_a_client_keeps_to_one_and_its_reports_reach_the_leader(both: Pair, tmp_path: Path) -> None:

@@ -24,10 +24,27 @@ from nearmesh_controlplane.registry.nodes import Registry
 log = logging.getLogger(__name__)
 
 
+Copied = Callable[[Version], Awaitable[None]]
+
+
+async def _by_nobody(_version: Version) -> None:
+    return None
+
+
 class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
     """Answers operators and apps about models."""
 
-    def __init__(self, catalog: Catalog, layout: Layout, registry: Registry, audit: Audit, max_blob_bytes: int) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        layout: Layout,
+        registry: Registry,
+        audit: Audit,
+        max_blob_bytes: int,
+        copied: Copied = _by_nobody,
+    ) -> None:
+        """`copied` waits until other control planes have a version as well."""
+        self._copied = copied
         self._catalog = catalog
         self._layout = layout
         self._registry = registry
@@ -52,7 +69,9 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
             await store()
             log.warning("replaced damaged blobs of model=%s version=%s", known.model, known.version)
             return _version_message(known)
-        return _version_message(await self._add(manifest, digest, store))
+        version = await self._add(manifest, digest, store)
+        await self._copied(version)
+        return _version_message(version)
 
     async def _store(self, manifest: Manifest, manifest_json: bytes, digest: str) -> None:
         ref = f"{manifest.model}:{manifest.version}"

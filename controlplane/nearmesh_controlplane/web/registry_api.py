@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,21 @@ from nearmesh.oci import MANIFEST_TYPE
 from nearmesh.tokens import TokenVerifier
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.catalog.layout import Layout
+from nearmesh_controlplane.peers.mirror import ASKED_BY
 from nearmesh_controlplane.web.peer import PEER_URIS
 
 log = logging.getLogger(__name__)
 
 # OCI error codes by HTTP status.
 _CODES = {400: "DIGEST_INVALID", 401: "UNAUTHORIZED", 403: "DENIED", 404: "NAME_UNKNOWN", 405: "UNSUPPORTED"}
+
+
+# Copies what is missing of a model from other control planes, if there are any.
+Fetch = Callable[[str], Awaitable[None]]
+
+
+async def _from_nobody(_model: str) -> None:
+    return None
 
 
 class RegistryApi:
@@ -36,9 +45,11 @@ class RegistryApi:
     also one of a version whose upload was never finished. Whoever is let in may read every model anyway.
     """
 
-    def __init__(self, layout: Layout, catalog: Catalog) -> None:
+    def __init__(self, layout: Layout, catalog: Catalog, fetch: Fetch) -> None:
+        """`fetch` looks elsewhere for what is missing of a model."""
         self._layout = layout
         self._catalog = catalog
+        self._fetch = fetch
 
     def routes(self) -> list[Route]:
         return [
@@ -55,12 +66,22 @@ class RegistryApi:
         model, reference = request.path_params["model"], request.path_params["reference"]
         known = {v.digest for v in self._catalog.versions(model)}
         digest = reference if reference in known else self._catalog.version(model, reference).digest
-        return _file(self._layout.path(digest), digest, MANIFEST_TYPE)
+        return _file(await self._path(request, digest), digest, MANIFEST_TYPE)
 
     async def blob(self, request: Request) -> Response:
         digest = check_digest(request.path_params["digest"])
         self._catalog.versions(request.path_params["model"])
-        return _file(self._layout.path(digest), digest, "application/octet-stream")
+        return _file(await self._path(request, digest), digest, "application/octet-stream")
+
+    async def _path(self, request: Request, digest: str) -> Path:
+        """Raises NotFound."""
+        try:
+            return self._layout.path(digest)
+        except NotFound:
+            if ASKED_BY in request.headers:
+                raise
+        await self._fetch(request.path_params["model"])
+        return self._layout.path(digest)
 
     async def tags(self, request: Request) -> Response:
         model = request.path_params["model"]
@@ -128,8 +149,9 @@ def application(
     mesh: str,
     verifier: TokenVerifier,
     removed: Callable[[], Collection[str]],
+    fetch: Fetch = _from_nobody,
 ) -> ASGIApp:
     """Everything that the HTTPS listener serves."""
-    api = RegistryApi(layout, catalog)
+    api = RegistryApi(layout, catalog, fetch)
     app = Starlette(routes=api.routes(), exception_handlers={MeshError: _mesh_error, HTTPException: _http_error})
     return Door(app, mesh, verifier, removed)
