@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 
+from nearmesh.errors import InvalidInput
+
 EARTH_RADIUS_KM = 6371.0
 PRIOR_BASE_MS = 26.0
 PRIOR_MS_PER_KM = 0.0171
@@ -52,6 +54,13 @@ def great_circle_km(a: tuple[float, float], b: tuple[float, float]) -> float:
     lat_a, lon_a, lat_b, lon_b = map(math.radians, (*a, *b))
     h = math.sin((lat_b - lat_a) / 2) ** 2 + math.cos(lat_a) * math.cos(lat_b) * math.sin((lon_b - lon_a) / 2) ** 2
     return 2 * EARTH_RADIUS_KM * math.asin(math.sqrt(h))
+
+
+def region_near(latitude: float, longitude: float) -> str:
+    """The region nearest to a place on earth, degrees. Raises InvalidInput."""
+    if not (-90 <= latitude <= 90 and -180 <= longitude <= 180):
+        raise InvalidInput(f"latitude {latitude:g} and longitude {longitude:g} are no place; use -90..90 and -180..180")
+    return min(COORDINATES, key=lambda region: great_circle_km((latitude, longitude), COORDINATES[region]))
 
 
 def prior_round_trip_ms(a: str, b: str) -> float:

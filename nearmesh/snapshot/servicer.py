@@ -8,7 +8,7 @@ from typing import Any
 
 from nearmesh.errors import Draining, NotReady
 from nearmesh.ids import check_label
-from nearmesh.regions import COORDINATES, great_circle_km
+from nearmesh.regions import region_near
 from nearmesh.routing import parse_objective
 from nearmesh.snapshot.keeper import SnapshotKeeper
 from nearmesh.v1 import route_pb2 as pb
@@ -47,7 +47,7 @@ class SnapshotRouteServicer(route_pb2_grpc.RouteServiceServicer):
 
     def _route(self, request: pb.ResolveRequest) -> pb.Route:
         objective = parse_objective(request.objective) if request.objective else ""
-        return self._keeper.routes().route(request.model, _region(request), objective)
+        return self._keeper.routes().route(request.model, client_region(request), objective)
 
     async def _news(self, seen: int) -> int:
         """The keeper's next change. Raises Draining when the node leaves."""
@@ -62,9 +62,8 @@ class SnapshotRouteServicer(route_pb2_grpc.RouteServiceServicer):
         return await self._keeper.changed(seen)
 
 
-def _region(request: pb.ResolveRequest) -> str:
-    """The client's region by name, or the one nearest to where it is."""
+def client_region(request: pb.ResolveRequest) -> str:
+    """The client's region by name, or the one nearest to where it is. Raises InvalidInput."""
     if request.region or not (request.HasField("latitude") and request.HasField("longitude")):
         return check_label("region", request.region)
-    here = (request.latitude, request.longitude)
-    return min(COORDINATES, key=lambda region: great_circle_km(here, COORDINATES[region]))
+    return region_near(request.latitude, request.longitude)

@@ -169,15 +169,6 @@ def test_what_gateways_and_nodes_measured_lets_infer_the_pairs_beside_them() -> 
     assert estimate(book, 3600.0).source == "distance"
 
 
-def test_a_client_may_be_anywhere() -> None:
-    book = LatencyBook()
-    assert book.at_place((50.85, 4.35), THERE).source == "distance"
-    book.report("europe-west2", "n", [2 * PRIOR] * 9, kind="gateway", reporter="r", now_s=0.0)
-    infer(book)
-    assert book.at_place((50.85, 4.35), THERE).p50_ms == pytest.approx(estimate(book, node="x").p50_ms, rel=0.05)
-    assert book.at_place((50.85, 4.35), "nowhere").p50_ms == pytest.approx(PRIOR_UNKNOWN_MS)
-
-
 # Bounds.
 
 

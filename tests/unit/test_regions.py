@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from nearmesh.errors import InvalidInput
 from nearmesh.regions import (
     COORDINATES,
     EARTH_RADIUS_KM,
@@ -14,6 +15,7 @@ from nearmesh.regions import (
     PRIOR_UNKNOWN_MS,
     great_circle_km,
     prior_round_trip_ms,
+    region_near,
 )
 
 LONDON, NEW_YORK, TOKYO, SYDNEY = (51.5, -0.13), (40.71, -74.0), (35.68, 139.69), (-33.87, 151.21)
@@ -76,3 +78,24 @@ def test_a_region_is_nearest_to_itself_and_an_unknown_one_is_nobodys() -> None:
         prior_round_trip_ms("moon", "europe-west1") == prior_round_trip_ms("europe-west1", "moon") == PRIOR_UNKNOWN_MS
     )
     assert prior_round_trip_ms("moon", "moon") == PRIOR_SAME_REGION_MS
+
+
+@pytest.mark.parametrize(
+    ("place", "region"),
+    [
+        (LONDON, "europe-west2"),
+        (TOKYO, "asia-northeast1"),
+        (SYDNEY, "australia-southeast1"),
+        # The Aleutians are west of the date line and nearer to Japan than to the coast of their own country.
+        ((52.0, 174.0), "asia-northeast1"),
+        ((-90.0, 0.0), "australia-southeast1"),
+    ],
+)
+def test_the_region_near_a_place(place: tuple[float, float], region: str) -> None:
+    assert region_near(*place) == region
+
+
+@pytest.mark.parametrize("place", [(91, 0), (0, 181), (math.nan, 0), (0, math.inf)])
+def test_what_is_no_place_is_refused(place: tuple[float, float]) -> None:
+    with pytest.raises(InvalidInput, match="no place"):
+        region_near(*place)

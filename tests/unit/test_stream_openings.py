@@ -152,3 +152,16 @@ async def test_a_gateway_reports_for_its_own_region(mesh: State) -> None:
     assert not mesh.router.network_time(ASIA, node).measured and not mesh.registry.live(mesh.registry.get("door"))
     await servicer.ReportLatency(route_pb2.ReportLatencyRequest(region=EUROPE, samples=samples), None)
     assert mesh.registry.live(mesh.registry.get("door"))
+
+
+async def test_a_client_that_is_in_no_region_is_told_of_the_one_near_it(mesh: State) -> None:
+    servicer = RouteServicer(mesh.router, mesh.registry, mesh.catalog, mesh.measurements, mesh.changes, UNUSED, alone())
+    rpc._caller.set(CLIENT)
+    await mesh.publish("m")
+    oxford = route_pb2.ResolveRequest(model="m", latitude=51.75, longitude=-1.26)
+    assert (await servicer.Explain(oxford, None)).region == "europe-west2"
+    # Who names a region is taken at its word.
+    oxford.region = ASIA
+    assert (await servicer.Explain(oxford, None)).region == ASIA
+    with pytest.raises(InvalidInput, match="region"):
+        await servicer.Explain(route_pb2.ResolveRequest(model="m", latitude=51.75), None)

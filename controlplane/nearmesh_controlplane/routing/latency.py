@@ -130,10 +130,6 @@ class LatencyBook:
         self._coordinates = coordinates
         self._inferred.clear()
 
-    def at_place(self, place: Point, node_region: str) -> NetworkTime:
-        """For a client that says where it is, and is in no region of the clouds."""
-        return self._infer(place, COORDINATES.get(node_region), prior=prior_round_trip_ms("", node_region))
-
     def _from(self, kinds: tuple[Reporter, ...], pair: tuple[str, str], node_region: str, now_s: float) -> NetworkTime:
         """What the first of `kinds` says, as far as it is fresh, and for the rest what those after it say."""
         if not kinds:

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from nearmesh.errors import InvalidInput, PermissionDenied
-from nearmesh.ids import check_label
 from nearmesh.routing import Ranked, parse_objective
 from nearmesh.routing.table import SHARE_STEP, Listener
 from nearmesh.rpc import PEOPLE, caller
+from nearmesh.snapshot.servicer import client_region
 from nearmesh.v1 import route_pb2 as pb
 from nearmesh.v1 import route_pb2_grpc
 from nearmesh_controlplane.catalog.catalog import Catalog
@@ -115,22 +115,21 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
         )
 
     def _answer(self, request: pb.ResolveRequest, *, everyone: bool) -> pb.Route:
-        check_label("region", request.region)
+        region = client_region(request)
         followed = self._role.followed()
         # A model may have been published since the leader's routes were made.
         if followed is None or not followed.knows(request.model):
-            return self._route(self._decide(request), everyone=everyone)
+            return self._route(self._decide(request, region), everyone=everyone)
         # Another control plane decided; what it did not choose from, it alone can explain.
         objective = parse_objective(request.objective) if request.objective else ""
-        route = followed.route(request.model, request.region, objective)
+        route = followed.route(request.model, region, objective)
         # It comes from a control plane that is there.
         route.expires_at_s = 0.0
         return route
 
-    def _decide(self, request: pb.ResolveRequest) -> Decision:
-        check_label("region", request.region)
+    def _decide(self, request: pb.ResolveRequest, region: str) -> Decision:
         objective = parse_objective(request.objective) if request.objective else None
-        return self._router.decide(request.model, request.region, objective)
+        return self._router.decide(request.model, region, objective)
 
     def _route(self, decision: Decision, *, everyone: bool) -> pb.Route:
         # The version of the newest deployment; nodes on their way to it say their own in each receipt.
