@@ -1,13 +1,10 @@
-"""Quantiles over the latest measurements of one thing: bounded in number and in age.
-
-Few samples have no tail: the nearest-rank 95th percentile of fewer than twenty is their maximum, which one pause of the
-machine makes anything. So a tail is taken to be no longer than the samples prove (`proven_tail`).
+"""Quantiles of few samples, which have no tail: the nearest-rank 95th percentile of fewer than twenty is their maximum,
+which one pause of the machine makes anything. So a tail is taken to be no longer than the samples prove.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 from statistics import NormalDist
@@ -26,21 +23,13 @@ def quantile(ordered: Sequence[float], q: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, math.ceil(q * len(ordered)) - 1))]
 
 
-def proven_tail(ordered: Sequence[float], q: float) -> float:
-    """The largest sample that the true `q` quantile is at least, with CONFIDENCE; of an ascending, non-empty sequence.
+def proven_level(q: float, samples: int) -> float:
+    """The level of the sample that the true `q` quantile is at least, with CONFIDENCE; up to the median `q` itself.
 
     The distribution-free one-sided confidence bound of a quantile by an order statistic: the number of samples above
     the true quantile is binomial with share 1 - q, whatever the distribution (David and Nagaraja, Order Statistics,
     3rd edition, section 7.1). For q = 0.95 it overlooks one sample of 3, two of 8, three of 17 and six of 64, where
-    nearest rank overlooks none, none, none and three.
-    """
-    return ordered[max(0, len(ordered) - 1 - _strays(len(ordered), q))]
-
-
-def proven_level(q: float, samples: int) -> float:
-    """The level whose quantile is no more than that many samples prove of the one at `q`; up to the median `q` itself.
-
-    As `proven_tail`, for samples that are not kept one by one. Beyond MANY_SAMPLES the binomial is normal enough.
+    nearest rank overlooks none, none, none and three. Beyond MANY_SAMPLES the binomial is normal enough.
     """
     if q <= 0.5:
         return q
@@ -58,30 +47,3 @@ def _strays(count: int, q: float) -> int:
         if sure >= CONFIDENCE:
             return strays
     return count
-
-
-class Window:
-    """The latest `size` samples that are at most `max_age_s` old. `now_s` is any clock that never goes back."""
-
-    def __init__(self, *, size: int = 128, max_age_s: float = math.inf) -> None:
-        self._samples: deque[tuple[float, float]] = deque(maxlen=size)
-        self._max_age_s = max_age_s
-
-    def add(self, value: float, *, now_s: float) -> None:
-        """Keeps a sample; the oldest leaves when the window is full."""
-        self._samples.append((now_s, value))
-
-    def quantiles(self, *qs: float, now_s: float) -> tuple[float, ...] | None:
-        """The quantiles asked for, or None when fewer than LEAST_SAMPLES are young enough.
-
-        Up to the median by nearest rank; above it no more than the samples prove.
-        """
-        while self._samples and self._samples[0][0] < now_s - self._max_age_s:
-            self._samples.popleft()
-        if len(self._samples) < LEAST_SAMPLES:
-            return None
-        ordered = sorted(value for _, value in self._samples)
-        return tuple(quantile(ordered, q) if q <= 0.5 else proven_tail(ordered, q) for q in qs)
-
-    def __len__(self) -> int:
-        return len(self._samples)

@@ -10,19 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 from nearmesh.client.budget import Budget
 from nearmesh.client.health import Health, Why
 from nearmesh.client.load import PeakTime
 from nearmesh.client.tally import Statistics, Tally
-from nearmesh.quantiles import Window
-from nearmesh.routing.times import LEVELS, Times
+from nearmesh.routing.times import Times
+from nearmesh.sketch import Sketch
 
 # Below this many samples the control plane's estimate is the better one.
 MIN_SAMPLES = 5
-# Network times older than this say little about now.
-MAX_AGE_S = 60.0
+# What the weight of a network time halves in; after some twice as long without one, the estimate is the better one again.
+HALF_LIFE_S = 30.0
+_LEAST_TRUST = 0.5
 # A node that failed is out this long, and twice as long each time it fails again, up to the maximum.
 FIRST_OUT_S = 0.5
 MAX_OUT_S = 10.0
@@ -55,7 +55,7 @@ class _Model:
 
 @dataclass(slots=True)
 class _Node:
-    window: Window = field(default_factory=lambda: Window(size=64, max_age_s=MAX_AGE_S))
+    network: Sketch = field(default_factory=lambda: Sketch(half_life_s=HALF_LIFE_S))
     unreported: list[float] = field(default_factory=list)
     failed: _Out | None = None
     refused: dict[str, _Out] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Experience:
     def sample(self, node: str, network_ms: float, *, now_s: float) -> None:
         """A round trip without the node's own time, milliseconds."""
         found = self._node(node)
-        found.window.add(network_ms, now_s=now_s)
+        found.network.add(network_ms, now_s=now_s)
         if len(found.unreported) < MAX_REPORTED:
             found.unreported.append(network_ms)
 
@@ -88,10 +88,10 @@ class Experience:
         """The network time to every node with enough samples."""
         found: dict[str, Times] = {}
         for name, node in self._nodes.items():
-            quantiles = node.window.quantiles(*LEVELS, now_s=now_s)
-            if quantiles and len(node.window) >= MIN_SAMPLES:
-                # Few samples prove little of a tail, perhaps less than their median.
-                found[name] = Times(tuple(accumulate(quantiles, max)))
+            if round(node.network.samples) >= MIN_SAMPLES and node.network.trust(now_s) >= _LEAST_TRUST:
+                times = node.network.times()
+                if times:
+                    found[name] = times
         return found
 
     def take_unreported(self) -> dict[str, list[float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nearmesh.backoff import Backoff
-from nearmesh.client.experience import MAX_AGE_S, MAX_OUT_S, MAX_REPORTED, MIN_SAMPLES, Experience
+from nearmesh.client.experience import HALF_LIFE_S, MAX_OUT_S, MAX_REPORTED, MIN_SAMPLES, Experience
 
 
 def test_a_measurement_counts_once_there_are_enough_samples_and_until_they_are_old() -> None:
@@ -15,8 +15,9 @@ def test_a_measurement_counts_once_there_are_enough_samples_and_until_they_are_o
         found.sample("a", 10.0 + index, now_s=0.0)
     # Of five samples the largest proves no tail.
     measured = found.measured(now_s=0.0)["a"]
-    assert (measured.p50_ms, measured.p95_ms, measured.p99_ms) == (12.0, 13.0, 14.0)
-    assert found.measured(now_s=MAX_AGE_S + 1) == {}
+    assert (measured.p50_ms, measured.p95_ms, measured.p99_ms) == pytest.approx((12.0, 13.0, 14.0), rel=0.01)
+    assert set(found.measured(now_s=HALF_LIFE_S)) == {"a"}
+    assert found.measured(now_s=2 * HALF_LIFE_S + 1) == {}
 
 
 def test_samples_are_reported_once_and_in_bounded_number() -> None:
