@@ -20,7 +20,7 @@ from nearmesh.sketch import Sketch
 
 # Below this many samples the control plane's estimate is the better one.
 MIN_SAMPLES = 5
-# What the weight of a network time halves in; after some twice as long without one, the estimate is the better one again.
+# What the weight of a network time halves in; after some twice as long without one, the estimate is better again.
 HALF_LIFE_S = 30.0
 _LEAST_TRUST = 0.5
 # A node that failed is out this long, and twice as long each time it fails again, up to the maximum.
