@@ -73,7 +73,7 @@ bench: $(STAMP) ## Measure, and write benchmarks/results
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.client_policy
 
-soak: $(STAMP) ## The fault and fuzz runs at full counts; results go to tests/faults/results
+soak: $(STAMP) postgres ## The fault and fuzz runs at full counts; results go to tests/faults/results
 	$(BIN)/python -m tests.faults.soak
 
 clean: ## Remove the virtual environment, the local mesh's state and everything built

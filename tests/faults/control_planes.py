@@ -15,12 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 
+from nearmesh.client import connect
 from nearmesh.client.admin import AdminClient
+from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
 from nearmesh.errors import MeshError
 from tests.integration.adding_model import adding
-from tests.integration.mesh_processes import Caller, ControlPlane, Pair, calling, node, pair, until
+from tests.integration.island_mesh import line_client
+from tests.integration.mesh_processes import REGION, ControlPlane, Pair, node, pair, until
 from tests.postgres import Postgres
 
 Figures = dict[str, Any]
@@ -33,6 +37,7 @@ CALM_S = 1.0
 FROZEN_S = 5.0
 # A writer that was refused turns to the other control plane after so long.
 TURN_S = 0.05
+CALL_EVERY_S = 0.02
 
 # Every write by which a leader tells what it decided, in the order of their transactions.
 WATCH_ACTS = """
@@ -84,15 +89,42 @@ class Audited(Writer):
 
 
 @dataclass
+class Calls:
+    """A client that knows both control planes, calling all the time."""
+
+    call: Callable[[], Awaitable[Any]]
+    answered: int = 0
+    errors: list[str] = field(default_factory=list)
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.call()
+                self.answered += 1
+            except (MeshError, AssertionError) as error:
+                self.errors.append(str(error))
+            await asyncio.sleep(CALL_EVERY_S)
+
+    async def goes_on(self) -> None:
+        """Until some more calls were answered."""
+        wanted = self.answered + 10
+
+        async def enough() -> bool:
+            return self.answered >= wanted
+
+        await until(enough, what=f"more answers; errors {self.errors[-3:]}")
+
+
+@dataclass
 class Scene:
-    """Two control planes, a node that serves, writers and a client."""
+    """Two control planes, a node that serves, writers and clients."""
 
     both: Pair
     url: str
     price: Writer
     deadline: Writer
     tokens: Audited
-    caller: Caller
+    clients: dict[str, Calls]
     replaced_s: list[float] = field(default_factory=list)
 
     async def kill(self, victim: ControlPlane) -> None:
@@ -174,15 +206,36 @@ async def scene(folder: Path, server: Postgres) -> AsyncIterator[Scene]:
         price = Writer("price", lambda o, n: o.set_price("node", float(n)), planes)
         deadline = Writer("deadline", lambda o, n: o.set_policy("adder", deadline_ms=float(n)), planes[::-1])
         tokens = Audited("token", lambda o, n: tokens.issue(o, n), planes)
-        caller = await stack.enter_async_context(calling(agent, "adder"))
-        writing = [asyncio.create_task(writer.run()) for writer in (price, deadline, tokens)]
+        clients = await _clients(stack, folder, leader, ",".join(plane.public for plane in planes))
+        tasks = [asyncio.create_task(one.run()) for one in (price, deadline, tokens, *clients.values())]
         try:
             await until(_done(price, deadline, tokens), what="the first writes are acknowledged")
-            yield Scene(both, url, price, deadline, tokens, caller)
+            yield Scene(both, url, price, deadline, tokens, clients)
         finally:
-            for task in writing:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*writing, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _clients(stack: AsyncExitStack, folder: Path, plane: ControlPlane, control_planes: str) -> dict[str, Calls]:
+    """One of each kind that follows routes, after its first answer."""
+    bootstrap, ca = folder / "bootstrap.json", folder / "ca.pem"
+    ca.write_bytes(plane.authority.ca_pem)
+    write_bootstrap(bootstrap, grpc_bootstrap(control_planes, ca, plane.token(lifetime_s=3600.0), REGION))
+    sdk = await stack.enter_async_context(connect(bootstrap, state=False))
+    xds = await stack.enter_async_context(line_client(folder, "xds_client.py", GRPC_XDS_BOOTSTRAP=str(bootstrap)))
+    question = {"x": np.array([1.0, 2.0], np.float32)}
+    await until(lambda: _routed(sdk, question), what="the SDK has a route")
+    await xds.knows("adder")
+    return {"sdk": Calls(lambda: sdk.infer("adder", question)), "xds": Calls(lambda: xds.node("adder"))}
+
+
+async def _routed(sdk: Any, question: Any) -> bool:
+    try:
+        await sdk.infer("adder", question)
+    except MeshError:
+        return False
+    return True
 
 
 def _done(*writers: Writer) -> Callable[[], Awaitable[bool]]:
@@ -203,10 +256,11 @@ async def killed_and_frozen(folder: Path, server: Postgres, faults: int, seed: i
             victim = found.both.other(leader) if kind == 1 else leader
             await asyncio.sleep(CALM_S * chance.random())
             await (found.freeze(victim) if kind == 2 else found.kill(victim))
-            await found.caller.goes_on()
+            for client in found.clients.values():
+                await client.goes_on()
         for plane in found.both.planes.values():
             await found.check(plane)
-        assert found.caller.errors == []
+        assert {name: client.errors for name, client in found.clients.items()} == {name: [] for name in found.clients}
         assert max(found.replaced_s) < REPLACED_WITHIN_S, found.replaced_s
         return {
             "faults": faults,
@@ -214,7 +268,7 @@ async def killed_and_frozen(folder: Path, server: Postgres, faults: int, seed: i
             "acts": await _check_acts(found),
             "acknowledged": {w.name: w.acknowledged for w in (found.price, found.deadline, found.tokens)},
             "turned_away": sum(w.refused for w in (found.price, found.deadline, found.tokens)),
-            "calls": len(found.caller.answers),
+            "calls": {name: client.answered for name, client in found.clients.items()},
         }
 
 

@@ -24,16 +24,18 @@ from typing import Any
 from nearmesh.devmesh.mesh import LocalMesh, local_mesh
 from nearmesh.devmesh.plan import MODELS, REGIONS, site_of
 from nearmesh.devmesh.tour import tour
-from tests.faults import departures, many_models, scenarios
+from tests.faults import control_planes, departures, many_models, scenarios
 from tests.faults.live import live
 from tests.faults.live_report import broken
 from tests.faults.test_fuzz import fuzzed
+from tests.postgres import postgres
 
 RESULTS = Path(__file__).parent / "results"
 LIVE = "live: ten minutes of calls on every way in, while a script does all kinds of things to the mesh"
 LIVE_S, LIVE_SEED = 600.0, 1
 FUZZ_COUNT, FUZZ_SEEDS = 10_000, (7, 8)
 CONTROL_PLANE_AWAY_S = 60.0
+CONTROL_PLANE_FAULTS = 20
 MANY_MODELS, MANY_ROOM, MANY_REQUESTS = 1000, 50, 10_000
 
 Run = tuple[str, Callable[[LocalMesh], Awaitable[Any]]]
@@ -106,6 +108,9 @@ async def soak(only: str) -> list[dict[str, Any]]:
                 folder = Path(scratch) / f"fuzz-{seed}"
                 folder.mkdir()
                 found.append(await _measured(name, lambda: _fuzz(folder, seed)))  # noqa: B023
+        name = f"a pair of control planes over PostgreSQL: {CONTROL_PLANE_FAULTS} kills and freezes"
+        if only in name:
+            found.append(await _measured(name, lambda: _pair(Path(scratch) / "pair")))
         name = f"many models: {MANY_MODELS} with memory for {MANY_ROOM}"
         if only in name:
             folder = Path(scratch) / "many"
@@ -122,6 +127,11 @@ async def _live(scratch: Path, *, write: bool) -> dict[str, Any]:
         _write("live.json", {"machine": _machine(), **found})
     assert not broken(found), broken(found)
     return {key: found[key] for key in ("ways", "kinds", "moves")}
+
+
+async def _pair(folder: Path) -> dict[str, Any]:
+    with postgres() as server:
+        return await control_planes.killed_and_frozen(folder, server, CONTROL_PLANE_FAULTS, seed=1)
 
 
 async def _many(folder: Path) -> dict[str, Any]:
