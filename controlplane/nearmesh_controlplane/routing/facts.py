@@ -22,7 +22,8 @@ Standing = Literal["live", "suspect", "gone"]
 Key = tuple[str, str, Objective]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Compared by identity: sets of nodes are keys of what is remembered within a plan.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class NodeFacts:
     """A node, whatever it serves."""
 

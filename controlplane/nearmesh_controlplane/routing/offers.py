@@ -102,6 +102,9 @@ class OfferBook:
 
     def __init__(self) -> None:
         self._timings: dict[str, _Timing] = {}
+        # Of the facts that were asked about last: the ways to the same nodes are the same for every model.
+        self._facts: Facts | None = None
+        self._ways: dict[tuple[NodeFacts, ...], tuple[Times, ...]] = {}
 
     def offers(self, facts: Facts, model: ModelFacts, pressure: Mapping[str, float]) -> Offers | None:
         """None when no node serves the model. `pressure` is that of `pressures`."""
@@ -133,11 +136,20 @@ class OfferBook:
         names = {model.name for model in models}
         self._timings = {name: timing for name, timing in self._timings.items() if name in names}
 
+    def _network(self, facts: Facts, nodes: tuple[NodeFacts, ...]) -> tuple[Times, ...]:
+        if facts is not self._facts:
+            self._facts, self._ways = facts, {}
+        known = self._ways.get(nodes)
+        if known is None:
+            known = tuple(facts.network[region, node.id] for region in facts.regions for node in nodes)
+            self._ways[nodes] = known
+        return known
+
     def _timing(
         self, facts: Facts, model: ModelFacts, nodes: tuple[NodeFacts, ...], pressure: tuple[float, ...]
     ) -> _Timing:
         replicas = tuple(model.replicas[node.id] for node in nodes)
-        network = tuple(facts.network[region, node.id] for region in facts.regions for node in nodes)
+        network = self._network(facts, nodes)
         known = self._timings.get(model.name)
         given = (replicas, network, model.deadline_ms, pressure)
         # Tuples of the same objects are equal at the speed of comparing addresses.

@@ -76,11 +76,11 @@ class Placement:
 def place(problem: Problem, scarcity: Array | None = None) -> Placement:
     """The cheapest placement; `scarcity` is what the last one said, if there was one."""
     free = np.zeros_like(problem.capacity)
-    shares = _cheapest(problem, free)
+    shares = cheapest(problem, free)
     if np.all(_taken(problem, shares) <= problem.capacity + 1e-9):
         return Placement(shares=shares, scarcity=free)
     if scarcity is not None and _may_stay(problem, scarcity):
-        shares = np.where(problem.demand[:, None] > 0, problem.held, _cheapest(problem, scarcity))
+        shares = np.where(problem.demand[:, None] > 0, problem.held, cheapest(problem, scarcity))
         return Placement(shares=shares, scarcity=scarcity)
     return _solve(problem)
 
@@ -100,8 +100,9 @@ def _may_stay(problem: Problem, scarcity: Array) -> bool:
     return value - bound <= GAP * abs(value)
 
 
-def _cheapest(problem: Problem, scarcity: Array) -> Array:
-    """Each row for itself: what is held stays where that is cheapest, the rest goes to the cheapest column."""
+def cheapest(problem: Problem, scarcity: Array) -> Array:
+    """Each row for itself, at those prices of capacity: what is held stays where that is cheapest, the rest goes to the
+    cheapest column."""
     extra = problem.load * scarcity
     cost, stay = problem.cost + extra, problem.stay_cost + extra
     best = np.argmin(cost, axis=1)
@@ -123,7 +124,7 @@ def _solve(problem: Problem) -> Placement:
     while not (found := program.run()).near and program.rounds < MAX_ROUNDS:
         program.add(*found.missing)
     # Rows without demand follow the same prices, at no cost to anyone.
-    shares = _cheapest(problem, found.scarcity)
+    shares = cheapest(problem, found.scarcity)
     shares[asking] = found.shares
     return Placement(shares=shares, scarcity=found.scarcity, unplaced_per_s=found.unplaced_per_s, rounds=program.rounds)
 

@@ -1,0 +1,88 @@
+"""What speaks for and against each node under one objective, as costs: what the placement minimises.
+
+A cost in US dollars per 1,000 requests, or what stands for it, plus what it weighs to be late or not surely there. Who
+stays where it is has a lower one, by as much as a difference has to be before it moves anybody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nearmesh.routing.objectives import IN_TIME, Objective
+from nearmesh.routing.rule import HYSTERESIS, NEAR_MS
+from nearmesh_controlplane.routing.offers import Offers
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+# In multiples of the usual cost: what it weighs to be late for everyone, to be asked although a session just broke or
+# broke longer ago, and to have no room. Each outweighs all that come before it.
+LATE, STANDING, NO_ROOM = 1e3, {"live": 0.0, "suspect": 3e3, "gone": 6e3}, 1e4
+# To be later by a whole deadline, where nobody is in time; as much as one request of a hundred more that is late.
+SOONER, MOST_DEADLINES = 10.0, 50.0
+# A node whose speed nobody knows, in multiples of the usual cost.
+UNKNOWN = 10.0
+# What the whole deadline weighs between nodes that cost the same.
+EQUALLY_DEAR = 1e-3
+# For `nearest`, the distance that weighs as much as the usual cost.
+USUAL_MS = 50.0
+# A node that is in time for fewer than this is left at once, without a ramp.
+BROKEN_BELOW = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A block before anybody is placed."""
+
+    objective: Objective
+    offers: Offers
+    cost: Array
+    stay_cost: Array
+    broken: Mask
+
+    @property
+    def key(self) -> tuple[str, Objective]:
+        return self.offers.model.name, self.objective
+
+
+def usual_cost(offers: list[Offers]) -> float:
+    """A cost to compare others with; US dollars per 1,000."""
+    costs = np.concatenate([found.usd_per_1000.min(axis=1) for found in offers]) if offers else np.zeros(0)
+    known = costs[np.isfinite(costs) & (costs > 0)]
+    return float(np.median(known)) if len(known) else 1e-6
+
+
+def drafted(offers: Offers, objective: Objective, usual: float) -> Draft:
+    standing = np.array([STANDING[node.standing] for node in offers.nodes]) * usual
+    usd = np.where(np.isfinite(offers.usd_per_1000), offers.usd_per_1000, UNKNOWN * usual)
+    if objective == "nearest":
+        way = offers.network[:, :, 2]
+        base, stay = way, np.maximum(0.0, way - np.maximum(NEAR_MS, HYSTERESIS * way))
+        base, stay = base * usual / USUAL_MS, stay * usual / USUAL_MS
+        # Of nodes equally far the cheaper one.
+        base, stay = base + 1e-6 * usd, stay + 1e-6 * usd
+        against = staying_against = standing[None, :]
+    else:
+        # Of nodes equally dear the sooner one.
+        takes = (offers.network[:, :, 2] + offers.service[None, :, 2]) / offers.model.deadline_ms
+        base, stay = usd + EQUALLY_DEAR * usual * takes, usd * (1 - HYSTERESIS)
+        against = staying_against = standing[None, :]
+        if objective == "cheapest-in-time":
+            against = against + usual * _lateness(offers, offers.p_surely)
+            staying_against = staying_against + usual * _lateness(offers, offers.p_in_time)
+    cost = np.where(offers.allowed, base + against, np.inf)
+    stay_cost = np.minimum(np.where(offers.allowed, stay + staying_against, np.inf), cost)
+    broken = (standing > 0)[None, :] | ~offers.allowed
+    if objective == "cheapest-in-time":
+        broken = broken | (offers.p_in_time < BROKEN_BELOW)
+    return Draft(objective, offers, cost, stay_cost, broken)
+
+
+def _lateness(offers: Offers, p: Array) -> Array:
+    """What speaks against a node that is late, in multiples of the usual cost; nothing where it is in time."""
+    takes = (offers.network[:, :, 2] + offers.service[None, :, 5]) / offers.model.deadline_ms
+    late = LATE * np.maximum(0.0, IN_TIME - p) / IN_TIME + SOONER * np.minimum(takes, MOST_DEADLINES)
+    return np.where(p < IN_TIME, late, 0.0)
