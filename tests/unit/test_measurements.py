@@ -61,6 +61,11 @@ async def test_what_was_measured_lets_infer_the_rest(mesh: State) -> None:
     assert mesh.latencies.estimate("europe-west4", "us", AMERICA, now_s=mesh.clock()).source == "distance"
     await mesh.measurements.learn()
     assert mesh.latencies.estimate("europe-west4", "us", AMERICA, now_s=mesh.clock()).source == "coordinates"
+    # What hardly changed is not worth the work.
+    known = mesh.latencies._coordinates
+    mesh.measurements.node_status("eu", status)
+    await mesh.measurements.learn()
+    assert mesh.latencies._coordinates is known
     # It is the same way back.
     assert mesh.latencies.estimate(AMERICA, "eu", EUROPE, now_s=mesh.clock()).p50_ms == pytest.approx(92, rel=0.05)
 

@@ -2,9 +2,9 @@
 
 What a network takes over its distance prior is alike for pairs whose ends are close to each other: a bad way out of
 one city is a bad way for its neighbours too. So the logarithm of measured over prior is a Gaussian process over pairs
-of places (Rasmussen and Williams, Gaussian Processes for Machine Learning, section 2.2; over pairs of ends the
-symmetric product kernel), with a share that belongs to each end alone, as the height in Vivaldi's coordinates (Dabek
-and others, SIGCOMM 2004). Far from all that was measured the distance prior comes back, as uncertain as it is.
+of places (Rasmussen and Williams, Gaussian Processes for Machine Learning, section 2.2), whose covariance is a product
+over both ends, whichever is which; and it may grow or fall with the distance, since a network is not bound to the
+prior's line. Far from all that was measured the prior comes back, as uncertain as it is.
 
 Pure and without a clock: fitted anew from a table of medians, and small enough for that: one linear system.
 """
@@ -27,7 +27,7 @@ Array = npt.NDArray[np.float64]
 # Probing more than this many nodes takes a new client longer than a worse node would cost it.
 MAX_PROBES = 5
 # The system has a row for each measured pair and is solved in their cube; the pairs beyond are left out.
-MAX_PAIRS = 400
+MAX_PAIRS = 800
 
 # Standard deviations of the logarithm of measured over prior, and the distance over which it changes; fitted by
 # likelihood over the pairs of 20 regions of one cloud. The last is what two measurements of one pair differ by.
@@ -106,17 +106,13 @@ def next_probe(means: Array, covariance: Array, probed: Mapping[int, float]) -> 
     best = min(math.log(max(ms, 1e-3)) for ms in probed.values())
     gains = {i: _expected_improvement(best, known[i], left[i]) for i in range(len(means)) if i not in probed}
     site = max(gains, key=lambda i: gains[i])
-    return site if gains[site] > _WORTH_PROBING else None
+    return site if gains[site] > 0 else None
 
 
 def best_site(means: Array, covariance: Array, probed: Mapping[int, float]) -> int:
     """The site with the shortest round trip, as far as is known."""
     known, _ = _posterior(means, covariance, probed)
     return int(np.argmin(known))
-
-
-# Of the round trip: less than this share is not worth a probe.
-_WORTH_PROBING = 0.0
 
 
 def _posterior(means: Array, covariance: Array, probed: Mapping[int, float]) -> tuple[Array, Array]:

@@ -50,19 +50,17 @@ class Rate:
         self._count += count
         elapsed_s = now_s - self._since_s
         if elapsed_s >= SECOND_S:
-            seen, weight = self._count / elapsed_s, 1 - math.exp2(-elapsed_s / HALF_LIFE_S)
-            off = seen - self._mean
+            off = self._count / elapsed_s - self._mean
+            # Of all that is remembered; the first figure is all of it.
+            weight = _forgotten(elapsed_s) / _forgotten(now_s - self._started_s)
             self._mean += weight * off
             # One figure for several seconds is their mean: it varies as much less.
-            self._variance = (1 - weight) * (self._variance + weight * off * off * max(1.0, elapsed_s / SECOND_S))
+            self._variance = (1 - weight) * (self._variance + weight * off * off * elapsed_s / SECOND_S)
             self._count, self._since_s = 0.0, now_s
 
     def per_s(self, now_s: float) -> float:
         """The mean; without news it falls as if nothing had come, but for reports on their way."""
-        known = 1 - math.exp2(-(self._since_s - self._started_s) / HALF_LIFE_S)
-        if known <= 0:
-            return self._count / max(SECOND_S, now_s - self._since_s)
-        return self._mean / known * self._silence(now_s)
+        return self._mean * self._silence(now_s)
 
     def variance(self, now_s: float) -> float:
         """Of single seconds."""
@@ -70,6 +68,11 @@ class Rate:
 
     def _silence(self, now_s: float) -> float:
         return math.exp2(-max(0.0, now_s - self._since_s - 2 * SECOND_S) / HALF_LIFE_S)
+
+
+def _forgotten(elapsed_s: float) -> float:
+    """Share of what was known before, after so long."""
+    return 1 - math.exp2(-elapsed_s / HALF_LIFE_S)
 
 
 @dataclass(frozen=True, slots=True)

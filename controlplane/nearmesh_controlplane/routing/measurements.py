@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nearmesh.errors import InvalidInput
 from nearmesh.routing import parse_objective
 from nearmesh.v1 import node_pb2, route_pb2
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.registry.nodes import Node, Registry
-from nearmesh_controlplane.routing.coordinates import Coordinates
+from nearmesh_controlplane.routing.coordinates import Coordinates, Point
 from nearmesh_controlplane.routing.demand import Calls, Claimant, DemandBook
 from nearmesh_controlplane.routing.latency import LatencyBook
 from nearmesh_controlplane.routing.peers import TURN_S, peers
@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 MAX_NODES = 2_000
 MAX_CALL_REPORTS = 5_000
 MAX_PEER_SAMPLES = 64
-# How often pairs that nobody measured are inferred anew, and what is gone is forgotten.
+# How often pairs that nobody measured are inferred anew, and what is gone is forgotten; and the part by which some
+# pair must have changed to be worth it.
 LEARN_EVERY_S = 10.0
+NOTICEABLE = 0.05
 
 # Where a node's mesh listener is for nodes of a region.
 Reach = Callable[[str, Node], node_pb2.Peer]
@@ -40,6 +42,7 @@ class Measurements:
         self._catalog = catalog
         self._clock = clock
         self._peers: dict[str, tuple[node_pb2.Peer, ...]] = {}
+        self._learned: dict[tuple[Point, Point], float] = {}
         self._chosen_for: tuple[int, dict[str, str]] = (-1, {})
 
     def report(
@@ -113,6 +116,9 @@ class Measurements:
         self.demand.forget((node.id for node in serving), self._catalog.models())
         regions = {node.id: node.region for node in serving}
         measured = self.latencies.between_regions(regions, now_s=self._clock())
+        if _alike(measured, self._learned):
+            return
+        self._learned = measured
         # A tenth of a second of arithmetic is nothing that the loop should wait for.
         self.latencies.infer_by(await asyncio.to_thread(Coordinates, measured))
 
@@ -123,3 +129,7 @@ class Measurements:
                 parse_objective(report.objective)
             if report.model in models:
                 yield Calls(report.model, report.objective, report.answered + report.failed)
+
+
+def _alike(a: Mapping[tuple[Point, Point], float], b: Mapping[tuple[Point, Point], float]) -> bool:
+    return a.keys() == b.keys() and all(abs(ms - b[pair]) <= NOTICEABLE * b[pair] for pair, ms in a.items())
