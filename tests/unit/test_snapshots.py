@@ -13,6 +13,7 @@ from nearmesh_controlplane.routing import snapshots as making
 from nearmesh_controlplane.routing.snapshots import DRIFT_S, MAX_ASKED_REGIONS, Snapshots
 
 from nearmesh.errors import InvalidInput
+from nearmesh.routing import parse_objective
 from nearmesh.snapshot import opened
 from nearmesh.v1 import route_pb2 as pb
 from tests.control_plane_state import State, replica, state
@@ -65,6 +66,19 @@ async def test_it_says_who_is_where_and_until_when(mesh: State, snapshots: Snaps
         (1, "127.0.0.1:1", "us:8003")
     ]
     assert list(found.tables[1].nearest) == [1, 0]
+
+
+async def test_its_choices_are_the_first_of_the_routers_decisions(
+    mesh: State, snapshots: Snapshots, authority: Authority
+) -> None:
+    await snapshots.refresh()
+    found = await present(snapshots, authority, mesh.clock.now_s)
+    for table in found.tables:
+        for route in table.routes:
+            decision = mesh.router.decide("m", table.region, parse_objective(route.objective))
+            expected = [(r.candidate.node, r.why) for r in decision.ranking if r.candidate.ready]
+            assert [(found.nodes[c.node].id, c.why) for c in route.choices] == expected
+            assert sum(choice.share for choice in route.choices) == pytest.approx(1.0)
 
 
 async def test_a_change_makes_a_new_one_and_drift_only_now_and_then(mesh: State, snapshots: Snapshots) -> None:

@@ -29,13 +29,21 @@ class Verdicts:
     deadline_ms: float
 
 
-def verdicts(plan: Plan, model: ModelFacts, block: Block | None, region: str, measured: dict[str, bool]) -> Verdicts:
-    """`measured`: by node, whether somebody measured the way to it."""
+def verdicts(
+    plan: Plan,
+    model: ModelFacts,
+    block: Block | None,
+    region: str,
+    measured: dict[str, bool],
+    best: int | None = None,
+) -> Verdicts:
+    """`measured`: by node, whether somebody measured the way to it. With `best`, of that many of the able alone."""
     row = plan.regions[region]
     view = _View(plan, model, block, row, region, measured)
     able = view.order()
-    unable = [node for node in plan.facts.nodes if node.id not in {found.id for found in able}]
-    ranking = [view.able(node, able[0]) for node in able] + [view.unable(node) for node in unable]
+    known = {node.id for node in able}
+    unable = [node for node in plan.facts.nodes if node.id not in known] if best is None else []
+    ranking = view.all_able(able[:best]) + [view.unable(node) for node in unable]
     return Verdicts(tuple(ranking), model.deadline_ms)
 
 
@@ -59,10 +67,12 @@ class _View:
             return []
         return self._plan.order(self._region, self._model.name, self._block.objective)
 
-    def able(self, node: NodeFacts, first: NodeFacts) -> Ranked:
-        """A node that may answer."""
-        candidate = self._candidate(node)
-        winner = self._candidate(first)
+    def all_able(self, nodes: list[NodeFacts]) -> list[Ranked]:
+        """Nodes that may answer, the best first."""
+        candidates = [self._candidate(node) for node in nodes]
+        return [self._able(node, found, candidates[0]) for node, found in zip(nodes, candidates, strict=True)]
+
+    def _able(self, node: NodeFacts, candidate: Candidate, winner: Candidate) -> Ranked:
         in_time = self._chance(node.id) >= IN_TIME
         if node.standing != "live":
             return Ranked(candidate, in_time, f"tried last: {_DOUBTS[node.standing]}")

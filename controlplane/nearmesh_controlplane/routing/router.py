@@ -121,6 +121,11 @@ class Router:
                 del self._decisions[next(iter(self._decisions))]
         return known
 
+    def best(self, model: str, region: str, objective: Objective, most: int) -> tuple[Ranked, ...]:
+        """The first `most` nodes of a decision that may answer; less work than all of it, and not remembered."""
+        self._catalog.versions(model)
+        return self._decide(self._present(region), model, region, objective, best=most).ranking
+
     def address(self, region: str, node: Node, listener: Listener) -> str:
         """Where clients of `region` reach the node."""
         own = node.public_address if listener == "public" else node.mesh_address
@@ -152,11 +157,16 @@ class Router:
         if age_s >= DRIFT_PARTS * planned.took_s:
             self._changes.tick()
 
-    def _decide(self, planned: _Planned, model: str, region: str, wanted: Objective) -> Decision:
+    def _decide(
+        self, planned: _Planned, model: str, region: str, wanted: Objective, best: int | None = None
+    ) -> Decision:
         plan, row = planned.plan, self._row(planned.plan, region)
         facts = next(found for found in plan.facts.models if found.name == model)
-        measured = {node.id: self.network_time(row, self._registry.get(node.id)).measured for node in plan.facts.nodes}
-        found = verdicts(plan, facts, plan.blocks.get((model, wanted)), row, measured)
+        measured: dict[str, bool] = {}
+        if best is None:
+            nodes = map(self._registry.get, (node.id for node in plan.facts.nodes))
+            measured = {node.id: self.network_time(row, node).measured for node in nodes}
+        found = verdicts(plan, facts, plan.blocks.get((model, wanted)), row, measured, best)
         return Decision(
             model=model,
             region=region,

@@ -218,13 +218,12 @@ class Snapshots:
     def _route(
         self, region: str, number: int, model: str, objective: str, index: Mapping[str, int], choices: int
     ) -> pb.SnapshotRoute:
-        decision = self._router.decide(model, region, parse_objective(objective))
-        deadline_ms = decision.deadline_ms
-        able = [r for r in decision.ranking if r.candidate.ready and r.candidate.node in index]
+        deadline_ms = self._catalog.policy(model).deadline_ms
+        best = self._router.best(model, region, parse_objective(objective), choices)
         return pb.SnapshotRoute(
             model=number,
             objective=objective,
-            choices=[_choice(ranked, index[ranked.candidate.node], deadline_ms) for ranked in able[:choices]],
+            choices=[_choice(r, index[r.candidate.node], deadline_ms) for r in best if r.candidate.node in index],
         )
 
 
@@ -274,8 +273,8 @@ def _gist(snapshot: pb.Snapshot) -> bytes:
     for table in rest.tables:
         table.nearest[1:] = sorted(table.nearest[1:])
         for route in table.routes:
-            first, *others = [(choice.node, round(choice.share, 1)) for choice in route.choices] or [(0, 0.0)]
-            gist = [pb.SnapshotChoice(node=node, share=share) for node, share in (first, *sorted(others))]
+            placed = [(choice.node, round(choice.share, 1)) for choice in route.choices]
+            placed[1:] = sorted(placed[1:])
             del route.choices[:]
-            route.choices.extend(gist)
+            route.choices.extend(pb.SnapshotChoice(node=node, share=share) for node, share in placed)
     return hashlib.sha256(rest.SerializeToString(deterministic=True)).digest()
