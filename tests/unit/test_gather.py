@@ -1,0 +1,135 @@
+"""Facts for the planner, gathered from a real registry and catalog."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from nearmesh_controlplane.routing.demand import Calls
+from nearmesh_controlplane.routing.facts import Facts, ModelFacts
+from nearmesh_controlplane.routing.gather import LOOK_AGAIN_S, Gatherer
+
+from nearmesh.package import RoutePolicy
+from nearmesh.routing import Times
+from nearmesh.v1 import node_pb2
+from tests.control_plane_state import LEASE_S, State, replica, state
+
+EUROPE, AMERICA = "europe-west1", "us-east1"
+
+
+@pytest.fixture
+async def mesh(tmp_path: Path) -> AsyncIterator[State]:
+    async with state(tmp_path) as found:
+        await found.publish("m", policy=RoutePolicy(objective="nearest", deadline_ms=120.0, regions=(EUROPE,)))
+        for name, region in (("eu", EUROPE), ("us", AMERICA)):
+            await found.node(name, region, usd=2.0, hardware="h")
+            await found.reports(name, replica())
+        yield found
+
+
+def gatherer(mesh: State) -> Gatherer:
+    return Gatherer(mesh.registry, mesh.catalog, mesh.measurements, mesh.residency, mesh.prices, mesh.clock)
+
+
+def only(facts: Facts) -> ModelFacts:
+    (model,) = facts.models
+    return model
+
+
+async def test_what_nodes_and_owners_said(mesh: State) -> None:
+    facts = gatherer(mesh).facts(["asia-northeast1"])
+    assert [(n.id, n.region, n.usd_per_hour, n.standing) for n in facts.nodes] == [
+        ("eu", EUROPE, 2.0, "live"),
+        ("us", AMERICA, 2.0, "live"),
+    ]
+    assert facts.regions == ("asia-northeast1", EUROPE, AMERICA)
+    model = only(facts)
+    assert (model.objective, model.deadline_ms, model.regions) == ("nearest", 120.0, {EUROPE})
+    assert model.replicas["eu"].service == Times.certain(5.0) and model.replicas["eu"].per_s == 10.0
+    assert set(facts.network) == {(region, n) for region in facts.regions for n in ("eu", "us")}
+
+
+async def test_times_come_as_distributions_and_waiting_apart(mesh: State) -> None:
+    found = replica()
+    found.service_ms_quantiles[:] = [5, 6, 8, 10, 12, 15, 30]
+    found.queue_ms_quantiles[:] = [0, 0, 1, 2, 4, 6, 20]
+    await mesh.reports("eu", found)
+    fact = only(gatherer(mesh).facts([])).replicas["eu"]
+    assert fact.queue == Times((0.0, 0.0, 1.0, 2.0, 4.0, 6.0, 20.0))
+    assert fact.service == Times((5.0, 6.0, 7.0, 8.0, 8.0, 9.0, 10.0))
+
+
+@pytest.mark.parametrize("quantiles", [[5, 6, 8], [9, 8, 7, 6, 5, 4, 3], [-1, 6, 8, 10, 12, 15, float("nan")]])
+async def test_what_is_no_distribution_is_passed_over(mesh: State, quantiles: list[float]) -> None:
+    found = replica()
+    found.service_ms_quantiles[:] = quantiles
+    await mesh.reports("eu", found)
+    assert only(gatherer(mesh).facts([])).replicas["eu"].service == Times.certain(5.0)
+
+
+async def test_a_version_out_of_memory_takes_its_load_along(mesh: State) -> None:
+    cold = replica()
+    cold.cold, cold.load_ms = True, 700.0
+    await mesh.reports("eu", cold)
+    assert only(gatherer(mesh).facts([])).replicas["eu"].load_ms == 700.0
+
+
+async def test_the_lost_count_where_there_is_nobody_else(mesh: State) -> None:
+    mesh.registry.session_closed("us")
+    facts = gatherer(mesh).facts([])
+    assert [n.standing for n in facts.nodes] == ["live", "suspect"] and set(only(facts).replicas) == {"eu", "us"}
+    mesh.clock.now_s += LEASE_S
+    model = only(gatherer(mesh).facts([]))
+    assert set(model.replicas) == {"eu"} and model.absent == {"us": "its session with the control plane is gone"}
+    mesh.registry.session_closed("eu")
+    mesh.clock.now_s += LEASE_S
+    assert set(only(gatherer(mesh).facts([])).replicas) == {"eu", "us"}
+
+
+async def test_who_leaves_or_failed_says_why(mesh: State) -> None:
+    await mesh.registry.drain("eu", undo=False)
+    await mesh.reports("us", replica(state=node_pb2.REPLICA_STATE_FAILED, detail="WARMUP_FAILED: off by one"))
+    model = only(gatherer(mesh).facts([]))
+    assert model.absent == {"eu": "it is being drained", "us": "WARMUP_FAILED: off by one"}
+
+
+async def test_demand_is_by_the_objective_that_was_meant(mesh: State) -> None:
+    for second in range(30):
+        mesh.clock.now_s += 1
+        calls = [Calls("m", "", 30), Calls("m", "cheapest", 10)]
+        mesh.measurements.demand.report(EUROPE, calls, kind="gateway", reporter="door", now_s=mesh.clock.now_s)
+        mesh.measurements.demand.answered("eu", {"d": ("m", 40 * second)}, now_s=mesh.clock.now_s)
+    demand = gatherer(mesh).facts([]).demand
+    assert set(demand) == {(EUROPE, "m", "nearest"), (EUROPE, "m", "cheapest")}
+    assert demand[EUROPE, "m", "nearest"] == pytest.approx(30.0, rel=0.2)
+
+
+async def test_how_long_a_replica_has_been_ready(mesh: State) -> None:
+    facts = gatherer(mesh).facts([])
+    assert facts.ready_for_s == {("eu", "m"): 0.0, ("us", "m"): 0.0}
+    mesh.clock.now_s += 7
+    assert gatherer(mesh).facts([]).ready_for_s["eu", "m"] == 7.0
+
+
+async def test_what_has_hardly_changed_is_the_same_object(mesh: State) -> None:
+    """Or everything that hangs on it would be worked out anew each second."""
+    gathered = gatherer(mesh)
+    before = gathered.facts([])
+    mesh.clock.now_s += LOOK_AGAIN_S
+    await mesh.reports("eu", replica(service_ms=5.1, per_second=10.2))
+    after = gathered.facts([])
+    assert only(after).replicas["eu"] is only(before).replicas["eu"]
+    assert all(after.network[pair] is before.network[pair] for pair in before.network)
+    await mesh.reports("eu", replica(service_ms=6.0))
+    assert only(gathered.facts([])).replicas["eu"].service == Times.certain(6.0)
+
+
+async def test_network_times_are_looked_at_every_other_second(mesh: State) -> None:
+    gathered, eu = gatherer(mesh), mesh.registry.get("eu")
+    gathered.network(EUROPE, eu)
+    mesh.latencies.report(EUROPE, "eu", [40.0] * 9, kind="gateway", reporter="door", now_s=mesh.clock.now_s)
+    assert gathered.network(EUROPE, eu)[0].p50_ms < 2.0
+    mesh.clock.now_s += LOOK_AGAIN_S
+    times, source = gathered.network(EUROPE, eu)
+    assert times.p50_ms == pytest.approx(40.0, rel=0.02) and source == "gateway"
