@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -105,6 +106,16 @@ async def test_a_model_that_was_taken_away_is_forgotten(mesh: State) -> None:
     assert mesh.measurements.demand.total("gone", now_s=mesh.clock()) > 0
     await mesh.measurements.learn()
     assert mesh.measurements.demand.total("gone", now_s=mesh.clock()) == 0
+
+
+@pytest.mark.parametrize(("said", "believed"), [(0.25, 0.25), (3.0, 1.0), (-0.1, 0.0), (math.nan, 0.5)])
+async def test_how_much_of_a_node_is_taken(mesh: State, said: float, believed: float) -> None:
+    assert mesh.measurements.utilization("eu") == 0
+    for share in (0.5, said):
+        mesh.measurements.node_status("eu", node_pb2.NodeStatus(utilization=share))
+    assert mesh.measurements.utilization("eu") == believed
+    await mesh.measurements.learn()
+    assert mesh.measurements.utilization("eu") == believed
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nearmesh.errors import InvalidInput
@@ -42,6 +43,8 @@ class Measurements:
         self._catalog = catalog
         self._clock = clock
         self._peers: dict[str, tuple[node_pb2.Peer, ...]] = {}
+        # By node, as it said last.
+        self._utilization: dict[str, float] = {}
         self._learned: dict[tuple[Point, Point], float] = {}
         self._chosen_for: tuple[int, dict[str, str]] = (-1, {})
 
@@ -72,6 +75,8 @@ class Measurements:
         now_s, node = self._clock(), self._registry.get(node_id)
         counted = {r.digest: (r.model, r.answered + r.failed) for r in status.replicas}
         self.demand.answered(node_id, counted, now_s=now_s)
+        if math.isfinite(status.utilization):
+            self._utilization[node_id] = min(max(status.utilization, 0.0), 1.0)
         if not status.peers:
             return
         known = {other.id for other in self._registry.serving_nodes()}
@@ -84,6 +89,10 @@ class Measurements:
                 )
             except InvalidInput as error:
                 log.warning("node=%s measured nonsense of node=%s: %s", node_id, sample.node, error.message)
+
+    def utilization(self, node_id: str) -> float:
+        """Share of the node that is taken by all it serves, 0 to 1, as it said last; 0 before it said anything."""
+        return self._utilization.get(node_id, 0.0)
 
     def peers(self, node_id: str) -> Sequence[node_pb2.Peer]:
         """Whom a node measures at present."""
@@ -115,6 +124,7 @@ class Measurements:
         serving = self._registry.serving_nodes()
         self.demand.forget((node.id for node in serving), self._catalog.models())
         regions = {node.id: node.region for node in serving}
+        self._utilization = {node: share for node, share in self._utilization.items() if node in regions}
         measured = self.latencies.between_regions(regions, now_s=self._clock())
         if _alike(measured, self._learned):
             return

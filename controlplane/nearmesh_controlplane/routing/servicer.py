@@ -177,6 +177,7 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
             total_ms_p99=c.total.p99_ms if serves else 0.0,
             transfer_usd_per_1000=c.transfer_usd_per_1000,
             spot=c.spot,
+            utilization=self._measurements.utilization(c.node),
         )
 
 
