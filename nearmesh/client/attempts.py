@@ -166,8 +166,7 @@ class _Race:
         if not hopeful and now_s >= self._paused_until_s:
             self._start_next(now_s)
         elif len(hopeful) == 1 and now_s >= hopeful[0].hedge_s:
-            hopeful[0].hedge_s = math.inf
-            self._start_hedge()
+            self._start_hedge(hopeful[0], now_s)
 
     def _hopeful(self) -> list[_Runner]:
         return [runner for runner in self._running.values() if not runner.silent]
@@ -190,7 +189,7 @@ class _Race:
         else:
             choice = next((c for c in choices if c.node not in self._asked and c.node not in busy), None)
         if choice:
-            self._tally.failovers += self._last_error is not None
+            self._tally.failovers += self._last_error is not None and not busy
             self._start(choice)
             return
         self._give_up_early()
@@ -198,10 +197,15 @@ class _Race:
         self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
         self._asked.clear()
 
-    def _start_hedge(self) -> None:
+    def _start_hedge(self, late: _Runner, now_s: float) -> None:
+        """Not before the late one has taken as long as the other would: far help for a near node is seldom in time."""
         running = [runner.choice for runner in self._running.values()]
         busy = self._asked | {choice.node for choice in running}
         choice = picker.beside(self._call.plan(), busy, {choice.site for choice in running})
+        late.hedge_s = late.started_s + choice.forecast.p50_ms / 1000 if choice else math.inf
+        if now_s < late.hedge_s:
+            return
+        late.hedge_s = math.inf
         if choice and self._experience.budget.take():
             self._tally.hedges += 1
             self._hedged = True

@@ -7,7 +7,6 @@ node that errs or is far slower than forecast is out for that model until copies
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -33,8 +32,6 @@ MAX_REPORTED = 100
 LOST_IN_A_ROW = 3
 # An error counts as slow, never as fast: it weighs as much as this many forecast 95th percentiles.
 ERROR_AS_P95S = 4.0
-# At most this share of a model's nodes is out for being slow: someone has to serve.
-MOST_SLOW = 0.5
 
 
 @dataclass(slots=True)
@@ -172,19 +169,21 @@ class Experience:
         found = known.models.get(model) if known and not known.failed else None
         return found is not None and found.health.take_trial(now_s)
 
-    def out(self, model: str, *, now_s: float, serving: int | None = None) -> set[str]:
-        """The nodes that a call for `model` should rather not try; `serving` is how many there are for it."""
-        found, slow = set[str](), list[tuple[float, str]]()
+    def out(self, model: str, *, now_s: float) -> set[str]:
+        """The nodes that a call for `model` should rather not try."""
+        found = set[str]()
         for name in self._doubtful:
             node = self._nodes[name]
             ejected = node.models[model].health.ejected_for(now_s) if model in node.models else None
             if node.failed or _is_out(node.refused.get(model), now_s) or ejected is Why.ERRORS:
                 found.add(name)
-            elif ejected is Why.SLOW:
-                slow.append((node.models[model].load.expected_ms(0.0, now_s=now_s), name))
-        slow.sort(reverse=True)
-        most = math.floor(MOST_SLOW * (len(self._nodes) if serving is None else serving))
-        return found | {name for _, name in slow[:most]}
+        return found
+
+    def slow(self, model: str, *, now_s: float) -> dict[str, float]:
+        """The nodes that take far longer than forecast, and how long in the middle, milliseconds."""
+        doubtful = ((name, self._nodes[name].models.get(model)) for name in self._doubtful)
+        found = ((name, known.health.slow_ms(now_s)) for name, known in doubtful if known)
+        return {name: ms for name, ms in found if ms is not None}
 
     def statistics(self, *, now_s: float) -> Statistics:
         """What the calls came to, and what is thought of each node."""

@@ -72,6 +72,8 @@ class _Ejection:
     until_s: float
     # In a row.
     times: int
+    # What its calls took in the middle, milliseconds.
+    median_ms: float
     good_trials: int = 0
     next_trial_s: float = 0.0
 
@@ -81,6 +83,7 @@ class _Took:
     """One answer's time against its forecast; infinite when a race was lost."""
 
     at_s: float
+    ms: float
     to_p50: float
     to_p95: float
 
@@ -107,12 +110,12 @@ class Health:
         to_p95 = ms / max(p95_ms, 1e-3)
         if ms < p95_ms + MIN_EXCESS_MS:
             to_p95 = min(1.0, to_p95)
-        return self._took(_Took(now_s, ms / max(p50_ms, 1e-3), to_p95), peers)
+        return self._took(_Took(now_s, ms, ms / max(p50_ms, 1e-3), to_p95), peers)
 
     def lost_race(self, *, now_s: float, peers: Callable[[], float]) -> bool:
         """Asked first, silent beyond its forecast, and another node's answer came first. Returns as `answered`."""
         self._age(now_s)
-        return self._took(_Took(now_s, math.inf, math.inf), peers)
+        return self._took(_Took(now_s, math.inf, math.inf, math.inf), peers)
 
     def erred(self, *, now_s: float) -> bool:
         """An answer that is an error of the node's own making, or no answer at all. Returns as `answered`."""
@@ -144,6 +147,10 @@ class Health:
         """Why it should not be a first choice; None when it may be."""
         self.state(now_s)
         return self._ejection.why if self._ejection else None
+
+    def slow_ms(self, now_s: float) -> float | None:
+        """What its calls took in the middle, if that is what it was ejected for."""
+        return self._ejection.median_ms if self.ejected_for(now_s) is Why.SLOW and self._ejection else None
 
     def off_forecast(self, now_s: float) -> float | None:
         """The median of its times over the forecast 95th percentile; None with too few of them."""
@@ -192,7 +199,9 @@ class Health:
         ended_s, times = self._last
         times = self._ejection.times if self._ejection else times if now_s < ended_s + FORGET_S else 0
         out_s = min(MAX_OUT_S, FIRST_OUT_S * 2.0 ** min(times, 16))
-        self._ejection = _Ejection(why, now_s + out_s, times + 1)
+        young = sorted(took.ms for took in self._young(now_s))
+        median_ms = quantile(young, 0.5) if young else self._ejection.median_ms if self._ejection else math.inf
+        self._ejection = _Ejection(why, now_s + out_s, times + 1, median_ms)
         return True
 
     def _restore(self, now_s: float) -> None:

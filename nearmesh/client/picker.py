@@ -31,6 +31,8 @@ HEDGE_FLOOR_S = 0.005
 FIRST_WINDOW_BYTES = 64 * 1024
 # Of two nodes drawn, the second is asked if it is less busy by this share; closer ones stand as the shares have them.
 BUSIER = 0.2
+# At most this share of the nodes is out for being slow: someone has to serve.
+MOST_SLOW = 0.5
 # Own round trips overrule a placement when they move the chance to be in time by this much.
 CLEARLY = 0.02
 
@@ -116,15 +118,18 @@ def order(
     *,
     measured: Mapping[str, Times],
     out: Collection[str] = (),
+    slow: Mapping[str, float] | None = None,
     current: str | None = None,
 ) -> list[Choice]:
     """Every node of the route: those that requests were placed on, the others in service, those in `out`, the unready.
 
-    Within each group the best by the rule is first. `measured` are this client's own network times by node. The last
-    two groups are there because a call with nothing better to do may as well ask them: what is known may be old.
+    Within each group the best by the rule is first. `measured` are this client's own network times by node, `slow` what
+    nodes take that were far slower than forecast, in ms: out as well where others serve better. The last two groups are
+    there because a call with nothing better to do may as well ask them: what is known may be old.
     """
     endpoints = {endpoint.node: endpoint for endpoint in route.endpoints}
     pool = [_with_own(endpoint.candidate, measured) for endpoint in route.endpoints]
+    out = {*out, *_outdone([c for c in pool if c.ready and c.node not in out], slow or {})}
     serving = [c for c in pool if c.ready and c.node not in out]
     placed = [c for c in serving if c.share > 0]
     refuted = {c.node for c in placed if _refuted(c, endpoints[c.node].candidate, serving, endpoints, route)}
@@ -190,6 +195,13 @@ def transfer_ms(candidate: routing.Candidate, request_bytes: int) -> float:
     """Extra round trips of a large request while the windows of TCP and HTTP/2 open, doubling each time."""
     doublings = math.log2(max(1.0, request_bytes / FIRST_WINDOW_BYTES))
     return doublings * candidate.network_ms_p95
+
+
+def _outdone(serving: Sequence[routing.Candidate], slow: Mapping[str, float]) -> list[str]:
+    """Of the slow nodes those that another is sooner than, the slowest first, and at most half of all that serve."""
+    soonest_ms = min((c.total.p50_ms for c in serving if c.node not in slow), default=math.inf)
+    found = sorted((c.node for c in serving if slow.get(c.node, 0.0) > soonest_ms), key=lambda node: -slow[node])
+    return found[: math.floor(MOST_SLOW * len(serving))]
 
 
 def _refuted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from nearmesh.client import picker
@@ -23,9 +23,8 @@ class _Plan:
     """An order of nodes, with what it was made from."""
 
     route: Route
-    # How many nodes are ready, and those of all that are out.
-    ready: int
     out: Collection[str]
+    slow: Mapping[str, float]
     until_s: float
     choices: tuple[Choice, ...]
 
@@ -44,14 +43,13 @@ class Planner:
         """Best first."""
         now_s = self._clock()
         kept = self._plans.get(key)
-        same = kept is not None and kept.route is route
-        ready = kept.ready if kept and same else sum(endpoint.candidate.ready for endpoint in route.endpoints)
-        out = self._experience.out(route.model, now_s=now_s, serving=ready)
-        if kept is None or not same or kept.out != out or now_s > kept.until_s:
+        out, slow = self._experience.out(route.model, now_s=now_s), self._experience.slow(route.model, now_s=now_s)
+        changed = kept is None or kept.route is not route or kept.out != out or kept.slow != slow
+        if kept is None or changed or now_s > kept.until_s:
             measured = self._experience.measured(now_s=now_s)
             current = kept.choices[0].node if kept and kept.choices else None
-            found = picker.order(route, measured=measured, out=out, current=current)
-            kept = self._plans[key] = _Plan(route, ready, out, now_s + PLAN_S, tuple(found))
+            found = picker.order(route, measured=measured, out=out, slow=slow, current=current)
+            kept = self._plans[key] = _Plan(route, out, slow, now_s + PLAN_S, tuple(found))
         return kept.choices
 
     def pick(self, model: str, choices: Sequence[Choice], *, by_load: bool = True) -> Choice:

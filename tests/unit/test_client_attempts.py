@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 from tritonclient.grpc import service_pb2
@@ -24,8 +24,14 @@ class Outcome:
     """What became of one call."""
 
     def __init__(
-        self, transport: ScriptedTransport, deadline_s: float, idempotent: bool, experience: Experience | None = None
+        self,
+        transport: ScriptedTransport,
+        deadline_s: float,
+        idempotent: bool,
+        experience: Experience | None = None,
+        network_ms: Mapping[str, float] | None = None,
     ) -> None:
+        self._network_ms = network_ms or {}
         self.experience = experience or Experience(budget=spent())
         self.delivery: Delivery | None = None
         self.error: errors.MeshError | None = None
@@ -51,10 +57,17 @@ class Outcome:
     def _plan(self, transport: ScriptedTransport, clock: Callable[[], float]) -> Callable[[], list[picker.Choice]]:
         # In alphabetical order of merit; each is expected to take 10 + 20 ms. The letter is the site.
         found = route(
-            *(endpoint(node, 10.0 + index / 10, site=node[0]) for index, node in enumerate(sorted(transport._acts)))
+            *(
+                endpoint(node, self._network_ms.get(node, 10.0 + index / 10), site=node[0])
+                for index, node in enumerate(sorted(transport._acts))
+            )
         )
+        experience = self.experience
         return lambda: picker.order(
-            found, measured={}, out=self.experience.out("m", now_s=clock(), serving=len(transport._acts))
+            found,
+            measured={},
+            out=experience.out("m", now_s=clock()),
+            slow=experience.slow("m", now_s=clock()),
         )
 
     @property
@@ -251,6 +264,11 @@ def test_a_hedge_goes_to_another_site() -> None:
     assert call(transport, experience=Experience()).node == "b"
     alone = ScriptedTransport(a1=[SLOW], a2=[OK])
     assert call(alone, experience=Experience()).node == "a2"
+
+
+def test_a_hedge_to_a_node_far_away_waits_as_long_as_that_one_would_take() -> None:
+    far = Outcome(ScriptedTransport(a=[FROZEN], b=[(0.11, "ok")]), 5.0, True, Experience(), {"b": 100.0})
+    assert far.node == "b" and far.took_s == pytest.approx(0.11 + 0.11)
 
 
 def test_a_hedge_that_fails_costs_nothing() -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from nearmesh.client.budget import Budget
-from nearmesh.client.experience import MOST_SLOW, Experience
+from nearmesh.client.experience import Experience
 from nearmesh.client.health import (
     FIRST_OUT_S,
     FORGET_S,
@@ -198,22 +198,17 @@ def test_the_budget_pays_for_one_copy_in_ten_calls() -> None:
 FORECAST = Times.certain(P95)
 
 
-def slow(found: Experience, *names: str) -> None:
-    for name in names:
-        for index in range(LEAST_TIMES):
-            found.took(name, "m", 100 * P95, FORECAST, now_s=index / 10)
-
-
-def test_at_most_half_of_the_nodes_are_out_for_being_slow() -> None:
-    found, names = Experience(), [f"n{index}" for index in range(5)]
-    for name in names[3:]:
-        for index in range(LEAST_TIMES):
-            found.took(name, "m", P50, FORECAST, now_s=index / 10)
-    slow(found, *names[:3])
-    assert found.statistics(now_s=0.5).ejections == 3
-    assert len(found.out("m", now_s=0.5, serving=len(names))) == int(MOST_SLOW * len(names))
-    assert found.out("m", now_s=0.5, serving=1) == set()
-    assert found.out("other", now_s=0.5, serving=len(names)) == set()
+def test_who_is_slow_is_told_with_what_its_calls_take() -> None:
+    found = Experience()
+    for index in range(LEAST_TIMES):
+        found.took("a", "m", 100.0 + index, FORECAST, now_s=index / 10)
+        found.took("b", "m", P50, FORECAST, now_s=index / 10)
+        found.lost_race("c", "m", 50.0, now_s=index / 10)
+    assert found.slow("m", now_s=0.5) == {"a": 102.0, "c": math.inf}
+    assert found.slow("other", now_s=0.5) == {} and found.statistics(now_s=0.5).ejections == 2
+    # Long after, when the times are old, it is still known what put them out.
+    assert found.slow("m", now_s=30.0) == {"a": 102.0, "c": math.inf}
+    assert found.slow("m", now_s=90.0) == {}
 
 
 def test_a_busy_node_costs_more_and_an_error_counts_as_slow() -> None:

@@ -247,3 +247,26 @@ def test_quantiles_and_shares_are_read_from_a_message_and_nonsense_is_not() -> N
         whole.share = share
         found = Route.from_message(route_pb2.Route(model="m", candidates=[whole])).endpoints[0].candidate
         assert found.share == 0 and found.service == Times.certain(5.0)
+
+
+@pytest.mark.parametrize(
+    ("slow", "expected"),
+    [
+        ({}, ["a", "b", "c", "d"]),
+        ({"a": 90.0}, ["b", "c", "d", "a"]),
+        # Slower than forecast, and still sooner than all others: it stays.
+        ({"a": 30.0}, ["a", "b", "c", "d"]),
+        ({"d": 30.0, "b": 70.0}, ["a", "c", "b", "d"]),
+        # At most half, the slowest.
+        ({"a": 80.0, "b": 90.0, "c": 95.0}, ["a", "d", "b", "c"]),
+        ({"a": 80.0, "b": 90.0, "c": 95.0, "d": 99.0}, ["a", "b", "c", "d"]),
+    ],
+)
+def test_who_is_slow_comes_last_where_others_serve_better(slow: dict[str, float], expected: list[str]) -> None:
+    # Forecast medians of 20, 45, 50 and 55 ms.
+    found = route(endpoint("a", 10), endpoint("b", 35), endpoint("c", 40), endpoint("d", 45))
+    assert nodes(picker.order(found, measured={}, slow=slow)) == expected
+
+
+def test_the_only_node_is_never_too_slow() -> None:
+    assert picker.order(route(endpoint("a")), measured={}, slow={"a": math.inf})[0].in_service
