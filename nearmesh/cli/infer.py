@@ -227,7 +227,6 @@ def _print(request: Request, result: Result, labels: Sequence[str]) -> None:
         ("why", receipt.why),
         ("in time", f"{receipt.prediction.p_in_time:.1%} were expected within {ms(result.route['deadline_ms'])} ms"),
         *_others(result),
-        *([("hedged", "the first node took longer than 95 % of its calls do")] if receipt.hedged else []),
         *(("failed", f"{a.node} after {ms(a.ms)} ms: {a.error}") for a in receipt.attempts if a.error),
     ]
     print_facts(facts)

@@ -295,7 +295,8 @@ class _Race:
         if runner.silent:
             self._tally.node_failed(self._key(runner))
         elif runner.started_s < winner.started_s:
-            self._experience.lost_race(node, self._model, ms, now_s=self._clock())
+            patience_s = runner.patient_s - runner.started_s
+            self._experience.lost_race(node, self._model, ms, now_s=self._clock(), patience_s=patience_s)
         else:
             return Attempt(node, receipt.BESIDE, ms)
         return Attempt(node, receipt.OVERTAKEN, ms)

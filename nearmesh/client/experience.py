@@ -7,6 +7,7 @@ node that errs or is far slower than forecast is out for that model until copies
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -27,8 +28,8 @@ FIRST_OUT_S = 0.5
 MAX_OUT_S = 10.0
 # Samples kept for the next report; a busy client need not send thousands.
 MAX_REPORTED = 100
-# A node that lost this many races in a row without one answer is looked after by a probe, as if it had failed: hedges
-# end a call before anyone could tell that the node is frozen.
+# A node that lost this many races without one answer, for as long as a call would wait for it, is out until a probe
+# reaches it: hedges end each call before that one could tell that the node is frozen.
 LOST_IN_A_ROW = 3
 # An error counts as slow, never as fast: it weighs as much as this many forecast 95th percentiles.
 ERROR_AS_P95S = 4.0
@@ -57,9 +58,11 @@ class _Node:
     failed: _Out | None = None
     refused: dict[str, _Out] = field(default_factory=dict)
     models: dict[str, _Model] = field(default_factory=dict)
-    # Calls under way, and races lost since the last answer.
+    # Calls under way.
     outstanding: int = 0
+    # Races lost since the last answer, and when the first of them began.
     lost: int = 0
+    silent_since_s: float = 0.0
 
 
 class Experience:
@@ -144,13 +147,18 @@ class Experience:
         found.load.add(ERROR_AS_P95S * forecast.p95_ms, now_s=now_s)
         self._count(node, found.health.erred(now_s=now_s))
 
-    def lost_race(self, node: str, model: str, ms: float, *, now_s: float) -> None:
-        """The node was asked first, was silent for `ms`, more than forecast, and another's answer came first."""
+    def lost_race(self, node: str, model: str, ms: float, *, now_s: float, patience_s: float = math.inf) -> None:
+        """The node was asked first, was silent for `ms`, more than forecast, and another's answer came first.
+
+        After `patience_s` of silence, in however many calls, it is taken for frozen.
+        """
         found = self._model(node, model)
         found.load.add(ms, now_s=now_s)
         self._count(node, found.health.lost_race(now_s=now_s, peers=self._peers(node, model, now_s)))
-        self._node(node).lost += 1
-        if self._node(node).lost >= LOST_IN_A_ROW:
+        known = self._node(node)
+        known.silent_since_s = known.silent_since_s if known.lost else now_s - ms / 1000
+        known.lost += 1
+        if known.lost >= LOST_IN_A_ROW and now_s - known.silent_since_s >= patience_s:
             self.failed(node, now_s=now_s)
 
     def correction(self, node: str, model: str, *, now_s: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +142,7 @@ def answer(
         network_ms=max(0.0, attempt_ms - float(says.get(SERVICE_MS, 0.0))),
         total_ms=total_ms,
         usd_per_1000=candidate.usd_per_1000,
-        why=choice.why,
+        why=_why(choice, attempts) if hedged else choice.why,
         predicted_network_ms=candidate.network_ms_p95,
         predicted_total_ms=forecast.p95_ms,
         prediction=_prediction(candidate.network, candidate.service, forecast, candidate.p_in_time(route.deadline_ms)),
@@ -151,6 +151,12 @@ def answer(
         attempts=attempts,
     )
     return Answer(outputs, model=response.model_name, version=response.model_version, receipt=receipt)
+
+
+def _why(choice: Choice, attempts: Iterable[Attempt]) -> str:
+    """A hedge that won was chosen for being soonest; the rule's word on it would not explain that."""
+    late = [attempt.node for attempt in attempts if attempt.error == OVERTAKEN]
+    return f"hedged: {late[0]} took longer than 95 % of its calls do; {choice.why}" if late else choice.why
 
 
 def _prediction(network: Times, service: Times, total: Times, p_in_time: float) -> Prediction:

@@ -49,6 +49,8 @@ class Call:
     cut_off: str = ""
     # Why that node answered, where the way says so.
     why: str = ""
+    # Sent to a second node because the first took longer than forecast.
+    hedged: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,15 +104,16 @@ def run(
 def _call(way: Way, sample: Sample, objective: str, timeout_s: float) -> Call:
     started_s, started = time.time(), time.perf_counter()
     node = error = cut_off = why = ""
+    hedged = False
     try:
         reply = way.infer(sample.model, sample.inputs, objective=objective, timeout_s=timeout_s)
-        node, why = reply.node, reply.why
+        node, why, hedged = reply.node, reply.why, reply.hedged
         sample.check(reply.outputs)
     except Exception as raised:  # noqa: BLE001  # whatever a client library raises counts as an error
         error = f"{type(raised).__name__}: {raised}"[:500]
         cut_off = _begun(raised)
     ms = (time.perf_counter() - started) * 1000
-    return Call(started_s=started_s, ms=ms, node=node, error=error, cut_off=cut_off, why=why)
+    return Call(started_s=started_s, ms=ms, node=node, error=error, cut_off=cut_off, why=why, hedged=hedged)
 
 
 def _begun(raised: BaseException) -> str:

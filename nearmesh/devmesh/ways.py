@@ -42,6 +42,8 @@ class Reply:
     total_ms: float
     # Time on the node, from bytes in to bytes out.
     service_ms: float
+    # The SDK asked a second node because the first took longer than forecast, so either may have answered.
+    hedged: bool = False
     # Why that node, and what came before it; the SDK alone knows.
     why: str = ""
 
@@ -208,6 +210,7 @@ def _sdk_reply(answer: Answer) -> Reply:
         site=receipt.site,
         total_ms=receipt.total_ms,
         service_ms=receipt.total_ms - receipt.network_ms,
+        hedged=receipt.hedged,
         why="; ".join([receipt.why, *(f"after {a.node}: {a.error}" for a in receipt.attempts if a.error)]),
     )
 

@@ -122,25 +122,28 @@ def check_no_error(results: Iterable[LoadResult]) -> None:
 def check_moved(
     results: Iterable[LoadResult], *, away_from: str, after_s: float, until_s: float, within_s: float
 ) -> None:
-    """No call that started `within_s` after the moment, and before `until_s`, was answered by that node."""
+    """No call that started `within_s` after the moment, and before `until_s`, was answered by that node.
+
+    A hedged call may be answered by any.
+    """
     for result in results:
-        later = [c for c in result.calls if after_s + within_s < c.started_s < until_s]
+        later = [c for c in result.calls if after_s + within_s < c.started_s < until_s and not c.hedged]
         stayed = [c for c in later if c.node == away_from]
         assert not stayed, f"{result.way}: {len(stayed)} of {len(later)} calls went to {away_from} after {within_s} s"
         assert later, f"{result.way}: the load ended too early"
 
 
 def check_before(results: Iterable[LoadResult], *, node: str, until_s: float) -> None:
-    """Every call that ended before the moment was that node's: the fault met traffic."""
+    """Every call that ended before the moment was that node's, but for hedged ones: the fault met traffic."""
     for result in results:
-        nodes = Counter(c.node for c in result.calls if c.started_s + c.ms / 1000 < until_s)
+        nodes = Counter(c.node for c in result.calls if c.started_s + c.ms / 1000 < until_s and not c.hedged)
         assert set(nodes) == {node}, f"{result.way}: {dict(nodes)} answered before"
 
 
 def moved_after_s(results: Iterable[LoadResult], *, away_from: str, after_s: float, until_s: float) -> float:
     """Seconds from the moment until the last call that still went to the node was started; 0 when none did."""
-    calls = [c for result in results for c in result.calls if c.node == away_from and after_s < c.started_s < until_s]
-    return max((call.started_s - after_s for call in calls), default=0.0)
+    calls = [c for result in results for c in result.calls if c.node == away_from and not c.hedged]
+    return max((c.started_s - after_s for c in calls if after_s < c.started_s < until_s), default=0.0)
 
 
 def summary(result: LoadResult) -> dict[str, object]:

@@ -293,14 +293,39 @@ def test_a_frozen_node_is_left_whatever_the_budget_and_is_counted_apart() -> Non
     assert experience.out("m", now_s=1001.0) == {"a", "b"}
 
 
-def test_who_loses_three_races_in_a_row_is_probed_as_if_it_had_failed() -> None:
+def test_who_is_silent_through_many_hedged_calls_is_out_as_one_that_is_silent_in_one() -> None:
     told: list[str] = []
-    experience = Experience(told.append, budget=Budget(start=5.0))
-    for index in range(4):
-        transport = ScriptedTransport(a=[FROZEN], b=[OK])
-        call(transport, experience=experience)
-        assert transport.asked == (["a", "b"] if index < 3 else ["b"])
-    assert told == ["a"]
+    experience = Experience(told.append, budget=Budget(share=1.0))
+    transport = ScriptedTransport(a=[FROZEN], b=[OK])
+    found = route(endpoint("a"), endpoint("b", 10.1))
+    silent_s: list[float] = []
+
+    async def calls() -> None:
+        clock = asyncio.get_running_loop().time
+        start_s = clock()
+        while not told:
+            wanted = Call(
+                request=service_pb2.ModelInferRequest(model_name="m"),
+                deadline_s=clock() + 10,
+                plan=lambda: picker.order(found, measured={}),
+            )
+            await deliver(wanted, transport, experience)
+        silent_s.append(clock() - start_s)
+
+    on_jumping_clock(calls())
+    # Each call lasts 60 ms; the fifth ends after more than 280.
+    assert silent_s == [pytest.approx(0.3)] and experience.tally.silences == 0
+    assert experience.out("m", now_s=1001.0) == {"a"} and transport.asked.count("a") == 5
+
+
+def test_races_lost_in_one_bad_moment_put_nobody_out() -> None:
+    experience = Experience()
+    for _ in range(50):
+        experience.lost_race("a", "m", 60.0, now_s=1000.1, patience_s=0.28)
+    assert experience.out("m", now_s=1000.1) == set()
+    experience.answered("a")
+    experience.lost_race("a", "m", 60.0, now_s=1001.0, patience_s=0.28)
+    assert experience.out("m", now_s=1001.0) == set()
 
 
 def test_hedges_stay_within_a_tenth_of_the_calls() -> None:

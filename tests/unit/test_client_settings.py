@@ -244,3 +244,24 @@ async def test_a_cancelled_task_ends_even_when_grpc_reports_a_status_instead() -
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+def test_a_hedge_that_won_says_whom_it_overtook() -> None:
+    found_route = route(endpoint("a"), endpoint("b", 50))
+    choice = picker.order(found_route, measured={})[1]
+    for error, why in (
+        (receipt.OVERTAKEN, "hedged: a took longer than 95 % of its calls do; farther"),
+        ("x", "farther"),
+    ):
+        found = receipt.answer(
+            service_pb2.ModelInferResponse(),
+            {},
+            choice,
+            found_route,
+            forecast=choice.forecast,
+            attempt_ms=30.0,
+            total_ms=30.0,
+            attempts=(Attempt("a", error, 60.0), Attempt("b", "", 30.0)),
+            hedged=True,
+        )
+        assert found.receipt.why.startswith(why)
