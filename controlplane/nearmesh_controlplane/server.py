@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from nearmesh.process import only_one
 from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper
+from nearmesh.snapshot import SnapshotRoutes
 from nearmesh.tls import Credentials
 from nearmesh.transport.health import Health
 from nearmesh.transport.server import Server
@@ -146,6 +147,7 @@ class ControlPlane:
             registry,
             snapshots,
             Relay(authority),
+            router.resume,
             {
                 ("nodes", "replicas"): registry.refresh,
                 ("versions", "deployments", "policies"): catalog.restore,
@@ -274,6 +276,7 @@ async def _role(
     registry: Registry,
     snapshots: Snapshots,
     relay: Relay,
+    resume: Callable[[SnapshotRoutes], None],
     readers: Mapping[tuple[str, ...], Reader],
 ) -> Role:
     me = Self(
@@ -284,7 +287,7 @@ async def _role(
         http=config.reached_at(config.listen.http),
     )
     if config.database:
-        return Together(config.database, me, db, changes, registry, snapshots, relay, readers)
+        return Together(config.database, me, db, changes, registry, snapshots, relay, resume, readers)
     return await Alone.open(db, me)
 
 

@@ -55,6 +55,17 @@ class SnapshotRoutes:
     def nodes(self) -> Iterable[pb.SnapshotNode]:
         return self._snapshot.nodes
 
+    def shares(self) -> dict[tuple[str, str, str], dict[str, float]]:
+        """By client region, model and objective: of the requests, what each node gets."""
+        nodes, models = self._snapshot.nodes, self._snapshot.models
+        return {
+            (table.region, models[route.model].name, route.objective): {
+                nodes[choice.node].id: choice.share for choice in route.choices if choice.share > 0
+            }
+            for table in self._snapshot.tables
+            for route in table.routes
+        }
+
     def knows(self, model: str) -> bool:
         """Whether there are routes for the model, if only empty ones."""
         return bool(self._regions) and any(known.name == model for known in self._snapshot.models)

@@ -40,7 +40,7 @@ Reader = Callable[[], Awaitable[None]]
 
 
 class Together:
-    """Implements `Role`. `readers` read what others may have written, by the names of the tables."""
+    """Implements `Role`."""
 
     def __init__(
         self,
@@ -51,14 +51,18 @@ class Together:
         registry: Registry,
         snapshots: Snapshots,
         relay: Relay,
+        resume: Callable[[SnapshotRoutes], None],
         readers: Mapping[tuple[str, ...], Reader],
     ) -> None:
+        """`resume` has the router go on from routes that another one decided; `readers` read what others may have
+        written, by the names of the tables."""
         self._me = me
         self._db = db
         self._changes = changes
         self._registry = registry
         self._snapshots = snapshots
         self._relay = relay
+        self._resume = resume
         self._leadership = Leadership(me.incarnation)
         self._election = Election(url, me, self._leadership, self._turned)
         self._heard = Changes(url, me.incarnation, self._read)
@@ -189,6 +193,8 @@ class Together:
             self._decide(term)
 
     def _decide(self, term: int) -> None:
+        if self._followed:
+            self._resume(self._followed)
         self._settled_term = term
         log.info("decides term=%d", term)
         self._changes.bump()

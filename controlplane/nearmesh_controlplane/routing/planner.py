@@ -8,7 +8,7 @@ never goes back.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -85,6 +85,11 @@ class Planner:
         self._held: dict[Key, dict[str, float]] = {}
         self._scarcity: dict[str, float] = {}
         self._planned_s = -math.inf
+
+    def resume(self, held: Mapping[Key, Mapping[str, float]], now_s: float) -> None:
+        """Goes on from shares that another planner had placed: what should move from there moves by the ramp."""
+        self._held = {key: dict(shares) for key, shares in held.items()}
+        self._planned_s = now_s
 
     def plan(self, facts: Facts, now_s: float, also: Iterable[Key] = ()) -> Plan:
         """The routes as of now: of every model under its own objective, and of what is asked for or in demand."""

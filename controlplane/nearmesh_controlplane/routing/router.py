@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from nearmesh.ids import node_server_name
 from nearmesh.routing import OBJECTIVES, Objective, Ranked, parse_objective
 from nearmesh.routing.table import Listener, RouteTable
+from nearmesh.snapshot import SnapshotRoutes
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.config import EndpointOverride
 from nearmesh_controlplane.generation import Generation
@@ -176,6 +177,12 @@ class Router:
             generation=planned.generation,
             demand_per_s=plan.facts.demand.get((row, model, wanted), 0.0),
         )
+
+    def resume(self, routes: SnapshotRoutes) -> None:
+        """Goes on from what another control plane decided."""
+        held = {(r, m, parse_objective(o)): shares for (r, m, o), shares in routes.shares().items()}
+        self._planner.resume(held, self._clock())
+        self._planned = None
 
     def _present(self, region: str) -> _Planned:
         known = self._planned
