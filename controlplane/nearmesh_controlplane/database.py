@@ -248,7 +248,10 @@ class Database:
         """
         if not self.shared:
             return await self.run(change, *args)
-        return await self.run(_fenced, self.term() if term is None else term, change, *args)
+        held = self.term() if term is None else term
+        if not held:
+            raise NotLeader("another control plane leads, or none does yet")
+        return await self.run(_fenced, held, change, *args)
 
     def _transaction(self, change: Callable[..., T], *args: Any) -> T:
         if self.shared:
@@ -275,7 +278,7 @@ def _fenced(connection: sa.Connection, term: int, change: Callable[..., T], *arg
     """Nobody else can become the leader between this look and the commit."""
     held = sa.select(leadership.c.term).where(leadership.c.term == term)
     if connection.execute(held.with_for_update(read=True, key_share=True)).one_or_none() is None:
-        raise NotLeader(f"this control plane does not lead (any more): term {term} is over")
+        raise NotLeader(f"another control plane leads: term {term} is over")
     return change(connection, *args)
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 from nearmesh_controlplane.config import EndpointOverride
+from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.routing import router as routers
 from nearmesh_controlplane.routing.router import Decision
+from nearmesh_controlplane.routing.snapshots import Snapshots
 
 from nearmesh.errors import NotFound
 from nearmesh.package import RoutePolicy
 from nearmesh.routing import HYSTERESIS
+from nearmesh.snapshot import SnapshotRoutes
 from nearmesh.v1 import node_pb2
 from tests.control_plane_state import LEASE_S, State, replica, state
 
@@ -87,6 +90,24 @@ async def test_the_present_choice_is_kept_for_each_region_and_objective_by_itsel
     assert order(mesh.router.decide("m", EUROPE, "cheapest"))[0] == "us"
     assert order(mesh.router.decide("m", EUROPE, "nearest"))[0] == "eu"
     assert why(mesh.router.decide("m", EUROPE), "eu") == "cheaper by under 6%, which does not move traffic"
+
+
+async def test_a_new_leader_goes_on_from_what_the_one_before_decided(mesh: State, tmp_path: Path) -> None:
+    measured(mesh)
+    await mesh.registry.set_price("us", 0.5)
+    assert order(mesh.router.decide("m", EUROPE))[0] == "us"
+    await mesh.registry.set_price("us", 1 + HYSTERESIS / 2)
+    authority = Authority.open("mesh", tmp_path / "authority")
+    snapshots = Snapshots(
+        authority, mesh.registry, mesh.catalog, mesh.router, mesh.residency, mesh.changes, 60.0, clock=mesh.clock
+    )
+    await snapshots.refresh()
+    gatherer = mesh.router._gatherer
+    new = routers.Router("mesh", mesh.registry, mesh.catalog, gatherer, mesh.changes, [], clock=mesh.clock)
+    assert order(new.decide("m", EUROPE))[0] == "eu", "without it there is a choice to make, and nothing to test"
+    new.resume(SnapshotRoutes(snapshots.present))
+    assert order(new.decide("m", EUROPE))[0] == "us"
+    assert order(new.decide("m", ASIA))[0] == "asia"
 
 
 async def test_a_policy_is_the_default_and_a_call_may_ask_otherwise(mesh: State) -> None:

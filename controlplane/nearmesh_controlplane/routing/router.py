@@ -182,7 +182,7 @@ class Router:
         """Goes on from what another control plane decided."""
         held = {(r, m, parse_objective(o)): shares for (r, m, o), shares in routes.shares().items()}
         self._planner.resume(held, self._clock())
-        self._planned = None
+        self._changes.bump()
 
     def _present(self, region: str) -> _Planned:
         known = self._planned

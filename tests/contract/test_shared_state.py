@@ -1,0 +1,193 @@
+"""Two control planes' memories over one database: each decides by what is written, not by what it saw last."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from nearmesh_controlplane.catalog.catalog import Catalog
+from nearmesh_controlplane.database import Database
+from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.peers import told
+from nearmesh_controlplane.prices.book import Prices
+from nearmesh_controlplane.prices.currencies import Currencies
+from nearmesh_controlplane.prices.feed import FeedState
+from nearmesh_controlplane.registry.authority import Authority
+from nearmesh_controlplane.registry.nodes import Registry, Sighting
+from nearmesh_controlplane.routing.residency import ResidencyRules
+
+from nearmesh.errors import AlreadyExists, ConfigError, InvalidInput, NotLeader
+from nearmesh.oci import digest_bytes
+from nearmesh.package import RoutePolicy
+from nearmesh.v1 import node_pb2
+from tests.control_plane_state import LEASE_S, Clock, State, digest_of, manifest, replica, stored
+from tests.postgres import Postgres
+
+
+@dataclass
+class Memory:
+    """What one control plane holds."""
+
+    db: Database
+    clock: Clock
+    registry: Registry
+    catalog: Catalog
+    prices: Prices
+    residency: ResidencyRules
+
+    @classmethod
+    async def of(cls, url: str) -> Memory:
+        db, clock, changes = Database.at(url), Clock(), Generation()
+        prices = Prices(db, changes, Currencies({}), FeedState())
+        found = cls(
+            db, clock, Registry(db, changes, LEASE_S, clock), Catalog(db, changes), prices, ResidencyRules(db, changes)
+        )
+        await found.registry.restore()
+        await found.refresh()
+        return found
+
+    async def refresh(self) -> None:
+        """As when it was told of what the other one wrote."""
+        await self.registry.refresh()
+        await self.catalog.restore()
+        await self.prices.restore()
+        await self.residency.restore()
+
+    async def publish(self, model: str, version: str = "1") -> None:
+        await self.catalog.add(manifest(model, version), digest_of(model, version), RoutePolicy(), stored)
+
+
+@pytest.fixture
+async def two(database_server: Postgres) -> AsyncIterator[tuple[Memory, Memory]]:
+    url = database_server.new_database()
+    async with AsyncExitStack() as stack:
+        found = [await Memory.of(url) for _ in range(2)]
+        for memory in found:
+            stack.callback(memory.db.close)
+        one, other = found
+        await _join(one, "n")
+        await one.publish("m")
+        await other.refresh()
+        yield one, other
+
+
+async def _join(memory: Memory, name: str) -> None:
+    await State.join(memory, name)  # type: ignore[arg-type]
+
+
+async def test_a_price_set_back_to_what_the_other_one_still_believes_is_written(two: tuple[Memory, Memory]) -> None:
+    one, other = two
+    await one.registry.set_price("n", 1.0)
+    await other.refresh()
+    await one.registry.set_price("n", 2.0)
+    # The other one has not heard of 2, and is told 1, which to it is no change.
+    assert (await other.registry.set_price("n", 1.0)).usd_per_hour == 1.0
+    await one.refresh()
+    assert one.registry.get("n").usd_per_hour == 1.0
+
+
+async def test_two_who_change_different_things_of_one_node_keep_both(two: tuple[Memory, Memory]) -> None:
+    one, other = two
+    await one.registry.set_price("n", 2.0)
+    drained = await other.registry.drain("n", undo=False)
+    assert (drained.draining, drained.usd_per_hour) == (True, 2.0)
+    assert (await one.registry.cordon("n", undo=False)).draining
+
+
+async def test_two_who_change_different_things_of_one_policy_keep_both(two: tuple[Memory, Memory]) -> None:
+    one, other = two
+    await one.catalog.set_policy("m", "nearest", 0.0)
+    policy = await other.catalog.set_policy("m", "", 70.0)
+    assert (policy.objective, policy.deadline_ms) == ("nearest", 70.0)
+
+
+async def test_rules_and_transfer_prices_are_written_whatever_was_believed(two: tuple[Memory, Memory]) -> None:
+    one, other = two
+    for memory, regions, usd in ((one, ["us-east1"], 0.1), (other, ["us-west1"], 0.2), (one, ["us-east1"], 0.1)):
+        await memory.residency.set("europe-west1", regions)
+        await memory.prices.set_transfer("us-east1", "*", usd)
+    await other.refresh()
+    assert other.residency.allowed("europe-west1") == {"us-east1"}
+    assert other.prices.transfer_usd_per_gb("us-east1", "us-west1") == 0.1
+
+
+async def test_of_two_who_publish_one_name_the_first_wins(two: tuple[Memory, Memory]) -> None:
+    one, other = two
+    await one.publish("x")
+    # The same bytes are the same version, whoever was first.
+    await other.publish("x")
+    assert [v.digest for v in other.catalog.versions("x")] == [digest_of("x", "1")]
+    await one.publish("y")
+    with pytest.raises(AlreadyExists, match="y@1 is published with other contents"):
+        await other.catalog.add(manifest("y", "1"), digest_bytes(b"else"), RoutePolicy(), stored)
+    assert [v.digest for v in other.catalog.versions("y")] == [digest_of("y", "1")]
+
+
+async def test_a_rollback_goes_back_from_what_was_deployed_last_wherever_that_was(two: tuple[Memory, Memory]) -> None:
+    one, other = two
+    for version in "23":
+        await one.publish("m", version)
+    await other.refresh()
+    await one.catalog.deploy("m", "1", (), "me")
+    await other.catalog.deploy("m", "2", (), "me")
+    await one.catalog.deploy("m", "3", (), "me")
+    # By its own memory the last one was 2.
+    assert (await other.catalog.rollback("m", "me")).version == "2"
+    await one.refresh()
+    assert [d.version for d in one.catalog.deployments("m")] == ["2", "3", "2", "1"]
+
+
+async def test_a_deployment_is_known_once_though_it_was_read_meanwhile(two: tuple[Memory, Memory]) -> None:
+    one, _ = two
+    await one.catalog.deploy("m", "1", (), "me")
+    await one.refresh()
+    await one.catalog.deploy("m", "1", (), "me")
+    assert len(one.catalog.deployments("m")) == 2
+
+
+# Who leads and who does not
+
+
+async def test_what_nodes_report_is_written_by_the_leader_alone(two: tuple[Memory, Memory]) -> None:
+    one, other = two
+    hello = node_pb2.NodeHello(public_address="n:8001", usd_per_hour=3.0)
+    with pytest.raises(NotLeader):
+        await one.registry.hello("n", hello)
+    one.registry.session_opened("n")
+    with pytest.raises(NotLeader):
+        await one.registry.status("n", node_pb2.NodeStatus(replicas=[replica()]))
+    await other.refresh()
+    assert (other.registry.get("n").public_address, dict(other.registry.replicas("n"))) == ("", {})
+
+
+async def test_presence_is_what_the_leader_says_until_one_leads_oneself(two: tuple[Memory, Memory]) -> None:
+    one, other = two
+    one.registry.session_opened("n")
+    other.registry.follow(one.registry.sightings())
+    assert (other.registry.presence("n"), other.registry.last_seen_s("n")) == (
+        "live",
+        one.registry.last_seen_s("n"),
+    )
+    other.registry.follow({"n": Sighting("suspect", 5.0)})
+    assert (other.registry.presence("n"), other.registry.last_seen_s("n")) == ("suspect", 5.0)
+    await other.registry.restore()
+    # It serves nothing that anybody has written down, so it is not missed.
+    assert other.registry.presence("n") == "gone"
+
+
+async def test_others_keys_are_refused(two: tuple[Memory, Memory], tmp_path: Path) -> None:
+    one, other = two
+    keys = [Authority.open("mesh", tmp_path / name).public for name in ("one", "other")]
+    await one.db.run(told.check_authority, keys[0])
+    await other.db.run(told.check_authority, keys[0])
+    with pytest.raises(ConfigError, match="other keys"):
+        await other.db.run(told.check_authority, keys[1])
+
+
+async def test_a_bad_request_is_refused_as_before(two: tuple[Memory, Memory]) -> None:
+    one, _ = two
+    with pytest.raises(InvalidInput):
+        await one.catalog.set_policy("m", "best", 0.0)
