@@ -7,6 +7,7 @@ each region, since a gRPC bootstrap is per process.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import grpc
 
+from nearmesh import addresses
 from nearmesh.client.bootstrap import read_bootstrap
 from nearmesh.devmesh.samples import (
     Sample,
@@ -113,17 +115,31 @@ class _Asking:
 
 
 def _explainer(bootstrap: Path, region: str, objective: str) -> Explain:
-    """Asks the control plane for the price of a node and why it was, or was not, the choice."""
+    """Asks for the price of a node and why it was, or was not, the choice: the control plane, and without it a node."""
     settings = read_bootstrap(bootstrap)
-    channel = grpc.secure_channel(settings.control_plane, grpc.ssl_channel_credentials(settings.ca_pem))
-    stub = route_pb2_grpc.RouteServiceStub(channel)
+    credentials = grpc.ssl_channel_credentials(settings.ca_pem)
+    metadata = [("authorization", f"Bearer {settings.token}")]
+    servers = [*addresses.several(settings.control_plane), *settings.fallbacks]
 
     def explain(model: str, node: str) -> tuple[float, str]:
         request = route_pb2.ResolveRequest(model=model, region=region, objective=objective)
-        metadata = [("authorization", f"Bearer {settings.token}")]
-        route = stub.Explain(request, metadata=metadata, timeout=TIMEOUT_S)
-        found = next(candidate for candidate in route.candidates if candidate.node == node)
-        return found.usd_per_1000, found.why
+        route = asked(request)
+        found = (candidate for candidate in route.candidates if candidate.node == node)
+        return next(((one.usd_per_1000, one.why) for one in found), (math.nan, "not among the routes that are known"))
+
+    def asked(request: route_pb2.ResolveRequest) -> route_pb2.Route:
+        for server in list(servers):
+            with grpc.secure_channel(server, credentials) as channel:
+                stub = route_pb2_grpc.RouteServiceStub(channel)
+                try:
+                    found: route_pb2.Route = stub.Explain(request, metadata=metadata, timeout=TIMEOUT_S)
+                    return found
+                except grpc.RpcError as error:
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE or server == servers[-1]:
+                        raise
+                    # Asked last from now on.
+                    servers.append(servers.pop(servers.index(server)))
+        raise AssertionError("a bootstrap file names a server")
 
     return explain
 

@@ -61,11 +61,12 @@ class SnapshotFollower:
         connect: Connect,
         metadata: Callable[[], Sequence[tuple[str, str]]] = tuple,
         on_taken: Callable[[], None] = lambda: None,
-        on_failed: Callable[[Peer], object] = lambda peer: None,
+        on_failed: Callable[[Peer], bool] = lambda peer: True,
     ) -> None:
         """`region` is that of a client; "" asks for all. `peers`, the best first, are asked for at each need.
 
-        `control_plane` too: of several, the one to ask now; `on_failed` is told that it did not answer.
+        `control_plane` too: of several, the one to ask now; `on_failed` hears that it did not answer, and says whether
+        none did.
         """
         self._keeper = keeper
         self._request = route_pb2.WatchSnapshotRequest(region=region)
@@ -102,8 +103,8 @@ class SnapshotFollower:
             finally:
                 self.with_control_plane.clear()
                 self._alone.set()
-            self._on_failed(control_plane)
-            await asyncio.sleep(backoff.next_s())
+            if self._on_failed(control_plane):
+                await asyncio.sleep(backoff.next_s())
 
     async def _follow_peers(self) -> None:
         backoff = Backoff(_FIRST_RETRY_S, _MAX_RETRY_S)

@@ -8,7 +8,7 @@ from nearmesh.devmesh.mesh import LocalMesh
 from nearmesh.devmesh.plan import MODELS, REGIONS, site_of
 from nearmesh.devmesh.tour import tour
 from nearmesh.devmesh.wan.control import ControlClient
-from tests.faults import departures, scenarios
+from tests.faults import departures, islands, scenarios
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
 
@@ -48,6 +48,10 @@ async def test_p1_a_killed_node_costs_no_error(mesh: LocalMesh, model: str) -> N
 
 async def test_p2_p3_inference_goes_on_without_the_control_plane_and_it_forgets_nothing(mesh: LocalMesh) -> None:
     await scenarios.killed_control_plane(mesh, "europe-west1", seconds=8.0)
+
+
+async def test_p2_who_starts_without_the_control_plane_finds_every_model_from_everywhere(mesh: LocalMesh) -> None:
+    await islands.started_without_control_plane(mesh)
 
 
 async def test_a_sequence_ends_with_sequence_lost_when_its_node_is_killed(mesh: LocalMesh) -> None:

@@ -82,8 +82,12 @@ class Setting:
             peers=lambda: [peer for peer in servers if peer is not CONTROL_PLANE],
             connect=lambda peer: Channel(servers[peer]),  # type: ignore[arg-type,return-value]
             on_taken=self.taken.set,
-            on_failed=self.failed.append,
+            on_failed=self._failed,
         )
+
+    def _failed(self, peer: Peer) -> bool:
+        self.failed.append(peer)
+        return True
 
     def signed(self, generation: int = 5) -> pb.SignedSnapshot:
         return sealed(snapshot(generation=generation), self.authority.key)
