@@ -121,7 +121,7 @@ class PeerSample(_message.Message):
     def __init__(self, node: _Optional[str] = ..., network_ms: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("model", "digest", "state", "detail", "variant", "service_ms_p50", "service_ms_p95", "inferences_per_second", "in_flight", "cold", "load_ms", "waiting", "service_ms_quantiles", "queue_ms_quantiles", "answered", "failed")
+    __slots__ = ("model", "digest", "state", "detail", "variant", "service_ms_p50", "service_ms_p95", "inferences_per_second", "in_flight", "cold", "load_ms", "waiting", "service_ms_quantiles", "queue_ms_quantiles", "answered", "failed", "bytes_in", "bytes_out")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +138,8 @@ class ReplicaStatus(_message.Message):
     QUEUE_MS_QUANTILES_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_IN_FIELD_NUMBER: _ClassVar[int]
+    BYTES_OUT_FIELD_NUMBER: _ClassVar[int]
     model: str
     digest: str
     state: ReplicaState
@@ -154,7 +156,9 @@ class ReplicaStatus(_message.Message):
     queue_ms_quantiles: _containers.RepeatedScalarFieldContainer[float]
     answered: int
     failed: int
-    def __init__(self, model: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., detail: _Optional[str] = ..., variant: _Optional[str] = ..., service_ms_p50: _Optional[float] = ..., service_ms_p95: _Optional[float] = ..., inferences_per_second: _Optional[float] = ..., in_flight: _Optional[int] = ..., cold: _Optional[bool] = ..., load_ms: _Optional[float] = ..., waiting: _Optional[int] = ..., service_ms_quantiles: _Optional[_Iterable[float]] = ..., queue_ms_quantiles: _Optional[_Iterable[float]] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ...) -> None: ...
+    bytes_in: int
+    bytes_out: int
+    def __init__(self, model: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., detail: _Optional[str] = ..., variant: _Optional[str] = ..., service_ms_p50: _Optional[float] = ..., service_ms_p95: _Optional[float] = ..., inferences_per_second: _Optional[float] = ..., in_flight: _Optional[int] = ..., cold: _Optional[bool] = ..., load_ms: _Optional[float] = ..., waiting: _Optional[int] = ..., service_ms_quantiles: _Optional[_Iterable[float]] = ..., queue_ms_quantiles: _Optional[_Iterable[float]] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ..., bytes_in: _Optional[int] = ..., bytes_out: _Optional[int] = ...) -> None: ...
 
 class WantedState(_message.Message):
     __slots__ = ("generation", "versions", "removed_nodes", "drain", "jwks_json", "registry_url", "withdrawn", "control_planes", "peers")

@@ -113,7 +113,7 @@ class ReportLatencyRequest(_message.Message):
     def __init__(self, region: _Optional[str] = ..., samples: _Optional[_Iterable[_Union[LatencySample, _Mapping]]] = ..., calls: _Optional[_Iterable[_Union[CallReport, _Mapping]]] = ...) -> None: ...
 
 class CallReport(_message.Message):
-    __slots__ = ("model", "node", "objective", "answered", "failed", "within_p50", "within_p95", "within_p99", "total_ms", "predicted_ms", "late")
+    __slots__ = ("model", "node", "objective", "answered", "failed", "within_p50", "within_p95", "within_p99", "total_ms", "predicted_ms", "late", "compared")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +125,7 @@ class CallReport(_message.Message):
     TOTAL_MS_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_MS_FIELD_NUMBER: _ClassVar[int]
     LATE_FIELD_NUMBER: _ClassVar[int]
+    COMPARED_FIELD_NUMBER: _ClassVar[int]
     model: str
     node: str
     objective: str
@@ -136,7 +137,8 @@ class CallReport(_message.Message):
     total_ms: float
     predicted_ms: float
     late: int
-    def __init__(self, model: _Optional[str] = ..., node: _Optional[str] = ..., objective: _Optional[str] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ..., within_p50: _Optional[int] = ..., within_p95: _Optional[int] = ..., within_p99: _Optional[int] = ..., total_ms: _Optional[float] = ..., predicted_ms: _Optional[float] = ..., late: _Optional[int] = ...) -> None: ...
+    compared: int
+    def __init__(self, model: _Optional[str] = ..., node: _Optional[str] = ..., objective: _Optional[str] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ..., within_p50: _Optional[int] = ..., within_p95: _Optional[int] = ..., within_p99: _Optional[int] = ..., total_ms: _Optional[float] = ..., predicted_ms: _Optional[float] = ..., late: _Optional[int] = ..., compared: _Optional[int] = ...) -> None: ...
 
 class LatencySample(_message.Message):
     __slots__ = ("node", "network_ms")
@@ -179,6 +181,46 @@ class Latency(_message.Message):
     address: str
     server_name: str
     def __init__(self, region: _Optional[str] = ..., node: _Optional[str] = ..., network_ms_p50: _Optional[float] = ..., network_ms_p95: _Optional[float] = ..., measured: _Optional[bool] = ..., address: _Optional[str] = ..., server_name: _Optional[str] = ...) -> None: ...
+
+class ListAccuracyRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class ListAccuracyResponse(_message.Message):
+    __slots__ = ("accuracy",)
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    accuracy: _containers.RepeatedCompositeFieldContainer[Accuracy]
+    def __init__(self, accuracy: _Optional[_Iterable[_Union[Accuracy, _Mapping]]] = ...) -> None: ...
+
+class Accuracy(_message.Message):
+    __slots__ = ("region", "model", "objective", "reporter", "answered", "failed", "compared", "late", "within_p50", "within_p95", "within_p99", "actual_over_predicted")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    REPORTER_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    COMPARED_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_P50_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_P95_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_P99_FIELD_NUMBER: _ClassVar[int]
+    ACTUAL_OVER_PREDICTED_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    model: str
+    objective: str
+    reporter: str
+    answered: float
+    failed: float
+    compared: float
+    late: float
+    within_p50: float
+    within_p95: float
+    within_p99: float
+    actual_over_predicted: float
+    def __init__(self, region: _Optional[str] = ..., model: _Optional[str] = ..., objective: _Optional[str] = ..., reporter: _Optional[str] = ..., answered: _Optional[float] = ..., failed: _Optional[float] = ..., compared: _Optional[float] = ..., late: _Optional[float] = ..., within_p50: _Optional[float] = ..., within_p95: _Optional[float] = ..., within_p99: _Optional[float] = ..., actual_over_predicted: _Optional[float] = ...) -> None: ...
 
 class WatchSnapshotRequest(_message.Message):
     __slots__ = ("region",)

@@ -64,6 +64,11 @@ class RouteServiceStub:
                 request_serializer=nearmesh_dot_v1_dot_route__pb2.WatchSnapshotRequest.SerializeToString,
                 response_deserializer=nearmesh_dot_v1_dot_route__pb2.SignedSnapshot.FromString,
                 _registered_method=True)
+        self.ListAccuracy = channel.unary_unary(
+                '/nearmesh.v1.RouteService/ListAccuracy',
+                request_serializer=nearmesh_dot_v1_dot_route__pb2.ListAccuracyRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_route__pb2.ListAccuracyResponse.FromString,
+                _registered_method=True)
 
 
 class RouteServiceServicer:
@@ -111,6 +116,13 @@ class RouteServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAccuracy(self, request, context):
+        """How right the predictions were for the calls of late, by client region, model, objective and who says so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouteServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -143,6 +155,11 @@ def add_RouteServiceServicer_to_server(servicer, server):
                     servicer.WatchSnapshot,
                     request_deserializer=nearmesh_dot_v1_dot_route__pb2.WatchSnapshotRequest.FromString,
                     response_serializer=nearmesh_dot_v1_dot_route__pb2.SignedSnapshot.SerializeToString,
+            ),
+            'ListAccuracy': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAccuracy,
+                    request_deserializer=nearmesh_dot_v1_dot_route__pb2.ListAccuracyRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_route__pb2.ListAccuracyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -307,6 +324,33 @@ class RouteService:
             '/nearmesh.v1.RouteService/WatchSnapshot',
             nearmesh_dot_v1_dot_route__pb2.WatchSnapshotRequest.SerializeToString,
             nearmesh_dot_v1_dot_route__pb2.SignedSnapshot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAccuracy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.RouteService/ListAccuracy',
+            nearmesh_dot_v1_dot_route__pb2.ListAccuracyRequest.SerializeToString,
+            nearmesh_dot_v1_dot_route__pb2.ListAccuracyResponse.FromString,
             options,
             channel_credentials,
             insecure,
