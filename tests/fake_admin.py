@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from nearmesh.cli.main import main
 from nearmesh.cli.place import Place
 from nearmesh.errors import InvalidInput, NotFound
+from nearmesh.routing.times import Times, sum_of
 from nearmesh.snapshot import SnapshotRoutes
 from nearmesh.v1 import admin_pb2, catalog_pb2, node_pb2, route_pb2
 from tests.snapshots import snapshot
@@ -35,6 +36,17 @@ class FakeAdmin:
         self.price_list = prices()
         self.rules = [admin_pb2.Residency(client_region="europe-west1", regions=["europe-west1", "europe-west4"])]
         self.replica_list = [replica("node-a", node_pb2.REPLICA_STATE_READY)]
+        self.expires_at_s = 0.0
+        self.candidates = [
+            candidate("node-a", True, 0.0000228, "nearest: 10.0 ms round trip", share=1.0),
+            candidate("node-b", False, 0.0, "not ready: gone"),
+        ]
+        self.accuracy_list = [
+            accuracy("us-east1", "clients", answered=1240.4),
+            accuracy("us-east1", "gateway", answered=30, compared=0),
+            accuracy("europe-west1", "clients", answered=9),
+        ]
+        self.accuracy_error: Exception | None = None
 
     async def __aenter__(self) -> FakeAdmin:
         if self.error:
@@ -117,19 +129,34 @@ class FakeAdmin:
     async def rollback(self, name: str) -> catalog_pb2.Deployment:
         raise InvalidInput(f"{name!r} has been deployed in one version only (1)")
 
-    async def explain(self, name: str, region: str, *, objective: str = "", site: str = "") -> route_pb2.Route:
+    async def explain(
+        self,
+        name: str,
+        region: str = "",
+        *,
+        objective: str = "",
+        site: str = "",
+        latitude: float | None = None,
+        longitude: float | None = None,
+    ) -> route_pb2.Route:
+        self.done.append(("explain", name, region, site, latitude, longitude))
         return route_pb2.Route(
             model=name,
             version="1",
             digest=DIGEST,
-            region=region,
+            region=region or "europe-west1",
             objective=objective or "nearest",
             deadline_ms=300,
-            candidates=[
-                candidate("node-a", True, 0.0000228, "nearest: 10.0 ms round trip"),
-                candidate("node-b", False, 0.0, "not ready: gone"),
-            ],
+            generation=7,
+            demand_per_s=12.3,
+            expires_at_s=self.expires_at_s,
+            candidates=self.candidates,
         )
+
+    async def accuracy(self, name: str = "") -> list[route_pb2.Accuracy]:
+        if self.accuracy_error:
+            raise self.accuracy_error
+        return [row for row in self.accuracy_list if name in ("", row.model)]
 
     async def snapshot(self, region: str) -> SnapshotRoutes:
         if self.error:
@@ -210,19 +237,38 @@ def deployment(name: str, sites: tuple[str, ...] = ()) -> catalog_pb2.Deployment
     return catalog_pb2.Deployment(model=name, version="1", digest=DIGEST, sites=sites, created_at_s=1, actor="me")
 
 
-def candidate(name: str, ready: bool, price: float, why: str) -> route_pb2.Candidate:
+def candidate(name: str, ready: bool, price: float, why: str, **more: Any) -> route_pb2.Candidate:
     """As the router makes them: of a node that is not ready it knows neither time nor price."""
-    return route_pb2.Candidate(
-        node=name,
-        site=f"site-{name}",
-        region="europe-west1",
-        ready=ready,
-        network_ms_p95=12.0,
-        service_ms_p50=20.0 if ready else math.nan,
-        service_ms_p95=30.5 if ready else math.inf,
-        usd_per_1000=price if ready else math.inf,
-        in_time=ready,
-        why=why,
+    network, service = Times.spread(10.0, 12.0), Times.spread(20.0, 30.5)
+    total = sum_of(network, service)
+    values: dict[str, Any] = {
+        "node": name,
+        "site": f"site-{name}",
+        "region": "europe-west1",
+        "ready": ready,
+        "network_ms_p50": network.p50_ms,
+        "network_ms_p95": network.p95_ms,
+        "network_ms_quantiles": network.ms,
+        "service_ms_p50": 20.0 if ready else math.nan,
+        "service_ms_p95": 30.5 if ready else math.inf,
+        "usd_per_1000": price if ready else math.inf,
+        "in_time": ready,
+        "why": why,
+    }
+    if ready:
+        values |= {"total_ms_p50": total.p50_ms, "total_ms_p95": total.p95_ms, "total_ms_p99": total.p99_ms}
+        values |= {"service_ms_quantiles": service.ms, "p_in_time": 0.9987}
+    return route_pb2.Candidate(**(values | more))
+
+
+def accuracy(region: str, reporter: str, **more: Any) -> route_pb2.Accuracy:
+    values = {"failed": 2.0, "compared": 9.0, "late": 0.01, "within_p50": 0.51, "within_p95": 0.96, "within_p99": 0.99}
+    return route_pb2.Accuracy(
+        region=region,
+        model="digits",
+        objective="nearest",
+        reporter=reporter,
+        **(values | {"actual_over_predicted": 1.04} | more),
     )
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearmesh.cli.output import Number, ms, print_facts, print_json, print_table
+from nearmesh.cli.output import Number, ms, percent, print_facts, print_json, print_table
 from nearmesh.cli.route import objective_option
+from nearmesh.cli.route_tables import terms
 from nearmesh.cli.session import Session, json_option, pass_session
 from nearmesh.routing import format_usd
 
@@ -220,32 +221,45 @@ def _print(request: Request, result: Result, labels: Sequence[str]) -> None:
         click.echo(describe(name, array, labels))
     click.echo()
     node = f"{receipt.node} at {receipt.site}, {receipt.region}"
+    expected = f"{percent(receipt.prediction.p_in_time, digits=1)} were expected"
     facts = [
         ("model", f"{answer.model}@{answer.version}, {receipt.variant}"),
         ("answered by", f"{node}, for a client in {request.region}"),
-        ("price", f"{format_usd(receipt.usd_per_1000)} USD per 1,000"),
+        ("objective", f"{result.route['objective']}, decision no. {result.route['generation']}"),
+        ("price", _price(receipt.usd_per_1000, result, receipt.node)),
         ("why", receipt.why),
-        ("in time", f"{receipt.prediction.p_in_time:.1%} were expected within {ms(result.route['deadline_ms'])} ms"),
+        ("placed here", f"{percent(receipt.share)} of the requests from {request.region}"),
+        ("in time", f"{expected} within {ms(result.route['deadline_ms'])} ms"),
         *_others(result),
+        ("hedged", "yes, the first node was slow and a second one was asked" if receipt.hedged else "no"),
         *(("failed", f"{a.node} after {ms(a.ms)} ms: {a.error}") for a in receipt.attempts if a.error),
     ]
     print_facts(facts)
     click.echo()
-    print_table(("time, ms", Number("predicted p50"), Number("predicted p95"), Number("actual")), _times(receipt))
+    levels = [Number(f"predicted {level}") for level in ("p50", "p95", "p99")]
+    print_table(("time, ms", *levels, Number("actual")), _times(receipt))
+
+
+def _price(usd_per_1000: float, result: Result, node: str) -> str:
+    said = next((terms(c) for c in result.route["candidates"] if c["node"] == node), "")
+    return f"{format_usd(usd_per_1000)} USD per 1,000{said and f' ({said})'}"
 
 
 def _others(result: Result) -> list[tuple[str, str]]:
-    """The next best node, with the reason why it was not the best."""
+    """The next best node, with its price and the reason why it was not the best."""
     others = [c for c in result.route["candidates"] if c["node"] != result.answer.receipt.node and c["ready"]]
-    return [("runner-up", f"{others[0]['node']}: {others[0]['why']}")] if others else []
+    if not others:
+        return []
+    next_best = others[0]
+    price = _price(next_best["usd_per_1000"], result, next_best["node"])
+    return [("runner-up", f"{next_best['node']}, {price}: {next_best['why']}")]
 
 
-def _times(receipt: Receipt) -> list[tuple[str, str, str, str]]:
+def _times(receipt: Receipt) -> list[tuple[str, ...]]:
     """What was expected of the node that answered as the choice was made, beside what happened."""
     told = receipt.prediction
-    on_node = receipt.queue_ms + receipt.compute_ms
-    return [
-        ("network", ms(told.network_ms_p50), ms(told.network_ms_p95), ms(receipt.network_ms)),
-        ("on the node", ms(told.service_ms_p50), ms(told.service_ms_p95), ms(on_node)),
-        ("total", ms(told.total_ms_p50), ms(told.total_ms_p95), ms(receipt.total_ms)),
-    ]
+    network = (told.network_ms_p50, told.network_ms_p95, told.network_ms_p99, receipt.network_ms)
+    service = (told.service_ms_p50, told.service_ms_p95, told.service_ms_p99, receipt.queue_ms + receipt.compute_ms)
+    total = (told.total_ms_p50, told.total_ms_p95, told.total_ms_p99, receipt.total_ms)
+    rows = (("network", network), ("on the node", service), ("total", total))
+    return [(name, *map(ms, times)) for name, times in rows]

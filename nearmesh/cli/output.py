@@ -84,6 +84,11 @@ def ms(value: float) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
+def percent(share: float, *, digits: int = 0) -> str:
+    """A share of 1."""
+    return f"{100 * share:.{digits}f} %"
+
+
 def size(size_bytes: int) -> str:
     """Bytes in the unit that leaves one to three digits before the point."""
     value, unit = float(size_bytes), "B"

@@ -5,6 +5,7 @@ The names are a promise to programs: they are added to, never changed.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from nearmesh.v1 import admin_pb2, catalog_pb2, node_pb2, route_pb2
@@ -186,11 +187,16 @@ def route(message: route_pb2.Route) -> Record:
         "client_region": message.region,
         "objective": message.objective,
         "deadline_ms": message.deadline_ms,
+        "generation": message.generation,
+        "demand_per_s": message.demand_per_s,
+        "expires_at_s": message.expires_at_s,
         "candidates": [candidate(found) for found in message.candidates],
     }
 
 
 def candidate(message: route_pb2.Candidate) -> Record:
+    # Of a node that does not serve the model there is nothing to be expected.
+    served = bool(message.service_ms_quantiles)
     return {
         "node": message.node,
         "site": message.site,
@@ -202,11 +208,37 @@ def candidate(message: route_pb2.Candidate) -> Record:
         "network_measured": message.network_measured,
         "service_ms_p50": message.service_ms_p50,
         "service_ms_p95": message.service_ms_p95,
-        "total_ms_p95": message.network_ms_p95 + message.service_ms_p95,
+        "total_ms_p50": message.total_ms_p50 if served else math.inf,
+        "total_ms_p95": message.total_ms_p95 if served else math.inf,
+        "total_ms_p99": message.total_ms_p99 if served else math.inf,
+        "network_ms_quantiles": list(message.network_ms_quantiles),
+        "service_ms_quantiles": list(message.service_ms_quantiles),
         "usd_per_hour": message.usd_per_hour,
         "usd_per_1000": message.usd_per_1000,
+        "transfer_usd_per_1000": message.transfer_usd_per_1000,
+        "spot": message.spot,
+        "share": message.share,
+        "utilization": message.utilization,
+        "p_in_time": message.p_in_time,
         "in_time": message.in_time,
         "why": message.why,
+    }
+
+
+def accuracy(message: route_pb2.Accuracy) -> Record:
+    return {
+        "client_region": message.region,
+        "model": message.model,
+        "objective": message.objective,
+        "reporter": message.reporter,
+        "answered": message.answered,
+        "failed": message.failed,
+        "compared": message.compared,
+        "late": message.late,
+        "within_p50": message.within_p50,
+        "within_p95": message.within_p95,
+        "within_p99": message.within_p99,
+        "actual_over_predicted": message.actual_over_predicted,
     }
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from nearmesh.cli.output import NOTHING, Number, console, ms, note, print_json, print_table
+from nearmesh.cli.locality import Locality, LocalityType
+from nearmesh.cli.output import NOTHING, ms, note, percent, print_json, print_table
+from nearmesh.cli.route_tables import LEAST_SHARE, print_accuracy, print_explanation
 from nearmesh.cli.session import Session, json_option, pass_session
 from nearmesh.routing import OBJECTIVES, format_usd
 
@@ -17,19 +19,6 @@ if TYPE_CHECKING:
     from nearmesh.client.admin import AdminClient
 
 T = TypeVar("T")
-
-CANDIDATE_COLUMNS = (
-    "node",
-    "site",
-    "region",
-    "ready",
-    Number("network p95, ms"),
-    Number("service p95, ms"),
-    Number("total p95, ms"),
-    Number("USD per 1,000"),
-    "in time",
-    "why",
-)
 
 objective_option = click.option("--objective", type=click.Choice(OBJECTIVES), help="Instead of the model's own.")
 
@@ -76,52 +65,101 @@ async def choice(admin: AdminClient, model: str, region: str, objective: str = "
     from nearmesh.cli import records
 
     found = records.route(await admin.explain(model, region, objective=objective))
-    first = next((candidate for candidate in found["candidates"] if candidate["ready"]), None)
+    ready = [candidate for candidate in found["candidates"] if candidate["ready"]]
+    first = ready[0] if ready else None
     keys = ("node", "site", "region", "total_ms_p95", "usd_per_1000", "in_time", "why")
     chosen = {key: first[key] if first else None for key in keys}
-    return {"model": model, "client_region": region, "objective": found["objective"], **chosen}
+    placed = [candidate for candidate in ready if candidate["share"] >= LEAST_SHARE] or ready[:1]
+    shares = [{key: one[key] for key in ("node", "share", *keys[3:6])} for one in placed]
+    place = {"model": model, "client_region": region, "objective": found["objective"]}
+    return {**place, "demand_per_s": found["demand_per_s"], **chosen, "shares": shares}
 
 
 def _cell(chosen: Record) -> str:
     if chosen["node"] is None:
         return NOTHING
-    late = "" if chosen["in_time"] else ", late"
-    return f"{chosen['node']} ({ms(chosen['total_ms_p95'])} ms{late}, {format_usd(chosen['usd_per_1000'])})"
+    alone = len(chosen["shares"]) == 1
+    return ", ".join(_part(one, "" if alone else f" {percent(one['share'])}") for one in chosen["shares"])
+
+
+def _part(one: Record, share: str) -> str:
+    late = "" if one["in_time"] else ", late"
+    return f"{one['node']}{share} ({ms(one['total_ms_p95'])} ms{late}, {format_usd(one['usd_per_1000'])})"
 
 
 @route.command()
-@click.option("--from", "region", required=True, metavar="REGION", help="Where the client is.")
+@click.option(
+    "--from",
+    "locality",
+    required=True,
+    type=LocalityType(),
+    metavar="LOCALITY",
+    help="Where the client is: REGION, REGION/SITE, or LATITUDE,LONGITUDE in degrees.",
+)
 @click.option("--model", required=True)
 @objective_option
 @json_option
 @pass_session
-def explain(session: Session, region: str, model: str, objective: str | None, as_json: bool) -> None:
+def explain(session: Session, locality: Locality, model: str, objective: str | None, as_json: bool) -> None:
     """Why a node won, and the others lost.
 
-    Every node of the mesh as a client of one region sees it, the choice first.
+    What the decision was made by, what every node was expected to do for a client there, what it costs, and how right
+    such predictions were of late. The choice is first.
+    """
+    found = session.ask(lambda admin: _explained(admin, locality, model, objective or ""))
+    if as_json:
+        print_json(found)
+    else:
+        print_explanation(found, str(locality))
+
+
+async def _explained(admin: AdminClient, locality: Locality, model: str, objective: str) -> Record:
+    from nearmesh.cli import records
+
+    message = await admin.explain(
+        model,
+        locality.region,
+        objective=objective,
+        site=locality.site,
+        latitude=locality.latitude,
+        longitude=locality.longitude,
+    )
+    found = records.route(message)
+    rows = await _accuracy(admin, model)
+    where = (found["client_region"], found["objective"])
+    found["accuracy"] = [row for row in rows if (row["client_region"], row["objective"]) == where]
+    return found
+
+
+async def _accuracy(admin: AdminClient, model: str) -> list[Record]:
+    """None where nobody counts: a node that explains from its snapshot, or a control plane that does not lead."""
+    from nearmesh.cli import records
+    from nearmesh.errors import NotLeader, Unsupported
+
+    try:
+        return [records.accuracy(found) for found in await admin.accuracy(model)]
+    except (NotLeader, Unsupported):
+        return []
+
+
+@route.command()
+@click.argument("model", metavar="MODEL", required=False)
+@json_option
+@pass_session
+def accuracy(session: Session, model: str | None, as_json: bool) -> None:
+    """How right predictions were of late.
+
+    For each client region and objective, of MODEL or of all models, and apart for what gateways and what clients say:
+    how many calls were late, and how many took no longer than the predicted 50th, 95th and 99th percentile. What was
+    ten minutes ago counts half.
     """
     from nearmesh.cli import records
 
-    found = records.route(session.ask(lambda admin: admin.explain(model, region, objective=objective or "")))
+    found = [records.accuracy(row) for row in session.ask(lambda admin: admin.accuracy(model or ""))]
     if as_json:
         print_json(found)
-        return
-    version = f"{model}@{found['version']}" if found["version"] else f"{model}, not deployed"
-    wanted = f"{found['objective']} within {ms(found['deadline_ms'])} ms"
-    rows = [_candidate_row(candidate) for candidate in found["candidates"]]
-    print_table(CANDIDATE_COLUMNS, rows, title=f"{version} from {region}: {wanted}", empty="no node has joined yet")
-    if any(not candidate["network_measured"] for candidate in found["candidates"]):
-        console().print("~ inferred from the distance and from ways near by: nobody has measured it yet", style="dim")
-
-
-def _candidate_row(c: Record) -> tuple[str, ...]:
-    estimate = "" if c["network_measured"] else "~"
-    place = (c["node"], c["site"], c["region"])
-    network = estimate + ms(c["network_ms_p95"])
-    if not c["ready"]:
-        return (*place, "no", network, NOTHING, NOTHING, NOTHING, NOTHING, c["why"])
-    times = (network, ms(c["service_ms_p95"]), ms(c["total_ms_p95"]))
-    return (*place, "yes", *times, format_usd(c["usd_per_1000"]), "yes" if c["in_time"] else "no", c["why"])
+    else:
+        print_accuracy(found)
 
 
 @route.command("set")

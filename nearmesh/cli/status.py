@@ -12,6 +12,7 @@ from nearmesh.cli.model_tables import print_models
 from nearmesh.cli.node import print_nodes
 from nearmesh.cli.output import NOTHING, Number, ms, print_json, print_table
 from nearmesh.cli.route import choice, client_regions
+from nearmesh.cli.route_tables import split
 from nearmesh.cli.session import Session, json_option, pass_session
 from nearmesh.routing import format_usd
 
@@ -63,4 +64,4 @@ def _route_row(chosen: Record) -> tuple[str, ...]:
     if chosen["node"] is None:
         return (*place, *[NOTHING] * 4, "no node serves it")
     prices = (ms(chosen["total_ms_p95"]), format_usd(chosen["usd_per_1000"]))
-    return (*place, chosen["node"], chosen["region"], *prices, chosen["why"])
+    return (*place, split(chosen["shares"]), chosen["region"], *prices, chosen["why"])

@@ -242,10 +242,29 @@ class AdminClient:
         response = await self._call(self._admin.ListResidency, admin_pb2.ListResidencyRequest())
         return list(response.rules)
 
-    async def explain(self, model: str, region: str, *, objective: str = "", site: str = "") -> route_pb2.Route:
-        """Every node's chances for one model and client region, the choice first. Raises NotFound, InvalidInput."""
-        request = route_pb2.ResolveRequest(model=model, region=region, site=site, objective=objective)
+    async def explain(
+        self,
+        model: str,
+        region: str = "",
+        *,
+        objective: str = "",
+        site: str = "",
+        latitude: float | None = None,
+        longitude: float | None = None,
+    ) -> route_pb2.Route:
+        """Every node's chances for one model and client region, the choice first. Raises NotFound, InvalidInput.
+
+        Without a region, degrees say where the client is.
+        """
+        request = route_pb2.ResolveRequest(
+            model=model, region=region, site=site, objective=objective, latitude=latitude, longitude=longitude
+        )
         return await self._call(self._routes.Explain, request)
+
+    async def accuracy(self, model: str = "") -> list[route_pb2.Accuracy]:
+        """How right predictions were for the calls of late, of one model or of all. Raises NotFound, NotLeader."""
+        response = await self._call(self._routes.ListAccuracy, route_pb2.ListAccuracyRequest(model=model))
+        return list(response.accuracy)
 
     async def snapshot(self, region: str) -> SnapshotRoutes:
         """What the control plane gives clients of a region to keep. Raises InvalidInput, SnapshotRefused."""

@@ -145,4 +145,6 @@ def call_report(key: Key, calls: Calls) -> route_pb2.CallReport:
         total_ms=calls.total_ms,
         predicted_ms=calls.predicted_ms,
         late=calls.late,
+        # There is no call without a forecast.
+        compared=calls.answered,
     )

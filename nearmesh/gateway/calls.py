@@ -109,6 +109,7 @@ def _compare(found: route_pb2.CallReport, call: Ended, expected: Prediction) -> 
     quantiles = expected.quantiles_ms.get(call.node)
     if quantiles:
         p50, p95, p99 = quantiles
+        found.compared += 1
         found.predicted_ms += p50
         found.within_p50 += call.total_ms <= p50
         found.within_p95 += call.total_ms <= p95

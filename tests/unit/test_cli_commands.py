@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from nearmesh.cli import drain
-from nearmesh.errors import Unreachable
+from nearmesh.cli import drain, output
+from nearmesh.errors import Unreachable, Unsupported
 from nearmesh.v1 import admin_pb2, node_pb2
-from tests.fake_admin import DIGEST, OTHER, Bench, local_mesh, node, replica
+from tests.fake_admin import DIGEST, OTHER, Bench, candidate, local_mesh, node, replica
 
 
 @pytest.fixture
@@ -161,12 +161,90 @@ def test_routes(run: Bench) -> None:
     }
     assert {c["node"] for c in choices} == {"node-a"}
     assert "0.00002280" in run("route", "show", "digits").stdout
-    explained = json.loads(run("route", "explain", "--from", "us-east1", "--model", "digits", "--json").stdout)
-    assert explained["candidates"][0]["total_ms_p95"] == 42.5
-    table = run("route", "explain", "--from", "us-east1", "--model", "digits", "--objective", "cheapest").stdout
-    assert "digits@1 from us-east1: cheapest within 300 ms" in table
-    assert "not ready: gone" in table
-    assert "inferred from the distance" in table
+
+
+def test_traffic_that_is_split_is_shown_with_its_shares(run: Bench) -> None:
+    both = [candidate("node-a", True, 0.002, "won", share=0.6), candidate("node-b", True, 0.003, "won", share=0.4)]
+    run.pretend(candidates=[*both, candidate("node-c", True, 0.001, "lost")])
+    cell = run("route", "show", "digits").stdout
+    assert "node-a 60 % (41.0 ms, 0.002000), node-b 40 % (41.0 ms, 0.003000)" in cell, cell
+    shares = json.loads(run("route", "show", "digits", "--json").stdout)[0]["shares"]
+    assert [(one["node"], one["share"], one["usd_per_1000"]) for one in shares] == [
+        ("node-a", 0.6, 0.002),
+        ("node-b", 0.4, 0.003),
+    ]
+    assert "node-a 60 %, node-b 40 %" in run("status").stdout
+
+
+def test_route_explain(run: Bench) -> None:
+    explain = ("route", "explain", "--model", "digits", "--from")
+    explained = json.loads(run(*explain, "us-east1", "--json").stdout)
+    first, second = explained["candidates"]
+    # Less than the sum of two 95th percentiles.
+    assert first["total_ms_p50"] < first["total_ms_p95"] < 42.5 < first["total_ms_p99"] < 50
+    assert (first["p_in_time"], first["share"], second["total_ms_p95"]) == (0.9987, 1.0, None)
+    assert (explained["generation"], explained["demand_per_s"], explained["expires_at_s"]) == (7, 12.3, 0)
+    assert [row["reporter"] for row in explained["accuracy"]] == ["clients", "gateway"], "of this region"
+    shown = run(*explain, "us-east1", "--objective", "nearest").stdout
+    assert "digits@1 from us-east1: nearest within 300 ms" in shown
+    assert "12.3 requests per second" in shown and "no. 7" in shown and "snapshot" not in shown
+    assert "the last 1,240 calls: 51 % within p50, 96 % within p95, 99 % within p99; 1 % late; 2 failed" in shown
+    assert "the last 30 calls by gateways nobody compared" in shown
+    assert "99.9 %" in shown and "100 %" in shown and "0.00002280" in shown
+    assert "not ready: gone" in shown and "inferred from the distance" in shown
+    assert "the last" not in run(*explain, "us-east1", "--objective", "cheapest").stdout
+
+
+def test_route_explain_says_what_a_price_is_made_of_and_what_comes_from_a_snapshot(run: Bench) -> None:
+    dear = candidate("node-a", True, 0.002, "won", spot=True, transfer_usd_per_1000=0.001)
+    run.pretend(candidates=[dear], expires_at_s=86400.0, accuracy_error=Unsupported("not here"))
+    shown = run("route", "explain", "--model", "digits", "--from", "us-east1").stdout
+    assert "spot, with transfer" in shown
+    assert "from a snapshot that is good until 1970-01-02 00:00:00 UTC" in shown
+    assert "inferred" not in shown, "a snapshot does not say who measured"
+
+
+@pytest.mark.parametrize(
+    ("place", "asked", "says"),
+    [
+        ("us-east1", ("us-east1", "", None, None), "from us-east1:"),
+        ("us-east1/home", ("us-east1", "home", None, None), "from us-east1/home:"),
+        ("-33.9,18.4", ("", "", -33.9, 18.4), "from -33.9,18.4, placed as europe-west1:"),
+        ("50, 4", ("", "", 50.0, 4.0), "from 50,4, placed as europe-west1:"),
+    ],
+)
+def test_route_explain_from_anywhere(run: Bench, place: str, asked: tuple[object, ...], says: str) -> None:
+    shown = run("route", "explain", "--model", "digits", "--from", place)
+    assert says in shown.stdout
+    assert run.admin.done == [("explain", "digits", *asked)]
+
+
+@pytest.mark.parametrize("place", ["", "No where", "us-east1/", "91,0", "0,181", "1,2,3"])
+def test_route_explain_from_nowhere(run: Bench, place: str) -> None:
+    done = run("route", "explain", "--model", "digits", "--from", place)
+    assert done.exit_code == 2
+    assert "expected REGION, REGION/SITE or LATITUDE,LONGITUDE" in done.stderr
+
+
+def test_route_explain_fits_into_120_columns(run: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("node-asia-northeast1", "node-southamerica-east1")
+    run.pretend(
+        candidates=[
+            candidate(name, True, 0.0000228, "farther", region=name[5:], share=0.5, spot=True) for name in names
+        ]
+    )
+    monkeypatch.setattr(output, "PIPE_COLUMNS", 120)
+    lines = run("route", "explain", "--model", "digits", "--from", "us-east1").stdout.splitlines()
+    for name in names:
+        row = next(line for line in lines if line.startswith(name))
+        assert len(row) <= 120 and row.rstrip().endswith("spot"), row
+
+
+def test_route_accuracy(run: Bench) -> None:
+    shown = run("route", "accuracy", "digits").stdout
+    assert "51 %" in shown and "1.04" in shown and "1,240" in shown
+    assert [row["answered"] for row in json.loads(run("route", "accuracy", "--json").stdout)] == [1240.4, 30, 9]
+    assert "no calls have been reported" in run("route", "accuracy", "other").stdout
 
 
 def test_route_set(run: Bench) -> None:

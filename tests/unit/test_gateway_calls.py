@@ -99,6 +99,7 @@ def test_sums_beside_what_was_expected() -> None:
     first, second, third = tally.take()
     assert (first.answered, first.failed, first.late, first.total_ms) == (5, 1, 1, pytest.approx(313.0))
     assert (first.within_p50, first.within_p95, first.within_p99, first.predicted_ms) == (1, 2, 3, 50.0)
+    assert first.compared == first.answered
     assert (second.node, second.late, second.within_p99, second.predicted_ms) == ("other", 1, 0, 0.0)
     assert (third.objective, third.answered, third.late) == ("nearest", 1, 0)
     assert tally.take() == []

@@ -118,6 +118,18 @@ async def test_how_much_of_a_node_is_taken(mesh: State, said: float, believed: f
     assert mesh.measurements.utilization("eu") == believed
 
 
+async def test_how_right_predictions_were_is_kept_under_the_policys_objective(mesh: State) -> None:
+    told = route_pb2.CallReport(
+        model="m", node="eu", answered=10, compared=10, within_p50=4, within_p95=9, within_p99=10, late=1
+    )
+    told.total_ms, told.predicted_ms = 1200.0, 1000.0
+    mesh.measurements.report(report(told), kind="clients", reporter="c")
+    mesh.measurements.report(report(calls("nobody's", answered=5)), kind="clients", reporter="c")
+    (found,) = mesh.measurements.accuracy_now()
+    assert (found.region, found.model, found.objective, found.reporter) == (EUROPE, "m", "cheapest-in-time", "clients")
+    assert (found.within_p50, found.within_p95, found.late, found.actual_over_predicted) == (0.4, 0.9, 0.1, 1.2)
+
+
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
@@ -130,6 +142,7 @@ async def test_how_much_of_a_node_is_taken(mesh: State, said: float, believed: f
         ),
         (report(calls(answered=1, objective="soon")), "objective 'soon'"),
         (report(calls(answered=10**9)), "1000000000 calls"),
+        (report(route_pb2.CallReport(model="m", answered=1, within_p50=2)), "cannot be"),
         (report(calls(answered=1), region="No where"), "region"),
     ],
 )

@@ -1,9 +1,10 @@
 """Where measurements come in: who may say what is checked here, and then believed as far as `LatencyBook` and
-`DemandBook` do. It also tells each node whom to measure."""
+`DemandBook` do; `AccuracyBook` keeps how right predictions were. It also tells each node whom to measure."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,8 +14,10 @@ from nearmesh.routing import parse_objective
 from nearmesh.v1 import node_pb2, route_pb2
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.registry.nodes import Node, Registry
+from nearmesh_controlplane.routing import accuracy, demand
+from nearmesh_controlplane.routing.accuracy import Accuracy, AccuracyBook
 from nearmesh_controlplane.routing.coordinates import Coordinates, Point
-from nearmesh_controlplane.routing.demand import Calls, Claimant, DemandBook
+from nearmesh_controlplane.routing.demand import Claimant, DemandBook
 from nearmesh_controlplane.routing.latency import LatencyBook
 from nearmesh_controlplane.routing.peers import TURN_S, peers
 
@@ -39,6 +42,7 @@ class Measurements:
     def __init__(self, registry: Registry, catalog: Catalog, clock: Callable[[], float]) -> None:
         self.latencies = LatencyBook()
         self.demand = DemandBook()
+        self.accuracy = AccuracyBook()
         self._registry = registry
         self._catalog = catalog
         self._clock = clock
@@ -61,14 +65,17 @@ class Measurements:
                 f"at most {MAX_NODES} and {MAX_CALL_REPORTS} are taken"
             )
         now_s, known = self._clock(), {node.id for node in self._registry.serving_nodes()}
+        calls = list(self._calls(request.calls))
         for sample in request.samples:
             if sample.node in known:
                 self.latencies.report(
                     request.region, sample.node, sample.network_ms, kind=kind, reporter=reporter, now_s=now_s
                 )
         if request.calls:
-            calls = list(self._calls(request.calls))
-            self.demand.report(request.region, calls, kind=kind, reporter=reporter, now_s=now_s, over_s=over_s)
+            asked = [demand.Calls(found.model, found.objective, found.answered + found.failed) for found in calls]
+            self.demand.report(request.region, asked, kind=kind, reporter=reporter, now_s=now_s, over_s=over_s)
+            named = [found if found.objective else self._by_policy(found) for found in calls]
+            self.accuracy.report(request.region, named, kind=kind, now_s=now_s)
 
     def node_status(self, node_id: str, status: node_pb2.NodeStatus) -> None:
         """Takes over what a node counted, and what it measured of others."""
@@ -93,6 +100,14 @@ class Measurements:
     def utilization(self, node_id: str) -> float:
         """Share of the node that is taken by all it serves, 0 to 1, as it said last; 0 before it said anything."""
         return self._utilization.get(node_id, 0.0)
+
+    def accuracy_now(self, model: str = "") -> Sequence[Accuracy]:
+        """How right predictions were for the calls of late; of one model or of all."""
+        return self.accuracy.accuracy(self._clock(), model)
+
+    def demand_now(self) -> Mapping[demand.Key, float]:
+        """Requests per second by client region, model and objective, on average."""
+        return self.demand.demand(self._clock(), forecast=False)
 
     def peers(self, node_id: str) -> Sequence[node_pb2.Peer]:
         """Whom a node measures at present."""
@@ -123,6 +138,7 @@ class Measurements:
         """Infers the pairs that nobody measured, and forgets what is gone."""
         serving = self._registry.serving_nodes()
         self.demand.forget((node.id for node in serving), self._catalog.models())
+        self.accuracy.forget(self._catalog.models())
         regions = {node.id: node.region for node in serving}
         self._utilization = {node: share for node, share in self._utilization.items() if node in regions}
         measured = self.latencies.between_regions(regions, now_s=self._clock())
@@ -132,7 +148,7 @@ class Measurements:
         # A tenth of a second of arithmetic is nothing that the loop should wait for.
         self.latencies.infer_by(await asyncio.to_thread(Coordinates, measured))
 
-    def _calls(self, reports: Iterable[route_pb2.CallReport]) -> Iterable[Calls]:
+    def _calls(self, reports: Iterable[route_pb2.CallReport]) -> Iterable[accuracy.Calls]:
         models = frozenset(self._catalog.models())
         for report in reports:
             if report.objective:
@@ -143,3 +159,24 @@ class Measurements:
 
 def _alike(a: Mapping[tuple[Point, Point], float], b: Mapping[tuple[Point, Point], float]) -> bool:
     return a.keys() == b.keys() and all(abs(ms - b[pair]) <= NOTICEABLE * b[pair] for pair, ms in a.items())
+
+                yield _calls(report)
+
+    def _by_policy(self, calls: accuracy.Calls) -> accuracy.Calls:
+        return dataclasses.replace(calls, objective=self._catalog.policy(calls.model).objective)
+
+
+def _calls(report: route_pb2.CallReport) -> accuracy.Calls:
+    return accuracy.Calls(
+        model=report.model,
+        objective=report.objective,
+        answered=report.answered,
+        failed=report.failed,
+        compared=report.compared,
+        late=report.late,
+        within_p50=report.within_p50,
+        within_p95=report.within_p95,
+        within_p99=report.within_p99,
+        total_ms=report.total_ms,
+        predicted_ms=report.predicted_ms,
+    )

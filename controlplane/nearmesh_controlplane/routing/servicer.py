@@ -1,4 +1,4 @@
-"""RouteService: the router's decisions for SDKs and people, and the latencies that they report."""
+"""RouteService: the router's decisions for SDKs and people, what they report, and how right the decisions were."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.peers.role import Role
 from nearmesh_controlplane.registry.nodes import Node, Registry
+from nearmesh_controlplane.routing.accuracy import Accuracy
 from nearmesh_controlplane.routing.demand import Claimant
 from nearmesh_controlplane.routing.measurements import Measurements
 from nearmesh_controlplane.routing.router import Decision, Router
@@ -89,6 +90,13 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
         listener: Listener = "mesh" if caller().role == "gateway" else "public"
         pairs = [(region, node) for region in regions for node in self._registry.serving_nodes()]
         return pb.ListLatenciesResponse(latencies=[self._latency(region, node, listener) for region, node in pairs])
+
+    async def ListAccuracy(self, request: pb.ListAccuracyRequest, context: Any) -> pb.ListAccuracyResponse:
+        # Reports end up with the leader, whoever they were told.
+        self._role.check_leads()
+        if request.model:
+            self._catalog.versions(request.model)
+        return pb.ListAccuracyResponse(accuracy=map(_accuracy, self._measurements.accuracy_now(request.model)))
 
     async def WatchSnapshot(self, request: pb.WatchSnapshotRequest, context: Any) -> AsyncIterator[pb.SignedSnapshot]:
         if caller().role in PEOPLE and not request.region:
@@ -179,6 +187,23 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
             spot=c.spot,
             utilization=self._measurements.utilization(c.node),
         )
+
+
+def _accuracy(found: Accuracy) -> pb.Accuracy:
+    return pb.Accuracy(
+        region=found.region,
+        model=found.model,
+        objective=found.objective,
+        reporter=found.reporter,
+        answered=found.answered,
+        failed=found.failed,
+        compared=found.compared,
+        late=found.late,
+        within_p50=found.within_p50,
+        within_p95=found.within_p95,
+        within_p99=found.within_p99,
+        actual_over_predicted=found.actual_over_predicted,
+    )
 
 
 def _gist(route: pb.Route) -> tuple[Any, ...]:
