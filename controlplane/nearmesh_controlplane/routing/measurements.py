@@ -154,12 +154,6 @@ class Measurements:
             if report.objective:
                 parse_objective(report.objective)
             if report.model in models:
-                yield Calls(report.model, report.objective, report.answered + report.failed)
-
-
-def _alike(a: Mapping[tuple[Point, Point], float], b: Mapping[tuple[Point, Point], float]) -> bool:
-    return a.keys() == b.keys() and all(abs(ms - b[pair]) <= NOTICEABLE * b[pair] for pair, ms in a.items())
-
                 yield _calls(report)
 
     def _by_policy(self, calls: accuracy.Calls) -> accuracy.Calls:
@@ -180,3 +174,7 @@ def _calls(report: route_pb2.CallReport) -> accuracy.Calls:
         total_ms=report.total_ms,
         predicted_ms=report.predicted_ms,
     )
+
+
+def _alike(a: Mapping[tuple[Point, Point], float], b: Mapping[tuple[Point, Point], float]) -> bool:
+    return a.keys() == b.keys() and all(abs(ms - b[pair]) <= NOTICEABLE * b[pair] for pair, ms in a.items())
