@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -118,6 +119,13 @@ async def connected(
         lambda: BareConnection(message, ended), host, int(port), ssl=tls, server_hostname=host
     )
     return found
+
+
+async def standard_input() -> asyncio.StreamReader:
+    """What the parent says; read on the loop, since a thread that waits for it would keep the process alive."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    return reader
 
 
 def client_tls(ca_file: str, pair_file: str | None = None) -> ssl.SSLContext:

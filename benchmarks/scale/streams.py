@@ -16,7 +16,7 @@ import uvloop
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
-from benchmarks.scale.bare import BareConnection, client_tls, connected
+from benchmarks.scale.bare import BareConnection, client_tls, connected, standard_input
 from benchmarks.scale.plan import REPRICED, Size, clusters
 from benchmarks.scale.state import CA
 from nearmesh.xds.resources import CLUSTER, ENDPOINTS, LISTENER
@@ -158,7 +158,8 @@ async def serve(place: dict[str, Any], size: Size) -> None:
     clients = Clients(place, size)
     await clients.open()
     _say({"streams": size.streams, "failed": clients.failed[:3]})
-    while command := (await asyncio.to_thread(sys.stdin.readline)).strip():
+    commands = await standard_input()
+    while command := (await commands.readline()).decode().strip():
         if command == "arm":
             clients.arm()
             _say({})

@@ -20,6 +20,7 @@ from google.protobuf.json_format import ParseDict
 from nearmesh.gateway.metadata import CA_SECRET, CERTIFICATE_SECRET, GatewayMetadata, secret_source
 from nearmesh.routing import OBJECTIVE_HEADER, OBJECTIVES
 from nearmesh.routing.table import ModelRoutes, RouteTable
+from nearmesh.xds.endpoints import assignment
 from nearmesh.xds.envoy_listener import (
     BUFFER_BYTES,
     CONNECTION_WINDOW_BYTES,
@@ -40,7 +41,6 @@ from nearmesh.xds.resources import (
     STREAM_INFER_PATH,
     Resources,
     cluster_name,
-    load_assignment,
     model_clusters,
     node_identities,
     packed,
@@ -107,7 +107,7 @@ _GRPC = {"INVALID_ARGUMENT": "3", "NOT_FOUND": "5", "PERMISSION_DENIED": "7", "U
 def gateway_model(model: str, routes: ModelRoutes | None) -> Resources:
     """The part of a model that all gateways of a region share."""
     clusters = model_clusters(model, routes) if routes else ()
-    return {ENDPOINTS: {name: packed(load_assignment(name, members)) for name, members in clusters}}
+    return {ENDPOINTS: {name: assignment(name, members) for name, members in clusters}}
 
 
 class GatewayResources:
@@ -120,7 +120,7 @@ class GatewayResources:
 
     def of(self, table: RouteTable, models: Resources, jwks_json: str) -> Resources:
         """`models` is what `gateway_model` gives for all models of the table."""
-        nearest = packed(load_assignment(NEAREST, table.nearest))
+        nearest = assignment(NEAREST, table.nearest)
         endpoints = {NEAREST: nearest, **models.get(ENDPOINTS, {})}
         self._clusters = {name: self._cluster(name) for name in endpoints}
         shape = tuple(sorted((model, tuple(sorted(r.by_objective))) for model, r in table.models.items()))

@@ -19,6 +19,7 @@ from google.protobuf.json_format import ParseDict
 
 from nearmesh.routing import OBJECTIVE_HEADER
 from nearmesh.routing.table import ModelRoutes
+from nearmesh.xds.endpoints import assignment
 from nearmesh.xds.resources import (
     CLUSTER,
     ENDPOINTS,
@@ -26,7 +27,6 @@ from nearmesh.xds.resources import (
     STREAM_INFER_PATH,
     Resources,
     cluster_name,
-    load_assignment,
     model_clusters,
     node_identities,
     packed,
@@ -81,7 +81,7 @@ def client_model(mesh: str, model: str, routes: ModelRoutes | None) -> Resources
     clusters, endpoints = {}, {}
     for name, members in model_clusters(model, routes):
         clusters[name] = _cluster(name, mesh, len(members) > 1)
-        endpoints[name] = packed(load_assignment(name, members))
+        endpoints[name] = assignment(name, members)
     return {
         LISTENER: {model: model_listener(model, tuple(sorted(routes.by_objective)))},
         CLUSTER: clusters,
@@ -90,7 +90,7 @@ def client_model(mesh: str, model: str, routes: ModelRoutes | None) -> Resources
 
 
 def _unknown(mesh: str, model: str) -> Resources:
-    nowhere = packed(load_assignment(NOWHERE, ()))
+    nowhere = assignment(NOWHERE, ())
     return {
         LISTENER: {model: unknown_listener(model)},
         CLUSTER: {NOWHERE: _cluster(NOWHERE, mesh, False)},

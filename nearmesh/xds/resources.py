@@ -1,22 +1,14 @@
-"""What both kinds of xDS resources are made of: type names, packing, and endpoints in order of preference."""
+"""What both kinds of xDS resources are made of: type names, names of clusters, and packing."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from envoy.config.core.v3 import address_pb2, base_pb2
-from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
-from google.protobuf import any_pb2, wrappers_pb2
+from google.protobuf import any_pb2
 from google.protobuf.message import Message
 
-from nearmesh import addresses
-from nearmesh.errors import InvalidInput
 from nearmesh.routing.table import Endpoint, ModelRoutes
-
-log = logging.getLogger(__name__)
 
 _TYPES = "type.googleapis.com/"
 LISTENER = _TYPES + "envoy.config.listener.v3.Listener"
@@ -26,9 +18,6 @@ ENDPOINTS = _TYPES + "envoy.config.endpoint.v3.ClusterLoadAssignment"
 
 # Clusters and their endpoints go out before the listeners and routes that name them.
 PUSH_ORDER = (CLUSTER, ENDPOINTS, LISTENER, ROUTES)
-
-# What a share of 1 weighs.
-WHOLE = 100
 
 STREAM_INFER_PATH = "/inference.GRPCInferenceService/ModelStreamInfer"
 
@@ -73,56 +62,3 @@ def model_clusters(model: str, routes: ModelRoutes) -> Iterator[tuple[str, tuple
 def node_identities(mesh: str) -> dict[str, str]:
     """Matches the name in every node's certificate, and in no gateway's."""
     return {"prefix": f"spiffe://{mesh}/node/"}
-
-
-def load_assignment(cluster: str, endpoints: Iterable[Endpoint]) -> endpoint_pb2.ClusterLoadAssignment:
-    """A locality for each endpoint. Those with a share are the first priority, weighted by it; each of the others is
-    one of its own, so that when they fail all traffic stays on the next that lives.
-
-    Neither gRPC nor Envoy resolves names in endpoints, and both refuse the whole set for one bad address: an endpoint
-    that is not IP:port is left out.
-    """
-    assignment = endpoint_pb2.ClusterLoadAssignment(cluster_name=cluster)
-    for endpoint in endpoints:
-        address = socket_address(endpoint.address)
-        if address is None:
-            log.warning("left out node=%s cluster=%s: %r is not IP:port", endpoint.node, cluster, endpoint.address)
-            continue
-        # Priorities must have no gaps.
-        sharing = endpoint.share > 0 and all(other.priority == 0 for other in assignment.endpoints)
-        last = assignment.endpoints[-1].priority if assignment.endpoints else -1
-        _add_locality(assignment, endpoint, address, priority=0 if sharing else last + 1)
-    return assignment
-
-
-def _add_locality(
-    assignment: endpoint_pb2.ClusterLoadAssignment,
-    endpoint: Endpoint,
-    address: address_pb2.Address,
-    *,
-    priority: int,
-) -> None:
-    # gRPC weighs localities, and Envoy, which is not asked to, endpoints.
-    weight = wrappers_pb2.UInt32Value(value=max(1, round(endpoint.share * WHOLE)))
-    member = endpoint_components_pb2.LbEndpoint(
-        endpoint=endpoint_components_pb2.Endpoint(address=address), load_balancing_weight=weight
-    )
-    assignment.endpoints.add(
-        locality=base_pb2.Locality(region=endpoint.region, zone=endpoint.site, sub_zone=endpoint.node),
-        lb_endpoints=[member],
-        load_balancing_weight=weight,
-        priority=priority,
-    )
-
-
-# The same few nodes stand in every cluster of every region.
-@lru_cache(maxsize=16_384)
-def socket_address(text: str) -> address_pb2.Address | None:
-    """`IP:port` or `[IPv6]:port` as xDS writes it, or None when it is neither."""
-    try:
-        ip, port = addresses.split_ip(text)
-    except InvalidInput:
-        return None
-    if port == 0:
-        return None
-    return address_pb2.Address(socket_address=address_pb2.SocketAddress(address=ip, port_value=port))

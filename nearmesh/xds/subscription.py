@@ -14,7 +14,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 
 from nearmesh.errors import InvalidInput
 from nearmesh.xds.resources import CLUSTER, ENDPOINTS, LISTENER, PUSH_ORDER, Resources, model_of
-from nearmesh.xds.response import response
+from nearmesh.xds.wire import response
 
 log = logging.getLogger(__name__)
 

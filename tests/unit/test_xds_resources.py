@@ -17,18 +17,19 @@ from google.protobuf import any_pb2
 
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.routing.table import Endpoint, ModelRoutes, RouteTable
+from nearmesh.xds.endpoints import assignment, socket_address
 from nearmesh.xds.envoy_gateway import NEAREST, GatewayResources, gateway_model
 from nearmesh.xds.grpc_client import NOWHERE, client_model
 from nearmesh.xds.index import View
-from nearmesh.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Resources, load_assignment, socket_address
+from nearmesh.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Resources
 
 OBJECTIVES = ("cheapest-in-time", "nearest", "cheapest")
 METADATA = GatewayMetadata(host="127.0.0.1", port=8001, plaintext=True, certificate_sds="/c.json", ca_sds="/ca.json")
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
-def endpoint(name: str, address: str = "127.0.0.1:8001") -> Endpoint:
-    return Endpoint(node=name, site=f"site-{name}", region=f"region-{name}", address=address)
+def endpoint(name: str, address: str = "127.0.0.1:8001", share: float = 0.0) -> Endpoint:
+    return Endpoint(node=name, site=f"site-{name}", region=f"region-{name}", address=address, share=share)
 
 
 def table(names: str = "abc", models: Iterable[str] = ("digits",)) -> RouteTable:
@@ -50,26 +51,50 @@ def read(kind: Any, packed: bytes) -> Any:
     return message
 
 
-def nodes(assignment: Any) -> list[str]:
-    return [locality.locality.sub_zone for locality in assignment.endpoints]
+def nodes(found: Any) -> list[str]:
+    return [locality.locality.sub_zone for locality in found.endpoints]
+
+
+def assigned(*endpoints: Endpoint) -> Any:
+    return read(endpoint_pb2.ClusterLoadAssignment, assignment("digits", endpoints))
 
 
 def test_each_endpoint_has_a_priority_of_its_own_in_the_tables_order() -> None:
-    assignment = load_assignment("digits", (endpoint("b", "10.0.0.2:8001"), endpoint("a", "[::1]:9")))
-    assert [locality.priority for locality in assignment.endpoints] == [0, 1]
-    assert nodes(assignment) == ["b", "a"]
-    first = assignment.endpoints[0]
+    found = assigned(endpoint("b", "10.0.0.2:8001"), endpoint("a", "[::1]:9"))
+    assert found.cluster_name == "digits"
+    assert [locality.priority for locality in found.endpoints] == [0, 1]
+    assert nodes(found) == ["b", "a"]
+    first = found.endpoints[0]
     assert (first.locality.region, first.locality.zone) == ("region-b", "site-b")
     assert first.load_balancing_weight.value == 1
     address = first.lb_endpoints[0].endpoint.address.socket_address
     assert (address.address, address.port_value) == ("10.0.0.2", 8001)
 
 
+@pytest.mark.parametrize(
+    ("shares", "priorities", "weights"),
+    [
+        ((0.75, 0.25, 0.0, 0.0), [0, 0, 1, 2], [75, 25, 1, 1]),
+        ((1.0, 0.0), [0, 1], [100, 1]),
+        ((0.999, 0.001), [0, 0], [100, 1]),
+        ((0.0, 0.0, 0.0), [0, 1, 2], [1, 1, 1]),
+        ((), [], []),
+    ],
+)
+def test_who_has_a_share_is_weighed_by_it_and_the_others_stand_by(
+    shares: tuple[float, ...], priorities: list[int], weights: list[int]
+) -> None:
+    found = assigned(*(endpoint(f"n{number}", share=share) for number, share in enumerate(shares)))
+    assert [locality.priority for locality in found.endpoints] == priorities
+    assert [locality.load_balancing_weight.value for locality in found.endpoints] == weights
+    assert [locality.lb_endpoints[0].load_balancing_weight.value for locality in found.endpoints] == weights
+
+
 def test_an_address_that_xds_cannot_carry_leaves_no_gap(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assignment = load_assignment("digits", (endpoint("a", "node-a.example:8001"), endpoint("b")))
-    assert nodes(assignment) == ["b"]
-    assert assignment.endpoints[0].priority == 0
+        found = assigned(endpoint("a", "node-a.example:8001"), endpoint("b"))
+    assert nodes(found) == ["b"]
+    assert found.endpoints[0].priority == 0
     assert "node-a.example:8001" in caplog.text
 
 

@@ -125,6 +125,7 @@ class Registry:
         self._clock = clock
         self._price_of = price_of
         self._nodes: dict[str, Node] = {}
+        self._removed: frozenset[str] = frozenset()
         self._seen: dict[str, _Seen] = {}
         self._replicas: dict[str, dict[str, pb.ReplicaStatus]] = {}
         self._presence: dict[str, Presence] = {}
@@ -138,7 +139,7 @@ class Registry:
         """
         self._told = None
         for node, replicas in await self._db.run(_read_all):
-            self._nodes[node.id] = self._at_its_price(node)
+            self._know(self._at_its_price(node))
             self._replicas[node.id] = replicas
             seen = self._seen.setdefault(node.id, _Seen())
             seen.lost_at = self._clock() if replicas else -math.inf
@@ -151,7 +152,7 @@ class Registry:
         """Reads what other control planes wrote, and of replicas what the leader wrote, if that is another one."""
         found = await self._db.run(_read_all)
         for node, replicas in found:
-            self._nodes[node.id] = self._at_its_price(node)
+            self._know(self._at_its_price(node))
             if self._told is not None:
                 self._replicas[node.id] = replicas
         self.expire()
@@ -183,7 +184,8 @@ class Registry:
         return [node for node in self.all() if node.kind == "node" and not node.removed]
 
     def removed_ids(self) -> frozenset[str]:
-        return frozenset(node.id for node in self._nodes.values() if node.removed)
+        """Asked at every message of every session."""
+        return self._removed
 
     def replicas(self, node_id: str) -> Mapping[str, pb.ReplicaStatus]:
         """What the node said last of each version, by digest."""
@@ -240,7 +242,7 @@ class Registry:
     async def register(self, connection_change: Callable[[Any], Node]) -> Node:
         """Runs a transaction that writes a node's row, then knows the node."""
         node = self._at_its_price(await self._db.run(connection_change))
-        self._nodes[node.id] = node
+        self._know(node)
         self._changes.bump()
         return node
 
@@ -343,7 +345,7 @@ class Registry:
         """Decides every price anew, and wakes those who route by them if one is another."""
         changed = [(node, after) for node in self._nodes.values() if (after := self._price_of(node)) != node.price]
         for node, after in changed:
-            self._nodes[node.id] = dataclasses.replace(node, price=after)
+            self._know(dataclasses.replace(node, price=after))
         moved = [(node, after) for node, after in changed if after.usd_per_hour != node.usd_per_hour]
         for node, after in moved:
             level = logging.WARNING if jumped(node.price, after) else logging.DEBUG
@@ -366,9 +368,14 @@ class Registry:
         run = self._db.run_as_leader if by_leader else self._db.run
         node = self._at_its_price(await run(_change_node, node_id, values))
         if node != self._nodes[node_id]:
-            self._nodes[node_id] = node
+            self._know(node)
             self._changes.bump()
         return node
+
+    def _know(self, node: Node) -> None:
+        self._nodes[node.id] = node
+        if node.removed != (node.id in self._removed):
+            self._removed = self._removed ^ {node.id}
 
     def _at_its_price(self, node: Node) -> Node:
         return dataclasses.replace(node, price=self._price_of(node))
