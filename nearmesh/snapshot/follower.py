@@ -18,7 +18,7 @@ import grpc
 from nearmesh.backoff import Backoff
 from nearmesh.errors import MeshError, SnapshotRefused
 from nearmesh.rpc import from_rpc_error
-from nearmesh.snapshot.keeper import SnapshotKeeper
+from nearmesh.snapshot.keeper import OlderSnapshot, SnapshotKeeper
 from nearmesh.snapshot.seal import MAX_SNAPSHOT_BYTES
 from nearmesh.v1 import route_pb2, route_pb2_grpc
 
@@ -144,6 +144,9 @@ class SnapshotFollower:
         """Whether it holds, be it news or not."""
         try:
             news = self._keeper.take(signed)
+        except OlderSnapshot as error:
+            log.debug("no news from peer=%s: %s", peer.address, error)
+            return False
         except SnapshotRefused as error:
             log.warning("refused a snapshot from peer=%s: %s", peer.address, error)
             return False

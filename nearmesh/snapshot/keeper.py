@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,12 @@ from nearmesh.v1 import route_pb2 as pb
 log = logging.getLogger(__name__)
 
 SNAPSHOT_FILE = "snapshot.pb"
+# Several clients of one process may share a file.
+_saving = threading.Lock()
+
+
+class OlderSnapshot(SnapshotRefused):
+    """It holds, and a newer one was seen: no wonder when it comes from a node that was away for a while."""
 
 
 class SnapshotKeeper:
@@ -61,7 +68,7 @@ class SnapshotKeeper:
             return False
         snapshot = opened(signed, self._ca_pem, mesh=self._mesh, now_s=self._clock())
         if self._routes and snapshot.generation < self._routes.generation:
-            raise SnapshotRefused(
+            raise OlderSnapshot(
                 f"the snapshot is generation {snapshot.generation}, and {self._routes.generation} was seen before"
             )
         self._hold(signed, snapshot)
@@ -72,7 +79,8 @@ class SnapshotKeeper:
         if self._path is None or self.signed is None:
             return
         try:
-            write_private(self._path, self.signed.SerializeToString())
+            with _saving:
+                write_private(self._path, self.signed.SerializeToString())
         except OSError as error:
             log.warning("the snapshot was not kept in %s: %s", self._path, error)
 

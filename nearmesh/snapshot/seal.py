@@ -62,7 +62,10 @@ def check_expiry(expires_at_s: float, now_s: float) -> None:
 
 
 def _check_signature(signed: pb.SignedSnapshot, ca_pem: bytes) -> None:
-    key = x509.load_pem_x509_certificate(ca_pem).public_key()
+    try:
+        key = x509.load_pem_x509_certificate(ca_pem).public_key()
+    except ValueError as error:
+        raise SnapshotRefused(f"the mesh's CA cannot be read, so no snapshot can be checked: {error}") from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise SnapshotRefused("the mesh's CA has no EC key, so it signs no snapshots")
     try:

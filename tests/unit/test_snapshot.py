@@ -69,6 +69,11 @@ def test_another_meshs_signature_and_another_meshs_name_are_refused(authority: A
         opened(sealed(snapshot(mesh="other"), authority.key), authority.ca_pem, mesh="mesh", now_s=NOW_S)
 
 
+def test_without_a_ca_nothing_is_believed(signed: pb.SignedSnapshot) -> None:
+    with pytest.raises(SnapshotRefused, match="CA cannot be read"):
+        opened(signed, b"-----BEGIN CERTIFICATE-----", now_s=NOW_S)
+
+
 @pytest.mark.parametrize(
     ("now_s", "error"),
     [

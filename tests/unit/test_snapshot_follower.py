@@ -149,7 +149,7 @@ async def test_a_control_plane_that_left_is_asked_again_and_said_to_be_away(make
     assert not setting.follower.with_control_plane.is_set()
 
 
-async def test_a_peer_that_has_less_is_no_news_and_nothing_is_lost(make: Any) -> None:
+async def test_a_peer_that_has_less_is_no_news_and_nothing_is_lost(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     setting = make({CONTROL_PLANE: Server(), ONE: Server()})
     setting.keeper.take(setting.signed(7))
     setting.servers[ONE].messages = (setting.signed(6),)
@@ -157,3 +157,4 @@ async def test_a_peer_that_has_less_is_no_news_and_nothing_is_lost(make: Any) ->
         await until(lambda: len(setting.servers[ONE].asked) >= 2)
     assert setting.keeper.routes().generation == 7
     assert not setting.taken.is_set()
+    assert not caplog.records

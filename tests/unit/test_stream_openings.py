@@ -154,6 +154,13 @@ async def test_a_gateway_reports_for_its_own_region(mesh: State) -> None:
     assert mesh.registry.live(mesh.registry.get("door"))
 
 
+async def test_only_machines_are_given_the_whole_snapshot(mesh: State) -> None:
+    servicer = RouteServicer(mesh.router, mesh.registry, mesh.catalog, mesh.measurements, mesh.changes, UNUSED, alone())
+    rpc._caller.set(CLIENT)
+    with pytest.raises(InvalidInput, match="name the region"):
+        await anext(servicer.WatchSnapshot(route_pb2.WatchSnapshotRequest(), None))
+
+
 async def test_a_client_that_is_in_no_region_is_told_of_the_one_near_it(mesh: State) -> None:
     servicer = RouteServicer(mesh.router, mesh.registry, mesh.catalog, mesh.measurements, mesh.changes, UNUSED, alone())
     rpc._caller.set(CLIENT)
