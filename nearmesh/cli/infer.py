@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nearmesh.cli.images import Scaling
     from nearmesh.cli.model_metadata import Metadata
     from nearmesh.cli.records import Record
-    from nearmesh.client.receipt import Answer, Receipt
+    from nearmesh.client.receipt import Answer, Attempt, Receipt
     from nearmesh.routing import Objective
     from nearmesh.tensors import Array
 
@@ -232,7 +232,7 @@ def _print(request: Request, result: Result, labels: Sequence[str]) -> None:
         ("in time", f"{expected} within {ms(result.route['deadline_ms'])} ms"),
         *_others(result),
         ("hedged", "yes, the first node was slow and a second one was asked" if receipt.hedged else "no"),
-        *(("failed", f"{a.node} after {ms(a.ms)} ms: {a.error}") for a in receipt.attempts if a.error),
+        *((_label(a), f"{a.node} after {ms(a.ms)} ms: {a.error}") for a in receipt.attempts if a.error),
     ]
     print_facts(facts)
     click.echo()
@@ -243,6 +243,13 @@ def _print(request: Request, result: Result, labels: Sequence[str]) -> None:
 def _price(usd_per_1000: float, result: Result, node: str) -> str:
     said = next((terms(c) for c in result.route["candidates"] if c["node"] == node), "")
     return f"{format_usd(usd_per_1000)} USD per 1,000{said and f' ({said})'}"
+
+
+def _label(attempt: Attempt) -> str:
+    """A node that another one was faster than did not fail."""
+    from nearmesh.client.receipt import BESIDE
+
+    return "asked as well" if attempt.error == BESIDE else "failed"
 
 
 def _others(result: Result) -> list[tuple[str, str]]:

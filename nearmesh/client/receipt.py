@@ -85,7 +85,7 @@ class Receipt:
     attempts: tuple[Attempt, ...] = ()
 
     def __str__(self) -> str:
-        failed = [f"{a.node}: {a.error}" for a in self.attempts if a.error]
+        failed = [f"{a.node}: {a.error}" for a in self.attempts if a.error not in ("", BESIDE)]
         after = f"; after {'; '.join(failed)}" if failed else ""
         return (
             f"{self.node} ({self.region}) in {self.total_ms:.1f} ms, of which {self.network_ms:.1f} network, "

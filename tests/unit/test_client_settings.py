@@ -265,3 +265,22 @@ def test_a_hedge_that_won_says_whom_it_overtook() -> None:
             hedged=True,
         )
         assert found.receipt.why.startswith(why)
+        assert "after a: " in str(found.receipt)
+
+
+def test_a_hedge_that_lost_is_no_failure() -> None:
+    found_route = route(endpoint("a"))
+    choice = picker.order(found_route, measured={})[0]
+    attempts = (Attempt("b", receipt.BESIDE, 6.0), Attempt("a", "", 40.0))
+    found = receipt.answer(
+        service_pb2.ModelInferResponse(),
+        {},
+        choice,
+        found_route,
+        forecast=choice.forecast,
+        attempt_ms=40.0,
+        total_ms=40.0,
+        attempts=attempts,
+        hedged=True,
+    )
+    assert found.receipt.why == choice.why and "after" not in str(found.receipt)
