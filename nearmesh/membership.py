@@ -50,6 +50,8 @@ KEEPALIVE: list[tuple[str, Any]] = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # Also how long a connection may take: a host that is gone does not even refuse.
+    ("grpc.min_reconnect_backoff_ms", 2000),
 ]
 
 

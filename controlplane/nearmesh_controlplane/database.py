@@ -255,9 +255,16 @@ class Database:
 
     def _transaction(self, change: Callable[..., T], *args: Any) -> T:
         if self.shared:
-            return self._patience.keep_trying(lambda: self._once(change, *args))
+            return self._patience.keep_trying(lambda: self._shared(change, *args))
         with self._engine.begin() as connection:
             return change(connection, *args)
+
+    def _shared(self, change: Callable[..., T], *args: Any) -> T:
+        try:
+            return self._once(change, *args)
+        except sa.exc.IntegrityError:
+            # Another control plane inserted the same row between the look for it and the insert: look again.
+            return self._once(change, *args)
 
     def _once(self, change: Callable[..., T], *args: Any) -> T:
         with postgresql.transaction(self._engine, self.author) as connection:

@@ -40,10 +40,9 @@ CONNECT_S = 3
 TCP_USER_MS = 5_000
 # Any number that nobody else locks.
 _START_LOCK = 7_400_001
-# Failures that say "try again": a deadlock, and a server that is starting or stopping.
-_PASSING = {"40P01", "40001", "57P01", "57P02", "57P03"}
-# A statement that took too long, or waited too long for somebody's lock.
-_TOO_LONG = {"57014", "55P03"}
+_READ_ONLY = "25006"
+# Failures that say "try again": a deadlock, a server that is starting or stopping, or that became a standby.
+_PASSING = {"40P01", "40001", "57P01", "57P02", "57P03", _READ_ONLY}
 _WEAK = ("off", "local")
 
 
@@ -125,7 +124,7 @@ def transaction(engine: sa.Engine, author: str) -> Iterator[sa.Connection]:
     """
     committing = False
     try:
-        with engine.connect() as connection:
+        with engine.connect() as connection, _dropped_if_read_only(connection):
             connection.info.pop("written", None)
             with connection.begin() as begun:
                 yield connection
@@ -134,19 +133,35 @@ def transaction(engine: sa.Engine, author: str) -> Iterator[sa.Connection]:
                     connection.execute(sa.select(sa.func.pg_notify(CHANNEL, notice(author, written))))
                 committing = bool(written)
                 begun.commit()
+    except (sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.DataError):
+        raise
     except sa.exc.DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) in _TOO_LONG:
-            raise Unreachable(
-                f"the control plane's database is too busy, and nothing was changed: {_first_line(error)}"
-            ) from None
-        if not _passing(error):
-            raise
-        if committing:
-            raise Unreachable(
-                "the database went away while the change was being committed: it may have been made or not; look, "
-                "and make it again if need be"
-            ) from None
-        raise Broken(_first_line(error)) from None
+        raise _meant(error, committing) from None
+
+
+@contextmanager
+def _dropped_if_read_only(connection: sa.Connection) -> Iterator[None]:
+    """A server that became a standby: the next connection may find the one that took its place."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == _READ_ONLY:
+            connection.invalidate()
+        raise
+
+
+def _meant(error: sa.exc.DBAPIError, committing: bool) -> Exception:
+    """What a failure of the database, not of the change, comes to."""
+    if not _passing(error):
+        return Unreachable(
+            f"the control plane's database cannot do it now, and nothing was changed: {_first_line(error)}"
+        )
+    if committing:
+        return Unreachable(
+            "the database went away while the change was being committed: it may have been made or not; look, and make "
+            "it again if need be"
+        )
+    return Broken(_first_line(error))
 
 
 def notice(author: str, tables: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ import pytest
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
-from nearmesh_controlplane.peers import told
+from nearmesh_controlplane.peers import lease, told
+from nearmesh_controlplane.peers.role import Self
+from nearmesh_controlplane.peers.wire import connected
 from nearmesh_controlplane.prices.book import Prices
 from nearmesh_controlplane.prices.currencies import Currencies
 from nearmesh_controlplane.prices.feed import FeedState
@@ -31,6 +34,7 @@ from tests.postgres import Postgres
 class Memory:
     """What one control plane holds."""
 
+    url: str
     db: Database
     clock: Clock
     registry: Registry
@@ -43,7 +47,13 @@ class Memory:
         db, clock, changes = Database.at(url), Clock(), Generation()
         prices = Prices(db, changes, Currencies({}), FeedState())
         found = cls(
-            db, clock, Registry(db, changes, LEASE_S, clock), Catalog(db, changes), prices, ResidencyRules(db, changes)
+            url,
+            db,
+            clock,
+            Registry(db, changes, LEASE_S, clock),
+            Catalog(db, changes),
+            prices,
+            ResidencyRules(db, changes),
         )
         await found.registry.restore()
         await found.refresh()
@@ -176,6 +186,30 @@ async def test_presence_is_what_the_leader_says_until_one_leads_oneself(two: tup
     await other.registry.restore()
     # It serves nothing that anybody has written down, so it is not missed.
     assert other.registry.presence("n") == "gone"
+
+
+async def test_what_a_leaving_node_says_is_told_too(two: tuple[Memory, Memory]) -> None:
+    one, other = two
+    one.db.term = lambda: 1
+    async with connected(one.url) as wire:
+        await lease.claim(wire, Self(id="one", incarnation="1", public="", mesh="", http=""), LEASE_S)
+    one.registry.session_opened("n")
+    status = {"draining": True, "notice": "spot", "notice_s": 30.0, "in_flight": 2, "sequences": 1, "drained": True}
+    await one.registry.status("n", node_pb2.NodeStatus(**status))
+    other.registry.follow(told.presence_from(told.presence_bytes(one.registry.sightings())))
+    assert other.registry.under_way("n") == (2, 1, True)
+    notice, left_s = other.registry.notice("n")
+    assert notice == "spot" and 25 < left_s <= 31
+
+
+async def test_two_who_insert_one_row_at_once_both_get_their_way(two: tuple[Memory, Memory]) -> None:
+    one, other = two
+    for number in range(20):
+        client = f"region-{number}"
+        await asyncio.gather(one.residency.set(client, ["a"]), other.residency.set(client, ["a"]))
+        await asyncio.gather(one.prices.set_transfer(client, "*", 0.1), other.prices.set_transfer(client, "*", 0.1))
+    await one.refresh()
+    assert len(one.residency.all()) == 20
 
 
 async def test_others_keys_are_refused(two: tuple[Memory, Memory], tmp_path: Path) -> None:

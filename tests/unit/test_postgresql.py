@@ -146,6 +146,8 @@ def test_presence_is_the_same_while_nobody_comes_or_goes() -> None:
     assert told.presence_bytes({**later, "a": Sighting("suspect", 1009.9)}) != told.presence_bytes(seen)
     assert told.presence_from(told.presence_bytes(seen)) == {"a": Sighting("live", 1000.0), "b": Sighting("gone", 0.0)}
     assert told.presence_from(b"") == {}
+    leaving = {"a": Sighting("live", 1000.0, "spot", 1030.0, 3, 1, False)}
+    assert told.presence_from(told.presence_bytes(leaving)) == leaving
 
 
 def test_a_join_token_leads_to_all_of_them_its_own_first() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import astuple, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -46,13 +47,17 @@ def read(connection: sa.Connection, name: str) -> bytes:
 
 def presence_bytes(sightings: Mapping[str, Sighting]) -> bytes:
     """The same for a while, as long as nobody comes or goes: so that it need not be written each second."""
-    found = {node: [s.presence, s.at_s // SEEN_GRAIN_S * SEEN_GRAIN_S] for node, s in sorted(sightings.items())}
+    found = {}
+    for node, seen in sorted(sightings.items()):
+        rounded = replace(seen, at_s=seen.at_s // SEEN_GRAIN_S * SEEN_GRAIN_S)
+        # Of most nodes there is no more to say.
+        found[node] = astuple(rounded)[: None if seen != Sighting(seen.presence, seen.at_s) else 2]
     return json.dumps(found).encode()
 
 
 def presence_from(content: bytes) -> dict[str, Sighting]:
     found: dict[str, Any] = json.loads(content or b"{}")
-    return {node: Sighting(presence, at_s) for node, (presence, at_s) in found.items()}
+    return {node: Sighting(*values) for node, values in found.items()}
 
 
 def check_authority(connection: sa.Connection, authority: bytes) -> None:

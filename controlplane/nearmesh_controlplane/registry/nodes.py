@@ -102,10 +102,18 @@ class _Seen:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A node's presence as the leader saw it; `at_s` in seconds since the epoch."""
+    """A node's presence as the leader saw it, and what a node that leaves said of that. Seconds since the epoch."""
 
     presence: Presence
     at_s: float
+    notice: str = ""
+    gone_at_s: float = 0.0
+    in_flight: int = 0
+    sequences: int = 0
+    drained: bool = False
+
+
+UNSEEN = Sighting("gone", 0.0)
 
 
 class Registry:
@@ -165,7 +173,15 @@ class Registry:
 
     def sightings(self) -> dict[str, Sighting]:
         """What a leader tells the others."""
-        return {node_id: Sighting(self.presence(node_id), self.last_seen_s(node_id)) for node_id in self._nodes}
+        return {node_id: self._sighting(node_id) for node_id in self._nodes}
+
+    def _sighting(self, node_id: str) -> Sighting:
+        presence, at_s = self.presence(node_id), self.last_seen_s(node_id)
+        if not self.leaving(node_id):
+            return Sighting(presence, at_s)
+        notice, left_s = self.notice(node_id)
+        gone_at_s = round(time.time() + left_s) if notice else 0.0
+        return Sighting(presence, at_s, notice, gone_at_s, *self.under_way(node_id))
 
     # What is asked
 
@@ -193,7 +209,7 @@ class Registry:
 
     def presence(self, node_id: str) -> Presence:
         if self._told is not None:
-            return self._told[node_id].presence if node_id in self._told else "gone"
+            return self._told.get(node_id, UNSEEN).presence
         seen = self._seen.get(node_id)
         if seen is None:
             return "gone"
@@ -208,6 +224,9 @@ class Registry:
 
     def notice(self, node_id: str) -> tuple[str, float]:
         """Why a node that is there leaves, and in how many seconds it is gone; ("", 0) when it has not said so."""
+        if self._told is not None:
+            told = self._told.get(node_id, UNSEEN)
+            return told.notice, max(0.0, told.gone_at_s - time.time())
         seen = self._seen.get(node_id)
         if seen is None or not seen.open_sessions or seen.report is None or not seen.report.notice:
             return "", 0.0
@@ -215,6 +234,9 @@ class Registry:
 
     def under_way(self, node_id: str) -> tuple[int, int, bool]:
         """Requests and sequences on a node, as it said last, and whether its drain has come to an end."""
+        if self._told is not None:
+            told = self._told.get(node_id, UNSEEN)
+            return told.in_flight, told.sequences, told.drained
         seen = self._seen.get(node_id)
         if seen is None or seen.report is None:
             return 0, 0, False
@@ -232,7 +254,7 @@ class Registry:
     def last_seen_s(self, node_id: str) -> float:
         """Seconds since the epoch; 0 when the node has not been seen since the control plane started."""
         if self._told is not None:
-            return self._told[node_id].at_s if node_id in self._told else 0.0
+            return self._told.get(node_id, UNSEEN).at_s
         seen = self._seen.get(node_id)
         return seen.at_s if seen else 0.0
 
