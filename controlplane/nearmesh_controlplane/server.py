@@ -14,6 +14,7 @@ from typing import Any
 from envoy.service.discovery.v3 import ads_pb2_grpc
 from envoy.service.load_stats.v3 import lrs_pb2_grpc
 from grpc_health.v1 import health_pb2_grpc
+from starlette.routing import Route
 
 from nearmesh.process import only_one
 from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper
@@ -53,6 +54,7 @@ from nearmesh_controlplane.routing.residency import ResidencyRules
 from nearmesh_controlplane.routing.router import Router
 from nearmesh_controlplane.routing.servicer import RouteServicer
 from nearmesh_controlplane.routing.snapshots import Snapshots
+from nearmesh_controlplane.web.metrics import MeshMetrics, Observed
 from nearmesh_controlplane.web.peer import HttpsServer
 from nearmesh_controlplane.web.registry_api import application
 
@@ -106,6 +108,7 @@ class ControlPlane:
     prices: Prices
     feed: Feed | None
     residency: ResidencyRules
+    observed: Observed
 
     @classmethod
     async def open(cls, config: MeshConfig) -> ControlPlane:
@@ -183,6 +186,9 @@ class ControlPlane:
             prices=prices,
             feed=feed,
             residency=residency,
+            observed=Observed(
+                changes=changes, registry=registry, router=router, measurements=measurements, role=role, feed=feed
+            ),
         )
 
     def take_prices(self, state: FeedState) -> None:
@@ -253,20 +259,19 @@ class ControlPlane:
             ),
             server,
         )
-        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(
-            AggregatedDiscovery(
-                source=GivenOut(self.router, self.role),
-                mesh=self.config.mesh,
-                verifier=self.authority.verifier(),
-                jwks_json=lambda: self.authority.jwks_json,
-                region_of=lambda gateway: self.registry.get(gateway).region,
-                check=lambda who: gatekeeper.check(who, ADS),
-            ),
-            server,
+        self.observed.discovery = AggregatedDiscovery(
+            source=GivenOut(self.router, self.role),
+            mesh=self.config.mesh,
+            verifier=self.authority.verifier(),
+            jwks_json=lambda: self.authority.jwks_json,
+            region_of=lambda gateway: self.registry.get(gateway).region,
+            check=lambda who: gatekeeper.check(who, ADS),
         )
-        lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(
-            LoadReports(self.measurements, self.authority.verifier(), self.changes.drift, self.role.pass_on), server
+        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(self.observed.discovery, server)
+        self.observed.load_reports = LoadReports(
+            self.measurements, self.authority.verifier(), self.changes.drift, self.role.pass_on
         )
+        lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(self.observed.load_reports, server)
 
 
 async def _role(
@@ -392,6 +397,7 @@ def _https_server(plane: ControlPlane, certificate: ServerCertificate) -> HttpsS
         verifier=plane.authority.verifier(),
         removed=plane.registry.removed_ids,
         fetch=plane.mirror.fetch,
+        more=[Route("/metrics", MeshMetrics(plane.observed).page)],
     )
     return HttpsServer(
         app,

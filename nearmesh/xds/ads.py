@@ -94,6 +94,8 @@ class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # t
         self._dismissal = dismissal
         # How many responses were refused (NACK) since the start: a bug in what was built, or a client too old for it.
         self.refused = 0
+        # How many were sent, and the streams that are open.
+        self.pushed = 0
         self.streams = 0
 
     async def StreamAggregatedResources(self, requests: Requests, context: Any) -> AsyncIterator[bytes]:
@@ -108,6 +110,7 @@ class AggregatedDiscovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # t
         try:
             async with aclosing(self._serve(first, requests, who, region)) as responses:
                 async for response in responses:
+                    self.pushed += 1
                     yield response
         finally:
             self.streams -= 1

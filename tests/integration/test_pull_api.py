@@ -12,6 +12,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from nearmesh_controlplane.registry.authority import Authority
+from prometheus_client.parser import text_string_to_metric_families
 
 from nearmesh.ids import MachineId
 from nearmesh.oci import MANIFEST_TYPE, digest_bytes
@@ -155,3 +156,17 @@ async def test_what_the_registry_lacks_and_does_not_do(puller: httpx.AsyncClient
         assert error["code"] and error["message"]
     refused = await puller.put("/v2/adder/manifests/2", content=b"{}")
     assert (refused.status_code, refused.json()["errors"][0]["code"]) == (405, "UNSUPPORTED")
+
+
+async def test_prometheus_reads_the_metrics_with_a_token_or_a_certificate(
+    plane: ControlPlane, puller: httpx.AsyncClient
+) -> None:
+    async with _bare(plane, plane.token("client")) as person, _bare(plane) as nobody:
+        for http in (puller, person):
+            page = await http.get("/metrics")
+            assert page.status_code == 200 and page.headers["Content-Type"].startswith("text/plain")
+            found = {family.name: family for family in text_string_to_metric_families(page.text)}
+            assert found["nearmesh_leading"].samples[0].value == 1
+            assert found["nearmesh_xds_streams"].samples[0].value == 0
+            assert found["process_resident_memory_bytes"].samples[0].value > 0
+        assert (await nobody.get("/metrics")).status_code == 401

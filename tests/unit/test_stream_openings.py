@@ -9,12 +9,21 @@ from typing import Any, cast
 
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2
+from nearmesh_controlplane.peers.role import Alone, Self
 from nearmesh_controlplane.registry import servicer as sessions
 from nearmesh_controlplane.registry.servicer import NodeServicer
 from nearmesh_controlplane.routing.servicer import RouteServicer
 
 from nearmesh import rpc
-from nearmesh.errors import DeadlineExceeded, InvalidInput, MeshError, PermissionDenied, Unreachable
+from nearmesh.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    MeshError,
+    NotFound,
+    NotLeader,
+    PermissionDenied,
+    Unreachable,
+)
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.rpc import Identity
 from nearmesh.v1 import route_pb2
@@ -159,6 +168,31 @@ async def test_only_machines_are_given_the_whole_snapshot(mesh: State) -> None:
     rpc._caller.set(CLIENT)
     with pytest.raises(InvalidInput, match="name the region"):
         await anext(servicer.WatchSnapshot(route_pb2.WatchSnapshotRequest(), None))
+
+
+async def test_how_right_predictions_were_is_told_by_who_leads(mesh: State) -> None:
+    class Follower(Alone):
+        def check_leads(self) -> None:
+            raise NotLeader("another one leads")
+
+    await mesh.publish("m")
+    told = route_pb2.CallReport(model="m", answered=4, compared=4, within_p50=1, within_p95=4, within_p99=4, late=2)
+    told.total_ms, told.predicted_ms = 30.0, 20.0
+    mesh.measurements.report(
+        route_pb2.ReportLatencyRequest(region=EUROPE, calls=[told]), kind="clients", reporter="app"
+    )
+    parts = (mesh.router, mesh.registry, mesh.catalog, mesh.measurements, mesh.changes, UNUSED)
+    servicer = RouteServicer(*parts, alone())
+    for model in ("", "m"):
+        (row,) = (await servicer.ListAccuracy(route_pb2.ListAccuracyRequest(model=model), None)).accuracy
+        assert (row.region, row.model, row.objective, row.reporter) == (EUROPE, "m", "cheapest-in-time", "clients")
+        assert (row.answered, row.compared, row.late, row.within_p50, row.within_p95) == (4, 4, 0.5, 0.25, 1)
+        assert row.actual_over_predicted == 1.5
+    with pytest.raises(NotFound, match="'nope'"):
+        await servicer.ListAccuracy(route_pb2.ListAccuracyRequest(model="nope"), None)
+    following = RouteServicer(*parts, Follower(Self(id="b", incarnation="1", public="", mesh="", http=""), 1))
+    with pytest.raises(NotLeader):
+        await following.ListAccuracy(route_pb2.ListAccuracyRequest(), None)
 
 
 async def test_a_client_that_is_in_no_region_is_told_of_the_one_near_it(mesh: State) -> None:

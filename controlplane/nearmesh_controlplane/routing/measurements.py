@@ -107,7 +107,12 @@ class Measurements:
 
     def demand_now(self) -> Mapping[demand.Key, float]:
         """Requests per second by client region, model and objective, on average."""
-        return self.demand.demand(self._clock(), forecast=False)
+        models, found = frozenset(self._catalog.models()), dict[demand.Key, float]()
+        for (region, model, wanted), per_s in self.demand.demand(self._clock(), forecast=False).items():
+            if model in models:
+                key = (region, model, wanted or self._catalog.policy(model).objective)
+                found[key] = found.get(key, 0.0) + per_s
+        return found
 
     def peers(self, node_id: str) -> Sequence[node_pb2.Peer]:
         """Whom a node measures at present."""

@@ -65,6 +65,25 @@ class _Planned:
     took_s: float
 
 
+@dataclass(slots=True)
+class Work:
+    """What planning came to, since the start and in the latest plan."""
+
+    plans: int = 0
+    seconds: float = 0.0
+    # Linear programs solved.
+    programs: int = 0
+    latest_s: float = 0.0
+    unplaced_per_s: float = 0.0
+    moving: bool = False
+
+    def add(self, plan: Plan, took_s: float) -> None:
+        self.plans += 1
+        self.seconds += took_s
+        self.programs += plan.rounds
+        self.latest_s, self.unplaced_per_s, self.moving = took_s, plan.unplaced_per_s, plan.moving
+
+
 class Router:
     """Implements `RouteSource` for xDS."""
 
@@ -88,6 +107,7 @@ class Router:
         self._planner = Planner()
         self._tables = Tables(lambda region, node, listener: self.address(region, registry.get(node), listener))
         self._planned: _Planned | None = None
+        self.work = Work()
         self._asked: dict[str, None] = {}
         self._made: dict[tuple[str, Listener], tuple[int, RouteTable]] = {}
         self._decisions: dict[tuple[str, str, str], Decision] = {}
@@ -210,6 +230,7 @@ class Router:
         plan = self._planner.plan(facts, self._clock(), also)
         took_s = time.perf_counter() - began_s
         self._forget(facts)
+        self.work.add(plan, took_s)
         log.debug(
             "decided generation=%d nodes=%d models=%d regions=%d ms=%.1f programs=%d moving=%s unplaced_per_s=%.3g",
             generation,

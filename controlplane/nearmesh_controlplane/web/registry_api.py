@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +150,11 @@ def application(
     verifier: TokenVerifier,
     removed: Callable[[], Collection[str]],
     fetch: Fetch = _from_nobody,
+    more: Sequence[Route] = (),
 ) -> ASGIApp:
-    """Everything that the HTTPS listener serves."""
+    """Everything that the HTTPS listener serves: the pull API, and what is given as `more`."""
     api = RegistryApi(layout, catalog, fetch)
-    app = Starlette(routes=api.routes(), exception_handlers={MeshError: _mesh_error, HTTPException: _http_error})
+    app = Starlette(
+        routes=[*api.routes(), *more], exception_handlers={MeshError: _mesh_error, HTTPException: _http_error}
+    )
     return Door(app, mesh, verifier, removed)
