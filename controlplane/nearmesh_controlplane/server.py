@@ -167,7 +167,7 @@ class ControlPlane:
             certificate_lifetime=timedelta(seconds=config.certificate_lifetime_s),
         )
         layout = Layout(config.data / "oci")
-        mirror = Mirror(config.name, role.known, layout, catalog, authority, changes)
+        mirror = Mirror(config.name, role, layout, catalog, authority, changes)
         return cls(
             config=config,
             authority=authority,

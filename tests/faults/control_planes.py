@@ -22,6 +22,7 @@ from nearmesh.client import connect
 from nearmesh.client.admin import AdminClient
 from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
 from nearmesh.errors import MeshError
+from nearmesh.packaging.build import Artifact
 from tests.integration.adding_model import adding
 from tests.integration.island_mesh import line_client
 from tests.integration.mesh_processes import REGION, ControlPlane, Pair, node, pair, until
@@ -126,6 +127,7 @@ class Scene:
     tokens: Audited
     clients: dict[str, Calls]
     replaced_s: list[float] = field(default_factory=list)
+    published: int = 0
 
     async def kill(self, victim: ControlPlane) -> None:
         """kill -9, a look at what the other one knows, and a new start."""
@@ -136,8 +138,28 @@ class Scene:
         if led:
             await self._replaced(before, began)
         await self.check(survivor)
+        made = await self._publish(survivor)
         await victim.start()
         await self.check(victim)
+        await self._copied(victim, made)
+
+    async def _publish(self, plane: ControlPlane) -> Artifact:
+        """What one control plane alone acknowledged."""
+        self.published += 1
+        version = str(self.published)
+        made = adding(plane.data.parent / f"package-{version}", "published", version, 1.0)
+        async with plane.operator() as operator:
+            await operator.publish(made)
+        return made
+
+    async def _copied(self, plane: ControlPlane, made: Artifact) -> None:
+        """The other one has all of it once it is back."""
+        blobs = [plane.data / "oci/blobs/sha256" / d.removeprefix("sha256:") for d in (made.digest, *made.blobs)]
+
+        async def there() -> bool:
+            return all(blob.exists() for blob in blobs)
+
+        await until(there, what=f"{plane.public} has copied what was published")
 
     async def freeze(self, victim: ControlPlane) -> None:
         """SIGSTOP for longer than the lease; whoever wakes up finds that others lead."""
@@ -267,6 +289,7 @@ async def killed_and_frozen(folder: Path, server: Postgres, faults: int, seed: i
             "replaced_s": [round(seconds, 2) for seconds in found.replaced_s],
             "acts": await _check_acts(found),
             "acknowledged": {w.name: w.acknowledged for w in (found.price, found.deadline, found.tokens)},
+            "published": found.published,
             "turned_away": sum(w.refused for w in (found.price, found.deadline, found.tokens)),
             "calls": {name: client.answered for name, client in found.clients.items()},
         }

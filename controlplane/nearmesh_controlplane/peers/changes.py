@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 # The safety net.
 READ_ALL_EVERY_S = 15.0
 RECONNECT_AFTER_S = 0.5
-# After a reading: changes of this time are read together.
-GATHER_S = 0.05
+# After a reading: changes of this time are read together, so that many of them are not all that is done.
+GATHER_S = 0.2
 
 # Reads these tables anew; None: all.
 Read = Callable[[Collection[str] | None], Awaitable[None]]

@@ -15,7 +15,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from nearmesh.backoff import Backoff
@@ -24,7 +24,7 @@ from nearmesh.oci import MANIFEST_TYPE, MAX_MANIFEST_BYTES, Descriptor, Manifest
 from nearmesh_controlplane.catalog.catalog import Catalog, Version
 from nearmesh_controlplane.catalog.layout import Layout
 from nearmesh_controlplane.generation import Generation
-from nearmesh_controlplane.peers.role import Peer
+from nearmesh_controlplane.peers.role import Peer, Role
 from nearmesh_controlplane.registry.authority import Authority
 
 log = logging.getLogger(__name__)
@@ -44,19 +44,20 @@ PART_BYTES = 1024 * 1024
 
 
 class Mirror:
-    """Copies what this control plane lacks. `known` gives the control planes of the mesh, `own` is this one's id."""
+    """Copies what this control plane lacks."""
 
     def __init__(
         self,
         own: str,
-        known: Callable[[], Sequence[Peer]],
+        role: Role,
         layout: Layout,
         catalog: Catalog,
         authority: Authority,
         changes: Generation,
     ) -> None:
+        """`own` is the id of this control plane."""
         self._own = own
-        self._known = known
+        self._known, self._look = role.known, role.look
         self._layout = layout
         self._catalog = catalog
         self._issuer = authority.issuer
@@ -90,15 +91,19 @@ class Mirror:
     async def copied(self, version: Version) -> None:
         """Waits until every control plane that is there has the version, or says in the log which has not."""
         self._whole.add(version.digest)
-        newest_s = max((peer.seen_at_s for peer in self._known()), default=0.0)
-        others = [peer for peer in self._others() if peer.seen_at_s > newest_s - THERE_S]
         end_s = time.monotonic() + COPIED_WITHIN_S
-        for peer in others:
-            while not await asyncio.to_thread(self._has, peer, version):
-                if time.monotonic() > end_s:
-                    log.warning("%s@%s is not on control plane %s yet", version.model, version.version, peer.id)
-                    break
-                await asyncio.sleep(LOOK_EVERY_S)
+        while left := [peer for peer in await self._there() if not await asyncio.to_thread(self._has, peer, version)]:
+            if time.monotonic() > end_s:
+                names = ", ".join(peer.id for peer in left)
+                log.warning("%s@%s is not on control plane %s yet", version.model, version.version, names)
+                return
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _there(self) -> list[Peer]:
+        """The others, without those that were not seen lately."""
+        known = await self._look()
+        newest_s = max((peer.seen_at_s for peer in known), default=0.0)
+        return [peer for peer in known if peer.id != self._own and peer.seen_at_s > newest_s - THERE_S]
 
     def _versions(self) -> list[Version]:
         return [version for model in self._catalog.models() for version in self._catalog.versions(model)]

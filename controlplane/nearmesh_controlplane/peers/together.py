@@ -75,6 +75,7 @@ class Together:
         # The others become known with the first reading.
         self._peers: Sequence[Peer] = [peer_of(me)]
         # The newest routes that any leader decided.
+        self._snapshot: route_pb2.Snapshot | None = None
         self._followed: SnapshotRoutes | None = None
         self._told_presence = b""
         self._turn = Generation()
@@ -117,7 +118,10 @@ class Together:
         return self._peers
 
     async def look(self) -> Sequence[Peer]:
-        await self._read_peers()
+        try:
+            await self._read_peers()
+        except MeshError as error:
+            log.warning("the control planes were not looked for: %s", error.message)
         return self._peers
 
     def _who_leads(self) -> str:
@@ -211,11 +215,12 @@ class Together:
             term = self.term()
             if not self.decides():
                 continue
-            self._followed = SnapshotRoutes(self._snapshots.present)
+            self._go_by(self._snapshots.present)
             content = signed.SerializeToString()
             try:
                 await self._db.run_as_leader(told.write, told.ROUTES, term, content, term=term)
             except MeshError as error:
+                # The next ones follow within half a minute, whatever happens.
                 log.warning("the newest routes were not told to other control planes: %s", error.message)
 
     # What is read
@@ -257,8 +262,12 @@ class Together:
             return
         try:
             signed = route_pb2.SignedSnapshot.FromString(content)
-            self._followed = SnapshotRoutes(self._snapshots.follow(signed))
+            self._go_by(self._snapshots.follow(signed))
         except (DecodeError, MeshError) as error:
             log.error("the leader's routes cannot be used: %s", error)
-            return
-        self._changes.bump()
+
+    def _go_by(self, snapshot: route_pb2.Snapshot) -> None:
+        """The same routes stay the same object, which is known to be nothing new."""
+        if snapshot is not self._snapshot:
+            self._snapshot, self._followed = snapshot, SnapshotRoutes(snapshot)
+            self._changes.bump()
