@@ -18,7 +18,7 @@ import uvloop
 
 from nearmesh import __version__, config
 from nearmesh.errors import ConfigError, MeshError
-from nearmesh.process import configure_logging, stop_on_signals
+from nearmesh.process import configure_logging, rare_collections, stop_on_signals
 from nearmesh_agent.config import Listen, NodeConfig
 from nearmesh_agent.serving import memory
 
@@ -100,7 +100,7 @@ def _server() -> ModuleType:
         if error.name != "onnxruntime":
             raise
         raise ConfigError("there is no ONNX Runtime: pip install 'nearmesh-agent[cpu]' or '...[gpu]'") from None
-    memory.rare_collections()
+    rare_collections()
     return server
 
 

@@ -16,7 +16,7 @@ from envoy.service.load_stats.v3 import lrs_pb2_grpc
 from grpc_health.v1 import health_pb2_grpc
 from starlette.routing import Route
 
-from nearmesh.process import only_one
+from nearmesh.process import only_one, rare_collections
 from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper
 from nearmesh.snapshot import SnapshotRoutes
 from nearmesh.tls import Credentials
@@ -303,6 +303,7 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
         certificate = ServerCertificate(plane)
         server = _grpc_server(plane, certificate)
         https = _https_server(plane, certificate)
+        rare_collections()
         await server.start()
         try:
             async with asyncio.TaskGroup() as tasks:

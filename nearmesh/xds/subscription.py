@@ -50,19 +50,9 @@ class Subscription:
         self._peer = peer
         self._types: dict[str, _Type] = {}
         self.refused = 0
-
-    @property
-    def models(self) -> frozenset[str]:
-        """The models whose listeners, clusters or endpoints the stream asks for by name."""
-        return frozenset(model_of(name) for kind in self._named() for name in kind.names)
-
-    @property
-    def everything(self) -> bool:
-        """Whether the stream asks for whatever there is."""
-        return any(kind.wildcard for kind in self._named())
-
-    def _named(self) -> list[_Type]:
-        return [kind for type_url, kind in self._types.items() if type_url in _OF_MODELS]
+        # The models whose listeners, clusters or endpoints are asked for by name; and whether all there are.
+        self.models: frozenset[str] = frozenset()
+        self.everything = False
 
     @property
     def due(self) -> bool:
@@ -80,6 +70,7 @@ class Subscription:
         if known is None:
             if request.type_url in PUSH_ORDER:
                 self._types[request.type_url] = _Type(names - {"*"}, not names or "*" in names)
+                self._named()
             return True
         if request.response_nonce != known.nonce:
             return (
@@ -96,7 +87,13 @@ class Subscription:
         known.due = known.due or bool(names - known.names)
         known.names = names - {"*"}
         known.sent = {name: data for name, data in known.sent.items() if known.wildcard or name in names}
+        self._named()
         return True
+
+    def _named(self) -> None:
+        of_models = [kind for type_url, kind in self._types.items() if type_url in _OF_MODELS]
+        self.models = frozenset(model_of(name) for kind in of_models for name in kind.names)
+        self.everything = any(kind.wildcard for kind in of_models)
 
     def pending(self, resources: Resources) -> Iterator[bytes]:
         """The responses that have to be sent so that the stream knows `resources`, in the order they have to be sent.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -90,9 +89,6 @@ def _glibc(name: str) -> Callable[..., int] | None:
         return None
 
 
-# New objects more than freed ones after which the youngest are looked through; Python's own number is 700.
-_ALLOCATIONS = 10_000
-
 _trim, _mallopt = _glibc("malloc_trim"), _glibc("mallopt")
 # Of glibc's malloc.h.
 _M_ARENA_MAX = -8
@@ -107,16 +103,6 @@ def use_one_arena() -> None:
     """
     if _mallopt:
         _mallopt(_M_ARENA_MAX, 1)
-
-
-def rare_collections() -> None:
-    """Has the interpreter look for cycles of garbage less often; for the beginning of a process, when all is imported.
-
-    A request leaves none behind, and what was imported stays; looking all the same took a tenth of a small request.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_ALLOCATIONS, 20, 20)
 
 
 def give_back() -> None:

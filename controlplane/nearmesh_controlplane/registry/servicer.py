@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 HELLO_WITHIN_S = 10.0
 # A live node reports about once a second; one that has been silent for this long is frozen or cut off.
 SILENCE_S = 4.0
+# A node is told of changes no more often than this.
+TELL_EVERY_S = 0.1
 
 
 class NodeServicer(node_pb2_grpc.NodeServiceServicer):
@@ -116,6 +118,8 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             change = asyncio.ensure_future(self._changes.above(seen))
             await asyncio.wait({change, reader}, return_when=asyncio.FIRST_COMPLETED)
             change.cancel()
+            # Changes come in swarms, when many nodes join or the control plane starts: each is not worth a look.
+            await asyncio.wait({reader}, timeout=TELL_EVERY_S)
 
 
 async def _hello(requests: AsyncIterator[pb.NodeReport]) -> pb.NodeHello:

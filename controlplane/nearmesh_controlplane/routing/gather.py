@@ -7,7 +7,7 @@ is worked out anew only when they have moved by a noticeable part.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from nearmesh.routing import Objective, Times, parse_objective
 from nearmesh.v1 import node_pb2 as pb
@@ -46,7 +46,8 @@ class Gatherer:
         self._residency = residency
         self._prices = prices
         self._clock = clock
-        self._replicas: dict[tuple[str, str], ReplicaFacts] = {}
+        # By node and digest: what the node said, as it said it, and what that means.
+        self._replicas: dict[tuple[str, str], tuple[tuple[object, ...], ReplicaFacts]] = {}
         self._network: dict[tuple[str, str], tuple[Times, Source, float]] = {}
 
     def facts(self, asked_regions: Iterable[str]) -> Facts:
@@ -54,10 +55,15 @@ class Gatherer:
         nodes = self._registry.serving_nodes()
         own = {node.region for node in self._registry.all() if not node.removed}
         regions = tuple(sorted(own | set(asked_regions)))
-        models = tuple(self._model(name, nodes) for name in self._catalog.models())
+        standing = {node.id: self._registry.presence(node.id) for node in nodes}
+        leaving = frozenset(node.id for node in nodes if self._registry.leaving(node.id))
+        said = self._said(nodes)
+        models = tuple(
+            self._model(name, nodes, said.get(name, {}), standing, leaving) for name in self._catalog.models()
+        )
         self._forget(nodes)
         return Facts(
-            nodes=tuple(_node(node, self._registry.presence(node.id)) for node in nodes),
+            nodes=tuple(_node(node, standing[node.id]) for node in nodes),
             models=models,
             regions=regions,
             network={(region, node.id): self.network(region, node)[0] for region in regions for node in nodes},
@@ -80,22 +86,39 @@ class Gatherer:
     def _forget(self, nodes: Sequence[Node]) -> None:
         ids = {node.id for node in nodes}
         self._network = {key: value for key, value in self._network.items() if key[1] in ids}
-        digests = {(node, digest) for node in ids for digest in self._registry.replicas(node)}
-        self._replicas = {key: value for key, value in self._replicas.items() if key in digests}
+        # Now and then: each of them is looked at.
+        if len(self._replicas) > 2 * sum(len(self._registry.replicas(node)) for node in ids):
+            digests = {(node, digest) for node in ids for digest in self._registry.replicas(node)}
+            self._replicas = {key: value for key, value in self._replicas.items() if key in digests}
 
-    def _model(self, name: str, nodes: Sequence[Node]) -> ModelFacts:
+    def _said(self, nodes: Sequence[Node]) -> dict[str, dict[str, list[pb.ReplicaStatus]]]:
+        """What every node says of each model's versions, by model and node."""
+        found: dict[str, dict[str, list[pb.ReplicaStatus]]] = {}
+        for node in nodes:
+            for replica in self._registry.replicas(node.id).values():
+                found.setdefault(replica.model, {}).setdefault(node.id, []).append(replica)
+        return found
+
+    def _model(
+        self,
+        name: str,
+        nodes: Sequence[Node],
+        said: Mapping[str, list[pb.ReplicaStatus]],
+        standing: Mapping[str, Presence],
+        leaving: Collection[str],
+    ) -> ModelFacts:
         policy = self._catalog.policy(name)
-        speeds = _speeds(name, nodes, self._registry)
+        speeds = _speeds(nodes, said)
         replicas: dict[str, ReplicaFacts] = {}
         absent: dict[str, str] = {}
         lost: dict[str, ReplicaFacts] = {}
         for node in nodes:
-            replica, why = self._replica(name, node)
+            replica, why = self._replica(name, node, said.get(node.id, []), leaving)
             if replica is None:
                 absent[node.id] = why
                 continue
             fact = self._fact(node, replica, speeds.get((node.hardware, replica.variant), 0.0))
-            (lost if self._registry.presence(node.id) == "gone" else replicas)[node.id] = fact
+            (lost if standing[node.id] == "gone" else replicas)[node.id] = fact
         if not replicas:
             # For this model alone, whatever else is live: to try a node that was lost, and may only be cut off from the
             # control plane, is better than an empty route.
@@ -110,25 +133,31 @@ class Gatherer:
             absent=absent,
         )
 
-    def _replica(self, model: str, node: Node) -> tuple[pb.ReplicaStatus | None, str]:
+    def _replica(
+        self, model: str, node: Node, known: Sequence[pb.ReplicaStatus], leaving: Collection[str]
+    ) -> tuple[pb.ReplicaStatus | None, str]:
         """The node's ready replica, or the reason why there is none."""
-        known = [r for r in self._registry.replicas(node.id).values() if r.model == model]
         ready = [r for r in known if r.state == READY]
-        if self._registry.leaving(node.id):
+        if node.id in leaving:
             return None, "it is being drained"
         if not ready:
             return None, next((r.detail for r in known if r.detail), "it has no replica of this model")
+        if len(ready) == 1:
+            return ready[0], ""
         # While versions change, both the old and the new one may be ready; the deployed one is what serves.
         deployed = self._catalog.deployed(model, node.site)
         return next((r for r in ready if deployed and r.digest == deployed.digest), ready[0]), ""
 
     def _fact(self, node: Node, replica: pb.ReplicaStatus, per_s: float) -> ReplicaFacts:
-        key = (node.id, replica.digest)
-        found = _replica_facts(replica, per_s)
+        key, words = (node.id, replica.digest), _words(replica, per_s)
         known = self._replicas.get(key)
-        if known is None or not _same(known, found):
-            known = self._replicas[key] = found
-        return known
+        if known is not None and known[0] == words:
+            return known[1]
+        found = _replica_facts(replica, per_s)
+        if known is not None and _same(known[1], found):
+            found = known[1]
+        self._replicas[key] = words, found
+        return found
 
     def _asked(self, models: Sequence[ModelFacts], regions: Sequence[str]) -> dict[Key, float]:
         own, here = {model.name: model.objective for model in models}, set(regions)
@@ -157,6 +186,16 @@ def _node(node: Node, presence: Presence) -> NodeFacts:
         usd_per_hour=node.usd_per_hour,
         spot=node.spot,
         standing=presence,
+    )
+
+
+def _words(replica: pb.ReplicaStatus, per_s: float) -> tuple[object, ...]:
+    """All that `_replica_facts` goes by: it is worked out again only when some of it is another."""
+    return (
+        tuple(replica.service_ms_quantiles) or (replica.service_ms_p50, replica.service_ms_p95),
+        tuple(replica.queue_ms_quantiles),
+        per_s,
+        replica.cold and replica.load_ms,
     )
 
 
@@ -193,14 +232,15 @@ def _same(a: ReplicaFacts, b: ReplicaFacts) -> bool:
     return _alike(a.service, b.service) and abs(a.per_s - b.per_s) <= NOTICEABLE * a.per_s
 
 
-def _speeds(model: str, nodes: Iterable[Node], registry: Registry) -> dict[tuple[str, str], float]:
-    """Inferences per second by hardware and variant: the median over like nodes.
+def _speeds(nodes: Iterable[Node], said: Mapping[str, list[pb.ReplicaStatus]]) -> dict[tuple[str, str], float]:
+    """Inferences per second of a model by hardware and variant: the median over like nodes.
 
     Twins are equally fast, so that a price decides between them and not whose stopwatch was disturbed.
     """
     found: dict[tuple[str, str], list[float]] = {}
     for node in nodes:
-        for replica in registry.replicas(node.id).values():
-            if replica.model == model and replica.state == READY and replica.inferences_per_second > 0:
-                found.setdefault((node.hardware, replica.variant), []).append(replica.inferences_per_second)
+        for replica in said.get(node.id, ()):
+            per_s = replica.inferences_per_second
+            if per_s > 0 and replica.state == READY:
+                found.setdefault((node.hardware, replica.variant), []).append(per_s)
     return {key: sorted(values)[len(values) // 2] for key, values in found.items()}
