@@ -19,8 +19,8 @@ from tests.faults.scenarios import until
 CONTROL_PLANE = "control-plane"
 # Added to a round trip: an answer is then later than the model's deadline.
 SLOWER_BY_MS = 400.0
-# A node that computes for a moment, and stands still for longer than a request may take.
-STUTTER_S = (0.05, 0.25)
+# A node that computes for a moment and stands still for a longer one: it has two fifths of its processor.
+STUTTER_S = (0.1, 0.15)
 # A spot notice that leaves a node less than it would like.
 NOTICE_S = 6.0
 # An orderly end of an agent of the local mesh, sequences and all.
