@@ -23,8 +23,8 @@ from nearmesh.devmesh.load import Call
 from nearmesh.devmesh.mesh import LocalMesh, local_mesh
 from nearmesh.devmesh.plan import local
 from nearmesh.v1 import route_pb2, route_pb2_grpc
-from tests.faults.live_faults import CONTROL_PLANE, KINDS, OF_NODES, Faults
-from tests.faults.live_report import XDS_TIMEOUT_S, Decision, Fault, broken, report
+from tests.faults.live_faults import KINDS, OF_NODES, Faults
+from tests.faults.live_report import CONTROL_PLANE, XDS_TIMEOUT_S, Decision, Fault, broken, report
 from tests.faults.loads import SENT_SHARE, WAYS, loads
 
 REGION, MODEL = "europe-west1", "file-type"

@@ -14,9 +14,9 @@ from nearmesh.devmesh.mesh import LocalMesh
 from nearmesh.devmesh.plan import link_name, node_of, round_trip_ms
 from nearmesh.devmesh.wan.control import ControlClient
 from nearmesh.errors import MeshError
+from tests.faults.live_report import CONTROL_PLANE
 from tests.faults.scenarios import until
 
-CONTROL_PLANE = "control-plane"
 # Added to a round trip: an answer is then later than the model's deadline.
 SLOWER_BY_MS = 400.0
 # A node that computes for a moment and stands still for a longer one: it has two fifths of its processor.

@@ -24,6 +24,9 @@ STUCK_MS = 1000.0
 LAG_S = 2.0
 # What a client learnt from a fault it may act on for so long: gateways eject for 3 s, the SDK for a second and more.
 AFTER_S = 12.0
+# A gateway that lost the control plane asks a node, whose snapshot is a little older. That one sends it back when it
+# has had the control plane for 15 s itself.
+CONTROL_PLANE, AFTER_CONTROL_PLANE_S = "control-plane", 25.0
 # Calls to a frozen node that end with the caller's deadline may have begun before it froze.
 SHOWN = 20
 
@@ -42,6 +45,11 @@ class Fault:
     def over(self, since_s: float, until_s: float) -> bool:
         """Whether it was felt in that time."""
         return self.began_s <= until_s and since_s <= self.recovered_s
+
+    def remembered(self, since_s: float, until_s: float) -> bool:
+        """Whether clients may have acted on it in that time."""
+        after_s = AFTER_CONTROL_PLANE_S if self.target == CONTROL_PLANE else AFTER_S
+        return self.over(since_s - after_s, until_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,11 +109,12 @@ def why_moved(before: str, call: Call, faults: Sequence[Fault], decisions: Seque
         return kind, f"generation {newest.generation}: {newest.why.get(call.node, '')}"
     if "after " in call.why:
         return "receipt", call.why
-    felt = [f for f in faults if f.over(call.started_s - AFTER_S, ended_s)]
     placed = {node for d in valid for node in d.placed}
     # The call went round whoever was placed; so a fault must have been felt there, or on the control plane, whose word
     # of a newer placement was then still on its way.
-    guilty = [f for f in felt if f.target in placed or f.target in (before, "control-plane")]
+    guilty = [
+        f for f in faults if f.remembered(call.started_s, ended_s) and f.target in {*placed, before, CONTROL_PLANE}
+    ]
     if guilty:
         return "fault", f"{guilty[-1].kind} of {guilty[-1].target}"
     return ("receipt", call.why) if call.why else ("", "")

@@ -64,7 +64,8 @@ def test_which_decisions_a_client_may_have_acted_on() -> None:
         (call(60, "b"), [fault("kill", 9)], [FIRST_A], ""),
         # A fault of somebody else explains nothing, one of the control plane does.
         (call(10, "b"), [fault("kill", 9, "c")], [FIRST_A], ""),
-        (call(10, "b"), [fault("kill", 9, "control-plane")], [FIRST_A], "fault"),
+        (call(40, "b"), [fault("kill", 9, "control-plane")], [FIRST_A], "fault"),
+        (call(50, "b"), [fault("kill", 9, "control-plane")], [FIRST_A], ""),
         (call(10, "b", why="nearest; after a: UNREACHABLE"), [], [FIRST_A], "receipt"),
         (call(10, "b", why="nearer from here"), [], [FIRST_A], "receipt"),
         (call(10, "b"), [], [], ""),
