@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import psycopg
+from tritonclient.utils import InferenceServerException
 
 from nearmesh.client import connect
 from nearmesh.client.admin import AdminClient
@@ -24,7 +25,7 @@ from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
 from nearmesh.errors import MeshError
 from nearmesh.packaging.build import Artifact
 from tests.integration.adding_model import adding
-from tests.integration.island_mesh import line_client
+from tests.integration.island_mesh import GatewayProcess, line_client, stock_client
 from tests.integration.mesh_processes import REGION, ControlPlane, Pair, node, pair, until
 from tests.postgres import Postgres
 
@@ -32,6 +33,7 @@ Figures = dict[str, Any]
 
 # What is promised: a lost leader is replaced within this.
 REPLACED_WITHIN_S = 5.0
+KINDS = ("leader killed", "follower killed", "leader frozen", "database restarted")
 # Between two faults: the writers get something done, and what was killed is back.
 CALM_S = 1.0
 # Longer than the lease.
@@ -102,7 +104,7 @@ class Calls:
             try:
                 await self.call()
                 self.answered += 1
-            except (MeshError, AssertionError) as error:
+            except (MeshError, AssertionError, InferenceServerException) as error:
                 self.errors.append(str(error))
             await asyncio.sleep(CALL_EVERY_S)
 
@@ -121,6 +123,7 @@ class Scene:
     """Two control planes, a node that serves, writers and clients."""
 
     both: Pair
+    server: Postgres
     url: str
     price: Writer
     deadline: Writer
@@ -175,6 +178,17 @@ class Scene:
             victim.child.signal(signal.SIGCONT)
         await self.check(self.both.other(victim))
         await self.check(victim)
+
+    async def restart_database(self) -> None:
+        """Away at once, and for longer than a lease: nobody leads, and both give out what they knew."""
+        self.server.stop()
+        try:
+            await asyncio.sleep(FROZEN_S)
+        finally:
+            self.server.start()
+        await self.both.leader()
+        for plane in self.both.planes.values():
+            await self.check(plane)
 
     async def _term(self) -> int:
         async with await psycopg.AsyncConnection.connect(self.url) as connection:
@@ -232,7 +246,7 @@ async def scene(folder: Path, server: Postgres) -> AsyncIterator[Scene]:
         tasks = [asyncio.create_task(one.run()) for one in (price, deadline, tokens, *clients.values())]
         try:
             await until(_done(price, deadline, tokens), what="the first writes are acknowledged")
-            yield Scene(both, url, price, deadline, tokens, clients)
+            yield Scene(both, server, url, price, deadline, tokens, clients)
         finally:
             for task in tasks:
                 task.cancel()
@@ -249,7 +263,16 @@ async def _clients(stack: AsyncExitStack, folder: Path, plane: ControlPlane, con
     question = {"x": np.array([1.0, 2.0], np.float32)}
     await until(lambda: _routed(sdk, question), what="the SDK has a route")
     await xds.knows("adder")
-    return {"sdk": Calls(lambda: sdk.infer("adder", question)), "xds": Calls(lambda: xds.node("adder"))}
+    door = GatewayProcess(plane, folder / "gateway", "door")
+    stack.push_async_callback(door.child.stop)
+    await door.start()
+    stock = await stack.enter_async_context(stock_client(door.address))
+    await stock.answers("adder")
+    return {
+        "sdk": Calls(lambda: sdk.infer("adder", question)),
+        "xds": Calls(lambda: xds.node("adder")),
+        "gateway": Calls(lambda: stock.adds("adder")),
+    }
 
 
 async def _routed(sdk: Any, question: Any) -> bool:
@@ -267,17 +290,21 @@ def _done(*writers: Writer) -> Callable[[], Awaitable[bool]]:
     return done
 
 
-async def killed_and_frozen(folder: Path, server: Postgres, faults: int, seed: int) -> Figures:
-    """`faults` kills and freezes of either control plane, the leader first; what it came to."""
-    chance = random.Random(seed)
+async def tried(folder: Path, server: Postgres, faults: int, seed: int) -> Figures:
+    """`faults` of all kinds, one after another; what it came to."""
+    chance, done = random.Random(seed), dict.fromkeys(KINDS, 0)
     async with scene(folder, server) as found:
         for number in range(faults):
             leader = await found.both.leader()
-            # The leader, the follower, the leader frozen; from then on by chance.
-            kind = number if number < 3 else chance.randrange(3)
-            victim = found.both.other(leader) if kind == 1 else leader
+            # Each once; from then on by chance.
+            kind = KINDS[number] if number < len(KINDS) else chance.choice(KINDS)
+            victim = found.both.other(leader) if kind == "follower killed" else leader
             await asyncio.sleep(CALM_S * chance.random())
-            await (found.freeze(victim) if kind == 2 else found.kill(victim))
+            if kind == "database restarted":
+                await found.restart_database()
+            else:
+                await (found.freeze(victim) if kind == "leader frozen" else found.kill(victim))
+            done[kind] += 1
             for client in found.clients.values():
                 await client.goes_on()
         for plane in found.both.planes.values():
@@ -285,7 +312,7 @@ async def killed_and_frozen(folder: Path, server: Postgres, faults: int, seed: i
         assert {name: client.errors for name, client in found.clients.items()} == {name: [] for name in found.clients}
         assert max(found.replaced_s) < REPLACED_WITHIN_S, found.replaced_s
         return {
-            "faults": faults,
+            "faults": done,
             "replaced_s": [round(seconds, 2) for seconds in found.replaced_s],
             "acts": await _check_acts(found),
             "acknowledged": {w.name: w.acknowledged for w in (found.price, found.deadline, found.tokens)},

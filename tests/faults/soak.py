@@ -108,7 +108,7 @@ async def soak(only: str) -> list[dict[str, Any]]:
                 folder = Path(scratch) / f"fuzz-{seed}"
                 folder.mkdir()
                 found.append(await _measured(name, lambda: _fuzz(folder, seed)))  # noqa: B023
-        name = f"a pair of control planes over PostgreSQL: {CONTROL_PLANE_FAULTS} kills and freezes"
+        name = f"a pair of control planes over PostgreSQL: {CONTROL_PLANE_FAULTS} kills, freezes and restarts"
         if only in name:
             found.append(await _measured(name, lambda: _pair(Path(scratch) / "pair")))
         name = f"many models: {MANY_MODELS} with memory for {MANY_ROOM}"
@@ -131,7 +131,7 @@ async def _live(scratch: Path, *, write: bool) -> dict[str, Any]:
 
 async def _pair(folder: Path) -> dict[str, Any]:
     with postgres() as server:
-        return await control_planes.killed_and_frozen(folder, server, CONTROL_PLANE_FAULTS, seed=1)
+        return await control_planes.tried(folder, server, CONTROL_PLANE_FAULTS, seed=1)
 
 
 async def _many(folder: Path) -> dict[str, Any]:
