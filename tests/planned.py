@@ -32,6 +32,7 @@ def world(
     deadline_ms: float = DEADLINE_MS,
     regions: frozenset[str] = frozenset(),
     transfer_bytes: float = 0.0,
+    answer_bytes: float = 0.0,
     **more: Any,
 ) -> Facts:
     """`ways`: round trips in ms by client region and node; every node serves the model unless `replicas` says who."""
@@ -42,6 +43,7 @@ def world(
         replicas=replicas if replicas is not None else {found.id: serves() for found in nodes},
         regions=regions,
         transfer_bytes=transfer_bytes,
+        answer_bytes=answer_bytes,
     )
     network = {(region, to): Times.spread(ms, 1.02 * ms) for region, there in ways.items() for to, ms in there.items()}
     return Facts(nodes=nodes, models=(model,), regions=tuple(ways), network=network, demand=dict(demand or {}), **more)

@@ -35,6 +35,20 @@ async def test_every_dtype(tmp_path, datatype):
         assert (metadata.inputs[0].datatype, list(metadata.inputs[0].shape)) == (datatype, [-1, 3])
 
 
+async def test_bytes_are_counted_of_what_was_answered(tmp_path):
+    replica = await load(tmp_path, tiny_models.identity(tmp_path, "FP32"))
+    small, large = (tensors.encode_request(replica.name, {"x": np.ones((rows, 3), np.float32)}) for rows in (1, 50_000))
+    wrong = service_pb2.ModelInferRequest(model_name=replica.name)
+    async with serving([replica]) as running, stub_of(running) as stub:
+        answers = [await stub.ModelInfer(small), await stub.ModelInfer(large)]
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.ModelInfer(wrong)
+        stream = stub.ModelStreamInfer(iter([small]))
+        answers += [part.infer_response async for part in stream]
+    assert replica.tally.bytes_in == 2 * small.ByteSize() + large.ByteSize()
+    assert replica.tally.bytes_out == sum(answer.ByteSize() for answer in answers) > 600_000
+
+
 async def test_typed_contents(stub):
     request = service_pb2.ModelInferRequest(model_name="adder", id="42")
     contents = service_pb2.InferTensorContents(fp32_contents=[1, 2, 3, 4])

@@ -134,6 +134,16 @@ async def counter():
         yield stub, replica
 
 
+async def test_bytes_of_all_answers_to_a_request_are_counted(counter):
+    stub, replica = counter
+    replica.counting.open.set()
+    request = tensors.encode_request("counter", {"x": np.array([3])})
+    answers = [part.infer_response async for part in stub.ModelStreamInfer(iter([request]))]
+    assert len(answers) == 3
+    assert replica.tally.bytes_in == request.ByteSize()
+    assert replica.tally.bytes_out == sum(answer.ByteSize() for answer in answers)
+
+
 # Order, and how far ahead a stream is worked on.
 
 

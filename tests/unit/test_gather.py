@@ -133,3 +133,30 @@ async def test_network_times_are_looked_at_every_other_second(mesh: State) -> No
     mesh.clock.now_s += LOOK_AGAIN_S
     times, source = gathered.network(EUROPE, eu)
     assert times.p50_ms == pytest.approx(40.0, rel=0.02) and source == "gateway"
+
+
+async def test_the_size_of_requests_is_what_nodes_counted_and_stays_until_it_moves(mesh: State) -> None:
+    def moved(answered: int, bytes_in: int, bytes_out: int) -> node_pb2.ReplicaStatus:
+        found = replica()
+        found.answered, found.bytes_in, found.bytes_out = answered, bytes_in, bytes_out
+        return found
+
+    def sizes() -> tuple[float, float]:
+        mesh.clock.now_s += LOOK_AGAIN_S
+        model = only(gather.facts([]))
+        return model.transfer_bytes, model.answer_bytes
+
+    gather = gatherer(mesh)
+    assert sizes() == (0, 0), "nobody knows it yet"
+    # An agent that does not count bytes says nothing of them.
+    await mesh.reports("eu", moved(1000, 0, 0))
+    await mesh.reports("us", moved(10, 40_000, 10_000))
+    assert sizes() == (5_000, 1_000)
+    await mesh.reports("eu", moved(10, 43_000, 10_500))
+    assert sizes() == (5_000, 1_000), "not noticeably another one"
+    await mesh.reports("eu", moved(30, 200_000, 10_500))
+    assert sizes() == (6_000 + 20_500 / 40, 20_500 / 40)
+    # Both start anew; what was known is better than nothing.
+    for name in ("eu", "us"):
+        await mesh.reports(name, replica())
+    assert sizes() == (6_000 + 20_500 / 40, 20_500 / 40)

@@ -162,6 +162,18 @@ def test_moving_the_data_is_part_of_the_cost() -> None:
     assert shares(plan_once(small)) == {"cheap": 1.0} and shares(plan_once(large)) == {"near": 1.0}
 
 
+def test_requests_pay_for_the_way_there_and_answers_for_the_way_back() -> None:
+    def per_gb(a: str, b: str) -> float:
+        return {("here", "there"): 0.1, ("there", "here"): 0.3}.get((a, b), 0.0)
+
+    facts = world((NEAR, CHEAP), WAYS, transfer_bytes=5e6, answer_bytes=1e6, transfer_usd_per_gb=per_gb)
+    offers = plan_once(facts).blocks[MODEL, IN_TIME].offers
+    assert offers.nodes == (NEAR, CHEAP)
+    found = dict(zip(facts.regions, offers.transfer_usd_per_1000.tolist(), strict=True))
+    # 4 GB there at 0.1, 1 GB back at 0.3.
+    assert found["here"] == pytest.approx([0.0, 0.7])
+
+
 def test_a_version_that_is_not_in_memory_takes_as_long_as_its_load() -> None:
     replicas = {"near": serves(), "cheap": serves(load_ms=500.0)}
     assert shares(plan_once(world((NEAR, CHEAP), WAYS, replicas=replicas))) == {"near": 1.0}

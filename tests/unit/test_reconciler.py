@@ -228,6 +228,7 @@ async def test_a_report_says_how_long_requests_take_and_how_many_there_were(node
     tally = node.loaded[0].tally
     for _ in range(2):
         tally.streamed(1.0, now_ms=0)
+        tally.moved(100, 20)
     # What the caller got wrong is not the node's fault.
     for outcome in ("OVERLOADED", "CANCELLED", "INVALID_INPUT"):
         tally.failed(outcome, 1.0)
@@ -236,6 +237,7 @@ async def test_a_report_says_how_long_requests_take_and_how_many_there_were(node
     assert Times.of(status.service_ms_quantiles) == Times.spread(1, 2)
     assert Times.of(status.queue_ms_quantiles) == Times.certain(0)
     assert (status.answered, status.failed) == (2, 1)
+    assert (status.bytes_in, status.bytes_out) == (200, 40)
 
 
 async def test_p4_whoever_names_the_old_version_finds_it_for_a_while(

@@ -53,6 +53,7 @@ def check(data):
     else:
         assert found is not None
         assert means(found) == means(wire.received(whole))
+        assert found.size_bytes == len(data)
 
 
 @given(st.integers(0, 400))
@@ -196,6 +197,7 @@ def test_answers_of_every_kind(dtype, lay):
     assert wire.write(found) == found if isinstance(found, bytes) else dtype == "BYTES"
     assert wire.parsed(found) == plain
     assert service_pb2.ModelInferResponse.FromString(wire.write(found)) == plain
+    assert wire.size_bytes(found) == len(wire.write(found))
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,7 @@ class Inference:
             encode_ms=(ended_s - answered_s) * 1000,
             now_ms=time.time_ns() // 1_000_000,
         )
+        replica.tally.moved(call.request.size_bytes, wire.size_bytes(encoded))
         replica.measured.served((ended_s - call.started_s) * 1000)
         return encoded
 
@@ -223,11 +224,12 @@ class Inference:
             replica = call.replica = self._open(self._table.get(message.model_name, message.model_version))
             wanted = inputs.requested_outputs(replica.package, message)
             arrays = replica.intake.read(request)
-            number, asked_s = 0, time.perf_counter()
+            number, asked_s, bytes_out = 0, time.perf_counter(), 0
             async with aclosing(replica.stream(arrays, timeout_s=call.left_s(asked_s))) as answers:
                 async for outputs in answers:
                     computed_s = time.perf_counter()
                     written = self._part(replica, message, asked, _chosen(outputs, wanted))
+                    bytes_out += wire.size_bytes(written)
                     replica.tally.responded(
                         number,
                         compute_ms=(computed_s - asked_s) * 1000,
@@ -246,6 +248,7 @@ class Inference:
         finally:
             self.under_way -= 1
         replica.tally.streamed((time.perf_counter() - call.started_s) * 1000, time.time_ns() // 1_000_000)
+        replica.tally.moved(request.size_bytes, bytes_out)
 
     def _part(self, replica: Replica, message: Any, asked: Asked, outputs: Mapping[str, Array]) -> Any:
         """One of several answers."""

@@ -92,6 +92,9 @@ class Tally:
     # Rows answered, and the engine calls that they shared.
     inferences: int = 0
     executions: int = 0
+    # Of requests answered well: their messages and those of their answers.
+    bytes_in: int = 0
+    bytes_out: int = 0
     # Milliseconds since the epoch of the latest answer; 0 before any.
     last_inference_ms: int = 0
     # How often it came into memory, and how often it had to leave for another version.
@@ -102,6 +105,11 @@ class Tally:
     _compute_ms: float = 0.0
     _encode_ms: float = 0.0
     _failed_ms: float = 0.0
+
+    def moved(self, bytes_in: int, bytes_out: int) -> None:
+        """Counts what an answered request and its answers came to on the wire."""
+        self.bytes_in += bytes_in
+        self.bytes_out += bytes_out
 
     def answered(self, answer: Answer, *, rows: int, decode_ms: float, encode_ms: float, now_ms: int) -> None:
         """Counts one answered request; its whole time is the sum of its parts."""

@@ -35,11 +35,14 @@ class Received:
 
     message: Any
     raw: Sequence[bytes | memoryview]
+    # Of the whole request, as it came.
+    size_bytes: int = 0
 
 
-def received(message: Any) -> Received:
+def received(message: Any, size_bytes: int | None = None) -> Received:
     """A request that was parsed as a whole."""
-    return Received(message, message.raw_input_contents)
+    size_bytes = message.ByteSize() if size_bytes is None else size_bytes
+    return Received(message, message.raw_input_contents, size_bytes)
 
 
 def read(data: bytes) -> Received:
@@ -48,9 +51,9 @@ def read(data: bytes) -> Received:
         rest, raw = cut
         message = service_pb2.ModelInferRequest.FromString(rest)
         if raw:
-            return Received(message, raw)
-        return received(message)
-    return received(service_pb2.ModelInferRequest.FromString(data))
+            return Received(message, raw, len(data))
+        return received(message, len(data))
+    return received(service_pb2.ModelInferRequest.FromString(data), len(data))
 
 
 def _cut(data: bytes) -> tuple[bytes, list[memoryview]] | None:
@@ -157,6 +160,11 @@ def respond(response: Any, outputs: Mapping[str, Array]) -> Any:
 def write(response: Any) -> bytes:
     """What `respond` gave, as bytes."""
     return response if isinstance(response, bytes) else bytes(response.SerializeToString())
+
+
+def size_bytes(response: Any) -> int:
+    """Of what `respond` gave, as it will be sent."""
+    return len(response) if isinstance(response, bytes) else int(response.ByteSize())
 
 
 def _encoded(value: int) -> bytes:

@@ -354,6 +354,7 @@ def _measure(status: pb.ReplicaStatus, replica: Replica) -> None:
         status.service_ms_quantiles.extend(stats.service.ms)
         status.queue_ms_quantiles.extend(stats.queue.ms)
     status.answered, status.failed = answered_and_failed(replica.tally)
+    status.bytes_in, status.bytes_out = replica.tally.bytes_in, replica.tally.bytes_out
     status.inferences_per_second, status.in_flight = stats.inferences_per_second, stats.in_flight
     status.cold, status.load_ms, status.waiting = not replica.active, replica.load_s * 1000, replica.waiting
     if replica.unloaded and status.state == pb.REPLICA_STATE_READY:

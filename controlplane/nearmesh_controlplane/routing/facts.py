@@ -62,8 +62,9 @@ class ModelFacts:
     regions: frozenset[str] = frozenset()
     # Of nodes that do not serve it: why not.
     absent: Mapping[str, str] = field(default_factory=dict)
-    # Of a request and its answer together, for what moving them costs.
+    # Of a request and its answer together, for what moving them costs; and of it the answer's, which go the other way.
     transfer_bytes: float = 0.0
+    answer_bytes: float = 0.0
 
 
 def _no_rule(_region: str) -> frozenset[str] | None:

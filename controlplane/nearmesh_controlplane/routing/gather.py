@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
 
 from nearmesh.routing import Objective, Times, parse_objective
 from nearmesh.v1 import node_pb2 as pb
@@ -22,7 +23,9 @@ from nearmesh_controlplane.routing.residency import ResidencyRules
 # Parts by which a measurement has to differ before it is another one.
 NOTICEABLE = 0.03
 NOTICEABLE_MS = 0.2
-# Network times are asked for anew this often.
+# And that by which the size of requests does: a price per GB is an estimate already.
+NOTICEABLE_BYTES = 0.1
+# Network times, and how large requests are, are asked for anew this often.
 LOOK_AGAIN_S = 2.0
 # What is not known of a replica's times: long enough not to be preferred.
 UNKNOWN_MS = (1000.0, 3000.0)
@@ -49,6 +52,8 @@ class Gatherer:
         # By node and digest: what the node said, as it said it, and what that means.
         self._replicas: dict[tuple[str, str], tuple[tuple[object, ...], ReplicaFacts]] = {}
         self._network: dict[tuple[str, str], tuple[Times, Source, float]] = {}
+        # By model, of its usual request and answer; and when they are to be looked at again.
+        self._bytes: dict[str, tuple[tuple[float, float], float]] = {}
 
     def facts(self, asked_regions: Iterable[str]) -> Facts:
         """Everything that a plan needs, for clients in the regions of machines and in those that were asked for."""
@@ -61,7 +66,7 @@ class Gatherer:
         models = tuple(
             self._model(name, nodes, said.get(name, {}), standing, leaving) for name in self._catalog.models()
         )
-        self._forget(nodes)
+        self._forget(nodes, models)
         return Facts(
             nodes=tuple(_node(node, standing[node.id]) for node in nodes),
             models=models,
@@ -83,7 +88,8 @@ class Gatherer:
             known = self._network[key] = (times, found.source, now_s + LOOK_AGAIN_S)
         return known[0], known[1]
 
-    def _forget(self, nodes: Sequence[Node]) -> None:
+    def _forget(self, nodes: Sequence[Node], models: Sequence[ModelFacts]) -> None:
+        self._bytes = {model.name: self._bytes[model.name] for model in models if model.name in self._bytes}
         ids = {node.id for node in nodes}
         self._network = {key: value for key, value in self._network.items() if key[1] in ids}
         # Now and then: each of them is looked at.
@@ -124,6 +130,7 @@ class Gatherer:
             # control plane, is better than an empty route.
             replicas, lost = lost, {}
         absent |= dict.fromkeys(lost, "its session with the control plane is gone")
+        request_bytes, answer_bytes = self._moved(name, said)
         return ModelFacts(
             name=name,
             objective=policy.objective,
@@ -131,6 +138,8 @@ class Gatherer:
             replicas=replicas,
             regions=frozenset(policy.regions),
             absent=absent,
+            transfer_bytes=request_bytes + answer_bytes,
+            answer_bytes=answer_bytes,
         )
 
     def _replica(
@@ -158,6 +167,17 @@ class Gatherer:
             found = known[1]
         self._replicas[key] = words, found
         return found
+
+    def _moved(self, model: str, said: Mapping[str, list[pb.ReplicaStatus]]) -> tuple[float, float]:
+        """What a request and its answer come to on average, as the nodes counted; as before while they are silent."""
+        now_s = self._clock()
+        known, until_s = self._bytes.get(model, ((0.0, 0.0), now_s))
+        if now_s >= until_s:
+            found = _usual_bytes(chain.from_iterable(said.values())) or known
+            if any(abs(x - y) > NOTICEABLE_BYTES * y for x, y in zip(found, known, strict=True)):
+                known = found
+            self._bytes[model] = known, now_s + LOOK_AGAIN_S
+        return known
 
     def _asked(self, models: Sequence[ModelFacts], regions: Sequence[str]) -> dict[Key, float]:
         own, here = {model.name: model.objective for model in models}, set(regions)
@@ -218,6 +238,17 @@ def _without(whole: Times, part: Times) -> Times:
     for at in range(1, len(left)):
         left[at] = max(left[at], left[at - 1])
     return Times(tuple(left))
+
+
+def _usual_bytes(replicas: Iterable[pb.ReplicaStatus]) -> tuple[float, float] | None:
+    """The means of requests and of answers; an agent that does not count bytes says nothing of them."""
+    answered = bytes_in = bytes_out = 0
+    for replica in replicas:
+        if replica.bytes_in:
+            answered += replica.answered
+            bytes_in += replica.bytes_in
+            bytes_out += replica.bytes_out
+    return (bytes_in / answered, bytes_out / answered) if answered else None
 
 
 def _alike(a: Times, b: Times) -> bool:

@@ -105,6 +105,7 @@ class OfferBook:
         # Of the facts that were asked about last: the ways to the same nodes are the same for every model.
         self._facts: Facts | None = None
         self._ways: dict[tuple[NodeFacts, ...], tuple[Times, ...]] = {}
+        self._transfers: _Transfers | None = None
 
     def offers(self, facts: Facts, model: ModelFacts, pressure: Mapping[str, float]) -> Offers | None:
         """None when no node serves the model. `pressure` is that of `pressures`."""
@@ -113,7 +114,7 @@ class OfferBook:
             return None
         timing = self._timing(facts, model, nodes, tuple(pressure[node.id] for node in nodes))
         replicas = timing.replicas
-        transfer = _transfer(facts, model, nodes)
+        transfer = self._transfer(facts, model, nodes)
         own = np.array([_own_usd(node, replica) for node, replica in zip(nodes, replicas, strict=True)])
         per_s = np.array([max(replica.per_s, _LEAST_PER_S) for replica in replicas])
         return Offers(
@@ -136,9 +137,21 @@ class OfferBook:
         names = {model.name for model in models}
         self._timings = {name: timing for name, timing in self._timings.items() if name in names}
 
-    def _network(self, facts: Facts, nodes: tuple[NodeFacts, ...]) -> tuple[Times, ...]:
+    def _transfer(self, facts: Facts, model: ModelFacts, nodes: tuple[NodeFacts, ...]) -> Array:
+        """What moving 1,000 requests there and their answers back costs, shape (regions, nodes)."""
+        if model.transfer_bytes <= 0:
+            return np.zeros((len(facts.regions), len(nodes)))
+        self._turn_to(facts)
+        if self._transfers is None:
+            self._transfers = _Transfers.of(facts)
+        return self._transfers.usd_per_1000(model, nodes)
+
+    def _turn_to(self, facts: Facts) -> None:
         if facts is not self._facts:
-            self._facts, self._ways = facts, {}
+            self._facts, self._ways, self._transfers = facts, {}, None
+
+    def _network(self, facts: Facts, nodes: tuple[NodeFacts, ...]) -> tuple[Times, ...]:
+        self._turn_to(facts)
         known = self._ways.get(nodes)
         if known is None:
             known = tuple(facts.network[region, node.id] for region in facts.regions for node in nodes)
@@ -203,15 +216,28 @@ def _own_usd(node: NodeFacts, replica: ReplicaFacts) -> float:
     return usd_per_1000(node.usd_per_hour, replica.per_s) if replica.per_s > 0 else np.inf
 
 
-def _transfer(facts: Facts, model: ModelFacts, nodes: tuple[NodeFacts, ...]) -> Array:
-    if model.transfer_bytes <= 0:
-        return np.zeros((len(facts.regions), len(nodes)))
-    price = {
-        (region, there): transfer_usd_per_1000(facts.transfer_usd_per_gb(region, there), model.transfer_bytes, 0.0)
-        for region in facts.regions
-        for there in {node.region for node in nodes}
-    }
-    return np.array([[price[region, node.region] for node in nodes] for region in facts.regions])
+@dataclass(frozen=True, slots=True)
+class _Transfers:
+    """What a GB costs on its way from client regions to those of nodes, and back, shape (regions, places)."""
+
+    places: dict[str, int]
+    there: Array
+    back: Array
+
+    @classmethod
+    def of(cls, facts: Facts) -> _Transfers:
+        places = {region: at for at, region in enumerate(sorted({node.region for node in facts.nodes}))}
+        price = facts.transfer_usd_per_gb
+        there = np.array([[price(region, place) for place in places] for region in facts.regions])
+        back = np.array([[price(place, region) for place in places] for region in facts.regions])
+        return cls(places, there, back)
+
+    def usd_per_1000(self, model: ModelFacts, nodes: tuple[NodeFacts, ...]) -> Array:
+        at = [self.places[node.region] for node in nodes]
+        request = transfer_usd_per_1000(1.0, model.transfer_bytes - model.answer_bytes, 0.0)
+        answer = transfer_usd_per_1000(1.0, 0.0, model.answer_bytes)
+        found: Array = self.there[:, at] * request + self.back[:, at] * answer
+        return found
 
 
 def _allowed(facts: Facts, model: ModelFacts, nodes: tuple[NodeFacts, ...]) -> npt.NDArray[np.bool_]:
