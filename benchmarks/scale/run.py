@@ -28,7 +28,7 @@ HEARD_WITHIN_S, SETTLE_S = 60.0, 3.0
 # How long the control plane is watched while nothing changes.
 IDLE_S = 5.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_DECIDED = re.compile(r"\bdecided\b.*\bms=([\d.]+)")
+_DECIDED = re.compile(r"\bdecided\b.* ms=([\d.]+) cpu_ms=([\d.]+)")
 
 
 class ScaleFailed(MeshError):
@@ -54,8 +54,9 @@ class Change:
     spared: int
     # Streams whose cheapest node is now the repriced one.
     first_choice: int
-    # Each decision in that time, as the control plane logged it.
+    # Each decision in that time, as the control plane logged it: by the clock, and of the processor.
     decided_ms: tuple[float, ...]
+    decided_cpu_ms: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,14 +118,15 @@ async def _change(plane: Plane, admin: Any, clients: Helper, usd_per_hour: float
     await asyncio.sleep(SETTLE_S)
     settled = plane.cpu_s() - cpu_s
     told = await clients.ask("report")
-    at_s = [at - began for at in told["at_s"]]
+    at_s, decided = [at - began for at in told["at_s"]], plane.decided_ms(logged)
     return Change(
         usd_per_hour=usd_per_hour,
         median_s=at_s[len(at_s) // 2],
         last_s=at_s[-1],
         cpu_s=heard,
         cpu_settled_s=settled,
-        decided_ms=plane.decided_ms(logged),
+        decided_ms=tuple(ms for ms, _ in decided),
+        decided_cpu_ms=tuple(cpu_ms for _, cpu_ms in decided),
         **{key: told[key] for key in ("responses", "concerned", "responses_to_spared", "spared", "first_choice")},
     )
 
@@ -150,11 +152,12 @@ class Plane:
     def log_size(self) -> int:
         return self._child.log_path.stat().st_size
 
-    def decided_ms(self, after: int) -> tuple[float, ...]:
-        """How long each decision took that was logged after `after` bytes."""
+    def decided_ms(self, after: int) -> list[tuple[float, float]]:
+        """How long each decision took that was logged after `after` bytes, and how much of the processor's time."""
         with self._child.log_path.open("rb") as log:
             log.seek(after)
-            return tuple(float(found) for found in _DECIDED.findall(log.read().decode("utf-8", "replace")))
+            found = _DECIDED.findall(log.read().decode("utf-8", "replace"))
+            return [(float(ms), float(cpu_ms)) for ms, cpu_ms in found]
 
 
 @asynccontextmanager

@@ -54,6 +54,13 @@ def test_when_nobody_is_in_time_the_highest_chance_wins_whatever_it_costs() -> N
     assert shares(plan_once(world((NEAR, CHEAP), WAYS, replicas=replicas))) == {"near": 1.0}
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_to_be_late_is_dear_however_cheap_some_nodes_are(count: int) -> None:
+    free = [node(f"free-{number}", 1e-5) for number in range(count)]
+    ways = {"here": {"near": 2.0} | {n.id: 600.0 for n in free}}
+    assert shares(plan_once(world((NEAR, *free), ways))) == {"near": 1.0}
+
+
 def test_equally_dear_nodes_are_told_apart_by_the_way() -> None:
     assert shares(plan_once(priced(world((NEAR, CHEAP), WAYS), near=1.0))) == {"near": 1.0}
 

@@ -23,6 +23,8 @@ Mask = npt.NDArray[np.bool_]
 LATE, STANDING, NO_ROOM = 1e3, {"live": 0.0, "suspect": 3e3, "gone": 6e3}, 1e4
 # To be later by a whole deadline, where nobody is in time; as much as one request of a hundred more that is late.
 SOONER, MOST_DEADLINES = 10.0, 50.0
+# The usual cost is no less than this part of the dearest: else the penalties above would be small beside prices.
+DEAREST_PARTS = 50
 # A node whose speed nobody knows, in multiples of the usual cost.
 UNKNOWN = 10.0
 # What the whole deadline weighs between nodes that cost the same.
@@ -49,10 +51,16 @@ class Draft:
 
 
 def usual_cost(offers: list[Offers]) -> float:
-    """A cost to compare others with; US dollars per 1,000."""
-    costs = np.concatenate([found.usd_per_1000.min(axis=1) for found in offers]) if offers else np.zeros(0)
-    known = costs[np.isfinite(costs) & (costs > 0)]
-    return float(np.median(known)) if len(known) else 1e-6
+    """A cost to compare others with; US dollars per 1,000.
+
+    Of all that is offered, not of the cheapest: nodes that are nearly free would make it cheap to be late everywhere.
+    """
+    known = [costs[(costs > 0) & np.isfinite(costs)] for costs in (found.usd_per_1000 for found in offers)]
+    known = [costs for costs in known if costs.size]
+    if not known:
+        return 1e-6
+    dearest = max(float(costs.max()) for costs in known)
+    return max(float(np.median([np.median(costs) for costs in known])), dearest / DEAREST_PARTS)
 
 
 def drafted(offers: Offers, objective: Objective, usual: float) -> Draft:

@@ -224,7 +224,7 @@ class Router:
         return region if region in plan.regions else ELSEWHERE
 
     def _make(self) -> _Planned:
-        generation, began_s = self._changes.value, time.perf_counter()
+        generation, began_s, began_cpu_s = self._changes.value, time.perf_counter(), time.thread_time()
         facts = self._gatherer.facts([*self._asked, ELSEWHERE])
         also = [(ELSEWHERE, model.name, parse_objective(o)) for model in facts.models for o in OBJECTIVES]
         plan = self._planner.plan(facts, self._clock(), also)
@@ -232,12 +232,14 @@ class Router:
         self._forget(facts)
         self.work.add(plan, took_s)
         log.debug(
-            "decided generation=%d nodes=%d models=%d regions=%d ms=%.1f programs=%d moving=%s unplaced_per_s=%.3g",
+            "decided generation=%d nodes=%d models=%d regions=%d ms=%.1f cpu_ms=%.1f "
+            "programs=%d moving=%s unplaced_per_s=%.3g",
             generation,
             len(facts.nodes),
             len(facts.models),
             len(facts.regions),
             1000 * took_s,
+            1000 * (time.thread_time() - began_cpu_s),
             plan.rounds,
             plan.moving,
             plan.unplaced_per_s,
