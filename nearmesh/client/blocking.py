@@ -30,11 +30,23 @@ def connect_sync(
     token: Path | str | None = None,
     region: str | None = None,
     site: str = "",
+    latitude: float | None = None,
+    longitude: float | None = None,
     state: Path | str | bool = True,
 ) -> BlockingMesh:
     """As `connect`, to enter with a plain `with`."""
     return BlockingMesh(
-        connect(bootstrap, control_plane=control_plane, ca=ca, token=token, region=region, site=site, state=state)
+        connect(
+            bootstrap,
+            control_plane=control_plane,
+            ca=ca,
+            token=token,
+            region=region,
+            site=site,
+            latitude=latitude,
+            longitude=longitude,
+            state=state,
+        )
     )
 
 

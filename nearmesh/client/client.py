@@ -31,6 +31,7 @@ from nearmesh.client.tasks import end
 from nearmesh.client.trials import Trials
 from nearmesh.client.upkeep import PROBE_LIMIT_S, Prober, report
 from nearmesh.errors import ConfigError, InvalidInput, MeshError
+from nearmesh.regions import region_near
 from nearmesh.snapshot import SnapshotKeeper
 
 # The caller's patience when it names none: this, or ten times the model's own deadline if that is more. Nobody should
@@ -50,18 +51,22 @@ def connect(
     token: Path | str | None = None,
     region: str | None = None,
     site: str = "",
+    latitude: float | None = None,
+    longitude: float | None = None,
     state: Path | str | bool = True,
 ) -> Mesh:
     """A Mesh to enter with `async with`: from a bootstrap file, or from the other arguments.
 
     `control_plane` is host:port, of several all with commas between; `ca` a PEM file or its bytes, `token` the bearer
-    token or a `Path` to its file.
+    token or a `Path` to its file. Without a `region`, degrees say where the client is: it counts as in the nearest one.
     `state` is a folder for the last signed routes, from which the client starts when the control plane is away: by
-    default `$XDG_STATE_HOME/nearmesh`, False for none. Raises ConfigError.
+    default `$XDG_STATE_HOME/nearmesh`, False for none. Raises ConfigError, and InvalidInput for degrees off the earth.
     """
     folder = state_folder() if state is True else Path(state) if state else None
     if bootstrap is not None:
         return Mesh(from_bootstrap(Path(bootstrap), folder))
+    if not region and latitude is not None and longitude is not None:
+        region = region_near(latitude, longitude)
     if not (control_plane and ca and token and region):
         raise ConfigError("connect() needs a bootstrap file, or all of control_plane, ca, token and region")
     return Mesh(from_arguments(control_plane=control_plane, ca=ca, token=token, region=region, site=site, state=folder))

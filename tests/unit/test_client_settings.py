@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -284,3 +286,19 @@ def test_a_hedge_that_lost_is_no_failure() -> None:
         hedged=True,
     )
     assert found.receipt.why == choice.why and "after" not in str(found.receipt)
+
+
+@pytest.mark.parametrize("connect", [nearmesh.client.connect, nearmesh.client.connect_sync])
+def test_a_client_in_no_region_is_in_the_one_near_it(connect: Callable[..., Any]) -> None:
+    where = {"control_plane": "cp:1", "ca": PEM, "token": "t", "state": False}
+
+    def region(**place: Any) -> str:
+        made = connect(**where, **place)
+        return str(getattr(made, "_mesh", made).settings.region)
+
+    assert region(latitude=51.75, longitude=-1.26) == "europe-west2"
+    assert region(latitude=51.75, longitude=-1.26, region="us-east1") == "us-east1"
+    with pytest.raises(errors.InvalidInput, match="latitude 91"):
+        region(latitude=91, longitude=0.0)
+    with pytest.raises(errors.ConfigError):
+        region(latitude=51.75)
