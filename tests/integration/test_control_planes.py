@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import grpc
@@ -161,3 +162,68 @@ async def test_gateways_look_for_the_leader_and_nobody_reports_in_anothers_name(
         await RouteServiceStub(follower.mesh_channel(gateway.channel_credentials())).ReportLatency(request)
     assert from_rpc_error(refused.value).reason == "NOT_LEADER"
     await RouteServiceStub(leader.mesh_channel(gateway.channel_credentials())).ReportLatency(request)
+
+
+async def test_a_change_of_the_leader_moves_no_traffic(both: Pair, tmp_path: Path) -> None:
+    leader = await both.leader()
+    survivor = both.other(leader)
+    async with leader.operator() as operator:
+        await operator.publish(adding(tmp_path / "package", "steady", "1", 1.0))
+        await operator.deploy("steady", "1")
+    async with (
+        node(leader, tmp_path / "dear", "dear", usd_per_hour=2.0) as dear,
+        node(leader, tmp_path / "cheap", "cheap", usd_per_hour=1.0) as cheap,
+    ):
+        for agent in (dear, cheap):
+            await agent.serves("steady", "1")
+        told: list[list[str]] = []
+        stub = RouteServiceStub(survivor.channel("client"))
+
+        async def watch() -> None:
+            async for route in stub.Watch(ResolveRequest(model="steady", region=REGION)):
+                told.append([candidate.node for candidate in route.candidates])
+
+        async def heard() -> bool:
+            return bool(told) and told[-1] == ["cheap", "dear"]
+
+        await until(_answers(stub, "steady"), what="the follower knows the model")
+        watching = asyncio.create_task(watch())
+        try:
+            await until(heard, what="the follower gives out both, the cheap one first")
+            before = len(told)
+            await leader.kill()
+            await survivor.logged("decides term", within_s=20)
+            await until(_is_live(survivor, "cheap", "dear"), what="the nodes came to the new leader")
+            # What it measured and heard itself is the same as what it was told.
+            seen = len(told)
+            await until(_more(told, seen), what="the new leader's own routes")
+            assert [route for route in told[before:] if route != ["cheap", "dear"]] == []
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            await leader.start()
+
+
+def _answers(stub: RouteServiceStub, model: str) -> Callable[[], Awaitable[bool]]:
+    async def answers() -> bool:
+        try:
+            return bool((await stub.Resolve(ResolveRequest(model=model, region=REGION))).candidates)
+        except grpc.aio.AioRpcError:
+            return False
+
+    return answers
+
+
+def _is_live(plane: ControlPlane, *names: str) -> Callable[[], Awaitable[bool]]:
+    async def live() -> bool:
+        async with plane.operator() as operator:
+            return {one.id for one in await operator.nodes() if one.live} >= set(names)
+
+    return live
+
+
+def _more(told: list[list[str]], than: int) -> Callable[[], Awaitable[bool]]:
+    async def more() -> bool:
+        return len(told) > than
+
+    return more

@@ -20,6 +20,7 @@ from nearmesh.client import picker, receipt
 from nearmesh.client.bootstrap import grpc_bootstrap
 from nearmesh.client.channels import call_error, raise_if_cancelled
 from nearmesh.client.client import default_deadline_s, make_request
+from nearmesh.client.control import ControlPlanes
 from nearmesh.client.receipt import Attempt
 from nearmesh.client.settings import ConnectSettings, Token, from_arguments, from_bootstrap, state_folder
 from nearmesh.client.transport import NotSent
@@ -302,3 +303,30 @@ def test_a_client_in_no_region_is_in_the_one_near_it(connect: Callable[..., Any]
         region(latitude=91, longitude=0.0)
     with pytest.raises(errors.ConfigError):
         region(latitude=51.75)
+
+
+def test_a_bootstrap_of_several_control_planes_tells_them_from_nodes(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_bytes(PEM)
+    path = tmp_path / "bootstrap.json"
+    made = grpc_bootstrap("a:1,b:1", tmp_path / "ca.pem", "token", "europe-west1", fallbacks=("n:8001",))
+    assert [server["server_uri"] for server in made["xds_servers"]] == ["a:1", "b:1", "n:8001"]
+    path.write_text(json.dumps(made))
+    found = from_bootstrap(path)
+    assert (found.control_plane, found.fallbacks) == ("a:1,b:1", ("n:8001",))
+
+
+async def test_of_several_control_planes_the_next_is_asked_when_one_does_not_answer() -> None:
+    settings = from_arguments(control_plane="a:1,b:1", ca=PEM, token="t", region="europe-west1")
+    planes = ControlPlanes(settings)
+    assert planes.address == "a:1"
+    assert planes.failed("a:1", errors.NotFound("no model")), "one that answers is there, whatever it says"
+    assert planes.address == "a:1"
+    assert not planes.failed("a:1", errors.Unreachable("gone"))
+    assert not planes.failed("a:1", errors.Unreachable("gone")), (
+        "who else failed there does not turn away from the next one"
+    )
+    assert planes.address == "b:1"
+    assert planes.failed("b:1"), "all were asked in vain"
+    planes.answered()
+    assert planes.addresses == ("a:1", "b:1")
+    await planes.close()
