@@ -11,8 +11,8 @@ from typing import Any, cast
 import pytest
 from nearmesh_controlplane.peers.role import Alone, Self
 from nearmesh_controlplane.prices.feed import FeedState
+from nearmesh_controlplane.web import metrics
 from nearmesh_controlplane.web.metrics import MeshMetrics, Observed
-from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from nearmesh.errors import NotLeader
@@ -40,12 +40,17 @@ def observed(mesh: State, **more: Any) -> Observed:
 
 def read(source: Observed) -> dict[str, dict[Labels, float]]:
     """By name and labels, as Prometheus reads them."""
-    page = generate_latest(MeshMetrics(source).registry).decode()
+    made = MeshMetrics(source)
+    page = made.written(made.read()).decode()
     found: dict[str, dict[Labels, float]] = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
             found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
     return found
+
+
+def calls_of_m(answered: int) -> route_pb2.CallReport:
+    return route_pb2.CallReport(model="m", answered=answered)
 
 
 def labels(**values: str) -> Labels:
@@ -58,7 +63,7 @@ async def test_how_right_predictions_were(mesh: State) -> None:
     told.total_ms, told.predicted_ms = 1500.0, 1000.0
     report = route_pb2.ReportLatencyRequest(region=EUROPE, calls=[told])
     mesh.measurements.report(report, kind="gateway", reporter="door")
-    report.calls[0].CopyFrom(route_pb2.CallReport(model="m", answered=5))
+    report.calls[0].CopyFrom(calls_of_m(5))
     mesh.measurements.report(report, kind="clients", reporter="app")
     found, what = read(observed(mesh)), {"region": EUROPE, "model": "m", "objective": "cheapest-in-time"}
     gateway, clients = labels(**what, reporter="gateway"), labels(**what, reporter="clients")
@@ -85,6 +90,15 @@ async def test_demand_is_summed_up_under_the_objective_that_counts(mesh: State) 
         mesh.measurements.report(report, kind="gateway", reporter="door")
     found = read(observed(mesh))["nearmesh_demand_per_second"]
     assert found == {labels(region=EUROPE, model="m", objective="cheapest-in-time"): pytest.approx(60, rel=0.05)}
+
+
+async def test_the_busiest_are_told_of_when_there_are_too_many(mesh: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MAX_SERIES", 2)
+    for number in range(4):
+        report = route_pb2.ReportLatencyRequest(region=f"r{number}", calls=[calls_of_m(10 * number)])
+        mesh.measurements.report(report, kind="clients", reporter="app")
+    found = read(observed(mesh))["nearmesh_calls_answered_total"]
+    assert sorted(dict(key)["region"] for key in found) == ["r2", "r3"]
 
 
 async def test_a_scrape_plans_nothing(mesh: State) -> None:

@@ -1,14 +1,16 @@
 """What the control plane tells Prometheus: read from its parts when it asks, so that deciding pays nothing for it.
 
-Labels of regions, models and objectives are those that the books of measurements keep, which bound how many there are.
-A series that nobody reported for long ends, and begins anew at 0.
+Labels of regions, models and objectives are those that the books of measurements keep, the busiest of them if clients
+make up too many. A series that nobody reported for long ends, and begins anew at 0.
 """
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -23,10 +25,14 @@ from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.peers.role import Role
 from nearmesh_controlplane.prices.feed import Feed
 from nearmesh_controlplane.registry.nodes import Registry
+from nearmesh_controlplane.routing.accuracy import Accuracy
+from nearmesh_controlplane.routing.demand import Key
 from nearmesh_controlplane.routing.load_reports import LoadReports
 from nearmesh_controlplane.routing.measurements import Measurements
 from nearmesh_controlplane.routing.router import Router
 
+# Regions times models times objectives of a large mesh.
+MAX_SERIES = 5_000
 _CALLS = ("region", "model", "objective", "reporter")
 _QUANTILES = (("0.5", "within_p50"), ("0.95", "within_p95"), ("0.99", "within_p99"))
 
@@ -45,84 +51,66 @@ class Observed:
     load_reports: LoadReports | None = None
 
 
-@dataclass(slots=True, eq=False)
-class MeshMetrics(Collector):
-    """Has a registry of its own, so that two control planes fit into one process."""
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of one moment."""
 
-    observed: Observed
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    calls: Sequence[Accuracy]
+    demand: Mapping[Key, float]
+    others: Sequence[Metric]
 
-    def __post_init__(self) -> None:
-        self.registry.register(self)
-        ProcessCollector(registry=self.registry)
+
+class MeshMetrics:
+    """Reads what is told on the loop, which changes it, and writes it down in a thread: of a large mesh it is a lot."""
+
+    def __init__(self, observed: Observed) -> None:
+        self._observed = observed
+        # Of its own, so that two control planes fit into one process.
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
 
     async def page(self, _request: Request) -> Response:
-        """On the loop, where what it reads is changed: it is a few milliseconds of a large mesh."""
-        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        text = await asyncio.to_thread(self.written, self.read())
+        return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    def collect(self) -> Iterator[Metric]:
-        yield from self._calls()
-        yield from self._demand()
-        yield from self._planning()
-        yield from self._delivery()
-        yield from self._nodes()
-        yield from self._feed()
-
-    def _calls(self) -> Iterator[Metric]:
-        rows = self.observed.measurements.accuracy_now()
-        labels = [[row.region, row.model, row.objective, row.reporter] for row in rows]
-        answered = CounterMetricFamily("nearmesh_calls_answered", "Calls that were answered.", labels=_CALLS)
-        failed = CounterMetricFamily("nearmesh_calls_failed", "Times that a node failed a call.", labels=_CALLS)
-        late = CounterMetricFamily("nearmesh_calls_late", "Answers later than the deadline.", labels=_CALLS)
-        lateness = GaugeMetricFamily("nearmesh_late_ratio", "Share of late answers, of late.", labels=_CALLS)
-        coverage = GaugeMetricFamily(
-            "nearmesh_prediction_coverage_ratio",
-            "Share of answers within the predicted quantile, of late; the quantile itself when predictions are right.",
-            labels=(*_CALLS, "quantile"),
+    def read(self) -> Figures:
+        """As of now; plans nothing."""
+        measurements = self._observed.measurements
+        demand = measurements.demand_now()
+        return Figures(
+            calls=heapq.nlargest(MAX_SERIES, measurements.accuracy_now(), key=lambda row: row.answered + row.failed),
+            demand=dict(heapq.nlargest(MAX_SERIES, demand.items(), key=lambda item: item[1])),
+            others=[*self._planning(), *self._delivery(), *self._nodes(), *self._feed()],
         )
-        ratio = GaugeMetricFamily(
-            "nearmesh_prediction_actual_ratio", "Mean time over mean predicted median, of late.", labels=_CALLS
-        )
-        for row, label in zip(rows, labels, strict=True):
-            answered.add_metric(label, row.total_answered)
-            failed.add_metric(label, row.total_failed)
-            late.add_metric(label, row.total_late)
-            if row.compared:
-                lateness.add_metric(label, row.late)
-                ratio.add_metric(label, row.actual_over_predicted)
-                for quantile, name in _QUANTILES:
-                    coverage.add_metric([*label, quantile], getattr(row, name))
-        yield from (answered, failed, late, lateness, coverage, ratio)
 
-    def _demand(self) -> Iterator[Metric]:
-        family = GaugeMetricFamily("nearmesh_demand_per_second", "Requests per second by origin.", labels=_CALLS[:3])
-        for key, per_s in self.observed.measurements.demand_now().items():
-            family.add_metric(key, per_s)
-        yield family
+    def written(self, figures: Figures) -> bytes:
+        """The page."""
+        found = [*_calls(figures.calls), _demand(figures.demand), *figures.others, *self._process.collect()]
+        return generate_latest(_Read(found))
 
     def _planning(self) -> Iterator[Metric]:
-        done = self.observed.router.work
+        done = self._observed.router.work
         yield _counter("plans", "Times that all routes were planned.", done.plans)
         yield _counter("planning_seconds", "Time that planning took.", done.seconds)
         yield _counter("programs", "Linear programs solved for plans.", done.programs)
         yield _gauge("plan_seconds", "Time that the latest plan took.", done.latest_s)
         yield _gauge("unplaced_per_second", "Requests per second that no node has room for.", done.unplaced_per_s)
         yield _gauge("moving", "1 while traffic is on its way to where it was planned to go.", done.moving)
-        yield _gauge("generation", "The latest change that routes may follow from.", self.observed.changes.value)
-        yield _gauge("leading", "1 where this control plane decides.", _leads(self.observed.role))
+        yield _gauge("generation", "The latest change that routes may follow from.", self._observed.changes.value)
+        yield _gauge("leading", "1 where this control plane decides.", _leads(self._observed.role))
 
     def _delivery(self) -> Iterator[Metric]:
-        if self.observed.discovery:
-            xds = self.observed.discovery
+        if self._observed.discovery:
+            xds = self._observed.discovery
             yield _gauge("xds_streams", "Open streams of gRPC clients and gateways.", xds.streams)
             yield _counter("xds_pushes", "Responses sent on them.", xds.pushed)
             yield _counter("xds_refused", "Responses that were refused (NACK).", xds.refused)
-        if self.observed.load_reports:
-            reports = self.observed.load_reports
+        if self._observed.load_reports:
+            reports = self._observed.load_reports
             yield _gauge("load_report_streams", "Open streams of load reports (LRS).", reports.streams)
 
     def _nodes(self) -> Iterator[Metric]:
-        registry = self.observed.registry
+        registry = self._observed.registry
         family = GaugeMetricFamily("nearmesh_nodes", "Machines by presence.", labels=("kind", "presence"))
         there = Counter((node.kind, registry.presence(node.id)) for node in registry.all() if not node.removed)
         for kind in ("node", "gateway"):
@@ -131,10 +119,53 @@ class MeshMetrics(Collector):
         yield family
 
     def _feed(self) -> Iterator[Metric]:
-        if self.observed.feed:
-            state = self.observed.feed.state
+        if self._observed.feed:
+            state = self._observed.feed.state
             yield _gauge("price_feed_ok", "0 while what the feed says is not in force.", not state.error)
             yield _gauge("price_feed_read_time_seconds", "When the prices in force were read.", state.read_at_s)
+
+
+def _calls(rows: Sequence[Accuracy]) -> Iterator[Metric]:
+    labels = [[row.region, row.model, row.objective, row.reporter] for row in rows]
+    answered = CounterMetricFamily("nearmesh_calls_answered", "Calls that were answered.", labels=_CALLS)
+    failed = CounterMetricFamily("nearmesh_calls_failed", "Times that a node failed a call.", labels=_CALLS)
+    late = CounterMetricFamily("nearmesh_calls_late", "Answers later than the deadline.", labels=_CALLS)
+    lateness = GaugeMetricFamily("nearmesh_late_ratio", "Share of late answers, of late.", labels=_CALLS)
+    coverage = GaugeMetricFamily(
+        "nearmesh_prediction_coverage_ratio",
+        "Share of answers within the predicted quantile, of late; the quantile itself when predictions are right.",
+        labels=(*_CALLS, "quantile"),
+    )
+    ratio = GaugeMetricFamily(
+        "nearmesh_prediction_actual_ratio", "Mean time over mean predicted median, of late.", labels=_CALLS
+    )
+    for row, label in zip(rows, labels, strict=True):
+        answered.add_metric(label, row.total_answered)
+        failed.add_metric(label, row.total_failed)
+        late.add_metric(label, row.total_late)
+        if row.compared:
+            lateness.add_metric(label, row.late)
+            ratio.add_metric(label, row.actual_over_predicted)
+            for quantile, name in _QUANTILES:
+                coverage.add_metric([*label, quantile], getattr(row, name))
+    yield from (answered, failed, late, lateness, coverage, ratio)
+
+
+def _demand(demand: Mapping[Key, float]) -> Metric:
+    family = GaugeMetricFamily("nearmesh_demand_per_second", "Requests per second by origin.", labels=_CALLS[:3])
+    for key, per_s in demand.items():
+        family.add_metric(key, per_s)
+    return family
+
+
+@dataclass(frozen=True, slots=True)
+class _Read(Collector):
+    """What was read, for the library to write down."""
+
+    metrics: Sequence[Metric]
+
+    def collect(self) -> Sequence[Metric]:
+        return self.metrics
 
 
 def _counter(name: str, help_text: str, value: float) -> Metric:
