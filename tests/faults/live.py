@@ -26,6 +26,7 @@ from nearmesh.v1 import route_pb2, route_pb2_grpc
 from tests.faults.live_faults import KINDS, OF_NODES, Faults
 from tests.faults.live_report import CONTROL_PLANE, XDS_TIMEOUT_S, Decision, Fault, broken, report
 from tests.faults.loads import SENT_SHARE, WAYS, loads
+from tests.faults.machine import machine
 
 REGION, MODEL = "europe-west1", "file-type"
 # Together 100 a second.
@@ -167,9 +168,10 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=RATE, help="calls a second on each way")
     parser.add_argument("--out", type=Path, help="a file for the report")
     options = parser.parse_args()
+    before = machine()
     found = asyncio.run(_alone(options.seed, options.seconds, options.rate))
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        options.out.write_text(json.dumps({"machine": before, **found}, indent=1) + "\n")
     print(json.dumps({key: found[key] for key in ("ways", "kinds", "moves")}, indent=1))
     wrong = broken(found)
     print("\n".join(wrong) or "held")

@@ -10,9 +10,6 @@ import asyncio
 import contextlib
 import io
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +24,7 @@ from nearmesh.devmesh.tour import tour
 from tests.faults import control_planes, departures, many_models, scenarios
 from tests.faults.live import live
 from tests.faults.live_report import broken
+from tests.faults.machine import machine
 from tests.faults.test_fuzz import fuzzed
 from tests.postgres import postgres
 
@@ -121,10 +119,11 @@ async def soak(only: str) -> list[dict[str, Any]]:
 
 async def _live(scratch: Path, *, write: bool) -> dict[str, Any]:
     """On a mesh of its own, since it hands none back as it found it."""
+    before = machine()
     async with local_mesh(scratch / "live-mesh") as mesh:
         found = await live(mesh, seed=LIVE_SEED, seconds=LIVE_S, folder=scratch)
     if write:
-        _write("live.json", {"machine": _machine(), **found})
+        _write("live.json", {"machine": before, **found})
     assert not broken(found), broken(found)
     return {key: found[key] for key in ("ways", "kinds", "moves")}
 
@@ -146,17 +145,6 @@ async def _fuzz(folder: Path, seed: int) -> dict[str, Any]:
     return result
 
 
-def _machine() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "system": platform.platform(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "commit": commit.stdout.strip(),
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
 def _write(name: str, content: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / name).write_text(json.dumps(content, indent=1) + "\n")
@@ -170,7 +158,7 @@ def main() -> None:
     failed = [entry["name"] for entry in entries if not entry["held"]]
     if not only:
         _write(
-            "soak.json", {"machine": _machine(), "held": len(entries) - len(failed), "failed": failed, "runs": entries}
+            "soak.json", {"machine": machine(), "held": len(entries) - len(failed), "failed": failed, "runs": entries}
         )
     print(f"{len(entries) - len(failed)} held, {len(failed)} failed")
     sys.exit(1 if failed else 0)
