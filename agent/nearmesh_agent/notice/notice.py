@@ -20,6 +20,8 @@ LEAVE_AT_MOST_S = 3600.0
 MAX_REASON_CHARACTERS = 120
 
 _SECONDS = ("seconds", "left_s")
+# What a service says that answers before there is anything to announce.
+_NO_ACTIONS = ("", "none", "null", "false")
 
 
 class NoNotice(InvalidInput):
@@ -72,7 +74,7 @@ def parse(content: bytes, *, written_s: float, default_s: float) -> Announced:
         at_s = instant(text) if seconds is None else written_s + seconds
         return Announced(reason="notice", at_s=at_s)
     found = loaded(text)
-    if not found.keys() & {"time", "action", *_SECONDS}:
+    if not found.keys() & {"time", *_SECONDS} and str(found.get("action") or "").strip().lower() in _NO_ACTIONS:
         raise NoNotice(f"JSON that names neither a time, nor seconds, nor an action: {text[:50]!r}")
     reason = said(found.get("reason") or found.get("action") or "notice")
     if "time" in found:
@@ -116,7 +118,7 @@ def instant(given: object) -> float:
     except ValueError:
         try:
             found = parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise NoNotice(f"{text!r} is neither seconds nor a time such as 2026-01-31T12:00:00Z") from None
     try:
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
