@@ -343,6 +343,11 @@ class _Race:
         return 1000 * (self._clock() - then_s)
 
 
+def is_of_node(error: MeshError) -> bool:
+    """Whether it says anything against the node; what a caller did wrong does not, nor a model that it does not have."""
+    return _is_broken(error) or isinstance(error, _ELSEWHERE)
+
+
 def _is_broken(error: MeshError) -> bool:
     """An error of the node's own making: its engine failed, or it met a bug."""
     return isinstance(error, EngineFailure) or type(error) is MeshError

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from nearmesh.client import picker
-from nearmesh.client.attempts import Call, outputs_of
+from nearmesh.client.attempts import Call, is_of_node, outputs_of
 from nearmesh.client.experience import Experience
 from nearmesh.client.health import MIN_EXCESS_MS, SLOW
 from nearmesh.client.picker import Choice
@@ -59,8 +59,9 @@ class Trials:
             outputs_of(reply)
         except DeadlineExceeded:
             self._experience.lost_race(node, model, limit_ms, now_s=clock())
-        except MeshError:
-            self._experience.erred(node, model, forecast, now_s=clock())
+        except MeshError as error:
+            if is_of_node(error):
+                self._experience.erred(node, model, forecast, now_s=clock())
         else:
             self._experience.took(node, model, 1000 * (clock() - start_s), forecast, now_s=clock())
             self._experience.answered(node, model)
