@@ -344,7 +344,7 @@ class _Race:
 
 
 def is_of_node(error: MeshError) -> bool:
-    """Whether it says anything against the node; what a caller did wrong does not, nor a model that it does not have."""
+    """Whether it speaks against the node; what a caller did wrong does not, nor a version that is not there."""
     return _is_broken(error) or isinstance(error, _ELSEWHERE)
 
 

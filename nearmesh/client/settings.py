@@ -53,11 +53,17 @@ class ConnectSettings:
         return self.state / mesh / f"{self.region}.pb"
 
 
-def state_folder() -> Path:
-    """Where programs keep what may be lost, as the XDG base directory specification has it."""
+def state_folder() -> Path | None:
+    """Where programs keep what may be lost, as the XDG base directory specification has it; None without a home."""
     named = os.environ.get("XDG_STATE_HOME", "")
     # One that is not absolute counts as none.
-    return (Path(named) if named.startswith("/") else Path.home() / ".local" / "state") / "nearmesh"
+    if named.startswith("/"):
+        return Path(named) / "nearmesh"
+    try:
+        return Path.home() / ".local" / "state" / "nearmesh"
+    except RuntimeError:
+        # A container may run as a user that the system does not know.
+        return None
 
 
 def from_arguments(

@@ -69,6 +69,21 @@ def test_the_state_folder_is_the_systems(monkeypatch: pytest.MonkeyPatch, named:
     assert state_folder() == Path(folder or "~/.local/state/nearmesh").expanduser()
 
 
+def test_a_user_without_a_home_keeps_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert state_folder() is None
+    assert (
+        nearmesh.client.connect(
+            control_plane="cp:7400", ca=PEM, token="t", region="europe-west1"
+        ).settings.snapshot_path
+        is None
+    )
+
+
 def test_a_new_token_in_the_file_is_used_and_a_broken_file_is_not(tmp_path: Path) -> None:
     path = write_bootstrap(tmp_path)
     token = Token(from_bootstrap(path))

@@ -74,7 +74,9 @@ def test_one_bad_answer_keeps_it_out(bad: Act) -> None:
     assert found.trials == 2 and found.out == {"a"}
 
 
-@pytest.mark.parametrize("error", [errors.InvalidInput("a float"), errors.NotFound("version 9"), errors.TooLarge("1 GB")])
+@pytest.mark.parametrize(
+    "error", [errors.InvalidInput("a float"), errors.NotFound("version 9"), errors.TooLarge("1 GB")]
+)
 def test_a_caller_s_mistake_says_nothing_of_the_node(error: errors.MeshError) -> None:
     found = Run((0.01, error), *[(0.03, "ok")] * GOOD_TRIALS, count=GOOD_TRIALS + 1)
     assert found.trials == GOOD_TRIALS + 1 and found.out == set()
