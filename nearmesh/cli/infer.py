@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearmesh.cli.output import Number, ms, percent, print_facts, print_json, print_table
+from nearmesh.cli.output import Number, ms, note, percent, print_facts, print_json, print_table
 from nearmesh.cli.route import objective_option
-from nearmesh.cli.route_tables import terms
+from nearmesh.cli.route_tables import decision, terms
 from nearmesh.cli.session import Session, json_option, pass_session
 from nearmesh.routing import format_usd
 
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from nearmesh.cli.images import Scaling
     from nearmesh.cli.model_metadata import Metadata
     from nearmesh.cli.records import Record
+    from nearmesh.client import Mesh
     from nearmesh.client.receipt import Answer, Attempt, Receipt
     from nearmesh.routing import Objective
     from nearmesh.tensors import Array
+    from nearmesh.v1 import route_pb2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,18 +146,29 @@ async def _ask(session: Session, request: Request) -> Result:
     from nearmesh.client import connect
 
     place = session.place
-    async with session.dial() as admin:
-        route = await admin.explain(request.model, request.region, objective=request.objective or "")
-    metadata = await ask(place, route)
-    arrays = _arrays(request, metadata)
     async with connect(
         control_plane=place.control_plane, ca=place.ca_pem, token=place.token, region=request.region
     ) as mesh:
+        route = await _decision(session, mesh, request)
+        arrays = _arrays(request, await ask(place, route))
         # So that the time on the receipt is that of an inference, not of opening a connection as well.
         await mesh.warm(request.model, objective=request.objective, deadline_s=request.deadline_s)
         answer = await mesh.infer(request.model, arrays, objective=request.objective, deadline_s=request.deadline_s)
     _keep(request, answer)
     return Result(answer=answer, route=records.route(route))
+
+
+async def _decision(session: Session, mesh: Mesh, request: Request) -> route_pb2.Route:
+    """The control plane's; while it is away, the one that the SDK goes by."""
+    from nearmesh.errors import DeadlineExceeded, Unreachable
+
+    try:
+        async with session.dial() as admin:
+            return await admin.explain(request.model, request.region, objective=request.objective or "")
+    except (Unreachable, DeadlineExceeded) as error:
+        found = await mesh.explain(request.model, objective=request.objective, deadline_s=request.deadline_s)
+        note(f"going by the routes that it signed last: {error.message}")
+        return found
 
 
 def _arrays(request: Request, metadata: Metadata) -> dict[str, Array]:
@@ -225,7 +238,7 @@ def _print(request: Request, result: Result, labels: Sequence[str]) -> None:
     facts = [
         ("model", f"{answer.model}@{answer.version}, {receipt.variant}"),
         ("answered by", f"{node}, for a client in {request.region}"),
-        ("objective", f"{result.route['objective']}, decision no. {result.route['generation']}"),
+        ("objective", f"{result.route['objective']}, decision {decision(result.route)}"),
         ("price", _price(receipt.usd_per_1000, result, receipt.node)),
         ("why", receipt.why),
         ("placed here", f"{percent(receipt.share)} of the requests from {request.region}"),

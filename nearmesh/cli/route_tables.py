@@ -67,14 +67,17 @@ def print_explanation(route: Record, place: str) -> None:
 
 
 def _facts(route: Record) -> list[tuple[str, str]]:
-    decision = f"no. {route['generation']}"
-    if route["expires_at_s"]:
-        decision += f", from a snapshot that is good until {moment(route['expires_at_s'])} UTC"
     return [
         ("demand", f"{route['demand_per_s']:.3g} requests per second are placed from here"),
-        ("decision", decision),
+        ("decision", decision(route)),
         *(("accuracy", in_words(found)) for found in route["accuracy"]),
     ]
+
+
+def decision(route: Record) -> str:
+    """Which one it was, and whether a snapshot told."""
+    until = f", from a snapshot that is good until {moment(route['expires_at_s'])} UTC" if route["expires_at_s"] else ""
+    return f"no. {route['generation']}{until}"
 
 
 def in_words(accuracy: Record) -> str:

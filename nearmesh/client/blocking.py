@@ -18,6 +18,7 @@ from nearmesh.client.sequences import Sequence
 from nearmesh.client.tally import Statistics
 from nearmesh.client.tasks import end
 from nearmesh.errors import ConfigError, Unreachable
+from nearmesh.v1 import route_pb2
 
 T = TypeVar("T")
 
@@ -112,6 +113,12 @@ class BlockingMesh:
                 parameters=parameters,
             )
         )
+
+    def explain(
+        self, model: str, *, objective: routing.Objective | None = None, deadline_s: float | None = None
+    ) -> route_pb2.Route:
+        """See `Mesh.explain`."""
+        return self._run(self._mesh.explain(model, objective=objective, deadline_s=deadline_s))
 
     def warm(self, model: str, *, objective: routing.Objective | None = None, deadline_s: float | None = None) -> None:
         """See `Mesh.warm`."""

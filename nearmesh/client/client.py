@@ -33,6 +33,7 @@ from nearmesh.client.upkeep import PROBE_LIMIT_S, Prober, report
 from nearmesh.errors import ConfigError, InvalidInput, MeshError
 from nearmesh.regions import region_near
 from nearmesh.snapshot import SnapshotKeeper
+from nearmesh.v1 import route_pb2
 
 # The caller's patience when it names none: this, or ten times the model's own deadline if that is more. Nobody should
 # see an error because a site is being replaced.
@@ -178,6 +179,16 @@ class Mesh:
     def statistics(self) -> Statistics:
         """What this client's calls came to: hedges, failovers, ejections, and how right the forecasts were, by node."""
         return self._experience.statistics(now_s=asyncio.get_running_loop().time())
+
+    async def explain(
+        self, model: str, *, objective: routing.Objective | None = None, deadline_s: float | None = None
+    ) -> route_pb2.Route:
+        """The decision that calls go by now: the control plane's latest word, or its snapshot's while it is away.
+
+        Raises as `infer` when no route comes within `deadline_s`.
+        """
+        route = await self._route(model, objective, deadline_s)
+        return self._routes.latest(route, model, objective or "").message
 
     async def warm(
         self, model: str, *, objective: routing.Objective | None = None, deadline_s: float | None = None

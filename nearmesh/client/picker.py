@@ -12,7 +12,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TypeVar
 
@@ -67,6 +67,8 @@ class Route:
     # Of the routing objective: the time within which an answer is wanted. Not how long a caller waits.
     deadline_ms: float
     endpoints: tuple[Endpoint, ...]
+    # Word for word.
+    message: route_pb2.Route = field(default_factory=route_pb2.Route, compare=False, repr=False)
 
     @classmethod
     def from_message(cls, message: route_pb2.Route) -> Route:
@@ -78,6 +80,7 @@ class Route:
             objective=routing.parse_objective(message.objective or routing.DEFAULT_OBJECTIVE),
             deadline_ms=message.deadline_ms or routing.DEFAULT_DEADLINE_MS,
             endpoints=tuple(_endpoint(candidate) for candidate in message.candidates),
+            message=message,
         )
 
     def keeping(self, left: Collection[Endpoint]) -> Route:

@@ -56,6 +56,15 @@ async def test_the_nearest_node_answers_with_a_receipt(fakes: FakeMesh, mesh: Me
     assert receipt.total_ms >= receipt.network_ms > 10
 
 
+async def test_the_decision_that_calls_go_by_is_there_to_see(fakes: FakeMesh, mesh: Mesh) -> None:
+    told = await mesh.explain(MODEL, objective="nearest")
+    assert told.objective == "nearest" and {c.node for c in told.candidates} == {"near", "far"}
+    await fakes.control_server.kill()
+    assert await mesh.explain(MODEL, objective="nearest") == told
+    with pytest.raises(errors.Unreachable):
+        await mesh.explain("nobody-asked-before", deadline_s=0.2)
+
+
 async def test_a_bootstrap_file_is_all_it_takes_and_nothing_is_left_running(fakes: FakeMesh, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_bytes(fakes.authority.pem)
     address = f"127.0.0.1:{fakes.control_server.port}"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pytest
 
 from nearmesh.cli.answer_text import describe, to_json, top
 from nearmesh.cli.images import Scaling, read_image
+from nearmesh.cli.infer import Request, _decision
 from nearmesh.cli.tensor_input import Spec, pick, read_input, split
-from nearmesh.errors import InvalidInput
+from nearmesh.errors import DeadlineExceeded, InvalidInput, MeshError, NotFound, Unreachable
+from nearmesh.v1 import route_pb2
 
 PLAIN = Scaling()
 
@@ -233,3 +237,57 @@ def test_answers_as_json() -> None:
     found = to_json(np.array([[0.25, 0.75]]), ("no", "yes"))
     assert found["top"] == [[{"label": "yes", "score": 0.75}, {"label": "no", "score": 0.25}]]
     json.dumps(found, allow_nan=False)
+
+
+# ---- the decision
+
+
+class Admin:
+    """A control plane that explains one thing, or fails."""
+
+    def __init__(self, told: route_pb2.Route | MeshError) -> None:
+        self._told = told
+
+    async def __aenter__(self) -> Admin:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    async def explain(self, model: str, region: str, *, objective: str) -> route_pb2.Route:
+        if isinstance(self._told, MeshError):
+            raise self._told
+        return self._told
+
+
+class Sdk:
+    """A mesh that goes by a snapshot."""
+
+    async def explain(self, model: str, *, objective: str | None, deadline_s: float | None) -> route_pb2.Route:
+        return route_pb2.Route(model=model, objective=objective or "nearest", expires_at_s=1e9)
+
+
+async def decision(told: route_pb2.Route | MeshError) -> route_pb2.Route:
+    request = Request(
+        model="m", region="here", inputs={}, outputs={}, objective="cheapest", deadline_s=None, scaling=PLAIN
+    )
+    session: Any = type("Session", (), {"dial": lambda self: Admin(told)})()
+    mesh: Any = Sdk()
+    return await _decision(session, mesh, request)
+
+
+async def test_the_decision_is_the_control_plane_s_own() -> None:
+    assert await decision(route_pb2.Route(model="m", generation=7)) == route_pb2.Route(model="m", generation=7)
+    with pytest.raises(NotFound):
+        await decision(NotFound("no model 'm'"))
+
+
+@pytest.mark.parametrize("error", [Unreachable("cp:7400 cannot be reached"), DeadlineExceeded("15 s")])
+async def test_p2_without_the_control_plane_the_decision_is_what_the_sdk_goes_by(
+    error: MeshError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (await decision(error)).expires_at_s == 1e9
+    said = capsys.readouterr()
+    assert said.out == "" and error.message in said.err, "what programs read stays as it is"
