@@ -71,6 +71,7 @@ wheels: $(STAMP) ## Build the three distributions into dist/
 bench: $(STAMP) ## Measure, and write benchmarks/results
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.client_policy
 
 soak: $(STAMP) postgres ## The fault and fuzz runs at full counts; results go to tests/faults/results

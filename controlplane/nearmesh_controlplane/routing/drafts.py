@@ -55,7 +55,8 @@ def usual_cost(offers: list[Offers]) -> float:
 
     Of all that is offered, not of the cheapest: nodes that are nearly free would make it cheap to be late everywhere.
     """
-    known = [costs[(costs > 0) & np.isfinite(costs)] for costs in (found.usd_per_1000 for found in offers)]
+    by_node = [found.usd_per_1000.mean(axis=0) for found in offers]
+    known = [costs[(costs > 0) & np.isfinite(costs)] for costs in by_node]
     known = [costs for costs in known if costs.size]
     if not known:
         return 1e-6
