@@ -336,3 +336,38 @@ async def test_what_clients_name_fills_no_memory(mesh: State, monkeypatch: pytes
     mesh.changes.bump()
     mesh.router.table(EUROPE, "public")
     assert len({key[0] for key in mesh.router._tables._rows}) <= 4 * 3 + 1 + 3
+
+
+async def test_a_rule_of_residency_holds_however_many_regions_clients_name(
+    mesh: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routers, "MAX_ASKED_REGIONS", 2)
+    for number in range(5):
+        mesh.router.decide("m", f"region-{number}")
+    assert len(mesh.router.table("bound", "public").nearest) == 3
+    await mesh.residency.set("bound", [ASIA])
+    for objective in routers.OBJECTIVES:
+        decision = mesh.router.decide("m", "bound", routers.parse_objective(objective))
+        assert [r.candidate.node for r in decision.ranking if r.candidate.ready] == ["asia"]
+        assert [r.candidate.node for r in mesh.router.best("m", "bound", decision.objective, 16)] == ["asia"]
+    table = mesh.router.table("bound", "public")
+    assert [e.node for e in table.nearest] == ["asia"]
+    assert {e.node for route in table.models["m"].by_objective.values() for e in route} == {"asia"}
+    assert len(mesh.router.table("region-4", "public").nearest) == 3
+
+
+async def test_calls_without_a_model_have_nowhere_to_go_where_a_rule_leaves_nobody(mesh: State) -> None:
+    await mesh.residency.set(EUROPE, ["africa-south1"])
+    assert mesh.router.table(EUROPE, "mesh").nearest == ()
+
+
+async def test_a_region_that_nobody_asks_for_any_more_makes_room(mesh: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routers, "MAX_ASKED_REGIONS", 2)
+    for region in ("a", "b", "c"):
+        mesh.router.decide("m", region)
+    assert {"a", "b"} <= mesh.router.plan.regions.keys() and "c" not in mesh.router.plan.regions
+    mesh.clock.now_s += routers.ASKED_FOR_S - 1
+    mesh.router.decide("m", "b")
+    mesh.clock.now_s += 1
+    mesh.router.decide("m", "c")
+    assert {"b", "c"} <= mesh.router.plan.regions.keys() and "a" not in mesh.router.plan.regions

@@ -29,8 +29,10 @@ from nearmesh_controlplane.routing.tables import Tables
 log = logging.getLogger(__name__)
 
 # Clients say which region they are in; so many are planned for beside those of machines. Whoever comes after them is
-# placed as if nobody knew where that is.
+# placed as if nobody knew where that is, until one has not been asked for so long; but never past a rule of residency:
+# those regions are planned for however many there are.
 MAX_ASKED_REGIONS = 64
+ASKED_FOR_S = 600.0
 ELSEWHERE = "elsewhere"
 # Decisions that are remembered: with every node of the mesh in it, each is of some size.
 MAX_DECISIONS = 1000
@@ -108,7 +110,8 @@ class Router:
         self._tables = Tables(lambda region, node, listener: self.address(region, registry.get(node), listener))
         self._planned: _Planned | None = None
         self.work = Work()
-        self._asked: dict[str, None] = {}
+        # When each was asked for last.
+        self._asked: dict[str, float] = {}
         self._made: dict[tuple[str, Listener], tuple[int, RouteTable]] = {}
         self._decisions: dict[tuple[str, str, str], Decision] = {}
 
@@ -213,11 +216,18 @@ class Router:
 
     def _ask(self, region: str) -> bool:
         """Whether the region is one that no plan knows yet and that has room in the next one."""
+        now_s, facts = self._clock(), self._planned.plan.facts if self._planned else None
+        if region in self._asked:
+            self._asked[region] = now_s
+            return False
         if self._planned and region in self._planned.plan.regions:
             return False
-        if region in self._asked or len(self._asked) >= MAX_ASKED_REGIONS:
+        if len(self._asked) >= MAX_ASKED_REGIONS:
+            self._asked = {name: at_s for name, at_s in self._asked.items() if now_s - at_s < ASKED_FOR_S}
+        bound = facts is not None and facts.residency(region) is not None
+        if len(self._asked) >= MAX_ASKED_REGIONS and not bound:
             return False
-        self._asked[region] = None
+        self._asked[region] = now_s
         return True
 
     def _row(self, plan: Plan, region: str) -> str:
@@ -253,8 +263,10 @@ class Router:
         self._tables.forget({*facts.regions, *(region for region, _ in self._made)}, {m.name for m in facts.models})
 
     def _nearest(self, plan: Plan, region: str) -> list[NodeFacts]:
-        """For calls that name no model: live nodes that stay, the nearest first."""
-        staying = [node for node in plan.facts.nodes if not self._registry.leaving(node.id)]
+        """For calls that name no model: live nodes that stay and may answer the region, the nearest first."""
+        rule = plan.facts.residency(region)
+        bound = [node for node in plan.facts.nodes if rule is None or node.region in rule]
+        staying = [node for node in bound if not self._registry.leaving(node.id)]
         up = [node for node in staying if node.standing != "gone"] or staying
         network = plan.facts.network
         return sorted(up, key=lambda node: (node.standing != "live", network[region, node.id].p50_ms, node.id))
