@@ -9,6 +9,7 @@ import pytest
 from nearmesh_controlplane.routing.demand import Calls
 from nearmesh_controlplane.routing.facts import Facts, ModelFacts
 from nearmesh_controlplane.routing.gather import LOOK_AGAIN_S, Gatherer
+from nearmesh_controlplane.routing.replicas import MAX_MS, MAX_PER_S
 
 from nearmesh.package import RoutePolicy
 from nearmesh.routing import Times
@@ -68,6 +69,54 @@ async def test_what_is_no_distribution_is_passed_over(mesh: State, quantiles: li
     assert only(gatherer(mesh).facts([])).replicas["eu"].service == Times.certain(5.0)
 
 
+HUGE, NAN, INF = 1.7e308, float("nan"), float("inf")
+NONSENSE: list[dict[str, object]] = [
+    {"service_ms_p50": 1e-200, "service_ms_p95": 1e100},
+    {"service_ms_p50": 1.0, "service_ms_p95": INF},
+    {"service_ms_p50": NAN, "service_ms_p95": 5.0},
+    {"service_ms_p50": -5.0, "service_ms_p95": -5.0},
+    {"service_ms_quantiles": [HUGE] * 7},
+    {"service_ms_quantiles": [0.0] * 6 + [HUGE], "queue_ms_quantiles": [HUGE] * 7},
+    {"queue_ms_quantiles": [NAN] * 7},
+    *({"cold": True, "load_ms": ms} for ms in (NAN, INF, -1e9, HUGE)),
+    *({"inferences_per_second": per_s} for per_s in (NAN, INF, -1.0, HUGE, 1e-300)),
+    {"answered": 1, "bytes_in": 2**63, "bytes_out": 2**63},
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("said", NONSENSE, ids=str)
+async def test_a_nodes_nonsense_does_it_no_good_and_keeps_nobody_from_deciding(
+    mesh: State, said: dict[str, object]
+) -> None:
+    await mesh.node("liar", AMERICA, usd=2.0, hardware="of its own")
+    found = replica()
+    for name, value in said.items():
+        if isinstance(value, list):
+            getattr(found, name)[:] = value
+        else:
+            setattr(found, name, value)
+    await mesh.publish("anywhere", policy=RoutePolicy(objective="cheapest-in-time"))
+    for node, status in (("liar", found), ("eu", replica())):
+        status.model = "anywhere"
+        await mesh.reports(node, status)
+    calls = [Calls("anywhere", "", 5)]
+    for second in range(4):
+        mesh.measurements.demand.answered("eu", {"d": ("anywhere", 5 * second)}, now_s=mesh.clock())
+        mesh.measurements.demand.report(EUROPE, calls, kind="gateway", reporter="g", now_s=mesh.clock())
+        mesh.clock.now_s += 1
+    for objective in ("cheapest-in-time", "nearest", "cheapest"):
+        shares = mesh.router.plan.shares(EUROPE, "anywhere", objective)
+        assert not shares or sum(shares.values()) == pytest.approx(1.0)
+    fact = next(m for m in gatherer(mesh).facts([]).models if m.name == "anywhere").replicas["liar"]
+    assert 0 <= fact.service.ms[0] <= fact.service.ms[-1] <= MAX_MS and 0 <= fact.load_ms <= MAX_MS
+    assert 0 <= fact.per_s <= MAX_PER_S
+    again = next(m for m in mesh.router.plan.facts.models if m.name == "anywhere").replicas["liar"]
+    mesh.clock.now_s += 1
+    mesh.changes.bump()
+    assert next(m for m in mesh.router.plan.facts.models if m.name == "anywhere").replicas["liar"] is again
+
+
 async def test_a_version_out_of_memory_takes_its_load_along(mesh: State) -> None:
     cold = replica()
     cold.cold, cold.load_ms = True, 700.0
@@ -125,9 +174,20 @@ async def test_what_has_hardly_changed_is_the_same_object(mesh: State) -> None:
     assert only(gathered.facts([])).replicas["eu"].service == Times.certain(6.0)
 
 
+async def test_what_is_asked_about_other_regions_fills_no_memory(mesh: State) -> None:
+    found = gatherer(mesh)
+    found.facts(["asia-northeast1"])
+    kept = len(found._network)
+    eu = mesh.registry.get("eu")
+    assert [found.network(f"region-{n}", eu)[1] for n in range(3)] == ["distance"] * 3
+    assert len(found._network) == kept == 3 * 2
+    found.facts([])
+    assert len(found._network) == 2 * 2
+
+
 async def test_network_times_are_looked_at_every_other_second(mesh: State) -> None:
     gathered, eu = gatherer(mesh), mesh.registry.get("eu")
-    gathered.network(EUROPE, eu)
+    gathered.facts([])
     mesh.latencies.report(EUROPE, "eu", [40.0] * 9, kind="gateway", reporter="door", now_s=mesh.clock.now_s)
     assert gathered.network(EUROPE, eu)[0].p50_ms < 2.0
     mesh.clock.now_s += LOOK_AGAIN_S

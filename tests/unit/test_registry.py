@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from nearmesh_controlplane.registry.nodes import MAX_DETAIL_CHARACTERS, MAX_REPLICAS
 
 from nearmesh.errors import InvalidInput, NotFound
 from nearmesh.v1 import node_pb2
@@ -237,3 +238,12 @@ async def test_who_was_ready_before_the_control_plane_started_is_no_newcomer(tmp
         await after.reports("n", replica(), replica("m", "2"))
         assert after.registry.ready_since("n", ready) == -math.inf
         assert after.registry.ready_since("n", loading) == after.clock.now_s
+
+
+async def test_what_a_node_says_of_its_replicas_is_bounded(mesh: State) -> None:
+    await mesh.node("n")
+    await mesh.reports("n", replica(detail="x" * 10_000))
+    assert [len(said.detail) for said in mesh.registry.replicas("n").values()] == [MAX_DETAIL_CHARACTERS]
+    with pytest.raises(InvalidInput, match="1001 replicas; at most 1000"):
+        await mesh.reports("n", *[replica(version=str(number)) for number in range(MAX_REPLICAS + 1)])
+    assert len(mesh.registry.replicas("n")) == 1

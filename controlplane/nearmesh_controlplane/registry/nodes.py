@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from nearmesh.errors import NotFound
+from nearmesh.errors import InvalidInput, NotFound
 from nearmesh.ids import check_machine_type
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_controlplane import database as tables
@@ -44,6 +44,9 @@ UNPRICED = Price()
 # Of what a node says of its leaving; it is shown to operators.
 MAX_NOTICE_CHARACTERS = 200
 MAX_NOTICE_S = 86400.0
+# Versions on one node, and what it says of one of them: it is kept, written down, and shown to operators.
+MAX_REPLICAS = 1_000
+MAX_DETAIL_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,7 +289,11 @@ class Registry:
 
     @whole
     async def status(self, node_id: str, status: pb.NodeStatus) -> None:
-        """Takes over a report; writes to disk only what a restart must know."""
+        """Takes over a report; writes to disk only what a restart must know. Raises InvalidInput."""
+        if len(status.replicas) > MAX_REPLICAS:
+            raise InvalidInput(f"a report of {len(status.replicas)} replicas; at most {MAX_REPLICAS} are taken")
+        for replica in status.replicas:
+            replica.detail = replica.detail[:MAX_DETAIL_CHARACTERS]
         new = {replica.digest: replica for replica in status.replicas}
         old = self._replicas.get(node_id, {})
         seen = self._seen[node_id]

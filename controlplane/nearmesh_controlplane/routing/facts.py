@@ -18,6 +18,9 @@ from nearmesh.routing.times import Times
 # nobody else serves the model.
 Standing = Literal["live", "suspect", "gone"]
 
+# One inference in a quarter of an hour. Slower nodes, and those whose speed nobody knows, have no more room than this.
+LEAST_PER_S = 1e-3
+
 # A client's region, a model, and an objective.
 Key = tuple[str, str, Objective]
 

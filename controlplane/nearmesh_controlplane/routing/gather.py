@@ -18,17 +18,13 @@ from nearmesh_controlplane.registry.nodes import READY, Node, Presence, Registry
 from nearmesh_controlplane.routing.facts import Facts, Key, ModelFacts, NodeFacts, ReplicaFacts
 from nearmesh_controlplane.routing.latency import Source
 from nearmesh_controlplane.routing.measurements import Measurements
+from nearmesh_controlplane.routing.replicas import alike, replica_facts, same, speeds, usual_bytes, words
 from nearmesh_controlplane.routing.residency import ResidencyRules
 
-# Parts by which a measurement has to differ before it is another one.
-NOTICEABLE = 0.03
-NOTICEABLE_MS = 0.2
-# And that by which the size of requests does: a price per GB is an estimate already.
+# The part by which the size of requests has to differ before it is another one: a price per GB is an estimate already.
 NOTICEABLE_BYTES = 0.1
 # Network times, and how large requests are, are asked for anew this often.
 LOOK_AGAIN_S = 2.0
-# What is not known of a replica's times: long enough not to be preferred.
-UNKNOWN_MS = (1000.0, 3000.0)
 
 
 class Gatherer:
@@ -52,6 +48,8 @@ class Gatherer:
         # By node and digest: what the node said, as it said it, and what that means.
         self._replicas: dict[tuple[str, str], tuple[tuple[object, ...], ReplicaFacts]] = {}
         self._network: dict[tuple[str, str], tuple[Times, Source, float]] = {}
+        # Those that facts were gathered for last; of others nothing is remembered: anybody may ask about any region.
+        self._regions: frozenset[str] = frozenset()
         # By model, of its usual request and answer; and when they are to be looked at again.
         self._bytes: dict[str, tuple[tuple[float, float], float]] = {}
 
@@ -60,6 +58,7 @@ class Gatherer:
         nodes = self._registry.serving_nodes()
         own = {node.region for node in self._registry.all() if not node.removed}
         regions = tuple(sorted(own | set(asked_regions)))
+        self._regions = frozenset(regions)
         standing = {node.id: self._registry.presence(node.id) for node in nodes}
         leaving = frozenset(node.id for node in nodes if self._registry.leaving(node.id))
         said = self._said(nodes)
@@ -84,14 +83,17 @@ class Gatherer:
         known = self._network.get(key)
         if known is None or now_s >= known[2]:
             found = self._measurements.latencies.estimate(region, node.id, node.region, now_s=now_s)
-            times = known[0] if known and _alike(known[0], found.times) else found.times
-            known = self._network[key] = (times, found.source, now_s + LOOK_AGAIN_S)
+            times = known[0] if known and alike(known[0], found.times) else found.times
+            known = (times, found.source, now_s + LOOK_AGAIN_S)
+            if region in self._regions:
+                self._network[key] = known
         return known[0], known[1]
 
     def _forget(self, nodes: Sequence[Node], models: Sequence[ModelFacts]) -> None:
         self._bytes = {model.name: self._bytes[model.name] for model in models if model.name in self._bytes}
         ids = {node.id for node in nodes}
-        self._network = {key: value for key, value in self._network.items() if key[1] in ids}
+        here = self._regions
+        self._network = {key: value for key, value in self._network.items() if key[0] in here and key[1] in ids}
         # Now and then: each of them is looked at.
         if len(self._replicas) > 2 * sum(len(self._registry.replicas(node)) for node in ids):
             digests = {(node, digest) for node in ids for digest in self._registry.replicas(node)}
@@ -114,7 +116,7 @@ class Gatherer:
         leaving: Collection[str],
     ) -> ModelFacts:
         policy = self._catalog.policy(name)
-        speeds = _speeds(nodes, said)
+        per_s = speeds(nodes, said)
         replicas: dict[str, ReplicaFacts] = {}
         absent: dict[str, str] = {}
         lost: dict[str, ReplicaFacts] = {}
@@ -123,7 +125,7 @@ class Gatherer:
             if replica is None:
                 absent[node.id] = why
                 continue
-            fact = self._fact(node, replica, speeds.get((node.hardware, replica.variant), 0.0))
+            fact = self._fact(node, replica, per_s.get((node.hardware, replica.variant), 0.0))
             (lost if standing[node.id] == "gone" else replicas)[node.id] = fact
         if not replicas:
             # For this model alone, whatever else is live: to try a node that was lost, and may only be cut off from the
@@ -158,14 +160,14 @@ class Gatherer:
         return next((r for r in ready if deployed and r.digest == deployed.digest), ready[0]), ""
 
     def _fact(self, node: Node, replica: pb.ReplicaStatus, per_s: float) -> ReplicaFacts:
-        key, words = (node.id, replica.digest), _words(replica, per_s)
+        key, said = (node.id, replica.digest), words(replica, per_s)
         known = self._replicas.get(key)
-        if known is not None and known[0] == words:
+        if known is not None and known[0] == said:
             return known[1]
-        found = _replica_facts(replica, per_s)
-        if known is not None and _same(known[1], found):
+        found = replica_facts(replica, per_s)
+        if known is not None and same(known[1], found):
             found = known[1]
-        self._replicas[key] = words, found
+        self._replicas[key] = said, found
         return found
 
     def _moved(self, model: str, said: Mapping[str, list[pb.ReplicaStatus]]) -> tuple[float, float]:
@@ -173,7 +175,7 @@ class Gatherer:
         now_s = self._clock()
         known, until_s = self._bytes.get(model, ((0.0, 0.0), now_s))
         if now_s >= until_s:
-            found = _usual_bytes(chain.from_iterable(said.values())) or known
+            found = usual_bytes(chain.from_iterable(said.values())) or known
             if any(abs(x - y) > NOTICEABLE_BYTES * y for x, y in zip(found, known, strict=True)):
                 known = found
             self._bytes[model] = known, now_s + LOOK_AGAIN_S
@@ -207,71 +209,3 @@ def _node(node: Node, presence: Presence) -> NodeFacts:
         spot=node.spot,
         standing=presence,
     )
-
-
-def _words(replica: pb.ReplicaStatus, per_s: float) -> tuple[object, ...]:
-    """All that `_replica_facts` goes by: it is worked out again only when some of it is another."""
-    return (
-        tuple(replica.service_ms_quantiles) or (replica.service_ms_p50, replica.service_ms_p95),
-        tuple(replica.queue_ms_quantiles),
-        per_s,
-        replica.cold and replica.load_ms,
-    )
-
-
-def _replica_facts(replica: pb.ReplicaStatus, per_s: float) -> ReplicaFacts:
-    whole = Times.of(replica.service_ms_quantiles) or Times.spread(
-        *((replica.service_ms_p50, replica.service_ms_p95) if replica.service_ms_p95 > 0 else UNKNOWN_MS)
-    )
-    queue = Times.of(replica.queue_ms_quantiles)
-    return ReplicaFacts(
-        service=_without(whole, queue) if queue else whole,
-        queue=queue,
-        per_s=per_s,
-        load_ms=replica.load_ms if replica.cold else 0.0,
-    )
-
-
-def _without(whole: Times, part: Times) -> Times:
-    """What is left of a time without one of its parts, as if both were long together."""
-    left = [max(0.0, w - p) for w, p in zip(whole.ms, part.ms, strict=True)]
-    for at in range(1, len(left)):
-        left[at] = max(left[at], left[at - 1])
-    return Times(tuple(left))
-
-
-def _usual_bytes(replicas: Iterable[pb.ReplicaStatus]) -> tuple[float, float] | None:
-    """The means of requests and of answers; an agent that does not count bytes says nothing of them."""
-    answered = bytes_in = bytes_out = 0
-    for replica in replicas:
-        if replica.bytes_in:
-            answered += replica.answered
-            bytes_in += replica.bytes_in
-            bytes_out += replica.bytes_out
-    return (bytes_in / answered, bytes_out / answered) if answered else None
-
-
-def _alike(a: Times, b: Times) -> bool:
-    return all(abs(x - y) <= max(NOTICEABLE_MS, NOTICEABLE * x) for x, y in zip(a.ms, b.ms, strict=True))
-
-
-def _same(a: ReplicaFacts, b: ReplicaFacts) -> bool:
-    if (a.queue is None) != (b.queue is None) or a.load_ms != b.load_ms:
-        return False
-    if a.queue and b.queue and not _alike(a.queue, b.queue):
-        return False
-    return _alike(a.service, b.service) and abs(a.per_s - b.per_s) <= NOTICEABLE * a.per_s
-
-
-def _speeds(nodes: Iterable[Node], said: Mapping[str, list[pb.ReplicaStatus]]) -> dict[tuple[str, str], float]:
-    """Inferences per second of a model by hardware and variant: the median over like nodes.
-
-    Twins are equally fast, so that a price decides between them and not whose stopwatch was disturbed.
-    """
-    found: dict[tuple[str, str], list[float]] = {}
-    for node in nodes:
-        for replica in said.get(node.id, ()):
-            per_s = replica.inferences_per_second
-            if per_s > 0 and replica.state == READY:
-                found.setdefault((node.hardware, replica.variant), []).append(per_s)
-    return {key: sorted(values)[len(values) // 2] for key, values in found.items()}

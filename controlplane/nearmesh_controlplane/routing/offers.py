@@ -17,7 +17,7 @@ from nearmesh.routing.costs import transfer_usd_per_1000, usd_per_1000
 from nearmesh.routing.rule import HYSTERESIS
 from nearmesh.routing.times import LEVELS, Times, matrix, points, share_of_sum_within
 from nearmesh_controlplane.routing.capacity import bounds, with_waiting
-from nearmesh_controlplane.routing.facts import Facts, ModelFacts, NodeFacts, ReplicaFacts
+from nearmesh_controlplane.routing.facts import LEAST_PER_S, Facts, ModelFacts, NodeFacts, ReplicaFacts
 
 Array = npt.NDArray[np.float64]
 
@@ -25,8 +25,6 @@ Array = npt.NDArray[np.float64]
 # keeps it busy.
 WORSE = 1.5
 _P50, _P75, _P95 = LEVELS.index(0.5), LEVELS.index(0.75), LEVELS.index(0.95)
-# Until a speed was measured, what one server does.
-_LEAST_PER_S = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,7 @@ def pressures(facts: Facts) -> dict[str, float]:
     for served in facts.models:
         total_per_s = asked.get(served.name, 0.0)
         for node, replica in served.replicas.items():
-            found[node] += total_per_s / max(replica.per_s, _LEAST_PER_S)
+            found[node] += total_per_s / max(replica.per_s, LEAST_PER_S)
     return {node: min(1.0, math.ceil(10 * load) / 10) for node, load in found.items()}
 
 
@@ -116,7 +114,7 @@ class OfferBook:
         replicas = timing.replicas
         transfer = self._transfer(facts, model, nodes)
         own = np.array([_own_usd(node, replica) for node, replica in zip(nodes, replicas, strict=True)])
-        per_s = np.array([max(replica.per_s, _LEAST_PER_S) for replica in replicas])
+        per_s = np.array([max(replica.per_s, LEAST_PER_S) for replica in replicas])
         return Offers(
             model=model,
             nodes=nodes,
@@ -180,7 +178,7 @@ def _timed(
 ) -> _Timing:
     network_ms = matrix(network).reshape(regions, len(replicas), len(LEVELS))
     alone = matrix([replica.service for replica in replicas]) + np.array([[r.load_ms] for r in replicas])
-    per_s = np.array([max(replica.per_s, _LEAST_PER_S) for replica in replicas])
+    per_s = np.array([max(replica.per_s, LEAST_PER_S) for replica in replicas])
     slack_ms = deadline_ms - network_ms[:, :, _P75].T
     utilization = bounds(alone, per_s, slack_ms, np.ones(regions))
     present = alone + matrix([replica.queue or Times.certain(0.0) for replica in replicas])

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from nearmesh.errors import InvalidInput, PermissionDenied
+from nearmesh.ids import check_label
 from nearmesh.routing import Ranked, parse_objective
 from nearmesh.routing.table import SHARE_STEP, Listener
 from nearmesh.rpc import PEOPLE, caller
@@ -86,7 +87,7 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
         return pb.ReportLatencyResponse()
 
     async def ListLatencies(self, request: pb.ListLatenciesRequest, context: Any) -> pb.ListLatenciesResponse:
-        regions = [request.region] if request.region else self._regions()
+        regions = [check_label("region", request.region)] if request.region else self._regions()
         listener: Listener = "mesh" if caller().role == "gateway" else "public"
         pairs = [(region, node) for region in regions for node in self._registry.serving_nodes()]
         return pb.ListLatenciesResponse(latencies=[self._latency(region, node, listener) for region, node in pairs])
