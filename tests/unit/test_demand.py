@@ -134,6 +134,37 @@ def test_a_node_that_is_new_here_has_a_past_and_one_that_started_again_has_none(
     assert book.total("m", now_s=6.0) == pytest.approx(10, rel=0.25)
 
 
+def test_a_node_that_was_cut_off_does_not_bring_its_past_into_one_second() -> None:
+    book = DemandBook()
+    for now_s in range(1, 200):
+        book.answered("there", {"d": ("m", 50 * now_s)}, now_s=float(now_s))
+        if not 60 <= now_s < 180:
+            book.answered("cut off", {"d": ("m", 50 * now_s)}, now_s=now_s + 0.3)
+        book.report(HERE, [Calls("m", "", 100)], kind="gateway", reporter="g", now_s=now_s + 0.5)
+        assert book.total("m", now_s=now_s + 0.5) < 120
+        assert sum(book.demand(now_s + 0.5).values()) < 150
+
+
+def test_who_leads_again_begins_anew() -> None:
+    book = DemandBook()
+    run(book, 30, 100, {(HERE, "gateway"): 100})
+    back_s = 4000.0
+    for second in range(10):
+        for number, node in enumerate(("node", "other")):
+            at_s = back_s + second + number / 10
+            book.answered(node, {"d": ("m", 1_000_000 + 50 * second)}, now_s=at_s)
+        book.report(HERE, [Calls("m", "", 100)], kind="gateway", reporter="g", now_s=back_s + second + 0.5)
+    assert mean(book, back_s + 9.6) == {(HERE, "m", ""): pytest.approx(100, rel=0.15)}
+    assert sum(book.demand(back_s + 9.6).values()) < 200
+
+
+def test_a_count_without_bounds_is_bounded() -> None:
+    book = DemandBook()
+    for now_s in range(1, 10):
+        book.answered("liar", {"d": ("m", now_s * 2**60)}, now_s=float(now_s))
+    assert book.total("m", now_s=10.0) <= 1_000_000
+
+
 def test_what_stopped_is_forgotten() -> None:
     book = DemandBook()
     now_s = run(book, 30, 100, {(HERE, "gateway"): 100})

@@ -31,6 +31,9 @@ MAX_REPORTERS = 10_000
 # Apps often share one token all over the world; one that names more regions than there are clouds' is making them up.
 MAX_REGIONS_OF_REPORTER = 200
 MAX_CALLS = 1_000_000
+# What a node counted since its last report is spread over the time since then; of more than so many seconds only these
+# count. Else an hour of requests would come in the second in which a node is back, or this control plane leads again.
+REPORT_S = 2.0
 # A rate below this is silence.
 LEAST_PER_S = 1e-3
 
@@ -91,10 +94,12 @@ class DemandBook:
         # The key that was reported last stands last.
         self._claims: dict[Claimant, dict[Key, Rate]] = {"gateway": {}, "clients": {}}
         self._totals: dict[str, Rate] = {}
-        # What each node had counted at its last report, by digest.
-        self._counted: dict[str, dict[str, int]] = {}
+        # When each node reported last, and what it had counted by then, by digest.
+        self._counted: dict[str, tuple[float, dict[str, int]]] = {}
         # When each reporter last named each region.
         self._regions: dict[str, dict[str, float]] = {}
+        # When anybody last reported anything.
+        self._heard_s = math.inf
 
     def report(
         self,
@@ -117,6 +122,7 @@ class DemandBook:
                 raise InvalidInput(f"{claim.count} calls of {claim.model!r} in one report; at most {MAX_CALLS}")
         if kind == "clients":
             self._check_regions(reporter, region, now_s)
+        self._hear(now_s)
         book = self._claims[kind]
         for claim in claims:
             key = (region, claim.model, claim.objective)
@@ -128,15 +134,18 @@ class DemandBook:
 
     def answered(self, node: str, counted: Mapping[str, tuple[str, int]], *, now_s: float) -> None:
         """Takes over a node's counts: by digest the model, and how many it was asked since it loaded that version."""
-        before = self._counted.get(node)
-        self._counted[node] = {digest: count for digest, (_, count) in counted.items()}
+        self._hear(now_s)
+        last_s, before = self._counted.get(node, (now_s, None))
+        self._counted[node] = now_s, {digest: count for digest, (_, count) in counted.items()}
+        lately = REPORT_S / max(REPORT_S, now_s - last_s)
         grown: dict[str, int] = {}
         for digest, (model, count) in counted.items():
             # A node that is new here has a past, one that started again has none.
             known = count if before is None else before.get(digest, 0)
             grown[model] = grown.get(model, 0) + (count - known if count >= known else count)
         for model, count in grown.items():
-            self._totals.setdefault(model, Rate(now_s - SECOND_S)).add(count, now_s=now_s)
+            rate = self._totals.setdefault(model, Rate(now_s - SECOND_S))
+            rate.add(min(count * lately, MAX_CALLS), now_s=now_s)
 
     def forget(self, nodes: Iterable[str], models: Iterable[str]) -> None:
         """Keeps these nodes and models alone."""
@@ -185,6 +194,13 @@ class DemandBook:
         rate = self._totals[model]
         share = per_s / max(rate.per_s(now_s), per_s)
         return per_s + _Z90 * math.sqrt(share * rate.variance(now_s))
+
+    def _hear(self, now_s: float) -> None:
+        """Nodes report even when they are idle: nobody did because this control plane did not lead. What it knew is
+        old, and what was asked meanwhile was not told here; it begins anew, as after a start."""
+        if now_s - self._heard_s > HALF_LIFE_S:
+            self._claims, self._totals, self._counted = {"gateway": {}, "clients": {}}, {}, {}
+        self._heard_s = now_s
 
     def _check_regions(self, reporter: str, region: str, now_s: float) -> None:
         named = self._regions.pop(reporter, {})
