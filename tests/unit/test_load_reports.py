@@ -100,6 +100,16 @@ async def test_reports_are_demand_from_the_clients_region(
     assert set(mesh.measurements.demand.demand(mesh.clock())) == {(REGION, "m", "")}
 
 
+async def test_an_interval_beyond_all_times_is_no_failure(
+    mesh: State, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_reports, "LEAST_BETWEEN_S", 0.0)
+    rpc._caller.set(NOBODY)
+    endless = request(cluster("m", good=10))
+    endless.cluster_stats[0].load_report_interval.seconds = 2**62
+    assert len(await run(mesh, authority, request(token=access_token(authority)), endless)) == 1
+
+
 @pytest.mark.parametrize(
     ("who", "role", "region", "error"),
     [

@@ -153,6 +153,14 @@ async def test_who_does_not_decide_gives_all_of_what_the_leader_made(
     assert [t.region for t in (await present(standby, authority, mesh.clock.now_s, ASIA)).tables] == [EUROPE, AMERICA]
 
 
+async def test_a_snapshot_that_a_change_of_the_leader_overtook_is_dropped(mesh: State, snapshots: Snapshots) -> None:
+    making_one = asyncio.create_task(snapshots.refresh())
+    await asyncio.sleep(0)
+    snapshots.decides = lambda: False
+    assert not await making_one
+    assert snapshots.present == pb.Snapshot()
+
+
 async def test_bound_regions_are_always_there_by_name(mesh: State, snapshots: Snapshots, authority: Authority) -> None:
     """Else their clients would get the routes of a neighbour that is not bound."""
     await mesh.residency.set("europe-west3", [EUROPE])

@@ -86,7 +86,9 @@ class LoadReports(lrs_pb2_grpc.LoadReportingServiceServicer):  # type: ignore[mi
     async def _take(self, request: lrs_pb2.LoadStatsRequest, region: str, reporter: str) -> None:
         calls = list(calls_of(request.cluster_stats))
         if calls:
-            over_s = max(stats.load_report_interval.ToTimedelta().total_seconds() for stats in request.cluster_stats)
+            # Any number, not only what a timedelta can hold; it is bounded where it is used.
+            intervals = [stats.load_report_interval for stats in request.cluster_stats]
+            over_s = max(interval.seconds + interval.nanos / 1e9 for interval in intervals)
             report = route_pb2.ReportLatencyRequest(region=region, calls=calls)
             try:
                 if await self._pass_on(report, reporter):

@@ -95,6 +95,9 @@ class Snapshots:
     async def refresh(self) -> bool:
         """Makes a new one if it is time to; whether it did."""
         made = await self._build()
+        if not self.decides():
+            # Another one has begun to lead meanwhile, and its snapshot may be here already.
+            return False
         gist, now_s = _gist(made), self._clock()
         age_s = now_s - self._present.issued_at_s
         if gist == self._gist and age_s < min(DRIFT_S, self._lifetime_s / 3):
