@@ -16,6 +16,7 @@ from nearmesh.routing import format_usd
 if TYPE_CHECKING:
     from nearmesh.cli.records import Record
     from nearmesh.client.admin import AdminClient
+    from nearmesh.v1 import admin_pb2
 
 COLUMNS = (
     "node",
@@ -97,55 +98,71 @@ def _row(record: Record, now_s: float) -> tuple[str, ...]:
 @click.option(
     "--timeout", "limit_s", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True, help="Seconds."
 )
+@json_option
 @pass_session
-def drain(session: Session, name: str, undo: bool, wait: bool, limit_s: float) -> None:
+def drain(session: Session, name: str, undo: bool, wait: bool, limit_s: float, as_json: bool) -> None:
     """Take NODE out of the routes.
 
     It answers what it has begun, lets its sequences end, and refuses what is new; its process stays.
     """
     if undo and wait:
         raise click.UsageError("--wait is for a drain, --undo takes it back at once")
-    session.ask(lambda admin: admin.drain(name, undo=undo))
+    found = session.ask(lambda admin: admin.drain(name, undo=undo))
     if wait:
-        click.echo(session.ask(lambda admin: _drained(admin, name, limit_s)))
+        from nearmesh.cli.drain import said
+
+        found = session.ask(lambda admin: _drained(admin, name, limit_s))
+        _say(found, said(found), as_json)
     else:
-        click.echo(f"{name} is back in the routes" if undo else f"{name} gets no new requests")
+        _say(found, f"{name} is back in the routes" if undo else f"{name} gets no new requests", as_json)
 
 
-async def _drained(admin: AdminClient, name: str, limit_s: float) -> str:
+async def _drained(admin: AdminClient, name: str, limit_s: float) -> admin_pb2.Node:
     from nearmesh.cli.drain import follow, said
 
     with console(err=True).status(f"draining {name}") as status:
-        found = await follow(admin, name, limit_s=limit_s, on_progress=lambda node: status.update(said(node)))
-    return said(found)
+        return await follow(admin, name, limit_s=limit_s, on_progress=lambda node: status.update(said(node)))
+
+
+def _say(found: admin_pb2.Node, sentence: str, as_json: bool) -> None:
+    """The node as it is now: for programs, or in words."""
+    from nearmesh.cli import records
+
+    if as_json:
+        print_json(records.node(found))
+    else:
+        click.echo(sentence)
 
 
 @node.command()
 @click.argument("name", metavar="NODE")
 @_undo
+@json_option
 @pass_session
-def cordon(session: Session, name: str, undo: bool) -> None:
+def cordon(session: Session, name: str, undo: bool, as_json: bool) -> None:
     """Give NODE no new versions.
 
     It goes on serving those it has.
     """
-    session.ask(lambda admin: admin.cordon(name, undo=undo))
-    click.echo(f"{name} gets new versions again" if undo else f"{name} keeps its versions and gets no new ones")
+    found = session.ask(lambda admin: admin.cordon(name, undo=undo))
+    said = f"{name} gets new versions again" if undo else f"{name} keeps its versions and gets no new ones"
+    _say(found, said, as_json)
 
 
 @node.command()
 @click.argument("name", metavar="NODE")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
 @pass_session
-def remove(session: Session, name: str, yes: bool) -> None:
+def remove(session: Session, name: str, yes: bool, as_json: bool) -> None:
     """Put NODE out of the mesh for good.
 
     Its certificate is refused everywhere from now on.
     """
     if not yes:
         _ask_whether_to_remove(name)
-    session.ask(lambda admin: admin.remove(name))
-    click.echo(f"{name} is removed; the machine can join again under another name")
+    found = session.ask(lambda admin: admin.remove(name))
+    _say(found, f"{name} is removed; the machine can join again under another name", as_json)
 
 
 def _ask_whether_to_remove(name: str) -> None:
@@ -176,8 +193,6 @@ def price(
 
     It wins over a feed's price and over the one in the node's own configuration. `nearmesh price list` shows all.
     """
-    from nearmesh.cli import records
-
     if unset and (per_hour is not None or currency or valid_for_s):
         raise click.UsageError("--unset takes the price back; a price, --currency or --for do not go with it")
     if unset:
@@ -187,9 +202,6 @@ def price(
     else:
         given: dict[str, Any] = {"currency": currency.upper(), "valid_for_s": valid_for_s or 0.0}
         found = session.ask(lambda admin: admin.set_price(name, per_hour, **given))
-    if as_json:
-        print_json(records.node(found))
-        return
     whose = f", by the {found.price_source}'s word" if unset else ""
     until = f" until {moment(time.time() + valid_for_s)} UTC" if valid_for_s else ""
-    click.echo(f"{name} costs {format_usd(found.usd_per_hour)} USD per hour{until}{whose}")
+    _say(found, f"{name} costs {format_usd(found.usd_per_hour)} USD per hour{until}{whose}", as_json)

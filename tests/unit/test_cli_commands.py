@@ -81,6 +81,16 @@ def test_nodes_are_changed(run: Bench) -> None:
     assert run.admin.done == [("remove", "node-a")]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [("drain",), ("drain", "--wait"), ("cordon",), ("remove", "--yes"), ("price", "0.5"), ("price", "--unset")],
+)
+def test_programs_are_told_of_a_change_as_of_a_node(run: Bench, change: tuple[str, ...]) -> None:
+    run.pretend(node_list=[node("node-b", "site-b", "us-east1", draining=True, drained=True)])
+    found = json.loads(run("node", *change[:1], "node-b", *change[1:], "--json").stdout)
+    assert (found["node"], found["state"]) == ("node-b", "live, drained")
+
+
 def test_a_drain_is_waited_for(run: Bench) -> None:
     done = run("node", "drain", "node-b", "--wait", "--undo")
     assert done.exit_code == 2 and "--undo takes it back at once" in done.stderr
