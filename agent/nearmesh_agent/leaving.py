@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -46,7 +47,7 @@ class Schedule:
 def schedule(grace_s: float, left_s: float | None = None) -> Schedule:
     """The usual times; all of them shorter in the same measure where a notice leaves less (`left_s`)."""
     usual_s = WITHDRAW_S + LINGER_S + grace_s + END_S
-    usable_s = usual_s if left_s is None else left_s - min(MARGIN_SHARE * left_s, MOST_MARGIN_S)
+    usable_s = usual_s if left_s is None else usable(left_s)
     share = min(1.0, usable_s / usual_s)
     return Schedule(
         withdraw_s=share * WITHDRAW_S,
@@ -54,6 +55,11 @@ def schedule(grace_s: float, left_s: float | None = None) -> Schedule:
         all_s=min(usual_s, usable_s),
         _grace_s=grace_s,
     )
+
+
+def usable(left_s: float) -> float:
+    """What a notice leaves, less what stays unused."""
+    return left_s - min(MARGIN_SHARE * left_s, MOST_MARGIN_S)
 
 
 class Servicer(Protocol):
@@ -85,6 +91,9 @@ class Leaving:
         self._begun = False
         self._withdrawn = asyncio.Event()
         self._turning_away: asyncio.TimerHandle | None = None
+        self._last_word: asyncio.TimerHandle | None = None
+        # Of what is being waited for.
+        self._limit: asyncio.Timeout | None = None
         self._reason = ""
         # When the machine is gone.
         self._gone_at = 0.0
@@ -93,9 +102,25 @@ class Leaving:
         self._notice: Notice | None = None
 
     def noticed(self, notice: Notice) -> None:
-        """The machine is about to be taken away; `run` comes next."""
+        """The machine is about to be taken away; `run` comes next, or is under way and has to end sooner."""
         self._notice = notice
         log.warning("the machine will be taken away in %.0f s: %s", notice.left_s, notice.reason)
+        if self._begun:
+            self._hurry(notice)
+
+    def _hurry(self, notice: Notice) -> None:
+        """A cloud sends SIGTERM and writes its notice at about the same time, and either may be heard first."""
+        now_s = self._clock()
+        until = now_s + usable(notice.left_s)
+        if self.until is not None and self.until <= until:
+            return
+        self.until, self._gone_at, self._reason = until, now_s + notice.left_s, notice.reason
+        if self._limit and not self._limit.expired():
+            end_s = max(now_s, until - END_S)
+            self._limit.reschedule(min(self._limit.when() or math.inf, end_s))
+            if self._last_word:
+                self._end_sequences_within(end_s - now_s)
+        self._report_now()
 
     def status(self) -> pb.NodeStatus:
         """What the control plane has to know of it."""
@@ -148,26 +173,39 @@ class Leaving:
         await self._out_of_the_routes(plan)
         self._stop_turning_away()
         self._servicer.draining = True
-        grace_s = plan.grace_s(self._clock() - start_s)
-        last_word = asyncio.get_running_loop().call_later(
-            max(0.0, grace_s - min(LAST_WORD_S, grace_s / 2)), self._servicer.end_sequences
-        )
+        now_s = self._clock()
+        grace_s = plan.grace_s(now_s - start_s)
+        if self.until is not None:
+            grace_s = max(0.0, min(grace_s, self.until - END_S - now_s))
+        self._end_sequences_within(grace_s)
         try:
-            async with asyncio.timeout_at(self.until):
+            async with asyncio.timeout_at(self.until) as self._limit:
                 await stop(grace_s)
         except TimeoutError:
             log.warning("the time is up; what is still under way ends with the process")
         finally:
-            last_word.cancel()
+            self._limit = None
+            if self._last_word:
+                self._last_word.cancel()
+
+    def _end_sequences_within(self, left_s: float) -> None:
+        """A little earlier, so that what they are told arrives."""
+        if self._last_word:
+            self._last_word.cancel()
+        self._last_word = asyncio.get_running_loop().call_later(
+            max(0.0, left_s - min(LAST_WORD_S, left_s / 2)), self._servicer.end_sequences
+        )
 
     async def _out_of_the_routes(self, plan: Schedule) -> None:
         """Returns when nobody is sent here any more. Those who have not heard are answered meanwhile."""
         if self._servicer.draining:
             return
         try:
-            async with asyncio.timeout(plan.withdraw_s):
+            async with asyncio.timeout(plan.withdraw_s) as self._limit:
                 await self._withdrawn.wait()
         except TimeoutError:
             log.warning("the control plane did not confirm the withdrawal within %.3g s", plan.withdraw_s)
             return
+        finally:
+            self._limit = None
         await asyncio.sleep(plan.linger_s)

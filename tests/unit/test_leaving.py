@@ -121,6 +121,40 @@ async def test_a_server_that_does_not_end_does_not_outlive_the_notice() -> None:
 
 
 @pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("while_", ["waiting for the routes", "ending what is under way"])
+async def test_a_notice_that_comes_after_sigterm_bounds_the_rest(while_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    serving = Serving()
+    way = Leaving(serving, grace_s=100.0, report_now=lambda: serving.done.append("report"))
+    if while_ == "waiting for the routes":
+        monkeypatch.setattr(leaving, "WITHDRAW_S", 100.0)
+
+    def notice() -> None:
+        serving.done.clear()
+        way.noticed(Notice(reason="gone soon", left_s=0.2))
+
+    def said() -> None:
+        if while_ == "waiting for the routes":
+            asyncio.get_running_loop().call_soon(notice)
+
+    async def stop(grace_s: float) -> None:
+        if while_ == "ending what is under way":
+            notice()
+        else:
+            assert grace_s < 0.2
+        await asyncio.get_running_loop().create_future()
+
+    start_s = asyncio.get_running_loop().time()
+    await asyncio.wait_for(way.run(said, stop), 20)
+    assert way.until is not None and way.until - start_s < 20, "not the hundred seconds of its own"
+    assert serving.done[0] == "report" and way.status().notice == "gone soon"
+    assert serving.done[-1] == "end sequences"
+    # A longer one changes nothing.
+    until = way.until
+    way.noticed(Notice(reason="later", left_s=1000.0))
+    assert way.until == until and way.status().notice == "gone soon"
+
+
+@pytest.mark.usefixtures("short")
 async def test_an_operators_drain_turns_new_work_away_and_can_be_taken_back() -> None:
     serving = Serving()
     way = Leaving(serving, grace_s=1.0, report_now=lambda: serving.done.append("report"))
