@@ -40,10 +40,10 @@ NOWHERE = "nowhere"
 CERTIFICATE_PROVIDER = "mesh"
 
 # gRPC makes at most five attempts whatever is asked for. CANCELLED is what calls end with that a stopping server cut
-# off; a client that cancels by itself is gone before a retry. RESOURCE_EXHAUSTED is not retried: the retry would go to
-# the same overloaded node.
+# off; a client that cancels by itself is gone before a retry. RESOURCE_EXHAUSTED comes of an overloaded node, before it
+# has done anything: another one that shares the region's requests may have room.
 _RETRY = {
-    "retry_on": "unavailable,cancelled",
+    "retry_on": "unavailable,cancelled,resource-exhausted",
     "num_retries": 4,
     "retry_back_off": {"base_interval": "0.015s", "max_interval": "0.1s"},
 }
