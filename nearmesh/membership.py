@@ -239,4 +239,8 @@ class Renewal:
         renewed.write(self._folder)
         self.current = renewed
         self.learn(answer.control_planes)
+        if self._address and self._address not in addresses_in(renewed.certificate):
+            # From an older control plane, which would say the same again.
+            log.warning("the certificate does not hold for the address %s: nobody put it in", self._address)
+            self._address = None
         log.info("certificate renewed id=%s until=%s", self._membership.id, self.current.expires_at)

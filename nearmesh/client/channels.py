@@ -71,6 +71,7 @@ class Channels:
         self._token = token
         self._channels: dict[tuple[str, str], _NodeChannel] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def infer(self, endpoint: Endpoint, request: service_pb2.ModelInferRequest, timeout_s: float) -> Reply:
         """One unary inference. Raises the node's error, NotSent or Unreachable."""
@@ -104,6 +105,7 @@ class Channels:
 
     async def close(self) -> None:
         """Cancels every call and closes every connection."""
+        self._closed = True
         await end(self._closing)
         channels, self._channels = list(self._channels.values()), {}
         await asyncio.gather(*(found.channel.close() for found in channels))
@@ -122,6 +124,12 @@ class Channels:
             raise_if_cancelled(error)
             found.warm = found.warm and error.code() is not grpc.StatusCode.UNAVAILABLE
             raise call_error(error) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed or (task and task.cancelling()):
+                raise
+            # gRPC's word for a call whose connection was closed here, after the grace: nobody wanted the call to end.
+            raise Unreachable("the node left every route, and did not answer within the time that it had") from None
         found.warm = True
         return response
 

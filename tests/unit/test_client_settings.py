@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -18,7 +19,7 @@ import nearmesh.client
 from nearmesh import errors
 from nearmesh.client import picker, receipt
 from nearmesh.client.bootstrap import grpc_bootstrap
-from nearmesh.client.channels import call_error, raise_if_cancelled
+from nearmesh.client.channels import Channels, call_error, raise_if_cancelled
 from nearmesh.client.client import default_deadline_s, make_request
 from nearmesh.client.control import ControlPlanes
 from nearmesh.client.receipt import Attempt
@@ -262,6 +263,32 @@ async def test_a_cancelled_task_ends_even_when_grpc_reports_a_status_instead() -
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_p1_a_connection_that_is_closed_under_a_call_is_the_nodes_failure_and_no_cancellation() -> None:
+    ended = asyncio.Event()
+
+    async def method(request: Any, timeout: float, metadata: Any) -> Any:
+        await ended.wait()
+        raise asyncio.CancelledError
+
+    channels = Channels(PEM, Token(from_arguments(control_plane="cp:1", ca=PEM, token="t", region="r")))
+    node: Any = SimpleNamespace(warm=True)
+
+    async def called() -> None:
+        await channels._call(node, method, None, 1.0)
+
+    cancelled, left = asyncio.create_task(called()), asyncio.create_task(called())
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    ended.set()
+    with pytest.raises(errors.Unreachable, match="left every route"):
+        await left
+    await channels.close()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(called())
 
 
 def test_a_hedge_that_won_says_whom_it_overtook() -> None:

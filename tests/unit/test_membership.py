@@ -17,7 +17,7 @@ from nearmesh import membership
 from nearmesh.errors import ConfigError, InvalidInput, JoinRefused, Unreachable
 from nearmesh.ids import MachineId
 from nearmesh.membership import RENEW_AT_LEAST_S, RENEW_RETRY_S, Membership, Renewal, join, member
-from nearmesh.tls import Credentials, addresses_in, certificate_request, key_to_pem, new_key
+from nearmesh.tls import Credentials, addresses_in, certificate_request, key_from_pem, key_to_pem, new_key
 from nearmesh.tokens import JoinTicket
 
 KNOWN = Membership(
@@ -119,20 +119,23 @@ async def test_a_certificate_is_renewed_at_two_thirds_of_its_life(
     assert due_s - 2 < first <= due_s
 
 
+@pytest.mark.parametrize("granted", [["10.0.0.7"], []])
 async def test_a_certificate_that_does_not_hold_for_the_machines_address_is_renewed_soon_and_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granted: list[str]
 ) -> None:
     authority, who = certified(tmp_path, 24 * 3600), KNOWN.machine
     renewal = Renewal(KNOWN, tmp_path, "10.0.0.7")
 
     async def renew(request: Any, timeout: float) -> Any:
-        signed = authority.sign(request.csr_pem, who, timedelta(days=1), lambda _: True)
+        # A control plane of before knows of no addresses.
+        csr = request.csr_pem if granted else certificate_request(key_from_pem(renewal.current.key_pem), who)
+        signed = authority.sign(csr, who, timedelta(days=1), lambda _: True)
         return SimpleNamespace(certificate_pem=signed, ca_pem=authority.ca_pem, control_planes=())
 
     monkeypatch.setattr(membership.node_pb2_grpc, "NodeServiceStub", lambda channel: SimpleNamespace(Renew=renew))
     soon, later = await waits(renewal, monkeypatch, 2)
     assert soon == RENEW_AT_LEAST_S and later > 15 * 3600
-    assert [str(ip) for ip in addresses_in(renewal.current.certificate)] == ["10.0.0.7"]
+    assert [str(ip) for ip in addresses_in(renewal.current.certificate)] == granted
 
 
 async def test_an_address_that_is_refused_does_not_keep_the_certificate_from_being_renewed(
