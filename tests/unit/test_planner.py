@@ -65,6 +65,15 @@ def test_equally_dear_nodes_are_told_apart_by_the_way() -> None:
     assert shares(plan_once(priced(world((NEAR, CHEAP), WAYS), near=1.0))) == {"near": 1.0}
 
 
+@pytest.mark.parametrize(("usd", "per_s"), [(2.0, 1e-3), (50.0, 0.01), (1e5, 1.0)])
+def test_one_node_that_is_far_dearer_than_all_others_hides_no_other_price(usd: float, per_s: float) -> None:
+    ways = {"here": {"far": 100.0, "near": 10.0, "odd": 150.0}}
+    replicas = {"far": serves(), "near": serves(), "odd": serves(900.0, per_s)}
+    nodes = (node("far", 1.0), node("near", 1.1), node("odd", usd))
+    plan = Planner().plan(world(nodes, ways, replicas=replicas, demand=asked(here=1.0)), 0.0)
+    assert plan.shares("here", MODEL, IN_TIME) == {"far": 1.0}
+
+
 def test_what_a_site_cannot_take_goes_to_the_next_and_those_it_suits_least_go() -> None:
     ways = {"here": {"near": 2.0, "cheap": 90.0}, "away": {"near": 150.0, "cheap": 2.0}}
     facts = world((NEAR, CHEAP), ways, demand=asked(here=60.0, away=60.0))

@@ -27,7 +27,8 @@ SOONER, MOST_DEADLINES = 10.0, 50.0
 DEAREST_PARTS = 50
 # A node whose speed nobody knows, in multiples of the usual cost.
 UNKNOWN = 10.0
-# What the whole deadline weighs between nodes that cost the same.
+# What the whole deadline weighs between nodes that cost the same, in multiples of the cheapest: less than prices that
+# differ at all. Of the usual cost it would outweigh them, as soon as one node somewhere is far dearer than all others.
 EQUALLY_DEAR = 1e-3
 # For `nearest`, the distance that weighs as much as the usual cost.
 USUAL_MS = 50.0
@@ -77,7 +78,8 @@ def drafted(offers: Offers, objective: Objective, usual: float) -> Draft:
     else:
         # Of nodes equally dear the sooner one.
         takes = (offers.network[:, :, 2] + offers.service[None, :, 2]) / offers.model.deadline_ms
-        base, stay = usd + EQUALLY_DEAR * usual * takes, usd * (1 - HYSTERESIS)
+        sooner = EQUALLY_DEAR * usd.min(where=usd > 0, initial=usual) * np.minimum(takes, MOST_DEADLINES)
+        base, stay = usd + sooner, usd * (1 - HYSTERESIS)
         against = staying_against = standing[None, :]
         if objective == "cheapest-in-time":
             against = against + usual * _lateness(offers, offers.p_surely)
