@@ -111,8 +111,17 @@ def test_everyone_hears_why(what: str, facts: Facts, objective: Objective, expec
 def test_who_is_full_says_that_others_need_it_more() -> None:
     ways = {"here": {"near": 2.0, "cheap": 90.0}, "away": {"near": 150.0, "cheap": 2.0}}
     found = heard(world((NEAR, CHEAP), ways, demand=asked(here=20.0, away=85.0)))
-    assert found["near"].why.startswith("cheapest in time")
+    assert found["near"].why.startswith("cheapest in time with room: ")
     assert found["cheap"].why == "cheaper, but full: its room goes to those whose next choice costs them more"
+
+
+@pytest.mark.parametrize("objective", ["cheapest", "nearest"])
+def test_who_takes_what_a_better_node_has_no_room_for_says_so(objective: Objective) -> None:
+    facts = world((NEAR, CHEAP), WAYS, demand={("here", MODEL, objective): 150.0}, objective=objective)
+    found = heard(facts, objective=objective)
+    second = {"cheapest": "near", "nearest": "cheap"}[objective]
+    assert f"{objective} with room: " in found[second].why
+    assert f"{objective}: " in found["near" if second == "cheap" else "cheap"].why
 
 
 def test_traffic_that_is_split_and_on_its_way_says_how_much_and_where_to() -> None:
@@ -125,7 +134,7 @@ def test_traffic_that_is_split_and_on_its_way_says_how_much_and_where_to() -> No
     share = f"{found['near'].candidate.share:.0%}"
     assert found["near"].why.startswith(f"{share} of this region's requests: cheapest in time")
     assert found["near"].why.endswith("; on its way to 100%")
-    assert found["cheap"].why.endswith("; on its way to 0%")
+    assert found["cheap"].why == "dearer: $0.002778 against $0.0002778 per 1,000; on its way to 0%"
 
 
 def test_a_small_difference_is_given_as_the_reason_for_staying() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from nearmesh.routing import IN_TIME, Candidate, Ranked, format_usd
 from nearmesh.routing.residency import refusal
 from nearmesh.routing.rule import HYSTERESIS, late_because
-from nearmesh.routing.times import sum_of
+from nearmesh.routing.times import LEVELS, sum_of
 from nearmesh_controlplane.routing.facts import Facts, ModelFacts, NodeFacts
 from nearmesh_controlplane.routing.planner import Block, Plan
 
@@ -19,6 +19,7 @@ _DOUBTS = {
 }
 # Shares that differ by less are the same.
 _SAME = 0.005
+_P50 = LEVELS.index(0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +71,16 @@ class _View:
     def all_able(self, nodes: list[NodeFacts]) -> list[Ranked]:
         """Nodes that may answer, the best first."""
         candidates = [self._candidate(node) for node in nodes]
-        return [self._able(node, found, candidates[0]) for node, found in zip(nodes, candidates, strict=True)]
+        # Whoever is to have the most, not whoever still has it: traffic may be on its way.
+        winner = max(candidates, key=lambda found: self._target(found.node), default=None)
+        return [self._able(node, found, winner or found) for node, found in zip(nodes, candidates, strict=True)]
 
     def _able(self, node: NodeFacts, candidate: Candidate, winner: Candidate) -> Ranked:
         in_time = self._chance(node.id) >= IN_TIME
         if node.standing != "live":
             return Ranked(candidate, in_time, f"tried last: {_DOUBTS[node.standing]}")
-        why = self._why_won(candidate) if candidate.share > 0 else self._why_lost(candidate, winner)
+        wins = self._target(node.id) > 0 or candidate is winner
+        why = self._why_won(candidate) if wins else self._why_lost(candidate, winner)
         return Ranked(candidate, in_time, why + self._on_its_way(node))
 
     def unable(self, node: NodeFacts) -> Ranked:
@@ -124,6 +128,11 @@ class _View:
         assert self._block is not None
         return float(self._block.offers.p_in_time[self._row, self._at[node]])
 
+    def _target(self, node: str) -> float:
+        """The share that it is to have."""
+        assert self._block is not None
+        return float(self._block.target[self._row, self._at[node]])
+
     def _late(self, c: Candidate) -> str:
         assert self._block is not None
         busy, deadline_ms = self._block.offers.busy_times(self._at[c.node]), self._model.deadline_ms
@@ -137,14 +146,26 @@ class _View:
         part = f"{c.share:.0%} of this region's requests: " if c.share < 1 - _SAME else ""
         if not others:
             return "the only node that serves this model now"
+        room = " with room" if self._better_is_full(c) else ""
         if objective == "nearest":
-            return f"{part}nearest: {c.network_ms_p50:.1f} ms round trip"
+            return f"{part}nearest{room}: {c.network_ms_p50:.1f} ms round trip"
         if objective == "cheapest":
-            return f"{part}cheapest: ${format_usd(c.usd_per_1000)} per 1,000"
+            return f"{part}cheapest{room}: ${format_usd(c.usd_per_1000)} per 1,000"
         p = self._chance(c.node)
         if p >= IN_TIME:
-            return f"{part}cheapest in time: {c.total_ms_p95:.0f} of {deadline_ms:.0f} ms at p95"
+            return f"{part}cheapest in time{room}: {c.total_ms_p95:.0f} of {deadline_ms:.0f} ms at p95"
         return f"{part}soonest: {p:.1%} within {deadline_ms:.0f} ms, and no node does better at that"
+
+    def _better_is_full(self, c: Candidate) -> bool:
+        """Whether another node would be the choice if it had room for everybody."""
+        assert self._block is not None
+        offers, row = self._block.offers, self._row
+        merit = offers.network[row, :, _P50] if self._block.objective == "nearest" else offers.usd_per_1000[row]
+        able = offers.allowed[row] & (merit < merit[self._at[c.node]])
+        if self._block.objective == "cheapest-in-time":
+            able &= offers.p_in_time[row] >= IN_TIME
+        better = (offers.nodes[at] for at in np.flatnonzero(able))
+        return any(node.standing == "live" and self._plan.scarcity.get(node.id, 0.0) > 0 for node in better)
 
     def _why_lost(self, c: Candidate, winner: Candidate) -> str:
         assert self._block is not None
@@ -171,6 +192,5 @@ class _View:
 
     def _on_its_way(self, node: NodeFacts) -> str:
         assert self._block is not None
-        at = self._at[node.id]
-        now, target = self._block.shares[self._row, at], self._block.target[self._row, at]
+        now, target = self._block.shares[self._row, self._at[node.id]], self._target(node.id)
         return f"; on its way to {target:.0%}" if abs(now - target) > _SAME else ""
