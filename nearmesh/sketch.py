@@ -58,6 +58,21 @@ class Sketch:
         while len(self._buckets) > self._max_buckets:
             self._join()
 
+    def merge(self, other: Sketch, *, now_s: float) -> None:
+        """Takes over what another sketch with the same half-life has seen."""
+        if not other._buckets:
+            return
+        growth = self._grown(now_s) * other._aged(now_s)
+        while self._joined < other._joined:
+            self._join()
+        for at, weight in other._buckets.items():
+            joined = -(-at // 2 ** (self._joined - other._joined))
+            self._buckets[joined] = self._buckets.get(joined, 0.0) + weight * growth
+        self._squares += other._squares * growth * growth
+        self._last_s, self._found = max(self._last_s, other._last_s), None
+        while len(self._buckets) > self._max_buckets:
+            self._join()
+
     def weight(self, now_s: float) -> float:
         """How many samples it is worth: a fresh one counts 1, one that is a half-life old a half."""
         return sum(self._buckets.values()) * self._aged(now_s)

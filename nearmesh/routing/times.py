@@ -126,6 +126,17 @@ def sum_of(first: Times, second: Times) -> Times:
     return Times(tuple(float(q) for q in np.maximum.accumulate(np.interp(LEVELS, shares, grid))))
 
 
+def mixture(times: Sequence[Times], weights: Sequence[float]) -> Times:
+    """One of several durations, chosen at random with chances in proportion to `weights`."""
+    if len(times) == 1:
+        return times[0]
+    rows = matrix(times)
+    grid = np.unique(np.concatenate([_fine(row) for row in rows]))
+    chances = np.asarray(weights, dtype=np.float64) / sum(weights)
+    shares = chances @ share_within(rows[:, None, :], grid[None, :])
+    return Times(tuple(float(q) for q in np.interp(LEVELS, shares, grid)))
+
+
 def _tail_ms(quantiles: Array) -> Array:
     """The scale of the exponential tail: it passes through the last two quantiles."""
     return (quantiles[..., -1] - quantiles[..., -2]) / math.log((1 - LEVELS[-2]) / (1 - LEVELS[-1]))

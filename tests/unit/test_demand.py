@@ -73,7 +73,7 @@ def test_how_often_somebody_reports_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_single_seconds_stay_below_the_forecast_nine_times_of_ten(seed: int) -> None:
+def test_single_seconds_stay_below_the_forecast_six_times_of_ten(seed: int) -> None:
     chance = random.Random(seed)
     book, total, below, seen = DemandBook(), 0, 0, 0
     for now_s in range(1, 1500):
@@ -84,7 +84,7 @@ def test_single_seconds_stay_below_the_forecast_nine_times_of_ten(seed: int) -> 
         total += count
         book.answered("node", {"d": ("m", total)}, now_s=float(now_s))
         claim(book, count, now_s=float(now_s))
-    assert 0.84 < below / seen < 0.95
+    assert 0.5 < below / seen < 0.7
 
 
 def test_what_is_claimed_is_a_share_of_what_the_nodes_counted() -> None:

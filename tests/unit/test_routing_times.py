@@ -11,6 +11,7 @@ from nearmesh.routing.times import (
     Times,
     chance_within,
     matrix,
+    mixture,
     share_of_sum_within,
     sum_of,
 )
@@ -46,6 +47,14 @@ def test_the_chance_at_the_line_that_decides() -> None:
 def test_the_quantiles_of_a_sum() -> None:
     found, true = sum_of(measured(NETWORK), measured(SERVICE)), measured(NETWORK + SERVICE)
     assert found.ms == pytest.approx(true.ms, rel=RELATIVE)
+
+
+def test_the_quantiles_of_a_mixture() -> None:
+    found = mixture([measured(NETWORK), measured(SERVICE)], [3, 1])
+    true = measured(np.concatenate([NETWORK, SERVICE[: len(SERVICE) // 3]]))
+    assert found.p50_ms == pytest.approx(true.p50_ms, rel=0.03)
+    assert found.p99_ms == pytest.approx(true.p99_ms, rel=0.03)
+    assert mixture([measured(NETWORK)], [1]) == measured(NETWORK)
 
 
 def test_what_is_certain_only_moves_the_other() -> None:

@@ -116,6 +116,33 @@ def test_one_fresh_sample_makes_no_old_ones_fresh() -> None:
     assert times.p50_ms == pytest.approx(12.0, rel=ACCURACY)
 
 
+def test_merged_sketches_are_as_one_that_saw_everything() -> None:
+    chance = random.Random(5)
+    one, other, both = sketch(), sketch(), sketch()
+    for at in range(500):
+        value, now_s = chance.lognormvariate(3, 0.4), at / 20
+        (one if at % 3 else other).add(value, now_s=now_s)
+        both.add(value, now_s=now_s)
+    one.merge(other, now_s=25.0)
+    for q in LEVELS:
+        assert one.quantile(q) == both.quantile(q)
+    assert one.weight(25.0) == pytest.approx(both.weight(25.0))
+    assert one.samples == pytest.approx(both.samples)
+    one.merge(sketch(), now_s=26.0)
+    assert one.weight(25.0) == pytest.approx(both.weight(25.0))
+
+
+@pytest.mark.parametrize(("finer", "coarser"), [(1100, 16), (16, 1100), (16, 8)])
+def test_merging_keeps_the_coarser_buckets(finer: int, coarser: int) -> None:
+    values = [1.05**i for i in range(1, 120)]
+    one, other = sketch(*values, buckets=finer), sketch(*values, buckets=coarser)
+    one.merge(other, now_s=0.0)
+    assert len(one._buckets) <= finer
+    assert one.weight(0.0) == pytest.approx(2 * len(values))
+    middle = one.quantile(0.5)
+    assert middle is not None and middle == pytest.approx(quantile(values, 0.5), rel=0.35)
+
+
 @pytest.mark.parametrize("buckets", [8, 32, 64])
 def test_its_size_is_bounded_and_its_error_grows_by_as_much_as_it_must(buckets: int) -> None:
     """UDDSketch: joined until the whole range fits, and no more than that."""

@@ -69,12 +69,13 @@ def drafted(offers: Offers, objective: Objective, usual: float) -> Draft:
     standing = np.array([STANDING[node.standing] for node in offers.nodes]) * usual
     usd = np.where(np.isfinite(offers.usd_per_1000), offers.usd_per_1000, UNKNOWN * usual)
     if objective == "nearest":
-        way = offers.network[:, :, 2]
+        # Round trips that differ by less than this are the same distance.
+        way = np.floor(offers.network[:, :, 2] / NEAR_MS) * NEAR_MS
         base, stay = way, np.maximum(0.0, way - np.maximum(NEAR_MS, HYSTERESIS * way))
         base, stay = base * usual / USUAL_MS, stay * usual / USUAL_MS
         # Of nodes equally far the cheaper one.
         base, stay = base + 1e-6 * usd, stay + 1e-6 * usd
-        against = staying_against = standing[None, :]
+        against = staying_against = standing[None, :] + usual * LATE * _ill(offers)
     else:
         # Of nodes equally dear the sooner one.
         takes = (offers.network[:, :, 2] + offers.service[None, :, 2]) / offers.model.deadline_ms
@@ -89,7 +90,16 @@ def drafted(offers: Offers, objective: Objective, usual: float) -> Draft:
     broken = (standing > 0)[None, :] | ~offers.allowed
     if objective == "cheapest-in-time":
         broken = broken | (offers.p_in_time < BROKEN_BELOW)
+    if objective == "nearest":
+        broken = broken | _ill(offers)
     return Draft(objective, offers, cost, stay_cost, broken)
+
+
+def _ill(offers: Offers) -> Mask:
+    """Near, but late for many while another node is not: `nearest` means one that works."""
+    late = offers.p_in_time < BROKEN_BELOW
+    found: Mask = late & (~late & offers.allowed).any(axis=1, keepdims=True)
+    return found
 
 
 def _lateness(offers: Offers, p: Array) -> Array:

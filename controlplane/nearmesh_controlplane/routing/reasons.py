@@ -10,7 +10,9 @@ from nearmesh.routing import IN_TIME, Candidate, Ranked, format_usd
 from nearmesh.routing.residency import refusal
 from nearmesh.routing.rule import HYSTERESIS, late_because
 from nearmesh.routing.times import LEVELS, sum_of
+from nearmesh_controlplane.routing.drafts import BROKEN_BELOW
 from nearmesh_controlplane.routing.facts import Facts, ModelFacts, NodeFacts
+from nearmesh_controlplane.routing.offers import SPARE
 from nearmesh_controlplane.routing.planner import Block, Plan
 
 _DOUBTS = {
@@ -171,6 +173,8 @@ class _View:
         assert self._block is not None
         objective = self._block.objective
         if objective == "nearest":
+            if self._chance(c.node) < BROKEN_BELOW <= self._chance(winner.node):
+                return self._late(c)
             if c.network_ms_p50 < winner.network_ms_p50:
                 return self._why_not_though_better(c, "nearer", f"by under {HYSTERESIS:.0%}")
             return f"farther: {c.network_ms_p50:.1f} ms against {winner.network_ms_p50:.1f} ms round trip"
@@ -178,8 +182,8 @@ class _View:
             return self._late(c)
         if c.usd_per_1000 < winner.usd_per_1000:
             surely = objective == "cheapest" or self._block.offers.p_surely[self._row, self._at[c.node]] >= IN_TIME
-            little = "by under" if surely else "but in time by under"
-            return self._why_not_though_better(c, "cheaper", f"{little} {HYSTERESIS:.0%}")
+            little = f"by under {HYSTERESIS:.0%}" if surely else f"but in time by under {SPARE:.0%}"
+            return self._why_not_though_better(c, "cheaper", little)
         if np.isclose(c.usd_per_1000, winner.usd_per_1000):
             return f"as cheap: {c.total_ms_p95:.0f} ms against {winner.total_ms_p95:.0f} ms at p95"
         return f"dearer: ${format_usd(c.usd_per_1000)} against ${format_usd(winner.usd_per_1000)} per 1,000"

@@ -1,0 +1,445 @@
+"""The replay twin on worlds of a few nodes: what a request takes and costs, who is chosen, what hindsight would do."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.replay import page
+from benchmarks.replay.figures import Outcome, fault_verdicts, outcome, verdicts
+from benchmarks.replay.optimum import Optimum, Transport, chances, optimum, truly_allowed
+from benchmarks.replay.ours import Nearmesh
+from benchmarks.replay.policy import FAILURES, OUT_S, Known
+from benchmarks.replay.rivals import Cheapest, InverseSquare, LeastRequest, Nearest, PeakEwma, RoundRobin, SkyServe
+from benchmarks.replay.simulation import GIVE_UP_S, NEWS_S, REFUSAL_S, Played, known_of, play
+from benchmarks.replay.world import Absence, Hardware, Node, Trouble, World, absences, arrivals
+
+HARDWARE = Hardware(machine_type="steady", service_ms_p50=40.0, service_ms_p95=60.0)
+DEADLINE_MS = 200.0
+# Of three nodes: near, in the next region, and out of reach; and what one hour costs.
+ROUND_TRIPS_MS = (1.0, 60.0, 190.0)
+PRICES = (1.0, 0.4, 0.1)
+
+
+def world(at_s: Collection[float] = (), *, instances: int = 4, duration_s: float = 60.0, **changes: Any) -> World:
+    """One client region and three nodes; every inference takes the median time, no round trip varies."""
+    nodes = tuple(
+        Node(id=f"n{n}", region=n, spot=n > 0, instances=instances, hardware=HARDWARE)
+        for n in range(len(ROUND_TRIPS_MS))
+    )
+    trips = np.array([ROUND_TRIPS_MS] * 3)
+    count = len(at_s)
+    plain = World(
+        name="tiny",
+        regions=("a", "b", "c"),
+        nodes=nodes,
+        duration_s=duration_s,
+        deadline_ms=DEADLINE_MS,
+        least_ms=trips,
+        mean_ms=trips,
+        deviation_ms=np.zeros_like(trips),
+        price_since_s=np.array([0.0]),
+        usd_per_hour=np.array([PRICES]),
+        arrival_s=np.array(at_s, dtype=np.float64),
+        arrival_region=np.zeros(count, dtype=np.int64),
+        work=np.ones(count),
+    )
+    return replace(plain, **changes)
+
+
+def steady(per_second: float, duration_s: float = 60.0) -> list[float]:
+    return [k / per_second for k in range(1, int(per_second * duration_s))]
+
+
+class Always:
+    """A policy that sends everything to one node, or to another after a failure."""
+
+    name = "always"
+
+    def __init__(self, known: Known, first: int = 0, then: int = -1, patience_s: float = 0.5) -> None:
+        self.patience_s = [[patience_s] * len(known.node_region)] * known.regions
+        self.first, self.then = first, then
+        self.heard: list[Any] = []
+
+    def pick(self, region: int, now_s: float, tried: Collection[int]) -> int:
+        return self.then if tried else self.first
+
+    def answered(self, *heard: Any) -> None:
+        self.heard.append(("answered", *heard))
+
+    def failed(self, *heard: Any, refused: bool) -> None:
+        self.heard.append(("refused" if refused else "failed", *heard))
+
+    def silent(self, *heard: Any) -> float:
+        self.heard.append(("silent", *heard))
+        return 0.0
+
+    def overtaken(self, *heard: Any) -> None:
+        self.heard.append(("overtaken", *heard))
+
+    def changed(self, now_s: float) -> None:
+        pass
+
+    def tick(self, now_s: float) -> None:
+        pass
+
+
+# The simulation.
+
+
+def test_a_request_travels_is_served_and_travels_back() -> None:
+    played = play(world([1.0]), lambda known: Always(known, first=1))
+    assert played.took_s == pytest.approx([(60 + 40) / 1000])
+    assert played.usd == pytest.approx(0.4 / 3600 / (4 * 1000 / HARDWARE.service_ms_mean))
+    assert played.served.tolist() == [0, 1, 0]
+
+
+def test_requests_wait_for_a_free_instance_in_the_order_of_their_coming() -> None:
+    played = play(world([1.0, 1.0, 1.001], instances=1), Always)
+    assert played.took_s * 1000 == pytest.approx([41, 81, 120])
+
+
+def test_who_would_wait_too_long_is_refused_and_asks_another() -> None:
+    policies: list[Always] = []
+
+    def make(known: Known) -> Always:
+        policies.append(Always(known, then=1))
+        return policies[0]
+
+    played = play(world([1.0] * 10, instances=1), make)
+    refused = [heard for heard in policies[0].heard if heard[0] == "refused"]
+    # Eight fit into 0.3 s of waiting.
+    assert len(refused) == played.extra == 2
+    assert max(played.took_s) == pytest.approx(REFUSAL_S + 0.001 + 0.06 + 0.08, abs=0.25)
+    assert not played.failed.any()
+
+
+@pytest.mark.parametrize(
+    ("fault", "took_s", "extra"),
+    [
+        ("slow", 0.001 + 0.4, 0),
+        ("lying", 0.001 + 0.4, 0),
+        ("erroring", 0.001 + REFUSAL_S + 0.1, 1),
+        ("frozen", 0.5 + 0.1, 1),
+    ],
+)
+def test_an_ill_node(fault: Any, took_s: float, extra: int) -> None:
+    ill = world([1.0], troubles=(Trouble(0, fault, 0.5, 10.0),))
+    played = play(ill, lambda known: Always(known, then=1))
+    assert played.took_s == pytest.approx([took_s])
+    assert played.extra == extra
+
+
+def test_a_request_that_nobody_answers_has_failed_and_counts_as_slow() -> None:
+    played = play(world([1.0], troubles=(Trouble(0, "frozen", 0.0, 60.0),)), Always)
+    assert played.failed.all()
+    assert played.took_s == pytest.approx([GIVE_UP_S])
+
+
+def test_the_first_answer_counts_and_the_other_node_is_given_up() -> None:
+    policies: list[Always] = []
+
+    def make(known: Known) -> Always:
+        policies.append(Always(known, first=2, then=0, patience_s=0.1))
+        return policies[0]
+
+    played = play(world([1.0]), make)
+    assert played.took_s == pytest.approx([0.1 + 0.041])
+    assert [heard[0] for heard in policies[0].heard] == ["silent", "answered", "overtaken"]
+    # The work of both is paid for.
+    assert played.served.tolist() == [1, 0, 1]
+
+
+def test_everyone_hears_a_second_late_that_a_node_leaves_and_it_serves_until_it_is_off() -> None:
+    gone = Absence(0, notice_s=10.0, off_s=20.0, on_s=40.0)
+    seen: list[tuple[float, bool]] = []
+
+    class Watcher(Always):
+        def __init__(self, known: Known) -> None:
+            super().__init__(known, then=1)
+            self.known = known
+
+        def pick(self, region: int, now_s: float, tried: Collection[int]) -> int:
+            seen.append((now_s, self.known.present[0]))
+            return super().pick(region, now_s, tried)
+
+    played = play(world([9.0, 10.5, 15.0, 25.0, 40.5, 42.0], absences=(gone,)), Watcher)
+    assert [present for at_s, present in seen if at_s != seen[4][0]] == [True, True, False, False, False, True]
+    assert NEWS_S == 1.0
+    assert played.served.tolist() == [5, 1, 0]
+
+
+def test_an_inference_costs_what_its_node_costs_when_it_begins() -> None:
+    dear = world(
+        [1.0, 31.0], price_since_s=np.array([0.0, 30.0]), usd_per_hour=np.array([PRICES, [10 * p for p in PRICES]])
+    )
+    each = float(dear.usd_per_request[0, 0])
+    assert play(dear, Always).usd == pytest.approx(11 * each)
+
+
+# The rivals.
+
+
+def picks(policy: Any, count: int, now_s: float = 0.0) -> list[int]:
+    return [policy.pick(0, now_s, ()) for _ in range(count)]
+
+
+def known(**changes: Any) -> Known:
+    return known_of(world(**changes))
+
+
+def test_nearest_and_cheapest_move_on_to_the_next_one() -> None:
+    assert [Nearest(known()).pick(0, 0.0, tried) for tried in ((), (0,), (0, 1), (0, 1, 2))] == [0, 1, 2, -1]
+    assert [Cheapest(known()).pick(0, 0.0, tried) for tried in ((), (2,), (1, 2))] == [2, 1, 0]
+
+
+def test_of_nodes_equally_far_the_cheaper_one_is_nearest() -> None:
+    trips = np.array([[1.0, 1.0, 1.0]] * 3)
+    assert picks(Nearest(known(mean_ms=trips)), 1) == [2]
+
+
+def test_within_reach_far_nodes_are_for_emergencies_only() -> None:
+    policy = RoundRobin(known(), reach_ms=100.0)
+    assert set(picks(policy, 10)) == {0, 1}
+    assert policy.pick(0, 0.0, (0, 1)) == 2
+
+
+def test_inverse_square_goes_by_the_price() -> None:
+    found = picks(InverseSquare(known()), 4000)
+    weights = np.array(PRICES) ** -2
+    shares = np.bincount(found, minlength=3) / len(found)
+    assert shares == pytest.approx(weights / weights.sum(), abs=0.03)
+
+
+def test_least_request_avoids_who_is_busy() -> None:
+    policy = LeastRequest(known())
+    assert np.bincount(picks(policy, 300), minlength=3).tolist() == pytest.approx([100, 100, 100], abs=5)
+
+
+def test_peak_ewma_flees_a_peak_and_forgets_it() -> None:
+    policy = PeakEwma(known(mean_ms=np.ones((3, 3))))
+    policy.sent(0, 0)
+    policy.answered(0, 0, 1.0, 3.0, 0.0, 0.0)
+    soon = picks(policy, 90, now_s=1.0)
+    # Only who is drawn twice is chosen all the same: one time in nine.
+    assert soon.count(0) < 20
+    for node in soon:
+        policy.ended(0, node, 1.0, 0.04)
+    for node in range(3):
+        policy.sent(0, node)
+        policy.answered(0, node, 100.0, 0.04, 0.0, 0.0)
+    assert picks(policy, 300, now_s=100.0).count(0) > 60
+
+
+def test_skyserve_takes_on_demand_nodes_only_for_spot_ones_that_are_missing() -> None:
+    facts = known()
+    policy = SkyServe(facts)
+    assert set(picks(policy, 12)) == {1, 2}
+    facts.present[2] = False
+    policy.changed(0.0)
+    assert set(picks(policy, 12)) == {0, 1}
+
+
+def test_a_rival_leaves_a_node_alone_that_fails_again_and_again() -> None:
+    policy = Nearest(known())
+    for _ in range(FAILURES):
+        assert policy.pick(0, 1.0, ()) == 0
+        policy.failed(0, 0, 1.0, 0.1, refused=False)
+    assert policy.pick(0, 1.0, ()) == 1
+    assert policy.pick(0, 1.0 + OUT_S, ()) == 0
+
+
+# Ours.
+
+
+def test_ours_takes_the_cheapest_that_is_in_time() -> None:
+    played = play(world(steady(20)), Nearmesh)
+    assert played.served.tolist() == [0, len(played.took_s), 0]
+    assert (played.took_s <= DEADLINE_MS / 1000).all()
+
+
+def test_ours_spills_over_when_the_cheapest_is_full() -> None:
+    # One node makes about 100 a second.
+    played = play(world(steady(120, 30.0), duration_s=30.0), Nearmesh)
+    assert played.served[0] > 0.2 * len(played.took_s)
+    assert played.served[1] > 0.4 * len(played.took_s)
+    late = played.took_s[len(played.took_s) // 2 :] > DEADLINE_MS / 1000
+    assert late.mean() < 0.01
+
+
+@pytest.mark.parametrize("fault", ["slow", "erroring", "frozen", "lying"])
+def test_ours_leaves_an_ill_node(fault: Any) -> None:
+    ill = world(steady(20), troubles=(Trouble(1, fault, 20.0, 60.0),))
+    played = play(ill, Nearmesh)
+    settled = ill.arrival_s > 35.0
+    assert (played.took_s[settled] <= DEADLINE_MS / 1000).mean() > 0.95
+    assert not played.failed.any()
+
+
+def test_ours_moves_back_when_a_spot_machine_does() -> None:
+    gone = world(steady(20), absences=(Absence(1, 10.0, 20.0, 30.0),))
+    served = play(gone, Nearmesh).served
+    # For the twenty seconds that it was away, on demand.
+    assert 15 * 20 < served[0] < 30 * 20
+    assert served[1] > 25 * 20
+
+
+# Hindsight.
+
+
+def test_the_transport_problem() -> None:
+    allowed = np.array([[True, True], [True, False]])
+    program = Transport(allowed)
+    flow, left = program.solve(np.array([1.0, 3.0]), np.array([2.0, 1.0]), np.array([2.0, 5.0]))
+    # The second region has no other place, so the first one makes room.
+    assert flow.tolist() == [[1.0, 1.0], [1.0, 0.0]]
+    assert left.tolist() == [0.0, 0.0]
+    _, left = program.solve(np.array([1.0, 3.0]), np.array([2.0, 4.0]), np.array([2.0, 5.0]))
+    assert left.tolist() == [0.0, 2.0]
+
+
+def test_the_optimum_is_no_dearer_than_what_we_do() -> None:
+    there = world(steady(20))
+    best = optimum(there)
+    each = there.usd_per_request[0]
+    assert best.usd == pytest.approx(float(each[1]) * len(there.arrival_s))
+    assert best.unplaced == 0
+    assert best.in_time == 1.0
+    assert best.usd <= play(there, Nearmesh).usd + 1e-12
+
+
+def test_the_optimum_knows_when_a_machine_is_away_and_what_prices_do() -> None:
+    half = world(
+        steady(20),
+        absences=(Absence(1, 30.0, 35.0, 90.0),),
+        price_since_s=np.array([0.0, 15.0]),
+        usd_per_hour=np.array([PRICES, [1.0, 0.8, 0.1]]),
+    )
+    each = half.usd_per_request
+    assert optimum(half).usd == pytest.approx(300 * each[0, 1] + 300 * each[1, 1] + 600 * each[0, 0], rel=0.01)
+
+
+def test_who_is_in_time_by_the_true_times() -> None:
+    there = world()
+    allowed, utilization = truly_allowed(there)
+    assert allowed[0].tolist() == [True, True, False]
+    assert ((utilization > 0) & (utilization < 1)).all()
+    assert chances(there)[0] == pytest.approx([1.0, 1.0, 0.0], abs=0.001)
+
+
+# The world.
+
+
+def test_spot_machines_come_and_go_and_never_overlap() -> None:
+    rng = np.random.default_rng(1)
+    found = [absences(rng, 0, up_s=300.0, down_s=100.0, duration_s=3600.0, notice_s=30.0) for _ in range(200)]
+    for day in found:
+        for before, after in itertools.pairwise(day):
+            assert before.on_s < after.notice_s < after.off_s
+    away_s = sum(min(gone.on_s, 3600.0) - gone.off_s for day in found for gone in day)
+    assert away_s / (200 * 3600) == pytest.approx(0.25, abs=0.06)
+
+
+def test_arrivals_come_in_order_at_the_given_rates() -> None:
+    rates = np.array([[10.0] * 500, [0.0] * 250 + [40.0] * 250])
+    at_s, region = arrivals(np.random.default_rng(1), rates, 1.0)
+    assert (np.diff(at_s) >= 0).all()
+    assert (region == 0).sum() == pytest.approx(5000, rel=0.05)
+    assert at_s[region == 1].min() >= 250
+    assert (region == 1).sum() == pytest.approx(10000, rel=0.05)
+
+
+# What comes out.
+
+
+def made(policy: str, **changes: Any) -> Outcome:
+    plain = Outcome(
+        policy=policy,
+        requests=1000,
+        usd_per_million=1.0,
+        of_optimum=1.02,
+        in_time=0.995,
+        of_feasible=0.996,
+        p50_ms=80.0,
+        p99_ms=150.0,
+        failed=0.0,
+        extra=0.01,
+        utilization=0.2,
+    )
+    return replace(plain, **changes)
+
+
+def test_outcome_counts_what_failed_as_late() -> None:
+    played = Played(
+        policy="p",
+        took_s=np.array([0.1, 0.2, 0.3, GIVE_UP_S]),
+        failed=np.array([False, False, False, True]),
+        usd=2.0,
+        served=np.array([3, 0, 0]),
+        extra=1,
+    )
+    found = outcome(world([1.0] * 4), played, Optimum(usd=1.0, unplaced=0.0, in_time=0.8))
+    assert (found.in_time, found.of_feasible, found.of_optimum) == (0.5, 0.625, 2.0)
+    assert (found.failed, found.extra, found.usd_per_million) == (0.25, 0.25, 500_000.0)
+
+
+@pytest.mark.parametrize(
+    ("ours", "rival", "held"),
+    [
+        ({}, {"usd_per_million": 1.3}, [True, True, True, True]),
+        ({"of_optimum": 1.06}, {"usd_per_million": 1.3}, [False, True, True, True]),
+        ({"of_feasible": 0.98}, {"usd_per_million": 1.3}, [True, False, True, True]),
+        ({}, {"usd_per_million": 1.1}, [True, True, False, True]),
+        ({}, {"usd_per_million": 1.1, "of_feasible": 0.9}, [True, True, True, True]),
+        ({}, {"usd_per_million": 0.9}, [True, True, False, False]),
+    ],
+)
+def test_the_bars_of_a_healthy_day(ours: Any, rival: Any, held: list[bool]) -> None:
+    assert [verdict.held for verdict in verdicts(made("ours", **ours), [made("rival", **rival)])] == held
+
+
+def test_the_bars_of_an_ill_day() -> None:
+    rivals = [made("one", p99_ms=140.0), made("other", p99_ms=130.0)]
+    near, cheap = made("near", p99_ms=135.0), made("cheap", of_feasible=0.995)
+    assert [verdict.held for verdict in fault_verdicts(cheap, near, rivals)] == [False, True]
+    assert "135 ms against 130 ms (other)" in fault_verdicts(cheap, near, rivals)[0].found
+
+
+def test_the_page_shows_every_day_bar_and_assumption() -> None:
+    day = {
+        "name": "calm",
+        "what": "A calm day.",
+        "ill": False,
+        "ours": [asdict(made("Nearmesh"))],
+        "rivals": [asdict(made("nearest", usd_per_million=1.5, of_optimum=1.53, failed=0.001))],
+        "verdicts": [asdict(verdict) for verdict in verdicts(made("Nearmesh"), [made("nearest", usd_per_million=1.5)])],
+        "played_s": 12.3,
+    }
+    results = {
+        "taken": {
+            "at": "2030-01-02T03:04:05+00:00",
+            "command": "python -m benchmarks.replay",
+            "commit": "0123456789abcdef",
+            "uncommitted_changes": False,
+            "duration_s": 200.0,
+        },
+        "machine": {
+            "cpu": "a cpu",
+            "cores": 2,
+            "memory_gb": 8.0,
+            "kernel": "Linux",
+            "load_before": 0.1,
+            "python": "3.11",
+        },
+        "days": [day, {**day, "name": "ill", "ill": True}],
+    }
+    found = page.page(results)
+    for part in ("### calm", "### ill", "| nearest | 1.530 | 1.50 |", "0.10%", "NEARMESH_TEST_DATA", "commit `0123"):
+        assert part in found
+    assert page.held(results)
+    assert len(page.tables(results)) == 3
