@@ -154,3 +154,21 @@ def test_the_same_facts_give_the_same_routes(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(placement, "ALL_COLUMNS", 0)
     p = problem(80, 30, room=1.2)
     assert (place(p).shares == place(p).shares).all()
+
+
+def test_what_the_solver_cannot_do_is_placed_roughly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    p = problem(30, 8, room=1.2)
+    forbidden = np.arange(8) >= 6
+    p = with_held(p, p.held, cost=np.where(forbidden, np.inf, p.cost))
+
+    class NeverDone(placement.highspy.Highs):  # type: ignore[misc]
+        def getModelStatus(self) -> placement.highspy.HighsModelStatus:
+            return placement.highspy.HighsModelStatus.kUnknown
+
+    monkeypatch.setattr(placement.highspy, "Highs", NeverDone)
+    found = place(p)
+    assert found.shares.sum(axis=1) == pytest.approx(1.0)
+    assert not found.shares[:, forbidden].any()
+    assert "is an approximation: Unknown" in caplog.text

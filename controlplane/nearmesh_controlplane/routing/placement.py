@@ -13,6 +13,7 @@ nobody. And as long as the prices of last time prove that staying is near the op
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+log = logging.getLogger(__name__)
 
 # Up to so many columns, all are taken: the result is exact.
 ALL_COLUMNS = 4000
@@ -121,12 +124,22 @@ def _taken(problem: Problem, shares: Array) -> Array:
 def _solve(problem: Problem) -> Placement:
     asking = np.flatnonzero(problem.demand > 0)
     program = _Program(problem, asking)
-    while not (found := program.run()).near and program.rounds < MAX_ROUNDS:
-        program.add(*found.missing)
+    try:
+        while not (found := program.run()).near and program.rounds < MAX_ROUNDS:
+            program.add(*found.missing)
+    except _NoOptimum as error:
+        # Routes that cost a few percent more are better than none, which is what every client would have.
+        log.error("the placement was not solved, and is an approximation: %s", error)
+        shares = _approximate(problem.cost, problem.load, problem.demand, problem.capacity)
+        return Placement(shares=shares, scarcity=np.zeros_like(problem.capacity), rounds=program.rounds)
     # Rows without demand follow the same prices, at no cost to anyone.
     shares = cheapest(problem, found.scarcity)
     shares[asking] = found.shares
     return Placement(shares=shares, scarcity=found.scarcity, unplaced_per_s=found.unplaced_per_s, rounds=program.rounds)
+
+
+class _NoOptimum(Exception):
+    """The solver gave up; its numbers were not what it can bear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +196,7 @@ class _Program:
         self._solver.run()
         status = self._solver.getModelStatus()
         if status != highspy.HighsModelStatus.kOptimal:
-            raise RuntimeError(f"the placement has no optimum: {self._solver.modelStatusToString(status)}")
+            raise _NoOptimum(self._solver.modelStatusToString(status))
         # The columns that come later leave this solution possible, which is where the primal simplex starts from.
         self._solver.setOptionValue("simplex_strategy", 4)
         self.rounds += 1
