@@ -18,7 +18,9 @@ from nearmesh_controlplane.peers.role import Alone, Self
 from nearmesh_controlplane.prices.book import Prices
 from nearmesh_controlplane.prices.currencies import Currencies
 from nearmesh_controlplane.prices.feed import FeedState
-from nearmesh_controlplane.registry.nodes import READY, Node, Registry, node_from_row
+from nearmesh_controlplane.registry.node import Node
+from nearmesh_controlplane.registry.nodes import READY, Registry
+from nearmesh_controlplane.registry.rows import node_from_row
 from nearmesh_controlplane.routing.gather import Gatherer
 from nearmesh_controlplane.routing.latency import LatencyBook
 from nearmesh_controlplane.routing.measurements import Measurements

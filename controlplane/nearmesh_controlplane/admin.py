@@ -20,7 +20,8 @@ from nearmesh_controlplane.prices.currencies import USD
 from nearmesh_controlplane.prices.rules import moment
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.registry.join import Admission
-from nearmesh_controlplane.registry.nodes import READY, Node, Registry
+from nearmesh_controlplane.registry.node import Node
+from nearmesh_controlplane.registry.nodes import READY, Registry
 from nearmesh_controlplane.routing.residency import ResidencyRules
 
 MAX_TOKEN_LIFETIME_S = 366 * 24 * 3600.0

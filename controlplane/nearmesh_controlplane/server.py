@@ -43,7 +43,8 @@ from nearmesh_controlplane.prices.feed import Feed, FeedState
 from nearmesh_controlplane.prices.sources import open_source
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.registry.join import Addresses, Admission
-from nearmesh_controlplane.registry.nodes import Node, Registry
+from nearmesh_controlplane.registry.node import Node
+from nearmesh_controlplane.registry.nodes import Registry
 from nearmesh_controlplane.registry.servicer import NodeServicer
 from nearmesh_controlplane.registry.wanted import wanted_state
 from nearmesh_controlplane.routing import load_reports

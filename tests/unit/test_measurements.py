@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from nearmesh_controlplane.registry.nodes import Node
+from nearmesh_controlplane.registry.node import Node
 from nearmesh_controlplane.routing.measurements import MAX_CALL_REPORTS, MAX_NODES
 from nearmesh_controlplane.routing.peers import TURN_S
 

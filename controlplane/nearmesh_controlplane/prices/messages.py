@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from nearmesh.v1 import admin_pb2 as pb
 from nearmesh_controlplane.prices.book import Prices, Transfer
 from nearmesh_controlplane.prices.feed import FeedState
-from nearmesh_controlplane.registry.nodes import Node
+from nearmesh_controlplane.registry.node import Node
 
 
 def prices(nodes: Iterable[Node], known: Prices) -> pb.ListPricesResponse:

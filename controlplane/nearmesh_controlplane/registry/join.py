@@ -18,7 +18,9 @@ from nearmesh_controlplane import database as tables
 from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.peers.role import Peer
 from nearmesh_controlplane.registry.authority import Authority
-from nearmesh_controlplane.registry.nodes import Node, Registry, node_from_row
+from nearmesh_controlplane.registry.node import Node
+from nearmesh_controlplane.registry.nodes import Registry
+from nearmesh_controlplane.registry.rows import node_from_row
 
 # A join token is typed or copied into one machine soon after it was made.
 MAX_JOIN_LIFETIME_S = 7 * 24 * 3600.0

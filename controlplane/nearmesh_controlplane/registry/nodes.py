@@ -20,17 +20,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import sqlalchemy as sa
-
 from nearmesh.errors import InvalidInput, NotFound
 from nearmesh.ids import check_machine_type
 from nearmesh.v1 import node_pb2 as pb
-from nearmesh_controlplane import database as tables
 from nearmesh_controlplane.database import Database, whole
 from nearmesh_controlplane.generation import Generation
-from nearmesh_controlplane.prices.currencies import USD, Currencies, Money, check_price
-from nearmesh_controlplane.prices.rules import Price, jumped, price_of
-from nearmesh_controlplane.prices.table import PriceTable
+from nearmesh_controlplane.prices.currencies import USD, Money, check_price
+from nearmesh_controlplane.prices.rules import Price, jumped
+from nearmesh_controlplane.registry.node import Node, priced_without_a_feed
+from nearmesh_controlplane.registry.rows import change_node, read_all, write_replicas
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +36,6 @@ log = logging.getLogger(__name__)
 Presence = Literal["live", "suspect", "gone"]
 
 READY = pb.REPLICA_STATE_READY
-# Of a node that nobody has looked up a price for yet.
-UNPRICED = Price()
 
 # Of what a node says of its leaving; it is shown to operators.
 MAX_NOTICE_CHARACTERS = 200
@@ -47,45 +43,6 @@ MAX_NOTICE_S = 86400.0
 # Versions on one node, and what it says of one of them: it is kept, written down, and shown to operators.
 MAX_REPLICAS = 1_000
 MAX_DETAIL_CHARACTERS = 500
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """The durable facts about one node or gateway."""
-
-    id: str
-    kind: str
-    site: str
-    region: str
-    joined_at_s: float
-    public_address: str = ""
-    mesh_address: str = ""
-    metrics_address: str = ""
-    hardware: str = ""
-    agent_version: str = ""
-    # Of the machine, and what its own configuration asks for it.
-    machine_type: str = ""
-    spot: bool = False
-    own_usd_per_hour: float = 0.0
-    # The operator's price, in US dollars and where need be as it was given; until when, seconds since the epoch.
-    set_usd_per_hour: float | None = None
-    set_amount: float | None = None
-    set_currency: str | None = None
-    set_until_s: float | None = None
-    draining: bool = False
-    cordoned: bool = False
-    removed: bool = False
-    # What counts of all prices, at present. Not durable: it is made of the facts above, a feed, and the time.
-    price: Price = UNPRICED
-
-    @property
-    def usd_per_hour(self) -> float:
-        """The price that counts: the operator's, else a feed's, else the node's own."""
-        return self.price.usd_per_hour
-
-
-def priced_without_a_feed(node: Node) -> Price:
-    return price_of(node, PriceTable(), Currencies({}), time.time())
 
 
 @dataclass(slots=True)
@@ -149,7 +106,7 @@ class Registry:
         Whoever serves something counts as just lost.
         """
         self._told = None
-        for node, replicas in await self._db.run(_read_all):
+        for node, replicas in await self._db.run(read_all):
             self._know(self._at_its_price(node))
             self._replicas[node.id] = replicas
             seen = self._seen.setdefault(node.id, _Seen())
@@ -161,7 +118,7 @@ class Registry:
 
     async def refresh(self) -> None:
         """Reads what other control planes wrote, and of replicas what the leader wrote, if that is another one."""
-        found = await self._db.run(_read_all)
+        found = await self._db.run(read_all)
         for node, replicas in found:
             self._know(self._at_its_price(node))
             if self._told is not None:
@@ -299,7 +256,7 @@ class Registry:
         seen = self._seen[node_id]
         changed = _durable(new) != _durable(old)
         if changed:
-            await self._db.run_as_leader(_write_replicas, node_id, new)
+            await self._db.run_as_leader(write_replicas, node_id, new)
         changed |= seen.leaving != status.draining
         self._replicas[node_id] = new
         seen.leaving, seen.at_s = status.draining, time.time()
@@ -395,7 +352,7 @@ class Registry:
         """Against what is on disk, not in memory: another control plane may have written in between."""
         self.get(node_id)
         run = self._db.run_as_leader if by_leader else self._db.run
-        node = self._at_its_price(await run(_change_node, node_id, values))
+        node = self._at_its_price(await run(change_node, node_id, values))
         if node != self._nodes[node_id]:
             self._know(node)
             self._changes.bump()
@@ -408,10 +365,6 @@ class Registry:
 
     def _at_its_price(self, node: Node) -> Node:
         return dataclasses.replace(node, price=self._price_of(node))
-
-
-def node_from_row(row: sa.Row[Any]) -> Node:
-    return Node(**row._mapping)
 
 
 def _heard_of_leaving(status: pb.NodeStatus) -> pb.NodeStatus:
@@ -427,26 +380,3 @@ def _heard_of_leaving(status: pb.NodeStatus) -> pb.NodeStatus:
 
 def _durable(replicas: Mapping[str, pb.ReplicaStatus]) -> dict[str, tuple[int, str]]:
     return {digest: (replica.state, replica.detail) for digest, replica in replicas.items()}
-
-
-def _read_all(connection: sa.Connection) -> list[tuple[Node, dict[str, pb.ReplicaStatus]]]:
-    replicas: dict[str, dict[str, pb.ReplicaStatus]] = {}
-    for row in connection.execute(sa.select(tables.replicas)):
-        replicas.setdefault(row.node, {})[row.digest] = pb.ReplicaStatus.FromString(row.status)
-    return [(node_from_row(row), replicas.get(row.id, {})) for row in connection.execute(sa.select(tables.nodes))]
-
-
-def _change_node(connection: sa.Connection, node_id: str, values: dict[str, Any]) -> Node:
-    row = tables.nodes.c.id == node_id
-    found = connection.execute(sa.select(tables.nodes).where(row).with_for_update()).one()
-    if any(found._mapping[name] != value for name, value in values.items()):
-        connection.execute(sa.update(tables.nodes).where(row).values(**values))
-        found = connection.execute(sa.select(tables.nodes).where(row)).one()
-    return node_from_row(found)
-
-
-def _write_replicas(connection: sa.Connection, node_id: str, replicas: dict[str, pb.ReplicaStatus]) -> None:
-    connection.execute(sa.delete(tables.replicas).where(tables.replicas.c.node == node_id))
-    rows = [{"node": node_id, "digest": d, "status": r.SerializeToString()} for d, r in replicas.items()]
-    if rows:
-        connection.execute(sa.insert(tables.replicas), rows)

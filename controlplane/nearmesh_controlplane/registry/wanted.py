@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_controlplane.catalog.catalog import Catalog
-from nearmesh_controlplane.registry.nodes import READY, Node, Registry
+from nearmesh_controlplane.registry.node import Node
+from nearmesh_controlplane.registry.nodes import READY, Registry
 
 
 def wanted_versions(node: Node, replicas: Mapping[str, pb.ReplicaStatus], catalog: Catalog) -> list[pb.WantedVersion]:

@@ -14,7 +14,8 @@ from nearmesh.routing import Objective, Times, parse_objective
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.prices.book import Prices
-from nearmesh_controlplane.registry.nodes import READY, Node, Presence, Registry
+from nearmesh_controlplane.registry.node import Node
+from nearmesh_controlplane.registry.nodes import READY, Presence, Registry
 from nearmesh_controlplane.routing.facts import Facts, Key, ModelFacts, NodeFacts, ReplicaFacts
 from nearmesh_controlplane.routing.latency import Source
 from nearmesh_controlplane.routing.measurements import Measurements

@@ -13,7 +13,8 @@ from nearmesh.errors import InvalidInput
 from nearmesh.routing import parse_objective
 from nearmesh.v1 import node_pb2, route_pb2
 from nearmesh_controlplane.catalog.catalog import Catalog
-from nearmesh_controlplane.registry.nodes import Node, Registry
+from nearmesh_controlplane.registry.node import Node
+from nearmesh_controlplane.registry.nodes import Registry
 from nearmesh_controlplane.routing import accuracy, demand
 from nearmesh_controlplane.routing.accuracy import Accuracy, AccuracyBook
 from nearmesh_controlplane.routing.coordinates import Coordinates, Point

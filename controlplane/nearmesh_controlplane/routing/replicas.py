@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 
 from nearmesh.routing import Times
 from nearmesh.v1 import node_pb2 as pb
-from nearmesh_controlplane.registry.nodes import READY, Node
+from nearmesh_controlplane.registry.node import Node
+from nearmesh_controlplane.registry.nodes import READY
 from nearmesh_controlplane.routing.facts import LEAST_PER_S, ReplicaFacts
 
 # Parts by which a measurement has to differ before it is another one.

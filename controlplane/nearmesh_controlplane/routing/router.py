@@ -18,7 +18,8 @@ from nearmesh.snapshot import SnapshotRoutes
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.config import EndpointOverride
 from nearmesh_controlplane.generation import Generation
-from nearmesh_controlplane.registry.nodes import Node, Registry
+from nearmesh_controlplane.registry.node import Node
+from nearmesh_controlplane.registry.nodes import Registry
 from nearmesh_controlplane.routing.facts import Facts, NodeFacts
 from nearmesh_controlplane.routing.gather import Gatherer
 from nearmesh_controlplane.routing.latency import NetworkTime

@@ -18,7 +18,8 @@ from nearmesh.v1 import route_pb2_grpc
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.peers.role import Role
-from nearmesh_controlplane.registry.nodes import Node, Registry
+from nearmesh_controlplane.registry.node import Node
+from nearmesh_controlplane.registry.nodes import Registry
 from nearmesh_controlplane.routing.accuracy import Accuracy
 from nearmesh_controlplane.routing.demand import Claimant
 from nearmesh_controlplane.routing.measurements import Measurements

@@ -20,7 +20,8 @@ from nearmesh.v1 import route_pb2 as pb
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.registry.authority import Authority
-from nearmesh_controlplane.registry.nodes import Node, Registry
+from nearmesh_controlplane.registry.node import Node
+from nearmesh_controlplane.registry.nodes import Registry
 from nearmesh_controlplane.routing.residency import ResidencyRules
 from nearmesh_controlplane.routing.router import Router
 
