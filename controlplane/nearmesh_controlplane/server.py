@@ -45,6 +45,7 @@ from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.registry.join import Addresses, Admission
 from nearmesh_controlplane.registry.node import Node
 from nearmesh_controlplane.registry.nodes import Registry
+from nearmesh_controlplane.registry.server_certificate import ServerCertificate
 from nearmesh_controlplane.registry.servicer import NodeServicer
 from nearmesh_controlplane.registry.wanted import wanted_state
 from nearmesh_controlplane.routing import load_reports
@@ -65,8 +66,6 @@ log = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 # How often leases, drifting measurements and the server's certificate are looked at.
 TICK_S = 0.5
-# After a renewal of that certificate that failed; a third of its life is left for it.
-RENEW_AGAIN_S = 60.0
 # Calls in progress get this long when the process is told to stop.
 GRACE_S = 2.0
 
@@ -301,7 +300,7 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
     """Runs the control plane until `stop` is set. Raises ConfigError, AlreadyRunning."""
     with only_one(config.data, "a control plane"):
         plane = await ControlPlane.open(config)
-        certificate = ServerCertificate(plane)
+        certificate = ServerCertificate(plane.authority, config.data / "server", config.host)
         server = _grpc_server(plane, certificate)
         https = _https_server(plane, certificate)
         rare_collections()
@@ -343,35 +342,6 @@ def _feed(config: MeshConfig, currencies: Currencies) -> Feed | None:
         return None
     kept = config.data / "prices" / "feed.json"
     return Feed(open_source(config.prices.feed), config.prices.every_s, currencies, kept)
-
-
-class ServerCertificate:
-    """The control plane's own certificate: made at the start and again when two thirds of its life are over."""
-
-    def __init__(self, plane: ControlPlane) -> None:
-        self._plane = plane
-        self.folder = plane.config.data / "server"
-        self._not_before = 0.0
-        self.renew()
-
-    def renew(self, take_over: Callable[[], None] = lambda: None) -> None:
-        """Makes and writes a new one and has it taken over; it is `current` when all of that went well."""
-        fresh = self._plane.authority.server_credentials([self._plane.config.host])
-        fresh.write(self.folder)
-        take_over()
-        self.current: Credentials = fresh
-
-    def keep_young(self, take_over: Callable[[], None]) -> None:
-        """Renews when it is time to. A full disk must not end the control plane: it is tried again later."""
-        if self.current.renew_in_s() or time.monotonic() < self._not_before:
-            return
-        try:
-            self.renew(take_over)
-        except OSError as error:
-            self._not_before = time.monotonic() + RENEW_AGAIN_S
-            log.error("the server's certificate, which ends %s, was not renewed: %s", self.current.expires_at, error)
-        else:
-            log.info("the server's certificate was renewed until=%s", self.current.expires_at)
 
 
 def _grpc_server(plane: ControlPlane, certificate: ServerCertificate) -> Server:

@@ -6,14 +6,11 @@ import errno
 import ssl
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
-from nearmesh_controlplane import server
-from nearmesh_controlplane.registry import authority
+from nearmesh_controlplane.registry import authority, server_certificate
 from nearmesh_controlplane.registry.authority import Authority
-from nearmesh_controlplane.server import ServerCertificate
+from nearmesh_controlplane.registry.server_certificate import ServerCertificate
 
 from nearmesh.tls import Credentials
 
@@ -21,12 +18,9 @@ from nearmesh.tls import Credentials
 @pytest.fixture
 def due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerCertificate:
     """One whose time is over; the next lives as long as usual."""
-    plane = SimpleNamespace(
-        authority=Authority.open("mesh", tmp_path), config=SimpleNamespace(host="localhost", data=tmp_path)
-    )
     with monkeypatch.context() as short:
         short.setattr(authority, "SERVER_LIFETIME", timedelta(0))
-        return ServerCertificate(cast(Any, plane))
+        return ServerCertificate(Authority.open("mesh", tmp_path), tmp_path / "server", "localhost")
 
 
 class Listener:
@@ -59,7 +53,7 @@ def test_a_full_disk_is_said_and_tried_again(
         assert (due.current, listener.taken) == (old, 0), "what is on the disk is what is shown"
         assert tried == 1, "not again at every tick"
         assert "was not renewed: [Errno 28] No space left" in caplog.text
-        monkeypatch.setattr(server, "RENEW_AGAIN_S", 0.0)
+        monkeypatch.setattr(server_certificate, "RENEW_AGAIN_S", 0.0)
         due._not_before = 0.0
         due.keep_young(listener.take_over)
         assert tried == 2
@@ -73,7 +67,7 @@ def test_a_full_disk_is_said_and_tried_again(
 def test_a_listener_that_does_not_take_it_over_is_asked_again(
     due: ServerCertificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "RENEW_AGAIN_S", 0.0)
+    monkeypatch.setattr(server_certificate, "RENEW_AGAIN_S", 0.0)
     old, listener = due.current, Listener()
     listener.error = ssl.SSLError("key values mismatch")
     due.keep_young(listener.take_over)
