@@ -15,6 +15,8 @@ from typing import Protocol
 import grpc
 from tritonclient.grpc import service_pb2
 
+from nearmesh.membership import KEEPALIVE
+
 log = logging.getLogger(__name__)
 
 # An answer that takes longer tells about the node, not about the network.
@@ -110,7 +112,8 @@ class ServerLiveEcho:
     """A round trip by the inference protocol's cheapest call, over the node's mesh listener."""
 
     def __init__(self, target: Target, credentials: grpc.ChannelCredentials) -> None:
-        options = [("grpc.ssl_target_name_override", target.server_name), ("grpc.enable_retries", 0)]
+        # Without keepalive, a connection that a partition left behind would answer again minutes after it.
+        options = [*KEEPALIVE, ("grpc.ssl_target_name_override", target.server_name), ("grpc.enable_retries", 0)]
         self._node = target.node
         self._channel = grpc.aio.secure_channel(target.address, credentials, options=options)
         self._live = self._channel.unary_unary(

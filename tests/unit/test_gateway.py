@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from nearmesh.client.bootstrap import grpc_bootstrap, read_bootstrap, write_bootstrap
@@ -18,7 +19,7 @@ from nearmesh.gateway.envoy import envoy_command
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.gateway.server import EnvoyStart
 from nearmesh.membership import Membership
-from nearmesh.probe import Probe, Target
+from nearmesh.probe import Probe, ServerLiveEcho, Target
 from nearmesh.snapshot import SnapshotKeeper
 
 METADATA = GatewayMetadata(host="127.0.0.1", port=8001, plaintext=True, certificate_sds="/c.json", ca_sds="/ca.json")
@@ -227,3 +228,18 @@ async def test_connections_follow_the_targets_and_end_with_the_probe() -> None:
     assert world.reports == [{"b": [pytest.approx(80)]}], "a moved: its first call pays for a handshake again"
     await probe.close()
     assert all(echo.closed for echo in world.echoes)
+
+
+async def test_a_connection_that_a_partition_left_behind_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
+
+    def channel(address: str, credentials: Any, options: list[tuple[str, Any]]) -> Any:
+        made.update(options)
+        return grpc.aio.insecure_channel(address)
+
+    monkeypatch.setattr(grpc.aio, "secure_channel", channel)
+    credentials: Any = None
+    await ServerLiveEcho(Target("n", "127.0.0.1:1", "n.mesh"), credentials).close()
+    assert made["grpc.ssl_target_name_override"] == "n.mesh"
+    # A ping unanswered for so long ends the connection, and the next call opens another one.
+    assert made["grpc.keepalive_time_ms"] + made["grpc.http2.ping_timeout_ms"] <= 5000
