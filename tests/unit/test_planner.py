@@ -8,7 +8,7 @@ import pytest
 from nearmesh_controlplane.routing.facts import Facts
 from nearmesh_controlplane.routing.moves import JOINING_PART, RAMP_PER_S
 from nearmesh_controlplane.routing.offers import pressures
-from nearmesh_controlplane.routing.planner import Plan, Planner
+from nearmesh_controlplane.routing.planner import RESUMED_S, Plan, Planner
 
 from nearmesh.routing import Objective, Times
 from tests.planned import IN_TIME, MODEL, asked, node, serves, world
@@ -218,6 +218,26 @@ def test_a_model_that_nobody_serves_for_a_moment_comes_back_to_where_it_was() ->
     nobody = dataclasses.replace(model, replicas={})
     assert shares(planner.plan(dataclasses.replace(facts, models=(nobody,)), 1.0)) == {}
     assert shares(planner.plan(priced(facts, near=1.04), 2.0)) == {"near": 1.0}
+
+
+def test_after_a_change_of_the_leader_nobody_moves_before_it_is_known_who_asks() -> None:
+    """Who is full for clients that have not told yet is full all the same."""
+    ways = {"here": {"a": 10.0, "b": 10.0}}
+    facts = world((node("a", 1.0), node("b", 1.5)), ways, demand=asked(here=100.0))
+    before, at_s = Planner(), 0.0
+    for _ in range(20):
+        at_s += 1.0
+        held = before.plan(facts, at_s).shares("here", MODEL, IN_TIME)
+    assert 0.1 < held["b"] < 0.9
+    quiet, key = dataclasses.replace(facts, demand={}), ("here", MODEL, IN_TIME)
+    after = Planner()
+    after.resume({key: held}, at_s)
+    assert after.plan(quiet, at_s + 0.1, [key]).shares(*key) == pytest.approx(held)
+    assert after.plan(facts, at_s + 1.0, [key]).shares(*key) == pytest.approx(held, abs=0.02)
+    assert after.plan(quiet, at_s + 2.0, [key]).shares(*key) == pytest.approx(held, abs=0.02)
+    lost = dataclasses.replace(quiet, nodes=(facts.nodes[0], dataclasses.replace(facts.nodes[1], standing="suspect")))
+    assert after.plan(lost, at_s + 3.0, [key]).shares(*key) == {"a": pytest.approx(1.0)}
+    assert after.plan(quiet, at_s + RESUMED_S, [key]).shares(*key) == {"a": pytest.approx(1.0)}
 
 
 def test_nothing_at_all_is_planned_too() -> None:

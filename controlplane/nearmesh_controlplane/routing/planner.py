@@ -24,6 +24,11 @@ from nearmesh_controlplane.routing.stack import TWINS, Frame, Stack
 Array = npt.NDArray[np.float64]
 
 
+# After going on from another planner's shares, requests that nobody has told of yet stay where they are for so long:
+# plain xDS clients tell every 10 s, and a node that was full for them is full, whoever knows it.
+RESUMED_S = 15.0
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """One model under one objective: rows are client regions, columns the nodes that serve the model."""
@@ -84,12 +89,12 @@ class Planner:
         self._offers = OfferBook()
         self._held: dict[Key, dict[str, float]] = {}
         self._scarcity: dict[str, float] = {}
-        self._planned_s = -math.inf
+        self._planned_s = self._resumed_s = -math.inf
 
     def resume(self, held: Mapping[Key, Mapping[str, float]], now_s: float) -> None:
         """Goes on from shares that another planner had placed: what should move from there moves by the ramp."""
         self._held = {key: dict(shares) for key, shares in held.items()}
-        self._planned_s = now_s
+        self._planned_s = self._resumed_s = now_s
 
     def plan(self, facts: Facts, now_s: float, also: Iterable[Key] = ()) -> Plan:
         """The routes as of now: of every model under its own objective, and of what is asked for or in demand."""
@@ -99,11 +104,12 @@ class Planner:
         wanted = {(model, objective) for (_, model, objective), per_s in facts.demand.items() if per_s > 0}
         stack = Stack(frame, [draft for draft in drafts if draft.key in wanted], self._held)
         found = stack.place(self._scarcity)
-        target = stack.even(found.shares)
+        resumed = now_s - self._resumed_s < RESUMED_S
+        target = stack.even(stack.unmoved(found.shares) if resumed else found.shares)
         shares = stack.advance(target, elapsed_s)
         self._scarcity = stack.by_node(found.scarcity)
         blocks = {draft.key: _placed(draft, stack.of(draft, target), stack.of(draft, shares)) for draft in stack.drafts}
-        blocks |= {draft.key: self._by_itself(frame, draft) for draft in drafts if draft.key not in wanted}
+        blocks |= {draft.key: self._by_itself(frame, draft, resumed) for draft in drafts if draft.key not in wanted}
         self._remember(facts, blocks)
         return Plan(
             facts=facts,
@@ -130,10 +136,11 @@ class Planner:
             drafts += [drafted(found, objective, usual) for objective in dict.fromkeys([model.objective, *named])]
         return drafts
 
-    def _by_itself(self, frame: Frame, draft: Draft) -> Block:
+    def _by_itself(self, frame: Frame, draft: Draft, resumed: bool) -> Block:
         """What nobody asks for is felt by nobody: it needs no ramp, and follows the prices of those who do ask."""
         stack = Stack(frame, [draft], self._held)
-        shares = stack.of(draft, stack.even(stack.cheapest(self._scarcity)))
+        found = stack.cheapest(self._scarcity)
+        shares = stack.of(draft, stack.even(stack.unmoved(found) if resumed else found))
         return _placed(draft, shares, shares)
 
     def _remember(self, facts: Facts, blocks: dict[tuple[str, Objective], Block]) -> None:

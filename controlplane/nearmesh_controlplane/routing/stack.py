@@ -19,6 +19,8 @@ Mask = npt.NDArray[np.bool_]
 
 # Costs at one site that differ by less are of twins, which share evenly.
 TWINS = 1e-3
+# Shares that are within this of 1 are all of a row: they may have travelled.
+_WHOLE = 1e-3
 
 
 class Frame:
@@ -95,6 +97,13 @@ class Stack:
     def cheapest(self, scarcity: dict[str, float]) -> Array:
         """Each row for itself."""
         return cheapest(self.problem, self._by_column(scarcity))
+
+    def unmoved(self, shares: Array) -> Array:
+        """The same, but rows that nobody is known to ask for stay where they are, if nothing is wrong with that."""
+        problem = self.problem
+        at_odds = ((problem.held > 0) & self._broken[self._open]).any(axis=1)
+        stays = (problem.demand == 0) & ~at_odds & (np.abs(problem.held.sum(axis=1) - 1) < _WHOLE)
+        return np.where(stays[:, None], problem.held, shares)
 
     def _by_column(self, by_node: dict[str, float]) -> Array:
         return np.array([by_node.get(node.id, 0.0) for node in self._facts.nodes])
