@@ -75,12 +75,17 @@ class SnapshotKeeper:
         return True
 
     def save(self) -> None:
-        """Puts the present one on disk. A full disk costs the file, not the process; the old file stays."""
-        if self._path is None or self.signed is None:
+        """Puts the present one on disk, unless another process put a newer one there.
+
+        A full disk costs the file, not the process; the old file stays.
+        """
+        if self._path is None or self.signed is None or self._routes is None:
             return
         try:
             with _saving:
-                write_private(self._path, self.signed.SerializeToString())
+                kept = self._on_disk(self._path)
+                if kept is None or kept[1].generation <= self._routes.generation:
+                    write_private(self._path, self.signed.SerializeToString())
         except OSError as error:
             log.warning("the snapshot was not kept in %s: %s", self._path, error)
 
@@ -94,18 +99,20 @@ class SnapshotKeeper:
         return self._changes
 
     def _load(self) -> None:
-        if self._path is None:
-            return
+        kept = self._on_disk(self._path) if self._path else None
+        if kept:
+            self._hold(*kept)
+
+    def _on_disk(self, path: Path) -> tuple[pb.SignedSnapshot, pb.Snapshot] | None:
         try:
-            signed = pb.SignedSnapshot.FromString(self._path.read_bytes())
+            signed = pb.SignedSnapshot.FromString(path.read_bytes())
             # One whose time is over still says what may not come back.
-            snapshot = opened(signed, self._ca_pem, mesh=self._mesh, now_s=self._clock(), expired_too=True)
+            return signed, opened(signed, self._ca_pem, mesh=self._mesh, now_s=self._clock(), expired_too=True)
         except FileNotFoundError:
-            return
+            return None
         except (OSError, DecodeError, MeshError) as error:
-            log.warning("the snapshot in %s counts as none: %s", self._path, error)
-            return
-        self._hold(signed, snapshot)
+            log.warning("the snapshot in %s counts as none: %s", path, error)
+            return None
 
     def _hold(self, signed: pb.SignedSnapshot, snapshot: pb.Snapshot) -> None:
         self.signed, self._routes = signed, SnapshotRoutes(snapshot)

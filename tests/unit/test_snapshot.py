@@ -151,6 +151,21 @@ def test_an_older_one_never_replaces_a_newer_one_not_even_after_a_restart(
     assert held.routes().generation == 6
 
 
+def test_p8_a_process_with_an_older_one_does_not_write_over_the_newer_one_of_another(
+    authority: Authority, tmp_path: Path
+) -> None:
+    path = tmp_path / SNAPSHOT_FILE
+    one, other = keeper(authority, path), keeper(authority, path)
+    one.take(sealed(snapshot(generation=6), authority.key))
+    other.take(sealed(snapshot(generation=5), authority.key))
+    for each in (one, other, one):
+        each.save()
+        assert keeper(authority, path).routes().generation == 6
+    other.take(sealed(snapshot(generation=7), authority.key))
+    other.save()
+    assert keeper(authority, path).routes().generation == 7
+
+
 def test_an_expired_one_is_known_and_routes_nothing(
     authority: Authority, signed: pb.SignedSnapshot, tmp_path: Path
 ) -> None:
