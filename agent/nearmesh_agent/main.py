@@ -20,6 +20,7 @@ from nearmesh import __version__, config
 from nearmesh.errors import ConfigError, MeshError
 from nearmesh.process import configure_logging, rare_collections, stop_on_signals
 from nearmesh_agent.config import Listen, NodeConfig
+from nearmesh_agent.notice.file import THREAD
 from nearmesh_agent.serving import memory
 
 TOKEN_VARIABLE = "NEARMESH_JOIN_TOKEN"
@@ -59,7 +60,7 @@ def main(context: click.Context, /, path: Path | None, token: str | None, log_le
         uvloop.run(_run(node, _token(token, node)))
     except* MeshError as group:
         raise click.ClickException("; ".join(_messages(group))) from None
-    _leave_hung_engines()
+    _leave_what_hangs()
 
 
 def _node_config(path: Path | None, settings: dict[str, Any]) -> NodeConfig:
@@ -104,9 +105,9 @@ def _server() -> ModuleType:
     return server
 
 
-def _leave_hung_engines() -> None:
-    """Ends the process although an engine call or a load has not come back: the interpreter would wait for it."""
-    if any(thread.name.startswith(ENGINE_THREADS) for thread in threading.enumerate()):
+def _leave_what_hangs() -> None:
+    """Ends the process although an engine call, a load or a disk has not come back; the interpreter would wait."""
+    if any(thread.name.startswith((ENGINE_THREADS, THREAD)) for thread in threading.enumerate()):
         logging.shutdown()
         os._exit(0)
 
@@ -128,7 +129,7 @@ def serve(folders: tuple[Path, ...], listen: str) -> None:
         uvloop.run(_serve_alone(folders, listen))
     except MeshError as error:
         raise click.ClickException(error.message) from None
-    _leave_hung_engines()
+    _leave_what_hangs()
 
 
 async def _serve_alone(folders: tuple[Path, ...], listen: str) -> None:

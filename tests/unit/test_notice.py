@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from nearmesh_agent.config import NoticeConfig
-from nearmesh_agent.notice.file import FileNotice
+from nearmesh_agent.notice.file import THREAD, FileNotice
 from nearmesh_agent.notice.metadata import MetadataNotice
 from nearmesh_agent.notice.notice import MAX_BYTES, Announced, NoNotice, Notice, instant, judged, parse, said
 from nearmesh_agent.notice.source import first_notice, sources
@@ -176,6 +177,31 @@ async def test_the_file_that_comes_ends_the_waiting(path: Path) -> None:
     waiting = asyncio.create_task(source.notice())
     put(path, "7", time.time())
     assert 0 < (await asyncio.wait_for(waiting, 20)).left_s <= 7
+
+
+def test_a_disk_that_does_not_answer_keeps_no_node_from_ending(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answer = threading.Event(), threading.Event()
+    source = looking(path)
+
+    def stuck() -> None:
+        asked.set()
+        answer.wait(60)
+
+    async def node() -> None:
+        waiting = asyncio.create_task(source.notice())
+        await asyncio.to_thread(asked.wait)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    monkeypatch.setattr(source, "look", stuck)
+    ended = threading.Thread(target=lambda: asyncio.run(node()), daemon=True)
+    ended.start()
+    ended.join(20)
+    try:
+        assert not ended.is_alive()
+        assert any(thread.name.startswith(THREAD) for thread in threading.enumerate()), "the process ends over it"
+    finally:
+        answer.set()
 
 
 # ---- who is listened to

@@ -8,11 +8,15 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nearmesh_agent.notice.notice import MAX_BYTES, NoNotice, Notice, judged, parse
 
 log = logging.getLogger(__name__)
+
+# What its thread's name begins with.
+THREAD = "notice-file"
 
 
 class FileNotice:
@@ -27,12 +31,16 @@ class FileNotice:
         self._said = ""
 
     async def notice(self) -> Notice:
-        while True:
-            # In a thread: the file may lie on a disk that does not answer.
-            found = await asyncio.to_thread(self.look)
-            if found:
-                return found
-            await asyncio.sleep(self._every_s)
+        # In a thread, since the file may lie on a disk that does not answer; in one that no process's end waits for.
+        thread = ThreadPoolExecutor(1, thread_name_prefix=THREAD)
+        try:
+            while True:
+                found = await asyncio.get_running_loop().run_in_executor(thread, self.look)
+                if found:
+                    return found
+                await asyncio.sleep(self._every_s)
+        finally:
+            thread.shutdown(wait=False, cancel_futures=True)
 
     def look(self) -> Notice | None:
         """What the file says now."""
