@@ -50,6 +50,7 @@ from nearmesh_controlplane.registry.servicer import NodeServicer
 from nearmesh_controlplane.registry.wanted import wanted_state
 from nearmesh_controlplane.routing import load_reports
 from nearmesh_controlplane.routing.gather import Gatherer
+from nearmesh_controlplane.routing.kept import KeptRoutes
 from nearmesh_controlplane.routing.load_reports import LoadReports
 from nearmesh_controlplane.routing.measurements import Measurements
 from nearmesh_controlplane.routing.residency import ResidencyRules
@@ -108,6 +109,7 @@ class ControlPlane:
     prices: Prices
     feed: Feed | None
     residency: ResidencyRules
+    kept: KeptRoutes | None
     observed: Observed
 
     @classmethod
@@ -143,6 +145,9 @@ class ControlPlane:
             config.mesh, registry, catalog, gatherer, changes, config.endpoint_override, clock=time.monotonic
         )
         snapshots = Snapshots(authority, registry, catalog, router, residency, changes, config.snapshot_lifetime_s)
+        kept = None if config.database else KeptRoutes(authority, config.data / "routes")
+        if kept:
+            kept.resume(router)
         role = await _role(
             config,
             db,
@@ -186,6 +191,7 @@ class ControlPlane:
             prices=prices,
             feed=feed,
             residency=residency,
+            kept=kept,
             observed=Observed(
                 changes=changes, registry=registry, router=router, measurements=measurements, role=role, feed=feed
             ),
@@ -317,6 +323,8 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
                 ]
                 if plane.feed:
                     background.append(tasks.create_task(plane.feed.run(plane.take_prices)))
+                if plane.kept:
+                    background.append(tasks.create_task(plane.kept.run(plane.snapshots)))
                 log.info(
                     "serving mesh=%s public=%s mesh_listener=%s http=%s",
                     config.mesh,

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from nearmesh_controlplane.registry.nodes import MAX_DETAIL_CHARACTERS, MAX_REPLICAS
+from nearmesh_controlplane.registry.nodes import MAX_DETAIL_CHARACTERS, MAX_REPLICAS, RETURN_S
 
 from nearmesh.errors import InvalidInput, NotFound
 from nearmesh.v1 import node_pb2
@@ -75,6 +75,24 @@ async def test_a_restart_keeps_the_facts_and_gives_everyone_a_lease(tmp_path: Pa
         assert after.registry.last_seen_s("n") == 0
         after.clock.now_s += LEASE_S
         assert after.registry.presence("n") == "gone"
+
+
+async def test_after_a_restart_routes_wait_for_all_who_served_before(tmp_path: Path) -> None:
+    async with state(tmp_path) as before:
+        for name in ("back", "lost", "breaks"):
+            await before.node(name)
+            await before.reports(name, replica())
+    async with state(tmp_path) as after:
+        for name in ("back", "breaks"):
+            after.registry.session_opened(name)
+        after.registry.session_closed("breaks")
+        standing = {node.id: after.registry.standing(node.id) for node in after.registry.all()}
+        assert standing == {"back": "live", "lost": "live", "breaks": "suspect"}
+        assert after.registry.presence("lost") == "suspect", "people are told what is"
+        seen = after.changes.value
+        after.clock.now_s += RETURN_S
+        after.registry.expire()
+        assert after.registry.standing("lost") == "suspect" and after.changes.value > seen
 
 
 async def test_a_price_is_the_operators_else_the_nodes(mesh: State) -> None:

@@ -37,6 +37,9 @@ Presence = Literal["live", "suspect", "gone"]
 
 READY = pb.REPLICA_STATE_READY
 
+# After a start, who served before counts as there for so long: else the first node to be back would get what all had.
+RETURN_S = 8.0
+
 # Of what a node says of its leaving; it is shown to operators.
 MAX_NOTICE_CHARACTERS = 200
 MAX_NOTICE_S = 86400.0
@@ -53,6 +56,8 @@ class _Seen:
     lost_at: float = -math.inf
     at_s: float = 0.0
     leaving: bool = False
+    # It served before this control plane began, and has not come back yet.
+    awaited: bool = False
     # What it said last of its going, and when that was; `None` before its first report.
     report: pb.NodeStatus | None = None
     report_at: float = -math.inf
@@ -96,7 +101,8 @@ class Registry:
         self._removed: frozenset[str] = frozenset()
         self._seen: dict[str, _Seen] = {}
         self._replicas: dict[str, dict[str, pb.ReplicaStatus]] = {}
-        self._presence: dict[str, Presence] = {}
+        self._presence: dict[str, tuple[Presence, Presence]] = {}
+        self._restored_s = -math.inf
         # What the leader says of presence, where that is another control plane; None where it is this one.
         self._told: Mapping[str, Sighting] | None = None
 
@@ -106,11 +112,13 @@ class Registry:
         Whoever serves something counts as just lost.
         """
         self._told = None
+        self._restored_s = self._clock()
         for node, replicas in await self._db.run(read_all):
             self._know(self._at_its_price(node))
             self._replicas[node.id] = replicas
             seen = self._seen.setdefault(node.id, _Seen())
             seen.lost_at = self._clock() if replicas else -math.inf
+            seen.awaited = bool(replicas) and not seen.open_sessions
             # Whoever served before is no newcomer.
             seen.ready_since = {digest: -math.inf for digest, replica in replicas.items() if replica.state == READY}
         self.expire()
@@ -176,6 +184,12 @@ class Registry:
         if seen.open_sessions:
             return "live"
         return "suspect" if self._clock() - seen.lost_at < self._lease_s else "gone"
+
+    def standing(self, node_id: str) -> Presence:
+        """Presence as routes go by it."""
+        found, seen = self.presence(node_id), self._seen.get(node_id)
+        awaited = found == "suspect" and seen is not None and seen.awaited
+        return "live" if awaited and self._clock() - self._restored_s < RETURN_S else found
 
     def leaving(self, node_id: str) -> bool:
         """The operator drains the node, or the node itself said that it goes."""
@@ -271,7 +285,7 @@ class Registry:
     def session_opened(self, node_id: str) -> None:
         seen = self._seen.setdefault(node_id, _Seen())
         seen.open_sessions += 1
-        seen.at_s, seen.leaving, seen.report = time.time(), False, None
+        seen.at_s, seen.leaving, seen.awaited, seen.report = time.time(), False, False, None
         self.expire()
 
     def session_closed(self, node_id: str) -> None:
@@ -292,7 +306,7 @@ class Registry:
 
     def expire(self) -> None:
         """Wakes those who route when some node's presence is no longer what it was."""
-        present = {node_id: self.presence(node_id) for node_id in self._nodes}
+        present = {node_id: (self.presence(node_id), self.standing(node_id)) for node_id in self._nodes}
         if present != self._presence:
             self._presence = present
             self._changes.bump()

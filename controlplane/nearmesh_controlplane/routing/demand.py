@@ -136,13 +136,17 @@ class DemandBook:
     def answered(self, node: str, counted: Mapping[str, tuple[str, int]], *, now_s: float) -> None:
         """Takes over a node's counts: by digest the model, and how many it was asked since it loaded that version."""
         self._hear(now_s)
-        last_s, before = self._counted.get(node, (now_s, None))
+        last = self._counted.get(node)
         self._counted[node] = now_s, {digest: count for digest, (_, count) in counted.items()}
+        if last is None:
+            # It is new here, and has a past of which nobody knows when it was.
+            return
+        last_s, before = last
         lately = REPORT_S / max(REPORT_S, now_s - last_s)
         grown: dict[str, int] = {}
         for digest, (model, count) in counted.items():
-            # A node that is new here has a past, one that started again has none.
-            known = count if before is None else before.get(digest, 0)
+            # One that started again has no past.
+            known = before.get(digest, 0)
             grown[model] = grown.get(model, 0) + (count - known if count >= known else count)
         for model, count in grown.items():
             rate = self._totals.setdefault(model, Rate(now_s - SECOND_S))

@@ -60,7 +60,7 @@ class Gatherer:
         own = {node.region for node in self._registry.all() if not node.removed}
         regions = tuple(sorted(own | set(asked_regions)))
         self._regions = frozenset(regions)
-        standing = {node.id: self._registry.presence(node.id) for node in nodes}
+        standing = {node.id: self._registry.standing(node.id) for node in nodes}
         leaving = frozenset(node.id for node in nodes if self._registry.leaving(node.id))
         said = self._said(nodes)
         models = tuple(
