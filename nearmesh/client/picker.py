@@ -84,9 +84,13 @@ class Route:
         )
 
     def keeping(self, left: Collection[Endpoint]) -> Route:
-        """With nodes that were in it until lately, as not ready: after a restart the control plane may know few."""
-        here = {endpoint.node for endpoint in self.endpoints}
-        gone = tuple(_unready(endpoint) for endpoint in left if endpoint.node not in here)
+        """With nodes that were in it until lately, as not ready: after a restart the control plane may know few.
+
+        But for those that a rule of residency took out: it never yields.
+        """
+        here, rule = {endpoint.node for endpoint in self.endpoints}, self.message
+        may = [found for found in left if not rule.bound or found.candidate.region in rule.allowed_regions]
+        gone = tuple(_unready(endpoint) for endpoint in may if endpoint.node not in here)
         return dataclasses.replace(self, endpoints=self.endpoints + gone)
 
 

@@ -23,6 +23,13 @@ def check_regions(what: str, regions: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
+def common(model_regions: Collection[str], client_regions: Collection[str] | None) -> frozenset[str] | None:
+    """The regions that both leave; None for any."""
+    if client_regions is None:
+        return frozenset(model_regions) or None
+    return frozenset(client_regions) & frozenset(model_regions) if model_regions else frozenset(client_regions)
+
+
 def allowed(node_region: str, model_regions: Collection[str], client_regions: Collection[str] | None) -> bool:
     """Whether a node there may answer.
 

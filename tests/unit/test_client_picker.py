@@ -85,6 +85,16 @@ def test_a_node_that_left_the_route_stays_as_a_last_resort() -> None:
     assert [e.candidate.ready for e in kept.endpoints] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("regions", "kept"), [([], ["here"]), (["elsewhere"], ["here"]), (["gone's"], ["here", "gone"])]
+)
+def test_a_node_that_a_rule_of_residency_took_out_is_no_last_resort(regions: list[str], kept: list[str]) -> None:
+    here, gone = endpoint("here", 200), endpoint("gone", 1)
+    gone = dataclasses.replace(gone, candidate=dataclasses.replace(gone.candidate, region="gone's"))
+    bound = dataclasses.replace(route(here), message=route_pb2.Route(bound=True, allowed_regions=regions))
+    assert [found.node for found in bound.keeping([here, gone]).endpoints] == kept
+
+
 def test_a_route_is_read_from_its_message() -> None:
     candidate = route_pb2.Candidate(
         node="a", site="s", region="r", address="h:1", server_name="a.mesh", ready=False, why="it drains"

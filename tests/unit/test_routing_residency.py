@@ -7,7 +7,7 @@ from collections.abc import Collection
 import pytest
 
 from nearmesh.errors import InvalidInput
-from nearmesh.routing.residency import allowed, check_regions, refusal
+from nearmesh.routing.residency import allowed, check_regions, common, refusal
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,9 @@ from nearmesh.routing.residency import allowed, check_regions, refusal
 )
 def test_who_may_answer(model: Collection[str], client: Collection[str] | None, where: str) -> None:
     assert "".join(region for region in "abc" if allowed(region, model, client)) == where
+
+    rule = common(model, client)
+    assert "".join(region for region in "abc" if rule is None or region in rule) == where
 
 
 def test_a_refusal_says_whose_rule_it_is() -> None:

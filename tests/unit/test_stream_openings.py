@@ -26,12 +26,14 @@ from nearmesh.errors import (
 )
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.rpc import Identity
+from nearmesh.snapshot import SnapshotRoutes
 from nearmesh.v1 import route_pb2
 from nearmesh.xds import ads
 from nearmesh.xds.ads import AggregatedDiscovery
 from nearmesh.xds.resources import CLUSTER, LISTENER
 from nearmesh.xds.subscription import MAX_NAME_CHARACTERS, MAX_NAMES
 from tests.control_plane_state import State, alone, state
+from tests.snapshots import snapshot
 
 EUROPE, ASIA = "europe-west1", "asia-northeast1"
 CLIENT, GATEWAY, NODE = Identity("app", "client"), Identity("door", "gateway"), Identity("n", "node")
@@ -161,6 +163,23 @@ async def test_a_gateway_reports_for_its_own_region(mesh: State) -> None:
     assert not mesh.router.network_time(ASIA, node).measured and not mesh.registry.live(mesh.registry.get("door"))
     await servicer.ReportLatency(route_pb2.ReportLatencyRequest(region=EUROPE, samples=samples), None)
     assert mesh.registry.live(mesh.registry.get("door"))
+
+
+async def test_a_rule_of_residency_holds_for_routes_that_were_decided_before_it(mesh: State) -> None:
+    class Follower(Alone):
+        def followed(self) -> Any:
+            return SnapshotRoutes(snapshot())
+
+    parts = (mesh.router, mesh.registry, mesh.catalog, mesh.measurements, mesh.changes, UNUSED)
+    servicer = RouteServicer(*parts, Follower(Self(id="b", incarnation="1", public="", mesh="", http=""), 1))
+    rpc._caller.set(CLIENT)
+    asked = route_pb2.ResolveRequest(model="m", region=EUROPE)
+    route = await servicer.Resolve(asked, None)
+    assert len({c.region for c in route.candidates}) > 1 and not route.bound
+    await mesh.residency.set(EUROPE, [EUROPE])
+    route = await servicer.Resolve(asked, None)
+    assert {c.region for c in route.candidates} == {EUROPE}
+    assert (route.bound, list(route.allowed_regions)) == (True, [EUROPE])
 
 
 async def test_only_machines_are_given_the_whole_snapshot(mesh: State) -> None:

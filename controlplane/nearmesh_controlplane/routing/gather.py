@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 
 from nearmesh.routing import Objective, Times, parse_objective
+from nearmesh.routing.residency import common
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.prices.book import Prices
@@ -77,6 +78,10 @@ class Gatherer:
             residency=self._residency.allowed,
             transfer_usd_per_gb=self._prices.transfer_usd_per_gb,
         )
+
+    def may_answer(self, model: str, region: str) -> frozenset[str] | None:
+        """The regions that may answer a client region's calls of a model, by the rules as they are now; None: any."""
+        return common(self._catalog.policy(model).regions, self._residency.allowed(region))
 
     def network(self, region: str, node: Node) -> tuple[Times, Source]:
         """The round trip between a client region and a node, and who says so."""

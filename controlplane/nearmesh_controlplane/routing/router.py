@@ -151,6 +151,10 @@ class Router:
         self._catalog.versions(model)
         return self._decide(self._present(region), model, region, objective, best=most).ranking
 
+    def may_answer(self, model: str, region: str) -> frozenset[str] | None:
+        """The regions that may answer a client region's calls of a model; None: any."""
+        return self._gatherer.may_answer(model, region)
+
     def address(self, region: str, node: Node, listener: Listener) -> str:
         """Where clients of `region` reach the node."""
         own = node.public_address if listener == "public" else node.mesh_address

@@ -126,6 +126,18 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
 
     def _answer(self, request: pb.ResolveRequest, *, everyone: bool) -> pb.Route:
         region = client_region(request)
+        route = self._decided(request, region, everyone=everyone)
+        rule = self._router.may_answer(request.model, region)
+        if rule is not None:
+            # What another control plane decided may be older than the rule.
+            left = [c for c in route.candidates if not c.ready or c.region in rule]
+            del route.candidates[:]
+            route.candidates.extend(left)
+            route.bound = True
+            route.allowed_regions.extend(sorted(rule))
+        return route
+
+    def _decided(self, request: pb.ResolveRequest, region: str, *, everyone: bool) -> pb.Route:
         followed = self._role.followed()
         # A model may have been published since the leader's routes were made.
         if followed is None or not followed.knows(request.model):
@@ -214,4 +226,4 @@ def _gist(route: pb.Route) -> tuple[Any, ...]:
         (c.node, c.address, c.in_time, float(f"{c.usd_per_1000:.2g}"), round(c.share / SHARE_STEP))
         for c in route.candidates
     )
-    return route.digest, route.objective, route.deadline_ms, order
+    return route.digest, route.objective, route.deadline_ms, route.bound, tuple(route.allowed_regions), order
