@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from nearmesh_controlplane.registry.nodes import MAX_DETAIL_CHARACTERS, MAX_REPLICAS, RETURN_S
+from nearmesh_controlplane.registry.nodes import RETURN_S
+from nearmesh_controlplane.registry.reports import MAX_DETAIL_CHARACTERS, MAX_REPLICAS
 
 from nearmesh.errors import InvalidInput, NotFound
 from nearmesh.v1 import node_pb2
@@ -265,3 +266,8 @@ async def test_what_a_node_says_of_its_replicas_is_bounded(mesh: State) -> None:
     with pytest.raises(InvalidInput, match="1001 replicas; at most 1000"):
         await mesh.reports("n", *[replica(version=str(number)) for number in range(MAX_REPLICAS + 1)])
     assert len(mesh.registry.replicas("n")) == 1
+    with pytest.raises(InvalidInput, match=r"'vvvvvvvvvvvvvvvvvvvv'\.\.\. has 256 characters; at most 255"):
+        await mesh.reports("n", replica(variant="v" * 256))
+    with pytest.raises(InvalidInput, match="256 characters"):
+        await mesh.registry.hello("n", node_pb2.NodeHello(hardware="h" * 256))
+    assert mesh.registry.get("n").hardware == ""

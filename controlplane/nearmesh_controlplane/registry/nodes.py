@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nearmesh.errors import InvalidInput, NotFound
+from nearmesh.errors import NotFound
 from nearmesh.ids import check_machine_type
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_controlplane.database import Database, whole
@@ -28,6 +28,7 @@ from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.prices.currencies import USD, Money, check_price
 from nearmesh_controlplane.prices.rules import Price, jumped
 from nearmesh_controlplane.registry.node import Node, priced_without_a_feed
+from nearmesh_controlplane.registry.reports import check_hello, durable, heard_of_leaving, replicas_of
 from nearmesh_controlplane.registry.rows import change_node, read_all, write_replicas
 
 log = logging.getLogger(__name__)
@@ -39,13 +40,6 @@ READY = pb.REPLICA_STATE_READY
 
 # After a start, who served before counts as there for so long: else the first node to be back would get what all had.
 RETURN_S = 8.0
-
-# Of what a node says of its leaving; it is shown to operators.
-MAX_NOTICE_CHARACTERS = 200
-MAX_NOTICE_S = 86400.0
-# Versions on one node, and what it says of one of them: it is kept, written down, and shown to operators.
-MAX_REPLICAS = 1_000
-MAX_DETAIL_CHARACTERS = 500
 
 
 @dataclass(slots=True)
@@ -244,6 +238,7 @@ class Registry:
 
     async def hello(self, node_id: str, hello: pb.NodeHello) -> None:
         """Takes over the addresses, and what a node says of its machine and its price. Raises InvalidInput."""
+        check_hello(hello)
         price = hello.usd_per_hour if hello.usd_per_hour > 0 else 0.0
         await self._update(
             node_id,
@@ -261,20 +256,16 @@ class Registry:
     @whole
     async def status(self, node_id: str, status: pb.NodeStatus) -> None:
         """Takes over a report; writes to disk only what a restart must know. Raises InvalidInput."""
-        if len(status.replicas) > MAX_REPLICAS:
-            raise InvalidInput(f"a report of {len(status.replicas)} replicas; at most {MAX_REPLICAS} are taken")
-        for replica in status.replicas:
-            replica.detail = replica.detail[:MAX_DETAIL_CHARACTERS]
-        new = {replica.digest: replica for replica in status.replicas}
+        new = replicas_of(status)
         old = self._replicas.get(node_id, {})
         seen = self._seen[node_id]
-        changed = _durable(new) != _durable(old)
+        changed = durable(new) != durable(old)
         if changed:
             await self._db.run_as_leader(write_replicas, node_id, new)
         changed |= seen.leaving != status.draining
         self._replicas[node_id] = new
         seen.leaving, seen.at_s = status.draining, time.time()
-        seen.report, seen.report_at = _heard_of_leaving(status), self._clock()
+        seen.report, seen.report_at = heard_of_leaving(status), self._clock()
         ready = [replica.digest for replica in status.replicas if replica.state == READY]
         seen.ready_since = {digest: seen.ready_since.get(digest, self._clock()) for digest in ready}
         if changed:
@@ -379,18 +370,3 @@ class Registry:
 
     def _at_its_price(self, node: Node) -> Node:
         return dataclasses.replace(node, price=self._price_of(node))
-
-
-def _heard_of_leaving(status: pb.NodeStatus) -> pb.NodeStatus:
-    return pb.NodeStatus(
-        notice=status.notice[:MAX_NOTICE_CHARACTERS],
-        # A report may hold anything, also what is no number.
-        notice_s=status.notice_s if 0 <= status.notice_s <= MAX_NOTICE_S else 0.0,
-        in_flight=status.in_flight,
-        sequences=status.sequences,
-        drained=status.drained,
-    )
-
-
-def _durable(replicas: Mapping[str, pb.ReplicaStatus]) -> dict[str, tuple[int, str]]:
-    return {digest: (replica.state, replica.detail) for digest, replica in replicas.items()}

@@ -95,7 +95,8 @@ class LatencyBook:
         if len(samples) > MAX_SAMPLES_PER_REPORT:
             raise InvalidInput(f"{len(samples)} samples in one report; at most {MAX_SAMPLES_PER_REPORT} are taken")
         for sample in samples:
-            if not 0 <= sample <= MAX_ROUND_TRIP_MS or math.isnan(sample):
+            # What is no number fails every comparison.
+            if not 0 <= sample <= MAX_ROUND_TRIP_MS:
                 raise InvalidInput(f"a round trip of {sample} ms is not between 0 and {MAX_ROUND_TRIP_MS:.0f}")
         if samples:
             self._voices[kind].add((region, node), reporter, samples, now_s=now_s)

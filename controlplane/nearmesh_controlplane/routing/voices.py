@@ -91,7 +91,7 @@ class Voices:
         return Heard(Times(tuple(median(level, weights) for level in levels)), max(weights), len(spoken))
 
     def pairs(self) -> Iterator[Pair]:
-        """Every pair that anybody spoke of, the longest known first."""
+        """Every pair that anybody spoke of, in no particular order."""
         return iter(self._pairs)
 
     def _taken(self, pair: Pair, reporter: str) -> Sketch:

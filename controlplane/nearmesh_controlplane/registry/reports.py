@@ -1,0 +1,54 @@
+"""What a node may say: bounded, since it is kept, written down and shown as it is. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nearmesh.errors import InvalidInput
+from nearmesh.v1 import node_pb2 as pb
+
+# Of what a node says of its leaving; it is shown to operators.
+MAX_NOTICE_CHARACTERS = 200
+MAX_NOTICE_S = 86400.0
+# Versions on one node, and what it says of one of them: it is kept, written down, and shown to operators.
+MAX_REPLICAS = 1_000
+MAX_DETAIL_CHARACTERS = 500
+# Of an address, a kind of machine, a digest and the like.
+MAX_NAME_CHARACTERS = 255
+
+
+def check_hello(hello: pb.NodeHello) -> None:
+    """Raises InvalidInput."""
+    _check_names(hello.public_address, hello.mesh_address, hello.metrics_address, hello.hardware, hello.agent_version)
+
+
+def replicas_of(status: pb.NodeStatus) -> dict[str, pb.ReplicaStatus]:
+    """By digest. Raises InvalidInput."""
+    if len(status.replicas) > MAX_REPLICAS:
+        raise InvalidInput(f"a report of {len(status.replicas)} replicas; at most {MAX_REPLICAS} are taken")
+    for replica in status.replicas:
+        _check_names(replica.model, replica.digest, replica.variant)
+        replica.detail = replica.detail[:MAX_DETAIL_CHARACTERS]
+    return {replica.digest: replica for replica in status.replicas}
+
+
+def heard_of_leaving(status: pb.NodeStatus) -> pb.NodeStatus:
+    return pb.NodeStatus(
+        notice=status.notice[:MAX_NOTICE_CHARACTERS],
+        # A report may hold anything, also what is no number.
+        notice_s=status.notice_s if 0 <= status.notice_s <= MAX_NOTICE_S else 0.0,
+        in_flight=status.in_flight,
+        sequences=status.sequences,
+        drained=status.drained,
+    )
+
+
+def durable(replicas: Mapping[str, pb.ReplicaStatus]) -> dict[str, tuple[int, str]]:
+    """What a restart must know of them; the rest is reported anew."""
+    return {digest: (replica.state, replica.detail) for digest, replica in replicas.items()}
+
+
+def _check_names(*names: str) -> None:
+    for name in names:
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise InvalidInput(f"{name[:20]!r}... has {len(name)} characters; at most {MAX_NAME_CHARACTERS} are taken")
