@@ -83,8 +83,8 @@ def drafted(offers: Offers, objective: Objective, usual: float) -> Draft:
         base, stay = usd + sooner, usd * (1 - HYSTERESIS)
         against = staying_against = standing[None, :]
         if objective == "cheapest-in-time":
-            against = against + usual * _lateness(offers, offers.p_surely)
-            staying_against = staying_against + usual * _lateness(offers, offers.p_in_time)
+            against = against + usual * _lateness(offers, offers.p_in_time)
+            staying_against = staying_against + usual * _lateness(offers, offers.p_staying)
     cost = np.where(offers.allowed, base + against, np.inf)
     stay_cost = np.minimum(np.where(offers.allowed, stay + staying_against, np.inf), cost)
     broken = (standing > 0)[None, :] | ~offers.allowed

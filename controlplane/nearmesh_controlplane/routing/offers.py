@@ -24,9 +24,10 @@ Array = npt.NDArray[np.float64]
 # something else keeps it busy. Not in the tail: that is what a burst leaves, which is over before anyone has moved, and
 # whoever moved for it would be a burst to the next node.
 WORSE = 1.5
-# Who moves to a node must be in time there with this share of the deadline to spare, so that none on the edge wins and
-# loses by turns. Measured times hardly vary by more, and a larger share shuts out cheap nodes for good.
-SPARE = 0.02
+# Who is on a node already stays until it would be late there even with this share more of the deadline, so that a node
+# on the edge of it does not win and lose by turns. That is on the side of staying: if those who move had to be in time
+# with something to spare, the cheap nodes at the edge would be shut out.
+GRACE = 0.01
 _P50, _P75 = LEVELS.index(0.5), LEVELS.index(0.75)
 
 
@@ -41,9 +42,9 @@ class Offers:
     network: Array
     service: Array
     present: Array
-    # The chance to be in time, and to be so with something to spare.
+    # The chance to be in time, and to be so little late that nobody moves who is there.
     p_in_time: Array
-    p_surely: Array
+    p_staying: Array
     # What one request per second takes of a node.
     load: Array
     utilization: Array
@@ -77,7 +78,7 @@ class _Timing:
     present: Array
     utilization: Array
     p_in_time: Array
-    p_surely: Array
+    p_staying: Array
     network_ms: Array
 
 
@@ -125,7 +126,7 @@ class OfferBook:
             service=timing.service,
             present=timing.present,
             p_in_time=timing.p_in_time,
-            p_surely=timing.p_surely,
+            p_staying=timing.p_staying,
             load=1 / (per_s * timing.utilization),
             utilization=timing.utilization,
             usd_per_1000=own[None, :] + transfer,
@@ -197,7 +198,7 @@ def _timed(
         present=present,
         utilization=utilization,
         p_in_time=_chances(network_ms, service, deadline_ms),
-        p_surely=_chances(network_ms, service, deadline_ms * (1 - SPARE)),
+        p_staying=_chances(network_ms, service, deadline_ms * (1 + GRACE)),
         network_ms=network_ms,
     )
 

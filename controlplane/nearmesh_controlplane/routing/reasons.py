@@ -12,7 +12,6 @@ from nearmesh.routing.rule import HYSTERESIS, late_because
 from nearmesh.routing.times import LEVELS, sum_of
 from nearmesh_controlplane.routing.drafts import BROKEN_BELOW
 from nearmesh_controlplane.routing.facts import Facts, ModelFacts, NodeFacts
-from nearmesh_controlplane.routing.offers import SPARE
 from nearmesh_controlplane.routing.planner import Block, Plan
 
 _DOUBTS = {
@@ -181,9 +180,7 @@ class _View:
         if objective == "cheapest-in-time" and self._chance(c.node) < IN_TIME:
             return self._late(c)
         if c.usd_per_1000 < winner.usd_per_1000:
-            surely = objective == "cheapest" or self._block.offers.p_surely[self._row, self._at[c.node]] >= IN_TIME
-            little = f"by under {HYSTERESIS:.0%}" if surely else f"but in time by under {SPARE:.0%}"
-            return self._why_not_though_better(c, "cheaper", little)
+            return self._why_not_though_better(c, "cheaper", f"by under {HYSTERESIS:.0%}")
         if np.isclose(c.usd_per_1000, winner.usd_per_1000):
             return f"as cheap: {c.total_ms_p95:.0f} ms against {winner.total_ms_p95:.0f} ms at p95"
         return f"dearer: ${format_usd(c.usd_per_1000)} against ${format_usd(winner.usd_per_1000)} per 1,000"
@@ -191,8 +188,7 @@ class _View:
     def _why_not_though_better(self, c: Candidate, better: str, little: str) -> str:
         if self._plan.scarcity.get(c.node, 0.0) > 0:
             return f"{better}, but full: its room goes to those whose next choice costs them more"
-        joiner = ", " if little.startswith("but") else " "
-        return f"{better}{joiner}{little}, which does not move traffic"
+        return f"{better} {little}, which does not move traffic"
 
     def _on_its_way(self, node: NodeFacts) -> str:
         assert self._block is not None
