@@ -21,6 +21,7 @@ What is assumed, the same for everyone:
 - An engine call that has begun is not stopped when its caller is gone.
 
 Everyone learns of nodes that leave or return a second late, fails over on errors and on silence, and leaves alone who
-failed several times in a row; rivals by Envoy's outlier detection. Rules that know no distance also play with the nodes
-within reach of the deadline alone, which an operator would have to configure. Nobody but the optimum knows the future.
+failed several times in a row; rivals by Envoy's outlier detection and health checks. Rules that know no distance also
+play with the nodes within reach of the deadline alone, which an operator would have to configure. Nobody but the
+optimum knows the future.
 """

@@ -21,7 +21,7 @@ from nearmesh_controlplane.routing.planner import Plan, Planner
 from benchmarks.replay.policy import Known
 from benchmarks.replay.world import Array
 from nearmesh.client.budget import Budget
-from nearmesh.client.health import Health
+from nearmesh.client.health import MIN_EXCESS_MS, SLOW, Health
 from nearmesh.routing.objectives import Objective
 from nearmesh.routing.times import LEVELS, Times
 
@@ -61,6 +61,8 @@ class Nearmesh:
         self._lost = [[0] * self._count for _ in pairs]
         self._failures = [[0] * self._count for _ in pairs]
         self._out_until_s = [[0.0] * self._count for _ in pairs]
+        # Who does its work badly, until copies of requests have proven it well.
+        self._ejected: list[set[int]] = [set() for _ in pairs]
         self._answers = 0
         self.patience_s: list[list[float]] = []
         # Of each region, the nodes with a share and the running sums of their shares.
@@ -68,15 +70,16 @@ class Nearmesh:
         self._replan(0.0)
 
     def pick(self, region: int, now_s: float, tried: Collection[int]) -> int:
-        if tried:
-            self._control.asked[region] += 1
-            return self._beside(region, now_s, tried)
         self._control.asked[region] += 1
+        if tried:
+            return self._beside(region, now_s, tried)
         self._budget[region].called()
+        if self._ejected[region]:
+            self._try_again(region, now_s)
         nodes, sums = self._choices[region]
         if nodes:
             node = nodes[bisect.bisect(sums, random.random() * sums[-1], hi=len(nodes) - 1)]
-            if self._out_until_s[region][node] <= now_s and self.known.present[node]:
+            if not self._is_out(region, node, now_s):
                 return node
         return self._instead(region, now_s)
 
@@ -90,13 +93,13 @@ class Nearmesh:
                 took_s * 1000, p50, p95, now_s=now_s, peers=lambda: self._peers(region, node, now_s)
             )
             if ejected:
-                self._leave(region, node, now_s)
+                self._ejected[region].add(node)
 
     def failed(self, region: int, node: int, now_s: float, took_s: float, *, refused: bool) -> None:
         if refused:
             self._out(region, node, now_s)
         elif self._health[region][node].erred(now_s=now_s):
-            self._leave(region, node, now_s)
+            self._ejected[region].add(node)
 
     def silent(self, region: int, node: int, now_s: float, took_s: float) -> float:
         patience_s = self._control.patience_s(region, node)
@@ -113,7 +116,7 @@ class Nearmesh:
         if self._answers % HEARD == 0 and self._health[region][node].lost_race(
             now_s=now_s, peers=lambda: self._peers(region, node, now_s)
         ):
-            self._leave(region, node, now_s)
+            self._ejected[region].add(node)
         self._lost[region][node] += 1
         if self._lost[region][node] >= LOST_IN_A_ROW:
             self._out(region, node, now_s)
@@ -149,20 +152,41 @@ class Nearmesh:
     def _instead(self, region: int, now_s: float) -> int:
         """When the node that was drawn is out: another one that was placed, else the best of all."""
         nodes, _ = self._choices[region]
-        out, present = self._out_until_s[region], self.known.present
-        usable = [n for n in nodes if out[n] <= now_s and present[n]]
+        usable = [n for n in nodes if not self._is_out(region, n, now_s)]
         return usable[int(random.random() * len(usable))] if usable else self._beside(region, now_s, ())
 
     def _beside(self, region: int, now_s: float, tried: Collection[int]) -> int:
         """The best node that was not asked yet."""
-        out, present = self._out_until_s[region], self.known.present
-        usable = [n for n in self._rescuers[region] if present[n] and n not in tried]
-        return next((n for n in usable if out[n] <= now_s), usable[0] if usable else -1)
+        usable = [n for n in self._rescuers[region] if self.known.present[n] and n not in tried]
+        return next((n for n in usable if not self._is_out(region, n, now_s)), usable[0] if usable else -1)
 
-    def _leave(self, region: int, node: int, now_s: float) -> None:
-        """Ejected: out until the record says so. Trials are taken for won when the time is over."""
-        ejection = self._health[region][node]._ejection
-        self._out_until_s[region][node] = ejection.until_s if ejection else now_s
+    def _is_out(self, region: int, node: int, now_s: float) -> bool:
+        until_s = self._out_until_s[region][node]
+        if until_s and until_s <= now_s:
+            # The time is over: a probe decides.
+            self._out_until_s[region][node] = 0.0
+            if not self.known.alive(node):
+                self._out(region, node, now_s)
+        return until_s > now_s or node in self._ejected[region] or not self.known.present[node]
+
+    def _try_again(self, region: int, now_s: float) -> None:
+        """Sends copies to ejected nodes whose time is over, as the budget allows."""
+        for node in list(self._ejected[region]):
+            health = self._health[region][node]
+            if health.ejected_for(now_s) is None:
+                self._ejected[region].discard(node)
+            elif health.take_trial(now_s) and self._budget[region].take():
+                self.known.send_copy(region, node, now_s)
+
+    def copied(self, region: int, node: int, now_s: float, took_s: float, ok: bool) -> None:
+        p50, p95 = self._control.forecast_ms(region, node)
+        health = self._health[region][node]
+        if not ok:
+            health.erred(now_s=now_s)
+        elif took_s * 1000 > max(SLOW * p95, p95 + MIN_EXCESS_MS):
+            health.lost_race(now_s=now_s, peers=lambda: 1.0)
+        else:
+            health.answered(took_s * 1000, p50, p95, now_s=now_s, peers=lambda: 1.0)
 
     def _out(self, region: int, node: int, now_s: float) -> None:
         if self._out_until_s[region][node] <= now_s:

@@ -7,7 +7,7 @@ another node, and a node that failed several times in a row is left alone for a 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +38,10 @@ class Known:
     # Kept up to date while the day goes on: USD for one inference, and whether the node takes requests.
     usd: list[float]
     present: list[bool]
+    # Means that anyone may use: whether a node answers a health check now, and to send it a copy of a request from a
+    # region, which nobody waits for; `copied` tells what became of it.
+    alive: Callable[[int], bool]
+    send_copy: Callable[[int, int, float], None]
 
 
 class Policy(Protocol):
@@ -65,6 +69,10 @@ class Policy(Protocol):
 
     def overtaken(self, region: int, node: int, now_s: float, took_s: float) -> None:
         """Another node answered the request first; this attempt was cancelled."""
+        ...
+
+    def copied(self, region: int, node: int, now_s: float, took_s: float, ok: bool) -> None:
+        """What became of a copy; one that took too long to be waited for is not ok."""
         ...
 
     def changed(self, now_s: float) -> None:
@@ -141,7 +149,15 @@ class Rival:
     def overtaken(self, region: int, node: int, now_s: float, took_s: float) -> None:
         self.ended(region, node, now_s, took_s)
 
+    def copied(self, region: int, node: int, now_s: float, took_s: float, ok: bool) -> None:
+        pass
+
     def changed(self, now_s: float) -> None:
+        for row in self._out_until_s:
+            for node, until_s in enumerate(row):
+                if 0 < until_s <= now_s:
+                    # Envoy's active health checks: who does not answer one stays out.
+                    row[node] = 0.0 if self.known.alive(node) else now_s + OUT_S
         self._next_return_s = min((u for row in self._out_until_s for u in row if u > now_s), default=math.inf)
         for region in range(self.known.regions):
             self._reopen(region, now_s)

@@ -37,7 +37,7 @@ _Z99 = 2.3263478740408408
 # When, which handler, node, request or value, when the attempt was sent, and what the node says of its part: how long
 # the request waited and how long it was served; of an error, whether it is more than a refusal.
 _Event = tuple[float, int, int, int, float, float, float]
-_AT_NODE, _ANSWER, _ERROR, _PATIENCE, _TICK, _PRICE, _NEWS, _POWER, _FAULT = range(9)
+_AT_NODE, _ANSWER, _ERROR, _PATIENCE, _TICK, _PRICE, _NEWS, _POWER, _FAULT, _COPIED = range(10)
 _FAULTS: tuple[Fault | None, ...] = (None, "slow", "erroring", "frozen", "lying")
 
 
@@ -56,7 +56,11 @@ class Played:
     extra: int
 
 
-def known_of(world: World) -> Known:
+def known_of(
+    world: World,
+    alive: Callable[[int], bool] = lambda node: True,
+    send_copy: Callable[[int, int, float], None] = lambda region, node, now: None,
+) -> Known:
     """What policies may know of a world when it begins."""
     hardware = world.nodes[0].hardware
     return Known(
@@ -71,13 +75,14 @@ def known_of(world: World) -> Known:
         service_ms=(hardware.service_ms_p50, hardware.service_ms_p50 * math.exp(_Z99 * hardware.sigma)),
         usd=world.usd_per_request[0].tolist(),
         present=world.present(0.0).tolist(),
+        alive=alive,
+        send_copy=send_copy,
     )
 
 
 def play(world: World, make: Callable[[Known], Policy]) -> Played:
     """The whole day under one policy."""
-    known = known_of(world)
-    day = _Day(world, known, make(known))
+    day = _Day(world, make)
     day.run()
     return day.played()
 
@@ -85,8 +90,10 @@ def play(world: World, make: Callable[[Known], Policy]) -> Played:
 class _Day:
     """The state of one day. Lists, not arrays: single values are read and written a million times."""
 
-    def __init__(self, world: World, known: Known, policy: Policy) -> None:
-        self._world, self._known, self._policy = world, known, policy
+    def __init__(self, world: World, make: Callable[[Known], Policy]) -> None:
+        self._world = world
+        self._known = known = known_of(world, self._alive, self._send_copy)
+        self._policy = policy = make(known)
         self._pick, self._answered = policy.pick, policy.answered
         # The infinity at the end spares the loop a test.
         self._at: list[float] = [*world.arrival_s.tolist(), math.inf]
@@ -121,6 +128,7 @@ class _Day:
             self._news,
             self._power,
             self._falls_ill,
+            self._copied,
         )
         events, at, where, pick, send, pop = self._events, self._at, self._where, self._pick, self._send, heapq.heappop
         request, next_at = 0, at[0]
@@ -154,6 +162,28 @@ class _Day:
         if trip < self._least_s[region][node]:
             trip = self._least_s[region][node]
         heapq.heappush(self._events, (now + trip / 2, _AT_NODE, node, request, now, 0.0, 0.0))
+
+    def _alive(self, node: int) -> bool:
+        return self._up[node] and self._fault[node] != "frozen"
+
+    def _send_copy(self, region: int, node: int, now: float) -> None:
+        """What a copy takes is worked out as if it were at the node at once; it takes its turn and costs its price."""
+        trip, fault = self._mean_s[region][node], self._fault[node]
+        if not self._alive(node) or fault == "erroring":
+            took = GIVE_UP_S if fault == "frozen" else trip + REFUSAL_S
+            heapq.heappush(self._events, (now + took, _COPIED, node, region, now, 0.0, 0.0))
+            return
+        slots = self._free[node]
+        start = max(slots[0], now)
+        end = start + self._service_s[node] * self._work[self._drawn % len(self._work)] * (SLOWDOWN if fault else 1.0)
+        heapq.heapreplace(slots, end)
+        self._served[node] += 1
+        self._usd += self._usd_each[node]
+        self._extra += 1
+        heapq.heappush(self._events, (end + trip, _COPIED, node, region, now, 1.0, 0.0))
+
+    def _copied(self, now: float, node: int, region: int, sent: float, ok: float, _: float) -> None:
+        self._policy.copied(region, node, now, now - sent, bool(ok))
 
     def _at_node(self, now: float, node: int, request: int, sent: float, *_: float) -> None:
         fault = self._fault[node]

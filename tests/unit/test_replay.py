@@ -82,6 +82,9 @@ class Always:
     def overtaken(self, *heard: Any) -> None:
         self.heard.append(("overtaken", *heard))
 
+    def copied(self, *heard: Any) -> None:
+        self.heard.append(("copied", *heard))
+
     def changed(self, now_s: float) -> None:
         pass
 
@@ -180,6 +183,33 @@ def test_an_inference_costs_what_its_node_costs_when_it_begins() -> None:
     )
     each = float(dear.usd_per_request[0, 0])
     assert play(dear, Always).usd == pytest.approx(11 * each)
+
+
+@pytest.mark.parametrize(
+    ("fault", "took_s", "ok"),
+    [(None, 0.041, True), ("slow", 0.401, True), ("erroring", 0.002, False), ("frozen", GIVE_UP_S, False)],
+)
+def test_a_copy_tries_a_node_and_keeps_nobody_waiting(fault: Any, took_s: float, ok: bool) -> None:
+    heard: list[Any] = []
+
+    class Copying(Always):
+        def __init__(self, known: Known) -> None:
+            super().__init__(known, first=1)
+            self.known = known
+
+        def pick(self, region: int, now_s: float, tried: Collection[int]) -> int:
+            self.known.send_copy(region, 0, now_s)
+            assert self.known.alive(0) is (fault != "frozen")
+            return super().pick(region, now_s, tried)
+
+        def copied(self, *told: Any) -> None:
+            heard.append(told)
+
+    ill = () if fault is None else (Trouble(0, fault, 0.0, 60.0),)
+    played = play(world([1.0], troubles=ill), Copying)
+    assert played.took_s == pytest.approx([0.1])
+    assert played.served.tolist() == [int(ok), 1, 0]
+    assert heard == [(0, 0, pytest.approx(1 + took_s), pytest.approx(took_s), ok)]
 
 
 # The rivals.
@@ -407,7 +437,7 @@ def test_the_bars_of_an_ill_day() -> None:
     rivals = [made("one", p99_ms=140.0), made("other", p99_ms=130.0)]
     near, cheap = made("near", p99_ms=135.0), made("cheap", of_feasible=0.995)
     assert [verdict.held for verdict in fault_verdicts(cheap, near, rivals)] == [False, True]
-    assert "135 ms against 130 ms (other)" in fault_verdicts(cheap, near, rivals)[0].found
+    assert "135.0 ms against 130.0 ms (other)" in fault_verdicts(cheap, near, rivals)[0].found
 
 
 def test_the_page_shows_every_day_bar_and_assumption() -> None:
