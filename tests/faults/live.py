@@ -12,8 +12,9 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ REGION, MODEL = "europe-west1", "file-type"
 RATE = 33.4
 # What an app gives its call. A plain xDS client finds a frozen node by nothing else, so its own is part of the time in
 # which it leaves one; it has to be enough for a first connection half way round the world.
-TIMEOUT_S = {"gateway": 3.0, "sdk": 3.0, "xds": XDS_TIMEOUT_S}
+TIMEOUT_S = {"gateway": 5.0, "sdk": 5.0, "xds": XDS_TIMEOUT_S}
 # How long a fault is held, from and to.
 HOLD_S = (3.0, 6.0)
 # Between two faults: the first one's traces in everybody's measurements fade, and others are met by calm traffic.
@@ -46,7 +47,9 @@ BEFORE_S = 2.0
 WATCH_AGAIN_S = 0.2
 
 
-async def live(mesh: LocalMesh, *, seed: int, seconds: float, folder: Path, rate: float = RATE) -> dict[str, Any]:
+async def live(
+    mesh: LocalMesh, *, seed: int, seconds: float, folder: Path, rate: float = RATE, kinds: Iterable[str] = KINDS
+) -> dict[str, Any]:
     """The whole run and its report; the mesh is whole again afterwards."""
     chance, faults, decisions = random.Random(seed), list[Fault](), list[Decision]()
     files = {way: folder / f"{way}.calls" for way in WAYS}
@@ -56,7 +59,9 @@ async def live(mesh: LocalMesh, *, seed: int, seconds: float, folder: Path, rate
             mesh, MODEL, region=REGION, rate=rate, seconds=seconds, timeout_s=TIMEOUT_S, files=files
         ) as found:
             await asyncio.sleep(BEFORE_S)
-            await _script(Faults(mesh, REGION, MODEL), chance, until_s - LAST_S, faults)
+            await _script(Faults(mesh, REGION, MODEL), sorted(kinds), chance, until_s - LAST_S, faults)
+    lines = [json.dumps(asdict(decision)) for decision in decisions]
+    (folder / "decisions").write_text("\n".join(lines))
     calls = {way: [Call(**json.loads(line)) for line in file.read_text().splitlines()] for way, file in files.items()}
     for result in found.results:
         assert len(calls[result.way]) >= SENT_SHARE * result.planned, (
@@ -70,11 +75,13 @@ async def live(mesh: LocalMesh, *, seed: int, seconds: float, folder: Path, rate
     return {**facts, **report(calls, faults, decisions, deadline_ms)}
 
 
-async def _script(faults: Faults, chance: random.Random, until_s: float, done: list[Fault]) -> None:
+async def _script(
+    faults: Faults, kinds: Sequence[str], chance: random.Random, until_s: float, done: list[Fault]
+) -> None:
     """One fault after the other, every kind as often as the others, until the time is up."""
     deck: list[str] = []
     while time.monotonic() < until_s:
-        deck = deck or chance.sample(sorted(KINDS), len(KINDS))
+        deck = deck or chance.sample(kinds, len(kinds))
         steps = [deck.pop()]
         if deck and chance.random() < TWO_SHARE:
             steps.append(deck.pop())
@@ -154,11 +161,11 @@ def _decision(route: route_pb2.Route) -> Decision:
     )
 
 
-async def _alone(seed: int, seconds: float, rate: float) -> dict[str, Any]:
+async def _alone(seed: int, seconds: float, rate: float, kinds: Sequence[str], keep: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="nearmesh-live-") as scratch:
-        folder = Path(scratch)
-        async with local_mesh(folder / "mesh") as mesh:
-            return await live(mesh, seed=seed, seconds=seconds, folder=folder, rate=rate)
+        folder = keep or Path(scratch)
+        async with local_mesh(Path(scratch) / "mesh") as mesh:
+            return await live(mesh, seed=seed, seconds=seconds, folder=folder, rate=rate, kinds=kinds)
 
 
 def main() -> None:
@@ -166,10 +173,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--rate", type=float, default=RATE, help="calls a second on each way")
+    parser.add_argument("--kind", action="append", choices=sorted(KINDS), help="faults of this kind; may be repeated")
+    parser.add_argument("--keep", type=Path, help="a folder for every call and every decision")
     parser.add_argument("--out", type=Path, help="a file for the report")
     options = parser.parse_args()
     before = machine()
-    found = asyncio.run(_alone(options.seed, options.seconds, options.rate))
+    found = asyncio.run(_alone(options.seed, options.seconds, options.rate, options.kind or list(KINDS), options.keep))
     if options.out:
         options.out.write_text(json.dumps({"machine": before, **found}, indent=1) + "\n")
     print(json.dumps({key: found[key] for key in ("ways", "kinds", "moves")}, indent=1))

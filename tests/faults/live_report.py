@@ -5,6 +5,7 @@ Times are seconds since the epoch, all of one machine.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -87,18 +88,40 @@ def in_force(decisions: Sequence[Decision], since_s: float, until_s: float) -> l
     return [*earlier[-1:], *(d for d in decisions if since_s <= d.at_s <= until_s)]
 
 
-def moves(way: str, calls: Iterable[Call], faults: Sequence[Fault], decisions: Sequence[Decision]) -> list[Move]:
+# By node, when it answered calls later than the model's deadline, in order.
+Late = Mapping[str, Sequence[float]]
+
+
+def late_answers(calls: Mapping[str, Sequence[Call]], deadline_ms: float) -> Late:
+    found: dict[str, list[float]] = {}
+    for call in (call for made in calls.values() for call in made):
+        if call.node and call.ms > deadline_ms:
+            found.setdefault(call.node, []).append(call.started_s + call.ms / 1000)
+    return {node: sorted(times) for node, times in found.items()}
+
+
+def _overloaded(late: Late, node: str, since_s: float, until_s: float) -> bool:
+    times = late.get(node, ())
+    at = bisect_left(times, since_s)
+    return at < len(times) and times[at] <= until_s
+
+
+def moves(
+    way: str, calls: Iterable[Call], faults: Sequence[Fault], decisions: Sequence[Decision], late: Late
+) -> list[Move]:
     """Every change of the answering node, each with the reason for it."""
     found, last = [], ""
     for call in sorted((call for call in calls if call.node), key=lambda call: call.started_s):
         if last and call.node != last:
-            reason, text = why_moved(last, call, faults, decisions)
+            reason, text = why_moved(last, call, faults, decisions, late)
             found.append(Move(at_s=call.started_s, way=way, before=last, after=call.node, reason=reason, text=text))
         last = call.node
     return found
 
 
-def why_moved(before: str, call: Call, faults: Sequence[Fault], decisions: Sequence[Decision]) -> tuple[str, str]:
+def why_moved(
+    before: str, call: Call, faults: Sequence[Fault], decisions: Sequence[Decision], late: Late
+) -> tuple[str, str]:
     """In one word, and in the words of whoever decided it; both empty when nothing explains it."""
     ended_s = call.started_s + call.ms / 1000
     valid = in_force(decisions, call.started_s - LAG_S, ended_s)
@@ -117,6 +140,10 @@ def why_moved(before: str, call: Call, faults: Sequence[Fault], decisions: Seque
     ]
     if guilty:
         return "fault", f"{guilty[-1].kind} of {guilty[-1].target}"
+    # A node that has no time for a request refuses it, and a gateway asks the next one.
+    full = [node for node in placed if _overloaded(late, node, call.started_s - LAG_S, ended_s + LAG_S)]
+    if full:
+        return "overload", f"{full[0]} answered others too late"
     return ("receipt", call.why) if call.why else ("", "")
 
 
@@ -158,7 +185,8 @@ def report(
     calls: Mapping[str, Sequence[Call]], faults: Sequence[Fault], decisions: Sequence[Decision], deadline_ms: float
 ) -> dict[str, Any]:
     """All figures, by way and by kind of fault."""
-    moved = [move for way, made in calls.items() for move in moves(way, made, faults, decisions)]
+    late = late_answers(calls, deadline_ms)
+    moved = [move for way, made in calls.items() for move in moves(way, made, faults, decisions, late)]
     kinds = sorted({fault.kind for fault in faults})
     return {
         "deadline_ms": deadline_ms,
@@ -172,13 +200,19 @@ def report(
         },
         "decisions": len(decisions),
         "faults": [asdict(fault) for fault in faults],
-        "errors": [
-            {"way": way, "apart": apart(way, call, faults), "during": _during(call, faults), **asdict(call)}
-            for way, made in calls.items()
-            for call in made
-            if call.error
-        ][: 5 * SHOWN],
+        "errors": _errors(calls, faults)[: 5 * SHOWN],
     }
+
+
+def _errors(calls: Mapping[str, Sequence[Call]], faults: Sequence[Fault]) -> list[dict[str, Any]]:
+    """Those first that nothing excuses."""
+    found = [
+        {"way": way, "apart": apart(way, call, faults), "during": _during(call, faults), **asdict(call)}
+        for way, made in calls.items()
+        for call in made
+        if call.error
+    ]
+    return sorted(found, key=lambda error: error["apart"])
 
 
 def _way(way: str, calls: Sequence[Call], faults: Sequence[Fault], deadline_ms: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tests.faults.live_report import (
     broken,
     calm_p95_ms,
     in_force,
+    late_answers,
     left_after_s,
     moves,
     report,
@@ -68,16 +69,20 @@ def test_which_decisions_a_client_may_have_acted_on() -> None:
         (call(50, "b"), [fault("kill", 9, "control-plane")], [FIRST_A], ""),
         (call(10, "b", why="nearest; after a: UNREACHABLE"), [], [FIRST_A], "receipt"),
         (call(10, "b", why="nearer from here"), [], [FIRST_A], "receipt"),
+        # It refused others, or had them wait.
+        (call(25, "b"), [], [FIRST_A], "overload"),
         (call(10, "b"), [], [], ""),
     ],
 )
 def test_why_a_call_went_elsewhere(moved: Call, faults: list[Fault], decisions: list[Decision], reason: str) -> None:
-    assert why_moved("a", moved, faults, decisions)[0] == reason
+    late = late_answers({"xds": [call(24, "a", ms=900), call(10, "a", ms=299), call(10, "b", ms=900)]}, 300)
+    assert late == {"a": [24.9], "b": [10.9]}
+    assert why_moved("a", moved, faults, decisions, late)[0] == reason
 
 
 def test_a_move_is_a_change_of_the_node_that_answers() -> None:
     calls = [call(3, "b"), call(1, "a"), call(2, error="x"), call(4, "b"), call(52, "a")]
-    found = moves("sdk", calls, [], [FIRST_A, decision(2, "b")])
+    found = moves("sdk", calls, [], [FIRST_A, decision(2, "b")], {})
     assert [(move.before, move.after, move.at_s, move.reason) for move in found] == [
         ("a", "b", 3, "decision"),
         ("b", "a", 52, ""),
