@@ -21,7 +21,9 @@ from nearmesh_controlplane.routing.planner import Plan, Planner
 from benchmarks.replay.policy import Known
 from benchmarks.replay.world import Array
 from nearmesh.client.budget import Budget
+from nearmesh.client.experience import FIRST_OUT_S, MAX_OUT_S
 from nearmesh.client.health import MIN_EXCESS_MS, SLOW, Health
+from nearmesh.client.picker import AS_SOON_MS, MOST_PATIENT_P95S, PATIENCE_FACTOR, PATIENCE_FLOOR_S, due_ms
 from nearmesh.routing.objectives import Objective
 from nearmesh.routing.times import LEVELS, Times
 
@@ -37,14 +39,9 @@ MEASURE_S = 5.0
 SAME, SAME_MS = 0.03, 1.0
 # A region is many clients with a health record each; here it has one for each node, which hears of every fourth answer.
 HEARD = 4
-# As the SDK has it: a call silent for so long is given up, races lost in a row count as one, and refusals are believed.
-PATIENCE_FACTOR, PATIENCE_FLOOR_S = 4.0, 0.25
+# Races lost in a row for which a node is taken for frozen.
 LOST_IN_A_ROW = 3
-FIRST_OUT_S, MAX_OUT_S = 0.5, 10.0
-# Nodes that answer within so many ms of the soonest are as soon; the cheapest of them gets the copy.
-AS_SOON_MS = 15.0
-BEYOND_P99 = 1.1
-_P50, _P95, _P99 = LEVELS.index(0.5), LEVELS.index(0.95), LEVELS.index(0.99)
+_P50, _P95 = LEVELS.index(0.5), LEVELS.index(0.95)
 
 
 class Nearmesh:
@@ -136,18 +133,21 @@ class Nearmesh:
         shares = self._control.plan(now_s)
         self._choices = [_choice(row) for row in shares]
         self._rescuers = _rescuers(self._control.total_ms, np.array(self.known.usd), np.array(self.known.present))
-        self.patience_s = (self._hedges_ms() / 1000).tolist()
-
-    def _hedges_ms(self) -> Array:
-        """When a copy is sent: as late as it will do, and not before the answer is late by the forecast.
-
-        A copy that would be too late in any case waits until the first answer is all but lost.
-        """
         total = self._control.total_ms
-        rescue = np.array([total[r, order[0], _P95] for r, order in enumerate(self._rescuers)])
-        last_ms = self.known.deadline_ms - rescue[:, None]
-        useful = total[..., _P95] <= last_ms
-        return np.where(useful, last_ms, np.maximum(BEYOND_P99 * total[..., _P99], last_ms))
+        self.patience_s = (MOST_PATIENT_P95S * total[..., _P95] / 1000).tolist()
+        for region, (nodes, _) in enumerate(self._choices):
+            for node in nodes:
+                self.patience_s[region][node] = self._due_ms(region, node, now_s) / 1000
+
+    def _due_ms(self, region: int, node: int, now_s: float) -> float:
+        """When a request that was sent there is sent to another node too, by the SDK's rule."""
+        rows, late_ms = self._control.total_ms[region], self._control.forecast_ms(region, node)[1]
+        late_ms *= self._health[region][node].correction(now_s)
+        other = next((n for n in self._rescuers[region] if n != node), None)
+        if other is None:
+            return late_ms
+        times = Times(tuple(rows[node].tolist())), Times(tuple(rows[other].tolist()))
+        return max(late_ms, due_ms(*times, self.known.deadline_ms))
 
     def _instead(self, region: int, now_s: float) -> int:
         """When the node that was drawn is out: another one that was placed, else the best of all."""
@@ -382,8 +382,8 @@ def _quantiles(samples: Array) -> Array:
 def _rescuers(total_ms: Array, usd: Array, present: npt.NDArray[np.bool_]) -> list[list[int]]:
     """For each region all nodes in the order in which they are asked beside another one."""
     p50 = np.where(present, total_ms[..., _P50], np.inf)
-    steps = np.floor((p50 - p50.min(axis=1, keepdims=True)) / AS_SOON_MS)
-    return np.lexsort((np.broadcast_to(usd, p50.shape), steps), axis=-1).tolist()
+    later = np.floor((p50 - p50.min(axis=1, keepdims=True)) / AS_SOON_MS)
+    return np.lexsort((np.broadcast_to(usd, p50.shape), later), axis=-1).tolist()
 
 
 def _choice(shares: Array) -> tuple[list[int], list[float]]:

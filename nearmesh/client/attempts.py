@@ -198,11 +198,12 @@ class _Race:
         self._asked.clear()
 
     def _start_hedge(self, late: _Runner, now_s: float) -> None:
-        """Not before the late one has taken as long as the other would: far help for a near node is seldom in time."""
+        """Not before help is due (`picker.due_ms`): that may be some time after the late one was late."""
         running = [runner.choice for runner in self._running.values()]
         busy = self._asked | {choice.node for choice in running}
         choice = picker.beside(self._call.plan(), busy, {choice.site for choice in running})
-        late.hedge_s = late.started_s + choice.forecast.p50_ms / 1000 if choice else math.inf
+        due_ms = picker.due_ms(late.forecast, choice.forecast, self._call.aim_ms) if choice else math.inf
+        late.hedge_s = late.started_s + due_ms / 1000
         if now_s < late.hedge_s:
             return
         late.hedge_s = math.inf

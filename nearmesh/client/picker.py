@@ -27,6 +27,12 @@ PATIENCE_FACTOR = 4.0
 PATIENCE_FLOOR_S = 0.25
 # A hedge is not sent earlier than this: below it the pauses of this client's own process would send one.
 HEDGE_FLOOR_S = 0.005
+# A copy of a call is a whole call to pay for. So it is sent as late as will do for the deadline that the model aims at,
+# but no later than this many times the first node's forecast 95th percentile; and where it would come too late anyway,
+# not before the first node is all but lost, after this many times its 99th.
+MOST_PATIENT_P95S, HOPELESS_P99S = 2.0, 1.1
+# Of nodes that answer within this of the soonest, the cheapest gets the copy.
+AS_SOON_MS = 5.0
 # A new connection sends about this much in its first round trip, twice that in the next, and so on.
 FIRST_WINDOW_BYTES = 64 * 1024
 # Of two nodes drawn, the second is asked if it is less busy by this share; closer ones stand as the shares have them.
@@ -174,10 +180,29 @@ def pick(choices: Sequence[Choice], cost: Callable[[Choice], float], chance: ran
 def beside(choices: Iterable[Choice], busy: Collection[str], sites: Collection[str]) -> Choice | None:
     """Whom to ask beside nodes that are asked already: the soonest of another site, else of the same.
 
-    `busy` are the nodes that were asked, `sites` the sites that they are in.
+    `busy` are the nodes that were asked, `sites` the sites that they are in. Of those as soon, the cheapest.
     """
     free = [choice for choice in choices if choice.in_service and choice.node not in busy]
-    return min(free, key=lambda choice: (choice.site in sites, choice.forecast.p50_ms), default=None)
+    free = [choice for choice in free if choice.site not in sites] or free
+    limit_ms = min((choice.forecast.p50_ms for choice in free), default=0.0) + AS_SOON_MS
+    as_soon = [choice for choice in free if choice.forecast.p50_ms <= limit_ms]
+    return min(
+        as_soon, key=lambda choice: (choice.endpoint.candidate.usd_per_1000, choice.forecast.p50_ms), default=None
+    )
+
+
+def due_ms(late: Times, other: Times, aim_ms: float) -> float:
+    """When a call that is late by its forecast is to be sent to the other node too, ms after its start.
+
+    Not before the other one would have answered: far help for a near node is seldom in time. And as late as it may be
+    for the other to answer by `aim_ms`, within bounds: most late calls are answered by then, and a copy less is paid.
+    """
+    last_ms = aim_ms - other.p95_ms
+    if not math.isfinite(last_ms):
+        return other.p50_ms
+    hopeless = late.p95_ms > last_ms
+    wait_ms = HOPELESS_P99S * late.p99_ms if hopeless else min(last_ms, MOST_PATIENT_P95S * late.p95_ms)
+    return max(other.p50_ms, wait_ms)
 
 
 def patience_s(candidate: routing.Candidate, request_bytes: int) -> float:

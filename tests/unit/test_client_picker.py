@@ -240,6 +240,40 @@ def test_a_hedge_waits_for_the_forecast_95th_percentile(
     assert picker.hedge_s(candidate, request_bytes, correction) == pytest.approx(expected_s)
 
 
+def spread(p50_ms: float, p95_ms: float) -> Times:
+    return Times.spread(p50_ms, p95_ms)
+
+
+@pytest.mark.parametrize(
+    ("late", "other", "aim_ms", "expected_ms"),
+    [
+        # Nothing is aimed at: as long as the other one would take.
+        (spread(10, 20), spread(15, 30), math.inf, 15.0),
+        # As late as it may be for the other to be in time.
+        (spread(80, 100), spread(50, 70), 200.0, 130.0),
+        # But twice the forecast is enough.
+        (spread(10, 20), spread(15, 30), 300.0, 40.0),
+        # The other would not be in time: not before this one is all but lost.
+        (Times((140.0, 150.0, 155.0, 158.0, 160.0, 165.0, 180.0)), spread(50, 70), 200.0, 198.0),
+        # Far help for a near node.
+        (spread(10, 20), spread(100, 120), 300.0, 100.0),
+    ],
+)
+def test_when_help_is_due(late: Times, other: Times, aim_ms: float, expected_ms: float) -> None:
+    assert picker.due_ms(late, other, aim_ms) == pytest.approx(expected_ms)
+
+
+def test_of_nodes_as_soon_the_cheapest_gets_the_copy() -> None:
+    found = route(
+        endpoint("first", 1, site="a"),
+        endpoint("soonest", 30.0, 9.0, site="b"),
+        endpoint("as soon", 34.0, 1.0, site="c"),
+        endpoint("later", 36.0, 0.1, site="d"),
+    )
+    choice = picker.beside(picker.order(found, measured={}), {"first"}, {"a"})
+    assert choice and choice.node == "as soon"
+
+
 def test_quantiles_and_shares_are_read_from_a_message_and_nonsense_is_not() -> None:
     good = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     plain = route_pb2.Candidate(

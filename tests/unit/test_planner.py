@@ -200,6 +200,45 @@ def test_who_waits_much_longer_than_expected_is_judged_by_that() -> None:
     assert shares(plan_once(world((NEAR, CHEAP), WAYS, replicas=replicas))) == {"near": 1.0}
 
 
+def test_what_a_burst_leaves_moves_nobody() -> None:
+    burst = Times((0.0, 0.0, 0.0, 20.0, 150.0, 200.0, 250.0))
+    replicas = {"near": serves(), "cheap": serves(queue=burst)}
+    assert shares(plan_once(world((NEAR, CHEAP), WAYS, replicas=replicas))) == {"cheap": 1.0}
+
+
+def with_service(facts: Facts, **ms: float) -> Facts:
+    (model,) = facts.models
+    return dataclasses.replace(
+        facts, models=(dataclasses.replace(model, replicas={n: serves(value) for n, value in ms.items()}),)
+    )
+
+
+def test_who_is_on_the_edge_of_the_deadline_stays_and_nobody_comes() -> None:
+    facts, planner = world((NEAR, CHEAP), WAYS, demand=asked(here=1.0)), Planner()
+    just_late = with_service(facts, near=10.0, cheap=109.0)
+    assert shares(planner.plan(with_service(facts, near=10.0, cheap=105.0), 0.0)) == {"cheap": 1.0}
+    assert shares(planner.plan(just_late, 10.0)) == {"cheap": 1.0}
+    assert shares(plan_once(just_late)) == {"near": 1.0}
+    assert shares(planner.plan(with_service(facts, near=10.0, cheap=115.0), 20.0)) == {"near": 1.0}
+
+
+def test_the_nearest_node_is_one_that_works() -> None:
+    facts = world((NEAR, CHEAP), WAYS)
+    assert shares(plan_once(with_service(facts, near=400.0, cheap=10.0), "nearest"), objective="nearest") == {
+        "cheap": 1.0
+    }
+    # Where all are late, distance alone counts.
+    assert shares(plan_once(with_service(facts, near=400.0, cheap=300.0), "nearest"), objective="nearest") == {
+        "near": 1.0
+    }
+
+
+def test_of_nodes_at_one_distance_the_cheaper_is_the_nearest() -> None:
+    nodes = (node("dear", 2.0, region="here"), node("cheap", 1.0, region="here"))
+    facts = world(nodes, {"here": {"dear": 0.21, "cheap": 0.34}})
+    assert shares(plan_once(facts, "nearest"), objective="nearest") == {"cheap": 1.0}
+
+
 def test_a_node_is_judged_at_the_load_that_it_may_come_to_have() -> None:
     """One slow server: alone in time, under the whole demand not."""
     replicas = {"near": serves(40.0, 25.0), "cheap": serves(40.0, 25.0)}
