@@ -119,6 +119,10 @@ def check_no_error(results: Iterable[LoadResult]) -> None:
         assert len(result.calls) >= SENT_SHARE * result.planned, figures
 
 
+# Of the calls before a fault, what the node has to have answered that it hits.
+MOST = 0.8
+
+
 def check_moved(
     results: Iterable[LoadResult], *, away_from: str, after_s: float, until_s: float, within_s: float
 ) -> None:
@@ -134,10 +138,13 @@ def check_moved(
 
 
 def check_before(results: Iterable[LoadResult], *, node: str, until_s: float) -> None:
-    """Every call that ended before the moment was that node's, but for hedged ones: the fault met traffic."""
+    """Nearly every call that ended before the moment was that node's: the fault met traffic.
+
+    Not every one: a call that took long for a moment is hedged or made again elsewhere.
+    """
     for result in results:
         nodes = Counter(c.node for c in result.calls if c.started_s + c.ms / 1000 < until_s and not c.hedged)
-        assert set(nodes) == {node}, f"{result.way}: {dict(nodes)} answered before"
+        assert nodes[node] >= MOST * nodes.total() > 0, f"{result.way}: {dict(nodes)} answered before"
 
 
 def moved_after_s(results: Iterable[LoadResult], *, away_from: str, after_s: float, until_s: float) -> float:
