@@ -75,7 +75,7 @@ async def price_moves_traffic(mesh: LocalMesh, region: str, model: str, ways: Se
             check_moved(found.results, away_from=before, after_s=asked_s, until_s=end_s, within_s=MOVED_WITHIN_S)
         finally:
             await admin.set_price(other, prices[other])
-    await until(lambda: chosen(mesh, model, region, before))
+    await until(lambda: chosen(mesh, model, region, before), SETTLED_WITHIN_S)
     moved = moved_after_s(found.results, away_from=before, after_s=asked_s, until_s=end_s)
     return {"moved_within_s": round(moved, 3), "loads": [summary(result) for result in found.results]}
 
@@ -94,7 +94,7 @@ async def killed_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[s
     check_before(found.results, node=before, until_s=killed_s)
     check_no_error(found.results)
     check_moved(found.results, away_from=before, after_s=killed_s, until_s=started_s, within_s=MOVED_WITHIN_S)
-    await until(lambda: chosen(mesh, model, region, before))
+    await until(lambda: chosen(mesh, model, region, before), SETTLED_WITHIN_S)
     back_s = time.time() - started_s
     mesh.write_state()
     moved = moved_after_s(found.results, away_from=before, after_s=killed_s, until_s=started_s)
@@ -127,7 +127,7 @@ async def killed_control_plane(mesh: LocalMesh, region: str, seconds: float) -> 
     await until(lambda: _is_known(mesh, before))
     # The network is measured anew; until then the router goes by distance.
     await until(lambda: _all_measured(mesh))
-    await until(lambda: chosen(mesh, "file-type", region, answering))
+    await until(lambda: chosen(mesh, "file-type", region, answering), SETTLED_WITHIN_S)
     mesh.write_state()
     return {
         "away_s": round(away_s, 1),
@@ -284,6 +284,6 @@ async def frozen_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[s
     check_no_error(found.results)
     # Silence takes longer to notice than a broken connection.
     check_moved(found.results, away_from=before, after_s=frozen_s, until_s=thawed_s, within_s=2 * MOVED_WITHIN_S)
-    await until(lambda: chosen(mesh, model, region, before))
+    await until(lambda: chosen(mesh, model, region, before), SETTLED_WITHIN_S)
     moved = moved_after_s(found.results, away_from=before, after_s=frozen_s, until_s=thawed_s)
     return {"moved_within_s": round(moved, 3), "loads": [summary(result) for result in found.results]}
