@@ -30,8 +30,10 @@ postgres:
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql >/dev/null; }; }; } || \
 		echo "no PostgreSQL: the tests of several control planes will be skipped (Debian: apt-get install postgresql)"
 
+# Most tests wait more than they work, so that two at a time take half as long; faults are timed, and come one by one.
 test: $(STAMP) postgres ## Run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/contract tests/integration models
+	$(BIN)/python -m pytest tests/faults
 
 lint: $(STAMP) ## Check style and formatting
 	$(BIN)/ruff check .
