@@ -222,6 +222,8 @@ def _way(way: str, calls: Sequence[Call], faults: Sequence[Fault], deadline_ms: 
         "calls": len(calls),
         "errors": sum(not apart(way, call, faults) for call in failed),
         "errors_frozen_xds": sum(apart(way, call, faults) for call in failed),
+        # While nothing was done to the mesh: the machine itself had no room for the calls.
+        "of_those_undisturbed": sum(not _during(call, faults) for call in failed),
         "of_those_cut_off": sum(bool(call.cut_off) for call in failed),
         "stuck_ms": round(stuck_ms(calls, faults)),
         "late_share": round(sum(ms > deadline_ms for ms in times) / len(times), 4),
