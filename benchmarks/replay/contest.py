@@ -43,6 +43,8 @@ class Day:
     best: Optimum
     ours: tuple[Outcome, ...]
     rivals: tuple[Outcome, ...]
+    # Our own rule without a plan, which nobody offers: it shows what the plan is worth.
+    unplanned: Outcome
     verdicts: tuple[Verdict, ...]
     # Processor time that the first of ours took, seconds.
     played_s: float
@@ -58,8 +60,8 @@ def play_slice(task: Task) -> dict[str, Any]:
 
 def rivals() -> list[Maker]:
     """Each as published; those that know no distance also within reach of the deadline."""
-    blind = (RoundRobin, LeastRequest, PeakEwma, SkyServe, InverseSquare, Cheapest)
-    return [Nearest, *blind, *(partial(_within_reach, kind) for kind in blind)]
+    blind = (RoundRobin, LeastRequest, PeakEwma, SkyServe, InverseSquare)
+    return [Nearest, Cheapest, *blind, *(partial(_within_reach, kind) for kind in blind)]
 
 
 def healthy(world: World) -> Day:
@@ -69,7 +71,7 @@ def healthy(world: World) -> Day:
     ours = outcome(world, _played(world, Nearmesh), best)
     played_s = time.process_time() - started_s
     others = _rivals(world, best)
-    return Day(world.name, best, (ours,), others, tuple(verdicts(ours, others)), played_s)
+    return Day(world.name, best, (ours,), others, _unplanned(world, best), tuple(verdicts(ours, others)), played_s)
 
 
 def ill_day(world: World) -> Day:
@@ -80,11 +82,16 @@ def ill_day(world: World) -> Day:
     played_s = time.process_time() - started_s
     near = outcome(world, _played(world, partial(Nearmesh, objective="nearest")), best)
     others = _rivals(world, best)
-    return Day(world.name, best, (cheap, near), others, tuple(fault_verdicts(cheap, near, others)), played_s)
+    held = tuple(fault_verdicts(cheap, near, others))
+    return Day(world.name, best, (cheap, near), others, _unplanned(world, best), held, played_s)
 
 
 def _rivals(world: World, best: Optimum) -> tuple[Outcome, ...]:
     return tuple(outcome(world, _played(world, make), best) for make in rivals())
+
+
+def _unplanned(world: World, best: Optimum) -> Outcome:
+    return outcome(world, _played(world, partial(_within_reach, Cheapest)), best)
 
 
 def _within_reach(kind: type, known: Known) -> Policy:

@@ -51,7 +51,8 @@ class ControlPlane:
         self._queues: list[Times | None] = [None] * count
         self._network_times: dict[tuple[str, str], Times] = {}
         self._replicas: dict[str, ReplicaFacts] = {}
-        self._present_since_s = [-1e9] * count
+        # Since when each node is there; None while it is not.
+        self._present_since_s: list[float | None] = [-1e9] * count
         self.moving = False
         self.total_ms = np.zeros((known.regions, count, len(LEVELS)))
         self._refresh()
@@ -152,13 +153,13 @@ class ControlPlane:
         network, service = _quantiles(self._pairs), _quantiles(self._works)
         for row, region in enumerate(self._regions):
             for column, node in enumerate(self._ids):
-                new = Times(tuple(network[row, column].tolist()))
-                self._network_times[region, node] = _keep(self._network_times.get((region, node)), new)
+                times = Times(tuple(network[row, column].tolist()))
+                self._network_times[region, node] = _keep(self._network_times.get((region, node)), times)
         for column, node in enumerate(self._ids):
             old = self._replicas.get(node)
-            times = _keep(old.service if old else None, Times(tuple(service[column].tolist())))
+            alone = _keep(old.service if old else None, Times(tuple(service[column].tolist())))
             new = ReplicaFacts(
-                service=times, per_s=self._known.per_second[column], queue=_kept_queue(old, self._queues[column])
+                service=alone, per_s=self._known.per_second[column], queue=_kept_queue(old, self._queues[column])
             )
             self._replicas[node] = old if old == new else new
 

@@ -168,7 +168,8 @@ def _seconds(arrivals_s: list[float]) -> Trace:
 
 def _of_mean_one(counts: list[float]) -> Array:
     values = np.array(counts, dtype=np.float64)
-    return values / max(values.mean(), 1e-9)
+    found: Array = values / max(values.mean(), 1e-9)
+    return found
 
 
 def _rows(name: str) -> Iterator[Mapping[str, str]]:

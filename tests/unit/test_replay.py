@@ -447,6 +447,7 @@ def test_the_page_shows_every_day_bar_and_assumption() -> None:
         "ill": False,
         "ours": [asdict(made("Nearmesh"))],
         "rivals": [asdict(made("nearest", usd_per_million=1.5, of_optimum=1.53, failed=0.001))],
+        "unplanned": asdict(made("cheapest, within reach", of_feasible=0.97)),
         "verdicts": [asdict(verdict) for verdict in verdicts(made("Nearmesh"), [made("nearest", usd_per_million=1.5)])],
         "played_s": 12.3,
     }
@@ -469,7 +470,16 @@ def test_the_page_shows_every_day_bar_and_assumption() -> None:
         "days": [day, {**day, "name": "ill", "ill": True}],
     }
     found = page.page(results)
-    for part in ("### calm", "### ill", "| nearest | 1.530 | 1.50 |", "0.10%", "NEARMESH_TEST_DATA", "commit `0123"):
+    for part in (
+        "### calm",
+        "### ill",
+        "| nearest | 1.530 | 1.50 |",
+        "0.10%",
+        page.UNPLANNED,
+        "0.9700",
+        "NEARMESH_TEST_DATA",
+        "commit `0123",
+    ):
         assert part in found
     assert page.held(results)
     assert len(page.tables(results)) == 3
