@@ -282,3 +282,17 @@ def test_after_a_change_of_the_leader_nobody_moves_before_it_is_known_who_asks()
 def test_nothing_at_all_is_planned_too() -> None:
     plan = Planner().plan(Facts(nodes=(), models=(), regions=(), network={}), 0.0)
     assert plan.shares("here", MODEL, IN_TIME) == {} and not plan.moving
+
+
+def test_who_only_wants_the_nearest_may_fill_it_further_than_who_wants_to_be_in_time() -> None:
+    """One slow server: under a load at which no deadline could be kept, the nearest is still the nearest."""
+    replicas = {"near": serves(40.0, 25.0), "cheap": serves(40.0, 25.0)}
+    wanted: list[Objective] = [IN_TIME, "nearest"]
+    found = {
+        objective: plan_once(
+            world((NEAR, CHEAP), WAYS, replicas=replicas, deadline_ms=150.0, demand={("here", MODEL, objective): 15.0})
+        )
+        for objective in wanted
+    }
+    assert shares(found["nearest"], objective="nearest") == {"near": 1.0}
+    assert shares(found[IN_TIME]) != {"near": 1.0}

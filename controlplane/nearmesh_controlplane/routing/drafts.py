@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from nearmesh.routing.objectives import IN_TIME, Objective
 from nearmesh.routing.rule import HYSTERESIS, NEAR_MS
+from nearmesh_controlplane.routing.capacity import UTILIZATIONS
 from nearmesh_controlplane.routing.offers import Offers
 
 Array = npt.NDArray[np.float64]
@@ -45,6 +46,8 @@ class Draft:
     cost: Array
     stay_cost: Array
     broken: Mask
+    # What one request per second takes of each node.
+    load: Array
 
     @property
     def key(self) -> tuple[str, Objective]:
@@ -92,7 +95,15 @@ def drafted(offers: Offers, objective: Objective, usual: float) -> Draft:
         broken = broken | (offers.p_in_time < BROKEN_BELOW)
     if objective == "nearest":
         broken = broken | _ill(offers)
-    return Draft(objective, offers, cost, stay_cost, broken)
+    return Draft(objective, offers, cost, stay_cost, broken, _load(offers, objective))
+
+
+def _load(offers: Offers, objective: Objective) -> Array:
+    """Who does not ask for an answer in time may fill a node as far as its queue does not grow without end."""
+    if objective == "cheapest-in-time":
+        return offers.load
+    found: Array = offers.load * offers.utilization / UTILIZATIONS[0]
+    return found
 
 
 def _ill(offers: Offers) -> Mask:

@@ -70,7 +70,7 @@ class Stack:
             self._at[id(draft)] = (number * count, columns)
             rows = slice(number * count, (number + 1) * count)
             cost[rows, columns], stay[rows, columns] = draft.cost, draft.stay_cost
-            load[rows, columns] = draft.offers.load / frame.joined(draft.offers)
+            load[rows, columns] = draft.load / frame.joined(draft.offers)
             self._broken[rows, columns] = draft.broken
         # Where no node may answer there is nothing to place.
         self._open = np.isfinite(cost).any(axis=1)
@@ -180,7 +180,7 @@ def _evenly(shares: Array, draft: Draft, twins: Ints) -> Array:
     """A site's part of each row, given to the cheapest of its nodes alike: by what each can do."""
     cost = draft.cost[:, twins]
     alike = cost <= cost.min(axis=1, keepdims=True) * (1 + TWINS)
-    able = np.where(alike & np.isfinite(cost), 1 / draft.offers.load[twins], 0.0)
+    able = np.where(alike & np.isfinite(cost), 1 / draft.load[twins], 0.0)
     whole = np.where(alike, shares, 0.0).sum(axis=1, keepdims=True)
     spread = whole * able / np.maximum(able.sum(axis=1, keepdims=True), 1e-12)
     return np.where(alike, spread, shares)
