@@ -9,6 +9,7 @@ import asyncio
 import json
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from nearmesh.process import leashed
 from tests.faults.loads import (
     WAYS,
     Conversation,
-    check_before,
+    check_met,
     check_moved,
     check_no_error,
     loads,
@@ -42,6 +43,8 @@ MOVED_WITHIN_S = 2.0
 DOWN_S = 4.0
 # A restarted node imports its libraries, proves its models and is measured.
 BACK_WITHIN_S = 30.0
+# Traffic around a node that is killed and started again.
+LOAD_S = BEFORE_S + DOWN_S + 3.0
 LOOK_AGAIN_S = 0.05
 # A node whose predicted time is below this share of the deadline does not become late by a measurement's noise.
 CERTAIN_SHARE = 0.8
@@ -50,6 +53,9 @@ SETTLED_WITHIN_S = 90.0
 
 # Three ways at once would ask more of two cores than the models' own time allows.
 HEAVY = ("text-detector", "text-recognizer")
+# Calls a second of each way, which one node can answer while two others and the clients share its cores: what it cannot
+# take would go elsewhere, fault or no fault.
+RATES = {"file-type": 10.0, "voice-activity": 10.0, "text-detector": 4.0, "text-recognizer": 4.0}
 
 Figures = dict[str, Any]
 
@@ -62,39 +68,41 @@ def groups(model: str) -> list[tuple[str, ...]]:
 async def price_moves_traffic(mesh: LocalMesh, region: str, model: str, ways: Sequence[str] = WAYS) -> Figures:
     """Makes another node, within the deadline, the cheapest while every way in is under load."""
     async with mesh.admin() as admin:
-        before, other = await choice_and_other(mesh, model, region)
+        await choice_and_other(mesh, model, region)
         prices = {node.id: node.usd_per_hour for node in await admin.nodes()}
         try:
-            async with loads(mesh, model, region=region, ways=ways, seconds=BEFORE_S + 5.0) as found:
+            async with loads(mesh, model, region=region, ways=ways, rate=RATES[model], seconds=BEFORE_S + 5.0) as found:
                 await asyncio.sleep(BEFORE_S)
+                before, other = await choice_and_other(mesh, model, region)
                 asked_s = time.time()
                 await admin.set_price(other, prices[before] / 2)
             end_s = time.time()
-            check_before(found.results, node=before, until_s=asked_s)
+            check_met(found.results, node=before, until_s=asked_s)
             check_no_error(found.results)
             check_moved(found.results, away_from=before, after_s=asked_s, until_s=end_s, within_s=MOVED_WITHIN_S)
         finally:
-            await admin.set_price(other, prices[other])
-    await until(lambda: chosen(mesh, model, region, before), SETTLED_WITHIN_S)
+            for node, usd_per_hour in prices.items():
+                await admin.set_price(node, usd_per_hour)
     moved = moved_after_s(found.results, away_from=before, after_s=asked_s, until_s=end_s)
     return {"moved_within_s": round(moved, 3), "loads": [summary(result) for result in found.results]}
 
 
 async def killed_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[str] = WAYS) -> Figures:
     """kill -9 of the node that answers, under load; then it is started again and comes back by itself."""
-    before, _ = await choice_and_other(mesh, model, region)
-    child = mesh.find(before)
-    async with loads(mesh, model, region=region, ways=ways, seconds=BEFORE_S + DOWN_S + 3.0) as found:
+    await choice_and_other(mesh, model, region)
+    async with loads(mesh, model, region=region, ways=ways, rate=RATES[model], seconds=LOAD_S) as found:
         await asyncio.sleep(BEFORE_S)
+        before = await answering(mesh, model, region)
+        child = mesh.find(before)
         killed_s = time.time()
         await child.kill()
         await asyncio.sleep(DOWN_S)
         started_s = time.time()
         await child.start()
-    check_before(found.results, node=before, until_s=killed_s)
+    check_met(found.results, node=before, until_s=killed_s)
     check_no_error(found.results)
     check_moved(found.results, away_from=before, after_s=killed_s, until_s=started_s, within_s=MOVED_WITHIN_S)
-    await until(lambda: chosen(mesh, model, region, before), SETTLED_WITHIN_S)
+    await until(lambda: is_ready(mesh, model, region, before), SETTLED_WITHIN_S)
     back_s = time.time() - started_s
     mesh.write_state()
     moved = moved_after_s(found.results, away_from=before, after_s=killed_s, until_s=started_s)
@@ -196,6 +204,24 @@ async def chosen(mesh: LocalMesh, model: str, region: str, node: str) -> bool:
     return bool(first.node == node and first.ready)
 
 
+async def answering(mesh: LocalMesh, model: str, region: str) -> str:
+    """The node that most requests are sent to, once every node is there for those that it will not answer."""
+
+    async def whole() -> bool:
+        async with mesh.admin() as admin:
+            return all(candidate.ready for candidate in (await admin.explain(model, region)).candidates)
+
+    await until(whole)
+    async with mesh.admin() as admin:
+        return str((await admin.explain(model, region)).candidates[0].node)
+
+
+async def is_ready(mesh: LocalMesh, model: str, region: str, node: str) -> bool:
+    async with mesh.admin() as admin:
+        route = await admin.explain(model, region)
+    return any(candidate.node == node and candidate.ready for candidate in route.candidates)
+
+
 async def _known(mesh: LocalMesh) -> dict[str, Any]:
     """What the control plane must not forget."""
     async with mesh.admin() as admin:
@@ -239,7 +265,6 @@ async def _serves_by_itself(mesh: LocalMesh, region: str) -> bool:
 
 async def lost_sequences(mesh: LocalMesh, region: str) -> Figures:
     """kill -9 of the node in the middle of a sequence on each way in; each ends with ABORTED, SEQUENCE_LOST."""
-    node, _ = await choice_and_other(mesh, "voice-activity", region)
     state = str(mesh.plan.folder / MESH_FILE)
     command = [script("python"), "-m", "tests.faults.sequence_client"]
     clients = [Conversation(leashed([*command, way, region, state])) for way in WAYS]
@@ -248,10 +273,12 @@ async def lost_sequences(mesh: LocalMesh, region: str) -> Figures:
         for client in clients:
             await client.start()
         began = {way: (await client.hear("began"))["node"] for way, client in zip(WAYS, clients, strict=True)}
-        assert set(began.values()) == {node}, began
+        ((node, _),) = Counter(began.values()).most_common(1)
         killed_s = time.time()
         await mesh.find(node).kill()
         for way, client in zip(WAYS, clients, strict=True):
+            if began[way] != node:
+                continue
             client.go_on()
             end = await client.hear("ended")
             ended_s[way] = round(time.time() - killed_s, 2)
@@ -261,7 +288,7 @@ async def lost_sequences(mesh: LocalMesh, region: str) -> Figures:
             await client.close()
         if not mesh.find(node).pid:
             await mesh.find(node).start()
-    await until(lambda: chosen(mesh, "voice-activity", region, node))
+    await until(lambda: is_ready(mesh, "voice-activity", region, node), SETTLED_WITHIN_S)
     mesh.write_state()
     return {"ended_within_s": ended_s}
 
@@ -269,10 +296,11 @@ async def lost_sequences(mesh: LocalMesh, region: str) -> Figures:
 async def frozen_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[str] = ("gateway", "sdk")) -> Figures:
     """SIGSTOP of the node that answers, under load: it is there and says nothing. A plain xDS client is left out,
     since it cannot retry by time."""
-    before, _ = await choice_and_other(mesh, model, region)
-    child = mesh.find(before)
-    async with loads(mesh, model, region=region, ways=ways, seconds=BEFORE_S + 8.0) as found:
+    await choice_and_other(mesh, model, region)
+    async with loads(mesh, model, region=region, ways=ways, rate=RATES[model], seconds=BEFORE_S + 8.0) as found:
         await asyncio.sleep(BEFORE_S)
+        before = await answering(mesh, model, region)
+        child = mesh.find(before)
         frozen_s = time.time()
         child.signal(signal.SIGSTOP)
         try:
@@ -280,10 +308,10 @@ async def frozen_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[s
         finally:
             thawed_s = time.time()
             child.signal(signal.SIGCONT)
-    check_before(found.results, node=before, until_s=frozen_s)
+    check_met(found.results, node=before, until_s=frozen_s)
     check_no_error(found.results)
     # Silence takes longer to notice than a broken connection.
     check_moved(found.results, away_from=before, after_s=frozen_s, until_s=thawed_s, within_s=2 * MOVED_WITHIN_S)
-    await until(lambda: chosen(mesh, model, region, before), SETTLED_WITHIN_S)
+    await until(lambda: is_ready(mesh, model, region, before), SETTLED_WITHIN_S)
     moved = moved_after_s(found.results, away_from=before, after_s=frozen_s, until_s=thawed_s)
     return {"moved_within_s": round(moved, 3), "loads": [summary(result) for result in found.results]}
