@@ -7,7 +7,7 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from nearmesh.devmesh.mesh import LocalMesh
@@ -230,10 +230,12 @@ def _region(node: str) -> str:
 async def _restarted(mesh: LocalMesh, name: str) -> None:
     child = mesh.find(name)
     child.signal(signal.SIGTERM)
-    await _within(child.ended(), ENDED_WITHIN_S)
+    try:
+        async with asyncio.timeout(ENDED_WITHIN_S):
+            code = await child.ended()
+    except TimeoutError:
+        child.signal(signal.SIGABRT)
+        await child.ended()
+        raise AssertionError(f"{name} did not end in {ENDED_WITHIN_S} s:\n{child.last_words(80)}") from None
+    assert code == 0, f"{name} ended with code {code}:\n{child.last_words(20)}"
     await child.start()
-
-
-async def _within(work: Awaitable[int], seconds: float) -> None:
-    async with asyncio.timeout(seconds):
-        assert await work == 0
