@@ -209,6 +209,14 @@ async def test_twins_share_their_speed_so_that_the_price_decides(mesh: State) ->
     assert prices == dict.fromkeys(("eu", "us", "asia"), pytest.approx(1000 / 36000))
 
 
+async def test_the_speed_that_a_plan_reckons_with_is_told(mesh: State) -> None:
+    await mesh.reports("us", replica(per_second=14.0))
+    await mesh.reports("asia")
+    speeds = {node: mesh.router.speed("m", node) for node in ("eu", "us", "asia", "nobody")}
+    assert speeds == {"eu": 14.0, "us": 14.0, "asia": 0.0, "nobody": 0.0}
+    assert mesh.router.speed("no-model", "eu") == 0.0
+
+
 async def test_other_hardware_and_other_variants_have_their_own_speed(mesh: State) -> None:
     await mesh.node("gpu", EUROPE, hardware="h200")
     await mesh.reports("gpu", replica(per_second=1000.0))

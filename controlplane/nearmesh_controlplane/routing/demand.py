@@ -186,14 +186,6 @@ class DemandBook:
         found = {key: per_s for key, per_s in found.items() if per_s >= LEAST_PER_S}
         return {key: self._forecast(key[1], per_s, now_s) for key, per_s in found.items()} if forecast else found
 
-    def unclaimed(self, now_s: float) -> dict[str, float]:
-        """Requests per second by model that nobody but the nodes told of: they came past every route."""
-        claimed = self.demand(now_s, forecast=False)
-        found = {model: rate.per_s(now_s) for model, rate in self._totals.items()}
-        for (_, model, _), per_s in claimed.items():
-            found[model] -= per_s
-        return {model: max(0.0, per_s) for model, per_s in found.items()}
-
     def _forecast(self, model: str, per_s: float, now_s: float) -> float:
         """With what the nodes saw the model's demand vary by: a part of it varies in proportion, as Poisson's does."""
         rate = self._totals[model]

@@ -167,6 +167,11 @@ class Router:
         """The round trip between a client region and a node, and who says so."""
         return NetworkTime(*self._gatherer.network(region, node))
 
+    def speed(self, model: str, node: str) -> float:
+        """Inferences per second that the present plan reckons with; 0 where the node does not serve the model."""
+        found = next((facts for facts in self.plan.facts.models if facts.name == model), None)
+        return found.replicas[node].per_s if found and node in found.replicas else 0.0
+
     @property
     def plan(self) -> Plan:
         """The present one."""

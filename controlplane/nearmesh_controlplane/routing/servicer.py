@@ -200,6 +200,7 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
             transfer_usd_per_1000=c.transfer_usd_per_1000,
             spot=c.spot,
             utilization=self._measurements.utilization(c.node),
+            inferences_per_second=self._router.speed(decision.model, c.node),
         )
 
 
