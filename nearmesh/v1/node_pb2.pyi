@@ -91,7 +91,7 @@ class NodeHello(_message.Message):
     def __init__(self, agent_version: _Optional[str] = ..., public_address: _Optional[str] = ..., mesh_address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., hardware: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., usd_per_hour: _Optional[float] = ..., spot: _Optional[bool] = ..., machine_type: _Optional[str] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("replicas", "draining", "notice_s", "notice", "peers", "utilization", "in_flight", "sequences", "drained")
+    __slots__ = ("replicas", "draining", "notice_s", "notice", "peers", "utilization", "in_flight", "sequences", "drained", "held", "disk_free_bytes")
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     NOTICE_S_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +101,8 @@ class NodeStatus(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     DRAINED_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStatus]
     draining: bool
     notice_s: float
@@ -110,7 +112,9 @@ class NodeStatus(_message.Message):
     in_flight: int
     sequences: int
     drained: bool
-    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., draining: _Optional[bool] = ..., notice_s: _Optional[float] = ..., notice: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerSample, _Mapping]]] = ..., utilization: _Optional[float] = ..., in_flight: _Optional[int] = ..., sequences: _Optional[int] = ..., drained: _Optional[bool] = ...) -> None: ...
+    held: _containers.RepeatedScalarFieldContainer[str]
+    disk_free_bytes: int
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., draining: _Optional[bool] = ..., notice_s: _Optional[float] = ..., notice: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerSample, _Mapping]]] = ..., utilization: _Optional[float] = ..., in_flight: _Optional[int] = ..., sequences: _Optional[int] = ..., drained: _Optional[bool] = ..., held: _Optional[_Iterable[str]] = ..., disk_free_bytes: _Optional[int] = ...) -> None: ...
 
 class PeerSample(_message.Message):
     __slots__ = ("node", "network_ms")
@@ -121,7 +125,7 @@ class PeerSample(_message.Message):
     def __init__(self, node: _Optional[str] = ..., network_ms: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("model", "digest", "state", "detail", "variant", "service_ms_p50", "service_ms_p95", "inferences_per_second", "in_flight", "cold", "load_ms", "waiting", "service_ms_quantiles", "queue_ms_quantiles", "answered", "failed", "bytes_in", "bytes_out")
+    __slots__ = ("model", "digest", "state", "detail", "variant", "service_ms_p50", "service_ms_p95", "inferences_per_second", "in_flight", "cold", "load_ms", "waiting", "service_ms_quantiles", "queue_ms_quantiles", "answered", "failed", "bytes_in", "bytes_out", "compared", "agreed", "pull_bytes", "pulled_bytes", "variant_why", "idle_s", "on_trial")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -140,6 +144,13 @@ class ReplicaStatus(_message.Message):
     FAILED_FIELD_NUMBER: _ClassVar[int]
     BYTES_IN_FIELD_NUMBER: _ClassVar[int]
     BYTES_OUT_FIELD_NUMBER: _ClassVar[int]
+    COMPARED_FIELD_NUMBER: _ClassVar[int]
+    AGREED_FIELD_NUMBER: _ClassVar[int]
+    PULL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PULLED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_WHY_FIELD_NUMBER: _ClassVar[int]
+    IDLE_S_FIELD_NUMBER: _ClassVar[int]
+    ON_TRIAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     digest: str
     state: ReplicaState
@@ -158,10 +169,17 @@ class ReplicaStatus(_message.Message):
     failed: int
     bytes_in: int
     bytes_out: int
-    def __init__(self, model: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., detail: _Optional[str] = ..., variant: _Optional[str] = ..., service_ms_p50: _Optional[float] = ..., service_ms_p95: _Optional[float] = ..., inferences_per_second: _Optional[float] = ..., in_flight: _Optional[int] = ..., cold: _Optional[bool] = ..., load_ms: _Optional[float] = ..., waiting: _Optional[int] = ..., service_ms_quantiles: _Optional[_Iterable[float]] = ..., queue_ms_quantiles: _Optional[_Iterable[float]] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ..., bytes_in: _Optional[int] = ..., bytes_out: _Optional[int] = ...) -> None: ...
+    compared: int
+    agreed: int
+    pull_bytes: int
+    pulled_bytes: int
+    variant_why: str
+    idle_s: float
+    on_trial: bool
+    def __init__(self, model: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., detail: _Optional[str] = ..., variant: _Optional[str] = ..., service_ms_p50: _Optional[float] = ..., service_ms_p95: _Optional[float] = ..., inferences_per_second: _Optional[float] = ..., in_flight: _Optional[int] = ..., cold: _Optional[bool] = ..., load_ms: _Optional[float] = ..., waiting: _Optional[int] = ..., service_ms_quantiles: _Optional[_Iterable[float]] = ..., queue_ms_quantiles: _Optional[_Iterable[float]] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ..., bytes_in: _Optional[int] = ..., bytes_out: _Optional[int] = ..., compared: _Optional[int] = ..., agreed: _Optional[int] = ..., pull_bytes: _Optional[int] = ..., pulled_bytes: _Optional[int] = ..., variant_why: _Optional[str] = ..., idle_s: _Optional[float] = ..., on_trial: _Optional[bool] = ...) -> None: ...
 
 class WantedState(_message.Message):
-    __slots__ = ("generation", "versions", "removed_nodes", "drain", "jwks_json", "registry_url", "withdrawn", "control_planes", "peers")
+    __slots__ = ("generation", "versions", "removed_nodes", "drain", "jwks_json", "registry_url", "withdrawn", "control_planes", "peers", "model_keys_pem")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     REMOVED_NODES_FIELD_NUMBER: _ClassVar[int]
@@ -171,6 +189,7 @@ class WantedState(_message.Message):
     WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
     CONTROL_PLANES_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_KEYS_PEM_FIELD_NUMBER: _ClassVar[int]
     generation: int
     versions: _containers.RepeatedCompositeFieldContainer[WantedVersion]
     removed_nodes: _containers.RepeatedScalarFieldContainer[str]
@@ -180,7 +199,8 @@ class WantedState(_message.Message):
     withdrawn: bool
     control_planes: _containers.RepeatedScalarFieldContainer[str]
     peers: _containers.RepeatedCompositeFieldContainer[Peer]
-    def __init__(self, generation: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[WantedVersion, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[str]] = ..., drain: _Optional[bool] = ..., jwks_json: _Optional[str] = ..., registry_url: _Optional[str] = ..., withdrawn: _Optional[bool] = ..., control_planes: _Optional[_Iterable[str]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ...) -> None: ...
+    model_keys_pem: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, generation: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[WantedVersion, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[str]] = ..., drain: _Optional[bool] = ..., jwks_json: _Optional[str] = ..., registry_url: _Optional[str] = ..., withdrawn: _Optional[bool] = ..., control_planes: _Optional[_Iterable[str]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., model_keys_pem: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Peer(_message.Message):
     __slots__ = ("node", "address", "server_name")
@@ -193,11 +213,41 @@ class Peer(_message.Message):
     def __init__(self, node: _Optional[str] = ..., address: _Optional[str] = ..., server_name: _Optional[str] = ...) -> None: ...
 
 class WantedVersion(_message.Message):
-    __slots__ = ("model", "version", "digest")
+    __slots__ = ("model", "version", "digest", "trial", "holders", "idle_unload_s", "registry")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TRIAL_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_UNLOAD_S_FIELD_NUMBER: _ClassVar[int]
+    REGISTRY_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     digest: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+    trial: Trial
+    holders: _containers.RepeatedCompositeFieldContainer[Holder]
+    idle_unload_s: float
+    registry: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., trial: _Optional[_Union[Trial, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., idle_unload_s: _Optional[float] = ..., registry: _Optional[str] = ...) -> None: ...
+
+class Trial(_message.Message):
+    __slots__ = ("share", "mirror_share")
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    MIRROR_SHARE_FIELD_NUMBER: _ClassVar[int]
+    share: float
+    mirror_share: float
+    def __init__(self, share: _Optional[float] = ..., mirror_share: _Optional[float] = ...) -> None: ...
+
+class Holder(_message.Message):
+    __slots__ = ("node", "address", "server_name", "same_site", "whole")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_NAME_FIELD_NUMBER: _ClassVar[int]
+    SAME_SITE_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    address: str
+    server_name: str
+    same_site: bool
+    whole: bool
+    def __init__(self, node: _Optional[str] = ..., address: _Optional[str] = ..., server_name: _Optional[str] = ..., same_site: _Optional[bool] = ..., whole: _Optional[bool] = ...) -> None: ...
