@@ -22,9 +22,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nearmesh_controlplane.routing.coordinates import Coordinates, best_site, next_probe
+from nearmesh_controlplane.routing.coordinates import Coordinates
 
 from benchmarks.machine import commit, machine
+from benchmarks.probing import best_site, next_probe
 from benchmarks.table import Table, markdown
 from nearmesh.quantiles import quantile
 from nearmesh.regions import COORDINATES, prior_round_trip_ms

@@ -42,9 +42,11 @@ def test_shares_of_what_was_compared() -> None:
 
 def test_what_had_no_forecast_is_not_held_against_one() -> None:
     book = AccuracyBook()
-    half = calls(compared=50, within_p50=25, within_p95=47, within_p99=49, predicted_ms=5_000.0)
+    half = calls(compared=50, late=10, within_p50=25, within_p95=47, within_p99=49, predicted_ms=5_000.0)
     book.report(EUROPE, [half], kind="clients", now_s=0.0)
     assert only(book).actual_over_predicted == pytest.approx(1.1)
+    assert only(book).late == pytest.approx(0.1), "ten of a hundred are not ten of fifty"
+    assert only(book).total_late == 10
 
 
 def test_everything_fades_alike_but_the_totals() -> None:

@@ -81,3 +81,16 @@ def test_one_far_locality_is_given_up_for_many_near_ones() -> None:
 def test_where_nobody_is_in_time_a_node_may_be_as_full_as_any() -> None:
     alone = np.array([Times.spread(20.0, 30.0).ms])
     assert bounds(alone, np.array([50.0]), np.array([[-10.0]]), np.ones(1)) == UTILIZATIONS[0]
+
+
+def test_where_nobody_is_surely_in_time_a_node_is_as_full_as_serves_the_most_in_time() -> None:
+    """A full one would be later still. Held against simulated queues of one server."""
+    median_ms, sigma, slack_ms = 150.0, 0.1437, 195.0
+    service, _, per_s = queue(1, median_ms, sigma, 0.5)
+    alone = np.quantile(service, LEVELS)[None]
+    (found,) = bounds(alone, np.array([per_s]), np.array([[slack_ms]]), np.ones(1))
+    in_time = {u: u * np.mean(queue(1, median_ms, sigma, u)[1] <= slack_ms) for u in UTILIZATIONS.tolist()}
+    assert 0.1 < found < UTILIZATIONS[0]
+    assert in_time[float(found)] > 0.95 * max(in_time.values()) and in_time[float(found)] > 1.1 * in_time[0.8]
+    many = bounds(alone, np.array([64 * per_s]), np.array([[slack_ms]]), np.ones(1))
+    assert many == UTILIZATIONS[0], "of many servers one is free soon"

@@ -7,16 +7,10 @@ import math
 
 import numpy as np
 import pytest
-from nearmesh_controlplane.routing.coordinates import (
-    MAX_PAIRS,
-    MAX_PROBES,
-    Coordinates,
-    best_site,
-    next_probe,
-    prior_ms,
-)
+from nearmesh_controlplane.routing.coordinates import MAX_PAIRS, Coordinates, prior_ms
 
 from benchmarks import coordinates as benchmark
+from benchmarks.probing import MAX_PROBES, best_site, next_probe
 from nearmesh.regions import COORDINATES, prior_round_trip_ms
 
 LONDON, MONS, NEW_YORK, TOKYO, SYDNEY = (51.5, -0.1), (50.4, 3.8), (40.7, -74.0), (35.7, 139.7), (-33.9, 151.2)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 
+import numpy as np
 import pytest
 from nearmesh_controlplane.routing import demand
 from nearmesh_controlplane.routing.demand import HALF_LIFE_S, MAX_CALLS, Calls, Claimant, DemandBook, Key, Rate
@@ -216,3 +218,73 @@ def test_a_client_that_makes_up_regions_is_told_so(monkeypatch: pytest.MonkeyPat
     claim(book, 1, region="r3", by="other", now_s=1.0)
     # Those of long ago are forgiven.
     claim(book, 1, region="r3", now_s=1.0 + 20 * HALF_LIFE_S)
+
+
+# What the next second is expected to bring.
+
+
+def unrest(book: DemandBook, key: Key, now_s: float) -> float:
+    """The standard deviation of single seconds that the forecast goes by."""
+    return (book.demand(now_s)[key] - mean(book, now_s)[key]) / demand._Z60
+
+
+def true_unrest(counts: list[int]) -> float:
+    return float(np.std(counts[-200:]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_quiet_region_is_not_made_restless_by_another_one(seed: int) -> None:
+    """One app comes and goes by the hundreds; what a small region asks is as steady as ever."""
+    chance = np.random.default_rng(seed)
+    book, total = DemandBook(), 0
+    for now_s in range(1, 300):
+        restless, quiet = int(chance.poisson(20 + 180 * (now_s % 7 == 0))), int(chance.poisson(2))
+        total += restless + quiet
+        book.answered("node", {"d": ("m", total)}, now_s=float(now_s))
+        claim(book, restless, kind="gateway", by="a", now_s=float(now_s))
+        claim(book, quiet, region=THERE, kind="gateway", by="b", now_s=float(now_s))
+    assert unrest(book, (THERE, "m", ""), 299.0) < 2.5, "1.4 is right; a share of the whole unrest is 13"
+    assert unrest(book, (HERE, "m", ""), 299.0) > 50
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_all_regions_have_in_common_is_shared_like_a_thinned_stream(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    book, total, counts = DemandBook(), 0, []
+    for now_s in range(1, 400):
+        # All ask twice as much at one time as at another, and each request comes from one region in ten.
+        count = int(chance.poisson(150 if now_s % 4 < 2 else 50))
+        here = int(chance.binomial(count, 0.1))
+        total += count
+        counts.append(here)
+        book.answered("node", {"d": ("m", total)}, now_s=float(now_s))
+        claim(book, here, kind="gateway", by="a", now_s=float(now_s))
+        claim(book, count - here, region=THERE, kind="gateway", by="b", now_s=float(now_s))
+    # 0.01 x 2,600 + 0.09 x 100, not 0.1 x 2,600.
+    assert true_unrest(counts) == pytest.approx(math.sqrt(35), rel=0.25)
+    assert unrest(book, (HERE, "m", ""), 399.0) == pytest.approx(true_unrest(counts), rel=0.5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_regions_that_are_restless_by_themselves_are_seen_as_that(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    book, total = DemandBook(), 0
+    counts: dict[str, list[int]] = {f"r{number}": [] for number in range(10)}
+    for now_s in range(1, 400):
+        for region, found in counts.items():
+            found.append(int(chance.poisson(chance.choice([2, 18]))))
+            total += found[-1]
+            claim(book, found[-1], region=region, kind="gateway", by=region, now_s=float(now_s))
+        book.answered("node", {"d": ("m", total)}, now_s=float(now_s))
+    found_all = [unrest(book, (region, "m", ""), 399.0) for region in counts]
+    assert np.mean(found_all) == pytest.approx(np.mean([true_unrest(c) for c in counts.values()]), rel=0.25)
+
+
+def test_reports_that_come_in_lumps_look_no_more_restless_than_the_nodes_saw() -> None:
+    """Two clients that ask steadily, and report every five seconds, the second right after the first."""
+    book = DemandBook()
+    for now_s in range(1, 200):
+        book.answered("node", {"d": ("m", 40 * now_s)}, now_s=float(now_s))
+        if now_s % 5 < 2:
+            claim(book, 100, by=f"app-{now_s % 5}", now_s=float(now_s))
+    assert book.demand(199.0)[HERE, "m", ""] < 41

@@ -172,3 +172,65 @@ def test_what_the_solver_cannot_do_is_placed_roughly(
     assert found.shares.sum(axis=1) == pytest.approx(1.0)
     assert not found.shares[:, forbidden].any()
     assert "is an approximation: Unknown" in caplog.text
+
+
+# When there is no time.
+
+
+def stopped_after(runs: int) -> type:
+    """A solver whose time is over after so many runs."""
+
+    class Stopped(placement.highspy.Highs):  # type: ignore[misc]
+        done = 0
+
+        def run(self) -> placement.highspy.HighsStatus:
+            self.done += 1
+            return super().run()
+
+        def getModelStatus(self) -> placement.highspy.HighsModelStatus:
+            over = placement.highspy.HighsModelStatus.kTimeLimit
+            return super().getModelStatus() if self.done <= runs else over
+
+    return Stopped
+
+
+def test_the_solver_stops_when_its_time_is_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(placement, "SOLVE_WITHIN_S", 1e-9)
+    p = problem(300, 60, room=1.1)
+    found = place(p)
+    assert found.given_up and "Time limit reached" in caplog.text
+    assert found.shares.sum(axis=1) == pytest.approx(1.0)
+    assert (taken(p, found) <= p.capacity * 1.1).all()
+
+
+def test_what_was_solved_before_the_time_was_over_is_good_enough(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(placement, "ALL_COLUMNS", 0)
+    monkeypatch.setattr(placement, "GAP", 0.0)
+    p = problem(120, 40, room=1.1)
+    best = place(p)
+    assert best.rounds > 1, "or there is nothing to stop"
+    monkeypatch.setattr(placement.highspy, "Highs", stopped_after(1))
+    found = place(p)
+    assert found.given_up and not best.given_up and "the best over some of the columns" in caplog.text
+    assert (taken(p, found) <= p.capacity * (1 + 1e-6)).all() and found.shares.sum(axis=1) == pytest.approx(1.0)
+    assert value(p, best) < value(p, found) < 1.05 * value(p, best)
+
+
+def test_without_any_solution_who_can_stay_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem(60, 12, room=1.3)
+    held = place(p).shares
+    monkeypatch.setattr(placement.highspy, "Highs", stopped_after(0))
+    # One node is lost, and one has shrunk.
+    lost, shrunk = np.argsort(taken(p, Placement(shares=held, scarcity=np.zeros(12))))[-2:]
+    cost, capacity = p.cost.copy(), p.capacity.copy()
+    cost[:, lost] += 500.0
+    capacity[shrunk] /= 2
+    found = place(with_held(p, held, cost=cost, capacity=capacity))
+    moved = (held[:, [lost, shrunk]] > 0).any(axis=1)
+    assert found.given_up and 0 < moved.sum() < len(moved)
+    assert found.shares[~moved] == pytest.approx(held[~moved])
+    assert found.shares[:, lost].max() < 0.01 and taken(p, found)[shrunk] < 1.2 * capacity[shrunk]

@@ -296,3 +296,49 @@ def test_who_only_wants_the_nearest_may_fill_it_further_than_who_wants_to_be_in_
     }
     assert shares(found["nearest"], objective="nearest") == {"near": 1.0}
     assert shares(found[IN_TIME]) != {"near": 1.0}
+
+
+# A deadline that nobody keeps surely: 95 % of answers without waiting come in time, and one call at a time is served.
+LATE = {"ms": 150.0, "per_s": 6.0, "p95_ms": 190.0}
+
+
+def test_where_all_are_late_a_region_is_spread_before_its_best_node_is_later_still() -> None:
+    nodes = (node("a", 1.0), node("b", 3.0), node("far", 1.0))
+    ways = {"here": {"a": 2.0, "b": 8.0, "far": 900.0}}
+    facts = world(nodes, ways, replicas={n.id: serves(**LATE) for n in nodes}, demand=asked(here=4.7))
+    found = plan_once(facts)
+    chances = found.blocks[MODEL, IN_TIME].offers.p_in_time[0]
+    assert chances.max() < 0.99, "or there is nothing to test"
+    assert 0.2 < shares(found)["b"] < shares(found)["a"] and "far" not in shares(found)
+    assert found.unplaced_per_s == 0.0 and max(found.taken.values()) < 1.001
+    # As long as the best one has room it has all of it, whatever it costs.
+    few = dataclasses.replace(facts, demand=asked(here=0.5))
+    assert shares(plan_once(few)) == {"a": 1.0}
+
+
+def test_where_all_are_late_and_full_what_is_too_much_is_for_everyone() -> None:
+    nodes = (node("a", 1.0), node("b", 3.0))
+    facts = world(
+        nodes, {"here": {"a": 2.0, "b": 8.0}}, replicas={n.id: serves(**LATE) for n in nodes}, demand=asked(here=20.0)
+    )
+    found = plan_once(facts)
+    assert found.unplaced_per_s > 5 and shares(found) == pytest.approx({"a": 0.5, "b": 0.5}, abs=0.02)
+
+
+def test_twins_that_are_late_share_evenly_but_with_one_that_is_far_later() -> None:
+    nodes = tuple(node(name, site="s", region="here") for name in ("a", "b", "c"))
+    ways = {"here": {"a": 2.0, "b": 2.0, "c": 2.0}}
+    replicas = {"a": serves(**LATE), "b": serves(152.0, 6.0, p95_ms=192.0), "c": serves(400.0, 6.0, p95_ms=500.0)}
+    found = plan_once(world(nodes, ways, replicas=replicas, demand=asked(here=1.0)))
+    assert shares(found) == pytest.approx({"a": 0.5, "b": 0.5}, abs=0.05)
+    hopeless = {"a": serves(900.0), "b": serves(905.0), "c": serves(2000.0)}
+    assert shares(plan_once(world(nodes, ways, replicas=hopeless))) == {"a": 0.5, "b": 0.5}
+
+
+def test_a_dear_model_that_nobody_asks_for_does_not_leave_a_cheap_one_without_room() -> None:
+    """What being late weighs and what having no room weighs are measured by the same costs."""
+    nodes = (node("a", 1.0), node("b", 1.0))
+    late = world(nodes, {"here": {"a": 300.0, "b": 310.0}}, demand=asked(here=100.0))
+    dear = dataclasses.replace(late.models[0], name="dear", replicas={n.id: serves(900.0, 1e-3) for n in nodes})
+    found = plan_once(dataclasses.replace(late, models=(*late.models, dear)))
+    assert found.unplaced_per_s == 0.0 and shares(found) == shares(plan_once(late))

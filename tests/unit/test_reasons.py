@@ -10,7 +10,7 @@ from nearmesh_controlplane.routing.facts import Facts
 from nearmesh_controlplane.routing.planner import Planner
 from nearmesh_controlplane.routing.reasons import verdicts
 
-from nearmesh.routing import Objective, Ranked
+from nearmesh.routing import Objective, Ranked, Times
 from tests.planned import IN_TIME, MODEL, asked, node, serves, world
 
 NEAR, CHEAP = node("near", 2.0, region="here"), node("cheap", 1.0, region="there", spot=True)
@@ -145,6 +145,44 @@ def test_a_small_difference_is_given_as_the_reason_for_staying() -> None:
     found = heard(closer, planner=planner, now_s=1.0)
     assert next(iter(found)) == "cheap"
     assert found["near"].why == "cheaper by under 6%, which does not move traffic"
+    assert found["cheap"].why == "cheapest in time, differences aside that move no traffic: 102 of 200 ms at p95"
+
+
+def test_who_is_chosen_although_it_is_busy_now_says_what_stands_beside_it() -> None:
+    """A burst is over before anyone has moved for it; the times of this moment are shown all the same."""
+    burst = Times((0.0, 0.0, 0.0, 20.0, 150.0, 900.0, 1000.0))
+    found = heard(world((NEAR, CHEAP), WAYS, replicas={"near": serves(), "cheap": serves(queue=burst)}))
+    cheap = found["cheap"]
+    assert next(iter(found)) == "cheap" and cheap.candidate.total_ms_p95 > 200
+    shown = cheap.candidate.p_in_time(200.0)
+    assert shown < 0.95
+    assert cheap.why == (
+        f"cheapest in time: 100.0% within 200 ms once its present queue is over, {shown:.1%} with it"
+    )
+
+
+def test_who_is_a_little_late_and_stays_is_not_called_the_soonest() -> None:
+    facts, planner = world((NEAR, CHEAP), WAYS, demand=asked(here=1.0)), Planner()
+    heard(facts, planner=planner)
+    just_late = world((NEAR, CHEAP), WAYS, replicas={"near": serves(), "cheap": serves(109.0)}, demand=asked(here=1.0))
+    found = heard(just_late, planner=planner, now_s=10.0)
+    assert found["cheap"].candidate.share == 1.0
+    assert found["cheap"].why.startswith("stays: ") and found["cheap"].why.endswith("% to move traffic")
+    assert found["near"].why.startswith("dearer")
+
+
+def test_who_takes_what_nodes_in_time_have_no_room_for_does_not_say_that_none_does_better() -> None:
+    ways = {"here": {"near": 2.0, "cheap": 195.0}}
+    found = heard(world((NEAR, CHEAP), ways, demand=asked(here=120.0)))
+    assert "soonest with room: 0.0% within 200 ms" in found["cheap"].why
+    assert "no node does better" not in found["cheap"].why
+
+
+def test_of_nodes_at_one_distance_the_dearer_says_so() -> None:
+    nodes = (node("dear", 2.0, region="here"), node("cheap", 1.0, region="here"))
+    found = heard(world(nodes, {"here": {"dear": 0.21, "cheap": 0.34}}), objective="nearest")
+    assert found["cheap"].why == "nearest: 0.3 ms round trip"
+    assert found["dear"].why == "as near, and dearer: $0.005556 against $0.002778 per 1,000"
 
 
 def test_a_site_that_would_be_late_under_load_says_so() -> None:

@@ -312,6 +312,16 @@ async def test_who_asks_why_hears_the_decision_that_was_given_out(mesh: State) -
     assert mesh.router.table(EUROPE, "public").models["m"].by_objective["cheapest-in-time"][0].node == "eu"
 
 
+async def test_a_plan_for_a_new_region_has_a_number_of_its_own_and_all_are_told(mesh: State) -> None:
+    """Everybody's requests are placed anew with it: a receipt of the plan before must not pass for one of this plan."""
+    before = mesh.router.decide("m", EUROPE)
+    there = mesh.router.decide("m", "mars-1")
+    after = mesh.router.decide("m", EUROPE)
+    assert before.generation < there.generation == after.generation == mesh.changes.value
+    assert await mesh.router.changed(before.generation) == after.generation
+    assert mesh.router.decide("m", "mars-1") is there, "once it is known, nothing changes"
+
+
 async def test_a_table_is_made_once_for_each_change(mesh: State) -> None:
     table = mesh.router.table(EUROPE, "public")
     assert mesh.router.table(EUROPE, "public") is table

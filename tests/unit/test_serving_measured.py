@@ -75,3 +75,49 @@ def test_what_a_busy_minute_left_fades_to_what_the_warm_up_proved(measured: Meas
     assert seen[0] == seen[1] == close(1000.0)
     assert seen[2] == close(100.0), "half of it, on a logarithmic scale"
     assert seen == sorted(seen, reverse=True) and seen[-1] == close(10.0)
+
+
+# What a node gets that everybody has left: ten requests a second for a minute, and then one now and then.
+
+
+@pytest.mark.parametrize(("every_s", "by_s"), [(1.0, 5.0), (2.0, 8.0), (5.0, 15.0)])
+def test_a_few_new_requests_outvote_a_bad_minute(measured: Measured, clock: Clock, every_s: float, by_s: float) -> None:
+    for tenth in range(600):
+        clock.now_s = tenth / 10
+        measured.served(1000.0)
+        measured.answered(answer(900.0, 8.0))
+    for _ in range(round(by_s / every_s)):
+        clock.now_s += every_s
+        measured.served(20.0)
+        measured.answered(answer(1.0, 8.0))
+    stats = measured.stats(instances=1, in_flight=0)
+    assert (stats.service.p50_ms, stats.queue.p50_ms) == (close(20.0), close(1.0))
+
+
+def test_a_few_new_requests_that_are_as_bad_confirm_it(measured: Measured, clock: Clock) -> None:
+    for tenth in range(600):
+        clock.now_s = tenth / 10
+        measured.served(1000.0)
+    for _ in range(20):
+        clock.now_s += 5.0
+        measured.served(990.0)
+        assert measured.service().p50_ms == pytest.approx(1000.0, rel=0.03)
+
+
+def test_a_steady_stream_keeps_its_tail_however_thin_it_is(measured: Measured, clock: Clock) -> None:
+    """One in ten takes ten times as long: of the last five alone that would not be known."""
+    for second in range(200):
+        clock.now_s = float(second)
+        measured.served(100.0 if second % 10 == 0 else 10.0)
+    assert measured.service().ms[-1] == close(100.0)
+    assert measured._service_ms._sketch.weight(clock.now_s) > 14
+
+
+def test_a_pause_makes_a_busy_node_forget_nothing(measured: Measured, clock: Clock) -> None:
+    for _ in range(5):
+        for tenth in range(50):
+            clock.now_s += 0.1
+            measured.served(100.0 if tenth % 10 == 0 else 10.0)
+        clock.now_s += 5.0
+        measured.served(10.0)
+        assert measured.service().p95_ms == close(100.0)

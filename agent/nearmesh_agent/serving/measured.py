@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from nearmesh.package import Batching
 from nearmesh.routing.times import Times
-from nearmesh.sketch import Sketch, faded
+from nearmesh.sketch import Sketch
 from nearmesh_agent.engines.base import Array, Engine
 from nearmesh_agent.serving.batch import BatchLayout
 from nearmesh_agent.serving.proof import measure
 from nearmesh_agent.serving.queue import Answer
+from nearmesh_agent.serving.reading import Reading
 from nearmesh_agent.serving.scheduler import Clock
 from nearmesh_agent.serving.times import ServiceTimes
 
@@ -37,8 +38,8 @@ class Measured:
     def __init__(self, batching: Batching, clock: Clock) -> None:
         self.times = ServiceTimes(batching.max_batch, batching.preferred_batch_sizes)
         self._clock = clock
-        self._service_ms = Sketch(half_life_s=HALF_LIFE_S)
-        self._queue_ms = Sketch(half_life_s=HALF_LIFE_S)
+        self._service_ms = Reading(half_life_s=HALF_LIFE_S)
+        self._queue_ms = Reading(half_life_s=HALF_LIFE_S)
         self._row_ms = Sketch(half_life_s=HALF_LIFE_S)
         # What the warm-up measured: seconds of a lone request, and of a row when many come.
         self._proven_s = self._proven_row_s = 0.0
@@ -90,11 +91,8 @@ class Measured:
             in_flight=in_flight,
         )
 
-    def _of(self, sketch: Sketch, proven_ms: float) -> Times:
-        """What a sketch says, and as it grows old what was proven."""
-        proven, trust = Times.certain(proven_ms), sketch.trust(self._clock())
-        measured = sketch.times() if trust else None
-        return faded(measured, proven, trust) if measured else proven
+    def _of(self, reading: Reading, proven_ms: float) -> Times:
+        return reading.times(Times.certain(proven_ms), now_s=self._clock())
 
     def _row_s(self) -> float:
         # The fastest tenth is what the machine can do when nothing else holds it up.

@@ -93,11 +93,11 @@ class _Sums:
         self.at_s = now_s
 
     def add(self, calls: Calls, now_s: float) -> None:
-        # What took its time without a forecast is not to be held against one.
-        took_ms = calls.total_ms * calls.compared / calls.answered if calls.answered else 0.0
-        late = min(calls.late, calls.compared)
+        # What was late, or took its time, without a forecast is not to be held against those: their part counts.
+        part = calls.compared / calls.answered if calls.answered else 0.0
         within = (calls.within_p50, calls.within_p95, calls.within_p99)
-        new = (calls.answered, calls.failed, calls.compared, late, *within, took_ms, calls.predicted_ms)
+        took = (calls.total_ms * part, calls.predicted_ms)
+        new = (calls.answered, calls.failed, calls.compared, calls.late * part, *within, *took)
         self.faded = [old + more for old, more in zip(self.as_of(now_s), new, strict=True)]
         counted = (calls.answered, calls.failed, calls.late)
         self.totals = [old + more for old, more in zip(self.totals, counted, strict=True)]

@@ -63,11 +63,18 @@ def soon_enough_ms(service: Array, chance: Array, rate: Array, level: float = IN
     high: Array = at[..., -1] + np.log(1 / (1 - level)) / rate + 1.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        beyond = np.maximum(middle[..., None] - at, 0)
-        served = np.where(middle[..., None] >= at, 1 - chance[..., None] * np.exp(-beyond * rate[..., None]), 0.0)
-        enough = served @ np.asarray(CELLS) >= level
+        enough = _within(at, chance, rate, middle) >= level
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
     return high
+
+
+def _within(at: Array, chance: Array, rate: Array, limit_ms: Array) -> Array:
+    """The share of service and waiting together that is within the limit. All broadcast; `at`, the points of the
+    service alone, has one more axis."""
+    limit = limit_ms[..., None]
+    waited = np.exp(-np.maximum(limit - at, 0) * rate[..., None])
+    found: Array = np.where(limit >= at, 1 - chance[..., None] * waited, 0.0) @ np.asarray(CELLS)
+    return found
 
 
 def bounds(service: Array, per_s: Array, slack_ms: Array, weight: Array) -> Array:
@@ -75,13 +82,17 @@ def bounds(service: Array, per_s: Array, slack_ms: Array, weight: Array) -> Arra
 
     `slack_ms`, shape (n, localities): what the network leaves of the deadline; `weight`, shape (localities,): how much
     each locality asks. The bound is where utilization x what is in time is largest; far localities that would leave a
-    replica all but idle are given up for near ones, and nothing else is.
+    replica all but idle are given up for near ones, and nothing else is. Where nobody is surely in time, it is the
+    chance that counts: a replica that is full is later still, and what it cannot take had better go to the next.
     """
     chance, rate = waiting(service, per_s, UTILIZATIONS[None, :])
     needed_ms = soon_enough_ms(service, chance, rate)
     served = (slack_ms[:, None, :] >= needed_ms[:, :, None]) @ weight
-    # Without anyone in time, as if everyone were: then it is the highest chance that counts, and any load has one.
-    best = np.argmax(UTILIZATIONS * np.where(served.any(axis=1, keepdims=True), served, 1.0), axis=1)
+    late = ~served.any(axis=1)
+    if late.any():
+        waits = chance[late][:, :, None], rate[late][:, :, None]
+        served[late] = _within(points(service[late])[:, None, None, :], *waits, slack_ms[late][:, None, :]) @ weight
+    best = np.argmax(UTILIZATIONS * served, axis=1)
     found: Array = UTILIZATIONS[best]
     return found
 

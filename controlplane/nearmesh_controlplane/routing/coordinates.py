@@ -24,14 +24,12 @@ from nearmesh.regions import EARTH_RADIUS_KM, PRIOR_BASE_MS, PRIOR_MS_PER_KM, PR
 Point = tuple[float, float]
 Array = npt.NDArray[np.float64]
 
-# Probing more than this many nodes takes a new client longer than a worse node would cost it.
-MAX_PROBES = 5
 # The system has a row for each measured pair and is solved in their cube; the pairs beyond are left out.
 MAX_PAIRS = 800
 
 # Standard deviations of the logarithm of measured over prior, and the distance over which it changes; fitted by
 # likelihood over the pairs of 20 regions of one cloud. The last is what two measurements of one pair differ by.
-_COMMON, _TREND, _WAY, _NOISE = 0.27, 0.57, 0.38, 0.04
+_COMMON, _TREND, _WAY, NOISE = 0.27, 0.57, 0.38, 0.04
 _REACH_KM = 12_000.0
 # Where one region measures itself; city-level positions know nothing of that.
 _SAME_PLACE_KM = 30.0
@@ -60,7 +58,7 @@ class Coordinates:
         pairs = [pair for pair in measured if great_circle_km(*pair) >= _SAME_PLACE_KM and measured[pair] > 0]
         self._pairs = pairs[:MAX_PAIRS]
         excess = np.array([math.log(measured[a, b] / prior_ms(a, b)) for a, b in self._pairs])
-        covariance = _covariance(self._pairs, self._pairs) + _NOISE**2 * np.eye(len(self._pairs))
+        covariance = _covariance(self._pairs, self._pairs) + NOISE**2 * np.eye(len(self._pairs))
         self._inverse = np.linalg.inv(covariance) if self._pairs else covariance
         self._solved = self._inverse @ excess
 
@@ -89,51 +87,6 @@ class Coordinates:
             means = means + across @ self._solved
             covariance = covariance - across @ self._inverse @ across.T
         return means, covariance
-
-
-def next_probe(means: Array, covariance: Array, probed: Mapping[int, float]) -> int | None:
-    """Which site to probe next: where the improvement over the best that is known is expected to be largest.
-
-    `means` and `covariance` as `Coordinates.joint` gives them; `probed` the round trips so far, ms by index. None when
-    probing no longer pays. Before any probe it is the best guess. (Expected improvement: Jones, Schonlau and Welch,
-    Journal of Global Optimization 13, 1998.)
-    """
-    if len(probed) >= min(MAX_PROBES, len(means)):
-        return None
-    if not probed:
-        return int(np.argmin(means))
-    known, left = _posterior(means, covariance, probed)
-    best = min(math.log(max(ms, 1e-3)) for ms in probed.values())
-    gains = {i: _expected_improvement(best, known[i], left[i]) for i in range(len(means)) if i not in probed}
-    site = max(gains, key=lambda i: gains[i])
-    return site if gains[site] > 0 else None
-
-
-def best_site(means: Array, covariance: Array, probed: Mapping[int, float]) -> int:
-    """The site with the shortest round trip, as far as is known."""
-    known, _ = _posterior(means, covariance, probed)
-    return int(np.argmin(known))
-
-
-def _posterior(means: Array, covariance: Array, probed: Mapping[int, float]) -> tuple[Array, Array]:
-    """Means and standard deviations of the logarithms once some round trips are known."""
-    if not probed:
-        return means, np.sqrt(np.maximum(np.diag(covariance), 0.0))
-    at = list(probed)
-    seen = np.array([math.log(max(ms, 1e-3)) for ms in probed.values()]) - means[at]
-    gain = np.linalg.solve(covariance[np.ix_(at, at)] + _NOISE**2 * np.eye(len(at)), covariance[at]).T
-    known = means + gain @ seen
-    left = np.sqrt(np.maximum(np.diag(covariance - gain @ covariance[at]), 0.0))
-    known[at], left[at] = seen + means[at], 0.0
-    return known, left
-
-
-def _expected_improvement(best: float, mean: float, deviation: float) -> float:
-    if deviation <= 0:
-        return max(0.0, best - mean)
-    z = (best - mean) / deviation
-    density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    return (best - mean) * (1 + math.erf(z / math.sqrt(2))) / 2 + deviation * density
 
 
 def _covariance(first: Collection[tuple[Point, Point]], second: Collection[tuple[Point, Point]]) -> Array:

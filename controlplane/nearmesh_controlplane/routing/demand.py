@@ -171,6 +171,8 @@ class DemandBook:
         The averages of a model's keys add up to no more than its total.
         """
         found: dict[Key, float] = {}
+        # Of single seconds, as far as the claims tell.
+        unrest: dict[Key, float] = {}
         left = {model: rate.per_s(now_s) for model, rate in self._totals.items()}
         for book in (self._claims["gateway"], self._claims["clients"]):
             claims = {key: rate.per_s(now_s) for key, rate in book.items()}
@@ -181,16 +183,30 @@ class DemandBook:
                 model: min(1.0, left.get(model, 0.0) / claimed) if claimed else 0.0 for model, claimed in sums.items()
             }
             for key, per_s in claims.items():
-                found[key] = found.get(key, 0.0) + per_s * scales[key[1]]
+                scale = scales[key[1]]
+                found[key] = found.get(key, 0.0) + per_s * scale
+                unrest[key] = unrest.get(key, 0.0) + book[key].variance(now_s) * scale * scale
             left |= {model: left.get(model, 0.0) - sums[model] * scales[model] for model in sums}
         found = {key: per_s for key, per_s in found.items() if per_s >= LEAST_PER_S}
-        return {key: self._forecast(key[1], per_s, now_s) for key, per_s in found.items()} if forecast else found
+        if not forecast:
+            return found
+        return {key: self._forecast(key[1], per_s, unrest[key], now_s) for key, per_s in found.items()}
 
-    def _forecast(self, model: str, per_s: float, now_s: float) -> float:
-        """With what the nodes saw the model's demand vary by: a part of it varies in proportion, as Poisson's does."""
+    def _forecast(self, model: str, per_s: float, unrest: float, now_s: float) -> float:
+        """What the next second stays below six times of ten, by how much single seconds of the key vary.
+
+        Its own counts tell, `unrest`, as far as the nodes' bear them out. Those saw the variance V of the model's total
+        of m per second, of which the key has the share s. If all keys share one unrest, each request of the total is
+        the key's by chance, and its seconds vary by s^2 V + s (1 - s) m: by s m as Poisson's do, and by s^2 of the rest
+        of V (a thinned stream; the law of total variance, Ross, Introduction to Probability Models, 3.5). If each key
+        is restless by itself, variances add up to V, and it is s V where all are alike. More than these only reports
+        make that come in lumps; less than Poisson's only a key that is young, unless the total is steadier than that.
+        """
         rate = self._totals[model]
-        share = per_s / max(rate.per_s(now_s), per_s)
-        return per_s + _Z60 * math.sqrt(share * rate.variance(now_s))
+        mean, whole = max(rate.per_s(now_s), per_s), rate.variance(now_s)
+        share = per_s / mean
+        least, most = min(per_s, share * whole), max(share * whole, share * share * whole + share * (1 - share) * mean)
+        return per_s + _Z60 * math.sqrt(min(max(unrest, least), most))
 
     def _hear(self, now_s: float) -> None:
         """Nodes report even when they are idle: nobody did because this control plane did not lead. What it knew is

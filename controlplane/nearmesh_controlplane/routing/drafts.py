@@ -48,6 +48,8 @@ class Draft:
     broken: Mask
     # What one request per second takes of each node.
     load: Array
+    # What costs are in multiples of, where they stand for something else; the same for all drafts of one plan.
+    usual: float
 
     @property
     def key(self) -> tuple[str, Objective]:
@@ -95,7 +97,7 @@ def drafted(offers: Offers, objective: Objective, usual: float) -> Draft:
         broken = broken | (offers.p_in_time < BROKEN_BELOW)
     if objective == "nearest":
         broken = broken | _ill(offers)
-    return Draft(objective, offers, cost, stay_cost, broken, _load(offers, objective))
+    return Draft(objective, offers, cost, stay_cost, broken, _load(offers, objective), usual)
 
 
 def _load(offers: Offers, objective: Objective) -> Array:

@@ -32,6 +32,9 @@ ALL_COLUMNS = 4000
 DRAWN = 4
 GAP = 1e-3
 MAX_ROUNDS = 12
+# All programs of one placement together. Whoever decides answers nobody meanwhile, nor hears that nodes are there; a
+# full mesh takes a fifth of it.
+SOLVE_WITHIN_S = 1.0
 # Who stays may take so much more than a node's capacity: demand is never the same twice, and the bound is no cliff.
 STAYING_SLACK = 0.03
 # The approximate solution: rounds, and how sharply rows choose in the first and in the last one, as a share of the
@@ -74,6 +77,8 @@ class Placement:
     unplaced_per_s: float = 0.0
     # Linear programs solved.
     rounds: int = 0
+    # There was no optimum, or no time to find it: a placement that will do.
+    given_up: bool = False
 
 
 def place(problem: Problem, scarcity: Array | None = None) -> Placement:
@@ -123,23 +128,47 @@ def _taken(problem: Problem, shares: Array) -> Array:
 
 def _solve(problem: Problem) -> Placement:
     asking = np.flatnonzero(problem.demand > 0)
-    program = _Program(problem, asking)
+    program, why = _Program(problem, asking), ""
     try:
         while not (found := program.run()).near and program.rounds < MAX_ROUNDS:
             program.add(*found.missing)
     except _NoOptimum as error:
-        # Routes that cost a few percent more are better than none, which is what every client would have.
-        log.error("the placement was not solved, and is an approximation: %s", error)
-        shares = _approximate(problem.cost, problem.load, problem.demand, problem.capacity)
-        return Placement(shares=shares, scarcity=np.zeros_like(problem.capacity), rounds=program.rounds)
+        why = str(error)
+        if program.last is None:
+            # Routes that cost a few percent more are better than none, which is what every client would have.
+            log.error("the placement was not solved, and is an approximation: %s", why)
+            shares, none = _unsolved(problem, asking, program), np.zeros_like(problem.capacity)
+            return Placement(shares=shares, scarcity=none, rounds=program.rounds, given_up=True)
+        # Over fewer columns it was: a little dearer than the best, and it fits.
+        log.warning("the placement is the best over some of the columns alone: %s", why)
+        found = program.last
     # Rows without demand follow the same prices, at no cost to anyone.
     shares = cheapest(problem, found.scarcity)
     shares[asking] = found.shares
-    return Placement(shares=shares, scarcity=found.scarcity, unplaced_per_s=found.unplaced_per_s, rounds=program.rounds)
+    return Placement(
+        shares=shares,
+        scarcity=found.scarcity,
+        unplaced_per_s=found.unplaced_per_s,
+        rounds=program.rounds,
+        given_up=bool(why),
+    )
+
+
+def _unsolved(problem: Problem, asking: Ints, program: _Program) -> Array:
+    """Without an optimum: who can stay where it is stays, and the others are placed roughly."""
+    shares = cheapest(problem, np.zeros_like(problem.capacity))
+    shares[asking] = program.rough()
+    full = _taken(problem, problem.held) > problem.capacity * (1 + STAYING_SLACK)
+    held = problem.held > 0
+    stay = (np.where(held, problem.stay_cost, 0.0) * problem.held).sum(axis=1)
+    go = (np.where(shares > 0, problem.cost, 0.0) * shares).sum(axis=1)
+    whole = np.abs(problem.held.sum(axis=1) - 1) <= 1e-6
+    stays = whole & (stay <= go) & ~(held & full).any(axis=1)
+    return np.where(stays[:, None], problem.held, shares)
 
 
 class _NoOptimum(Exception):
-    """The solver gave up; its numbers were not what it can bear."""
+    """The solver gave up: its time was over, or its numbers were not what it can bear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +194,13 @@ class _Program:
         self._demand = problem.demand[asking]
         self._load = problem.load[asking]
         self._cost = np.where(problem.cost[asking] < problem.overload_cost, problem.cost[asking], np.inf)
-        self._possible = np.isfinite(problem.cost[asking])
+        self._true_cost = problem.cost[asking]
         self._capacity = problem.capacity
         self._overload_cost = problem.overload_cost
         self.rounds = 0
+        # The solution over the columns that there were before.
+        self.last: _Found | None = None
+        self._roughly: Array | None = None
         count, nodes = self._cost.shape
         self._in = np.zeros((count, nodes), dtype=bool)
         # Of every variable; those without room have node -1.
@@ -205,13 +237,20 @@ class _Program:
         row_price, scarcity = duals[: len(self._demand)], np.maximum(0.0, -duals[len(self._demand) :])
         near, missing = self._missing(row_price, scarcity)
         shares, unplaced_per_s = self._shares(amounts)
-        return _Found(shares, scarcity, unplaced_per_s, near, missing)
+        self.last = _Found(shares, scarcity, unplaced_per_s, near, missing)
+        return self.last
+
+    def rough(self) -> Array:
+        """Shares of an approximate solution."""
+        if self._roughly is None:
+            self._roughly = _approximate(self._true_cost, self._load, self._demand, self._capacity)
+        return self._roughly
 
     def _first(self) -> tuple[Ints, Ints]:
         possible = np.isfinite(self._cost)
         if possible.sum() <= ALL_COLUMNS:
             return _where(possible)
-        return _where(_drawn(_approximate(self._cost, self._load, self._demand, self._capacity)))
+        return _where(_drawn(self.rough()) & possible)
 
     def _missing(self, row_price: Array, scarcity: Array) -> tuple[bool, tuple[Ints, Ints]]:
         """Each row's column of the lowest reduced cost, where that is below 0, and whether they matter."""
@@ -235,7 +274,7 @@ class _Program:
         """Shares of what no node has room for: by what each could do, where that is of any use."""
         able = np.where(np.isfinite(self._cost), self._capacity / np.maximum(self._load, 1e-12), 0.0)
         none = able.sum(axis=1) <= 0
-        able[none] = self._possible[none]
+        able[none] = np.isfinite(self._true_cost[none])
         found: Array = able / able.sum(axis=1, keepdims=True)
         return found
 
@@ -264,6 +303,8 @@ def _quiet_solver() -> highspy.Highs:
     solver.setOptionValue("output_flag", False)
     # The control plane has others to answer meanwhile.
     solver.setOptionValue("threads", 1)
+    # HiGHS counts the time of all runs of one instance.
+    solver.setOptionValue("time_limit", SOLVE_WITHIN_S)
     return solver
 
 

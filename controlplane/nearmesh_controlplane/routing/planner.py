@@ -57,8 +57,9 @@ class Plan:
     moving: bool = False
     # Requests per second that no node has room for.
     unplaced_per_s: float = 0.0
-    # Linear programs that had to be solved.
+    # Linear programs that had to be solved, and whether the last one was given up for something that will do.
     rounds: int = 0
+    given_up: bool = False
     regions: dict[str, int] = field(default_factory=dict)
 
     def shares(self, region: str, model: str, objective: Objective) -> dict[str, float]:
@@ -119,6 +120,7 @@ class Planner:
             moving=bool(np.abs(target - shares).max(initial=0.0) > TWINS),
             unplaced_per_s=found.unplaced_per_s,
             rounds=found.rounds,
+            given_up=found.given_up,
             regions={region: row for row, region in enumerate(facts.regions)},
         )
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from nearmesh.routing import IN_TIME, Candidate, Ranked, format_usd
 from nearmesh.routing.residency import refusal
-from nearmesh.routing.rule import HYSTERESIS, late_because
+from nearmesh.routing.rule import HYSTERESIS, NEAR_MS, late_because
 from nearmesh.routing.times import LEVELS, sum_of
 from nearmesh_controlplane.routing.drafts import BROKEN_BELOW
 from nearmesh_controlplane.routing.facts import Facts, ModelFacts, NodeFacts
 from nearmesh_controlplane.routing.planner import Block, Plan
+from nearmesh_controlplane.routing.stack import TWINS
+
+Mask = npt.NDArray[np.bool_]
 
 _DOUBTS = {
     "suspect": "its session just broke",
     "gone": "its session is gone, but no live node serves this model",
 }
-# Shares that differ by less are the same.
+_NEEDED_MORE = "its room goes to those whose next choice costs them more"
+# Shares, and chances, that differ by less are the same.
 _SAME = 0.005
 _P50 = LEVELS.index(0.5)
 
@@ -136,59 +141,121 @@ class _View:
 
     def _late(self, c: Candidate) -> str:
         assert self._block is not None
-        busy, deadline_ms = self._block.offers.busy_times(self._at[c.node]), self._model.deadline_ms
-        why = late_because(self._chance(c.node), sum_of(c.network, busy), deadline_ms)
-        return why if c.p_in_time(deadline_ms) < IN_TIME else f"{why}, as busy as it would be"
+        busy = self._block.offers.busy_times(self._at[c.node])
+        why = late_because(self._chance(c.node), sum_of(c.network, busy), self._model.deadline_ms)
+        return why + self._as_busy(c)
+
+    def _as_busy(self, c: Candidate) -> str:
+        """Where the times of this moment, which stand beside it, say something else than those that decided."""
+        decided, shown = self._chance(c.node), c.p_in_time(self._model.deadline_ms)
+        alike = (decided >= IN_TIME) == (shown >= IN_TIME) and abs(decided - shown) <= _SAME
+        return "" if alike else ", as busy as it would be"
 
     def _why_won(self, c: Candidate) -> str:
         assert self._block is not None
-        objective, deadline_ms = self._block.objective, self._model.deadline_ms
+        objective = self._block.objective
         others = [n for n in self._block.offers.nodes if n.standing == "live" and n.id != c.node]
         part = f"{c.share:.0%} of this region's requests: " if c.share < 1 - _SAME else ""
         if not others:
             return "the only node that serves this model now"
-        room = " with room" if self._better_is_full(c) else ""
+        if objective == "cheapest-in-time" and self._chance(c.node) < IN_TIME:
+            return part + self._why_won_late(c)
+        aside = self._aside(self._better(c))
         if objective == "nearest":
-            return f"{part}nearest{room}: {c.network_ms_p50:.1f} ms round trip"
+            return f"{part}nearest{aside}: {c.network_ms_p50:.1f} ms round trip"
         if objective == "cheapest":
-            return f"{part}cheapest{room}: ${format_usd(c.usd_per_1000)} per 1,000"
-        p = self._chance(c.node)
-        if p >= IN_TIME:
-            return f"{part}cheapest in time{room}: {c.total_ms_p95:.0f} of {deadline_ms:.0f} ms at p95"
-        return f"{part}soonest: {p:.1%} within {deadline_ms:.0f} ms, and no node does better at that"
+            return f"{part}cheapest{aside}: ${format_usd(c.usd_per_1000)} per 1,000"
+        return f"{part}cheapest in time{aside}: {self._in_time(c)}"
 
-    def _better_is_full(self, c: Candidate) -> bool:
-        """Whether another node would be the choice if it had room for everybody."""
+    def _in_time(self, c: Candidate) -> str:
+        """How it is in time, by the figures that stand beside it or, where its queue of now makes those late, despite
+        them."""
+        deadline_ms = self._model.deadline_ms
+        if c.p_in_time(deadline_ms) >= IN_TIME:
+            return f"{c.total_ms_p95:.0f} of {deadline_ms:.0f} ms at p95"
+        usual = f"{self._chance(c.node):.1%} within {deadline_ms:.0f} ms once its present queue is over"
+        return f"{usual}, {c.p_in_time(deadline_ms):.1%} with it"
+
+    def _why_won_late(self, c: Candidate) -> str:
         assert self._block is not None
-        offers, row = self._block.offers, self._row
-        merit = offers.network[row, :, _P50] if self._block.objective == "nearest" else offers.usd_per_1000[row]
-        able = offers.allowed[row] & (merit < merit[self._at[c.node]])
+        offers, row, p = self._block.offers, self._row, self._chance(c.node)
+        says = f"{p:.1%} within {self._model.deadline_ms:.0f} ms{self._as_busy(c)}"
+        better = self._live(offers.allowed[row] & (offers.p_in_time[row] > p + _SAME))
+        if not better:
+            return f"soonest: {says}, and no node does better at that"
+        if offers.p_staying[row, self._at[c.node]] >= IN_TIME and not any(map(self._full, better)):
+            return f"stays: {says}, too little under {IN_TIME:.0%} to move traffic"
+        return f"soonest{self._aside(better)}: {says}"
+
+    def _better(self, c: Candidate) -> list[str]:
+        """The nodes that would be the choice if all had room and traffic came from nowhere yet."""
+        assert self._block is not None
+        offers, row, own = self._block.offers, self._row, self._at[c.node]
+        nearest, chance = self._block.objective == "nearest", offers.p_in_time[row]
+        if nearest:
+            able = offers.network[row, :, _P50] <= offers.network[row, own, _P50] - NEAR_MS
+        else:
+            able = offers.usd_per_1000[row] < offers.usd_per_1000[row, own] * (1 - TWINS)
+        if nearest and chance[own] >= BROKEN_BELOW:
+            able &= chance >= BROKEN_BELOW
         if self._block.objective == "cheapest-in-time":
-            able &= offers.p_in_time[row] >= IN_TIME
-        better = (offers.nodes[at] for at in np.flatnonzero(able))
-        return any(node.standing == "live" and self._plan.scarcity.get(node.id, 0.0) > 0 for node in better)
+            able &= chance >= IN_TIME
+        return self._live(able & offers.allowed[row])
+
+    def _live(self, mask: Mask) -> list[str]:
+        assert self._block is not None
+        nodes = (self._block.offers.nodes[at] for at in np.flatnonzero(mask).tolist())
+        return [node.id for node in nodes if node.standing == "live"]
+
+    def _aside(self, better: list[str]) -> str:
+        """What has to be said beside "best" where others are better."""
+        if any(map(self._full, better)):
+            return " with room"
+        return ", differences aside that move no traffic" if better else ""
+
+    def _full(self, node: str) -> bool:
+        return self._plan.scarcity.get(node, 0.0) > 0
 
     def _why_lost(self, c: Candidate, winner: Candidate) -> str:
         assert self._block is not None
         objective = self._block.objective
         if objective == "nearest":
-            if self._chance(c.node) < BROKEN_BELOW <= self._chance(winner.node):
-                return self._late(c)
-            if c.network_ms_p50 < winner.network_ms_p50:
-                return self._why_not_though_better(c, "nearer", f"by under {HYSTERESIS:.0%}")
-            return f"farther: {c.network_ms_p50:.1f} ms against {winner.network_ms_p50:.1f} ms round trip"
-        if objective == "cheapest-in-time" and self._chance(c.node) < IN_TIME:
+            return self._why_farther(c, winner)
+        chance, best = self._chance(c.node), self._chance(winner.node)
+        if objective == "cheapest-in-time" and chance < IN_TIME:
             return self._late(c)
-        if c.usd_per_1000 < winner.usd_per_1000:
-            return self._why_not_though_better(c, "cheaper", f"by under {HYSTERESIS:.0%}")
+        if objective == "cheapest-in-time" and best < IN_TIME <= chance and self._full(c.node):
+            return f"in time, but full: {_NEEDED_MORE}"
         if np.isclose(c.usd_per_1000, winner.usd_per_1000):
-            return f"as cheap: {c.total_ms_p95:.0f} ms against {winner.total_ms_p95:.0f} ms at p95"
+            return self._why_not_alike(c, winner)
+        if c.usd_per_1000 < winner.usd_per_1000:
+            return self._why_not_though_better(c, "cheaper", 1 - c.usd_per_1000 / winner.usd_per_1000)
         return f"dearer: ${format_usd(c.usd_per_1000)} against ${format_usd(winner.usd_per_1000)} per 1,000"
 
-    def _why_not_though_better(self, c: Candidate, better: str, little: str) -> str:
-        if self._plan.scarcity.get(c.node, 0.0) > 0:
-            return f"{better}, but full: its room goes to those whose next choice costs them more"
-        return f"{better} {little}, which does not move traffic"
+    def _why_farther(self, c: Candidate, winner: Candidate) -> str:
+        if self._chance(c.node) < BROKEN_BELOW <= self._chance(winner.node):
+            return self._late(c)
+        farther_ms = c.network_ms_p50 - winner.network_ms_p50
+        if abs(farther_ms) < NEAR_MS and c.usd_per_1000 > winner.usd_per_1000:
+            prices = f"${format_usd(c.usd_per_1000)} against ${format_usd(winner.usd_per_1000)} per 1,000"
+            return f"as near, and dearer: {prices}"
+        if farther_ms < 0:
+            return self._why_not_though_better(c, "nearer", -farther_ms / winner.network_ms_p50)
+        return f"farther: {c.network_ms_p50:.1f} ms against {winner.network_ms_p50:.1f} ms round trip"
+
+    def _why_not_alike(self, c: Candidate, winner: Candidate) -> str:
+        if self._full(c.node):
+            return f"as cheap, but full: {_NEEDED_MORE}"
+        if c.total_ms_p95 < winner.total_ms_p95:
+            return "as cheap, and no reason to move traffic"
+        return f"as cheap: {c.total_ms_p95:.0f} ms against {winner.total_ms_p95:.0f} ms at p95"
+
+    def _why_not_though_better(self, c: Candidate, better: str, by: float) -> str:
+        if self._full(c.node):
+            return f"{better}, but full: {_NEEDED_MORE}"
+        if by <= HYSTERESIS:
+            return f"{better} by under {HYSTERESIS:.0%}, which does not move traffic"
+        return f"{better} by {by:.0%}, but what there is to gain is too little to move traffic now"
 
     def _on_its_way(self, node: NodeFacts) -> str:
         assert self._block is not None

@@ -74,8 +74,9 @@ class Work:
 
     plans: int = 0
     seconds: float = 0.0
-    # Linear programs solved.
+    # Linear programs solved, and plans for which there was no optimum, or no time to find it.
     programs: int = 0
+    given_up: int = 0
     latest_s: float = 0.0
     unplaced_per_s: float = 0.0
     moving: bool = False
@@ -84,6 +85,7 @@ class Work:
         self.plans += 1
         self.seconds += took_s
         self.programs += plan.rounds
+        self.given_up += plan.given_up
         self.latest_s, self.unplaced_per_s, self.moving = took_s, plan.unplaced_per_s, plan.moving
 
 
@@ -220,7 +222,10 @@ class Router:
     def _present(self, region: str) -> _Planned:
         known = self._planned
         new = bool(region) and self._ask(region)
-        if known is None or new or known.generation != self._changes.value:
+        if new and known is not None:
+            # With one region more it is another plan, for everybody: whoever was given the last one is to hear of it.
+            self._changes.bump()
+        if known is None or known.generation != self._changes.value:
             known = self._planned = self._make()
         return known
 

@@ -7,8 +7,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from nearmesh.routing.objectives import IN_TIME
+from nearmesh.routing.times import LEVELS
 from nearmesh_controlplane.routing import moves
-from nearmesh_controlplane.routing.drafts import NO_ROOM, Draft, usual_cost
+from nearmesh_controlplane.routing.drafts import NO_ROOM, Draft
 from nearmesh_controlplane.routing.facts import Facts, Key, NodeFacts, Standing
 from nearmesh_controlplane.routing.offers import Offers
 from nearmesh_controlplane.routing.placement import Placement, Problem, cheapest, place
@@ -19,8 +21,12 @@ Mask = npt.NDArray[np.bool_]
 
 # Costs at one site that differ by less are of twins, which share evenly.
 TWINS = 1e-3
+# Where all at one site are late, so are those whose chances and times differ by less than this: to fill one of them
+# would make it later still.
+LATE_TWINS = 0.1
 # Shares that are within this of 1 are all of a row: they may have travelled.
 _WHOLE = 1e-3
+_P95 = LEVELS.index(0.95)
 
 
 class Frame:
@@ -75,7 +81,6 @@ class Stack:
         # Where no node may answer there is nothing to place.
         self._open = np.isfinite(cost).any(axis=1)
         self._demand, self._held = self._asked(shape[0]), self._holding(shape, held)
-        usual = usual_cost([draft.offers for draft in drafts])
         some = self._open
         self.problem = Problem(
             cost=cost[some],
@@ -84,7 +89,8 @@ class Stack:
             demand=self._demand[some],
             load=load[some],
             capacity=np.ones(shape[1]),
-            overload_cost=NO_ROOM * usual,
+            # By the drafts' own measure: by another one, of what is asked for alone, a late node might not be worth it.
+            overload_cost=NO_ROOM * max((draft.usual for draft in drafts), default=0.0),
         )
 
     def place(self, scarcity: dict[str, float]) -> Placement:
@@ -179,8 +185,18 @@ def _sites(nodes: tuple[NodeFacts, ...]) -> list[Ints]:
 def _evenly(shares: Array, draft: Draft, twins: Ints) -> Array:
     """A site's part of each row, given to the cheapest of its nodes alike: by what each can do."""
     cost = draft.cost[:, twins]
-    alike = cost <= cost.min(axis=1, keepdims=True) * (1 + TWINS)
+    alike = (cost <= cost.min(axis=1, keepdims=True) * (1 + TWINS)) | _late_alike(draft, twins)
     able = np.where(alike & np.isfinite(cost), 1 / draft.load[twins], 0.0)
     whole = np.where(alike, shares, 0.0).sum(axis=1, keepdims=True)
     spread = whole * able / np.maximum(able.sum(axis=1, keepdims=True), 1e-12)
     return np.where(alike, spread, shares)
+
+
+def _late_alike(draft: Draft, twins: Ints) -> Mask:
+    """Where all of them are late and time is what counts: those that are hardly later than the best."""
+    if draft.objective != "cheapest-in-time":
+        return np.zeros((len(draft.cost), len(twins)), dtype=bool)
+    chance, takes = draft.offers.p_in_time[:, twins], draft.offers.service[twins, _P95]
+    best = chance.max(axis=1, keepdims=True)
+    found: Mask = (best < IN_TIME) & (chance >= best - LATE_TWINS) & (takes <= takes.min() * (1 + LATE_TWINS))
+    return found

@@ -93,6 +93,7 @@ class MeshMetrics:
         yield _counter("plans", "Times that all routes were planned.", done.plans)
         yield _counter("planning_seconds", "Time that planning took.", done.seconds)
         yield _counter("programs", "Linear programs solved for plans.", done.programs)
+        yield _counter("plans_given_up", "Plans without an optimum, or without time to find it.", done.given_up)
         yield _gauge("plan_seconds", "Time that the latest plan took.", done.latest_s)
         yield _gauge("unplaced_per_second", "Requests per second that no node has room for.", done.unplaced_per_s)
         yield _gauge("moving", "1 while traffic is on its way to where it was planned to go.", done.moving)
