@@ -9,6 +9,7 @@ import pytest
 from nearmesh_controlplane.routing.demand import Calls
 from nearmesh_controlplane.routing.facts import Facts, ModelFacts
 from nearmesh_controlplane.routing.gather import LOOK_AGAIN_S, Gatherer
+from nearmesh_controlplane.routing.moves import JOINING_S
 from nearmesh_controlplane.routing.replicas import MAX_MS, MAX_PER_S
 
 from nearmesh.package import RoutePolicy
@@ -220,3 +221,57 @@ async def test_the_size_of_requests_is_what_nodes_counted_and_stays_until_it_mov
     for name in ("eu", "us"):
         await mesh.reports(name, replica())
     assert sizes() == (6_000 + 20_500 / 40, 20_500 / 40)
+
+
+async def test_a_model_about_which_nobody_says_anything_new_is_the_same_object(mesh: State) -> None:
+    """Whatever is reported: of a hundred models on two hundred nodes a change concerns a few."""
+    await mesh.publish("other")
+    await mesh.reports("us", replica(), replica("other"))
+    gathered = gatherer(mesh)
+    before = gathered.facts([])
+    await mesh.reports("us", replica(), replica("other"))
+    await mesh.registry.set_price("eu", 7.0)
+    mesh.clock.now_s += 10 * LOOK_AGAIN_S
+    after = gathered.facts([])
+    assert all(x is y for x, y in zip(before.models, after.models, strict=True))
+    assert before.nodes[0] is not after.nodes[0] and before.nodes[1] is after.nodes[1]
+    await mesh.reports("eu", replica(service_ms=50.0))
+    m, other = gathered.facts([]).models
+    assert m.replicas["eu"].service == Times.certain(50.0) and other is after.models[1]
+
+
+async def test_a_model_is_another_one_when_a_rule_or_a_node_is(mesh: State) -> None:
+    gathered = gatherer(mesh)
+    assert set(only(gathered.facts([])).replicas) == {"eu", "us"}
+    await mesh.catalog.set_policy("m", "cheapest", 500.0)
+    assert only(gathered.facts([])).deadline_ms == 500.0
+    await mesh.registry.drain("eu", undo=False)
+    assert set(only(gathered.facts([])).replicas) == {"us"}
+    await mesh.node("new", AMERICA, hardware="h")
+    assert only(gathered.facts([])).absent["new"] == "it has no replica of this model"
+    await mesh.reports("us")
+    assert not only(gathered.facts([])).replicas
+
+
+async def test_which_of_two_versions_counts_is_looked_up_each_time(mesh: State) -> None:
+    await mesh.publish("m", "2")
+    await mesh.reports("eu", replica(service_ms=5.0), replica(version="2", service_ms=50.0))
+    gathered = gatherer(mesh)
+    for version, service_ms in (("1", 5.0), ("2", 50.0), ("1", 5.0)):
+        await mesh.catalog.deploy("m", version, (), "tester")
+        assert only(gathered.facts([])).replicas["eu"].service == Times.certain(service_ms)
+
+
+async def test_how_large_requests_are_is_looked_at_later_also_when_nodes_are_silent_since(mesh: State) -> None:
+    gathered, found = gatherer(mesh), replica()
+    gathered.facts([])
+    found.answered, found.bytes_in, found.bytes_out = 10, 40_000, 10_000
+    await mesh.reports("us", found)
+    assert only(gathered.facts([])).transfer_bytes == 0
+    mesh.clock.now_s += LOOK_AGAIN_S
+    assert only(gathered.facts([])).transfer_bytes == 5_000
+
+
+async def test_who_has_long_been_ready_is_left_out(mesh: State) -> None:
+    mesh.clock.now_s += JOINING_S
+    assert gatherer(mesh).facts([]).ready_for_s == {}

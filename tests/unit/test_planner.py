@@ -342,3 +342,14 @@ def test_a_dear_model_that_nobody_asks_for_does_not_leave_a_cheap_one_without_ro
     dear = dataclasses.replace(late.models[0], name="dear", replicas={n.id: serves(900.0, 1e-3) for n in nodes})
     found = plan_once(dataclasses.replace(late, models=(*late.models, dear)))
     assert found.unplaced_per_s == 0.0 and shares(found) == shares(plan_once(late))
+
+
+def test_a_price_changes_no_chance_and_what_no_price_changes_is_not_worked_out_again() -> None:
+    facts, planner = world((NEAR, CHEAP), WAYS, demand=asked(here=1.0)), Planner()
+    before = planner.plan(facts, 0.0).blocks[MODEL, IN_TIME].offers
+    after = planner.plan(priced(facts, near=0.1), 1.0).blocks[MODEL, IN_TIME].offers
+    assert after.p_in_time is before.p_in_time and after.usd_per_1000[0, 0] == pytest.approx(0.1 * 1000 / 360_000)
+    slow = planner.plan(with_service(facts, near=10.0, cheap=300.0), 2.0).blocks[MODEL, IN_TIME]
+    assert slow.offers.p_in_time[0].tolist() == [1.0, 0.0]
+    fewer = planner.plan(dataclasses.replace(facts, nodes=(CHEAP,)), 3.0).blocks[MODEL, IN_TIME]
+    assert fewer.offers.nodes == (CHEAP,) and fewer.shares.tolist() == [[1.0]]

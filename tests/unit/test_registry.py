@@ -222,27 +222,27 @@ async def test_what_a_node_says_of_its_notice_is_bounded(mesh: State, notice_s: 
 async def test_since_when_a_replica_is_ready(mesh: State) -> None:
     digest = digest_of("m", "1")
     await mesh.node("n")
-    assert mesh.registry.ready_since("n", digest) is None
+    assert mesh.registry.ready_since("n").get(digest) is None
     await mesh.reports("n", replica(state=node_pb2.REPLICA_STATE_LOADING))
-    assert mesh.registry.ready_since("n", digest) is None
+    assert mesh.registry.ready_since("n").get(digest) is None
     began_s = mesh.clock.now_s = 2000.0
     await mesh.reports("n", replica())
     mesh.clock.now_s += 50
     await mesh.reports("n", replica(), replica("m", "2"))
-    assert mesh.registry.ready_since("n", digest) == began_s
-    assert mesh.registry.ready_since("n", digest_of("m", "2")) == began_s + 50
+    assert mesh.registry.ready_since("n").get(digest) == began_s
+    assert mesh.registry.ready_since("n").get(digest_of("m", "2")) == began_s + 50
     # A session that broke and opened again, with the replica ready all the while.
     mesh.registry.session_closed("n")
     mesh.registry.session_opened("n")
     await mesh.reports("n", replica())
-    assert mesh.registry.ready_since("n", digest) == began_s
+    assert mesh.registry.ready_since("n").get(digest) == began_s
     # A process that was started again.
     await mesh.reports("n", replica(state=node_pb2.REPLICA_STATE_PULLING))
-    assert mesh.registry.ready_since("n", digest) is None
+    assert mesh.registry.ready_since("n").get(digest) is None
     mesh.clock.now_s += 5
     await mesh.reports("n", replica())
-    assert mesh.registry.ready_since("n", digest) == began_s + 55
-    assert mesh.registry.ready_since("x", digest) is None
+    assert mesh.registry.ready_since("n").get(digest) == began_s + 55
+    assert mesh.registry.ready_since("x").get(digest) is None
 
 
 async def test_who_was_ready_before_the_control_plane_started_is_no_newcomer(tmp_path: Path) -> None:
@@ -251,12 +251,12 @@ async def test_who_was_ready_before_the_control_plane_started_is_no_newcomer(tmp
         await before.node("n")
         await before.reports("n", replica(), replica("m", "2", state=node_pb2.REPLICA_STATE_LOADING))
     async with state(tmp_path) as after:
-        assert after.registry.ready_since("n", ready) == -math.inf
-        assert after.registry.ready_since("n", loading) is None
+        assert after.registry.ready_since("n").get(ready) == -math.inf
+        assert after.registry.ready_since("n").get(loading) is None
         after.registry.session_opened("n")
         await after.reports("n", replica(), replica("m", "2"))
-        assert after.registry.ready_since("n", ready) == -math.inf
-        assert after.registry.ready_since("n", loading) == after.clock.now_s
+        assert after.registry.ready_since("n").get(ready) == -math.inf
+        assert after.registry.ready_since("n").get(loading) == after.clock.now_s
 
 
 async def test_what_a_node_says_of_its_replicas_is_bounded(mesh: State) -> None:
@@ -271,3 +271,16 @@ async def test_what_a_node_says_of_its_replicas_is_bounded(mesh: State) -> None:
     with pytest.raises(InvalidInput, match="256 characters"):
         await mesh.registry.hello("n", node_pb2.NodeHello(hardware="h" * 256))
     assert mesh.registry.get("n").hardware == ""
+
+
+async def test_a_report_that_says_nothing_new_leaves_everything_as_it_was(mesh: State) -> None:
+    """The same object: what others worked out from it holds."""
+    await mesh.node("n")
+    await mesh.reports("n", replica(), replica("m", "2"))
+    before = mesh.registry.replicas("n")
+    await mesh.reports("n", replica(), replica("m", "2"))
+    assert mesh.registry.replicas("n") is before
+    await mesh.reports("n", replica(), replica("m", "2", service_ms=7.0))
+    assert mesh.registry.replicas("n") is not before and len(mesh.registry.replicas("n")) == 2
+    await mesh.reports("n", replica())
+    assert len(mesh.registry.replicas("n")) == 1

@@ -210,14 +210,14 @@ class Registry:
             return 0, 0, False
         return seen.report.in_flight, seen.report.sequences, seen.report.drained
 
-    def ready_since(self, node_id: str, digest: str) -> float | None:
-        """When the node's replica became ready, by the monotonic clock; None while it is not.
+    def ready_since(self, node_id: str) -> Mapping[str, float]:
+        """When the node's replicas became ready, by digest and the monotonic clock; those that are not are left out.
 
         A node that comes back from a short silence with the same replica is as it was; one that was ready before the
         control plane started is so since for ever.
         """
         seen = self._seen.get(node_id)
-        return seen.ready_since.get(digest) if seen else None
+        return seen.ready_since if seen else {}
 
     def last_seen_s(self, node_id: str) -> float:
         """Seconds since the epoch; 0 when the node has not been seen since the control plane started."""
@@ -259,7 +259,10 @@ class Registry:
         new = replicas_of(status)
         old = self._replicas.get(node_id, {})
         seen = self._seen[node_id]
-        changed = durable(new) != durable(old)
+        if new == old:
+            # The same object as long as it says the same: what was worked out from it holds.
+            new = old
+        changed = new is not old and durable(new) != durable(old)
         if changed:
             await self._db.run_as_leader(write_replicas, node_id, new)
         changed |= seen.leaving != status.draining

@@ -6,6 +6,7 @@ stays where it is has a lower one, by as much as a difference has to be before i
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from nearmesh.routing.objectives import IN_TIME, Objective
 from nearmesh.routing.rule import HYSTERESIS, NEAR_MS
 from nearmesh_controlplane.routing.capacity import UTILIZATIONS
+from nearmesh_controlplane.routing.facts import NodeFacts
 from nearmesh_controlplane.routing.offers import Offers
 
 Array = npt.NDArray[np.float64]
@@ -70,33 +72,68 @@ def usual_cost(offers: list[Offers]) -> float:
     return max(float(np.median([np.median(costs) for costs in known])), dearest / DEAREST_PARTS)
 
 
-def drafted(offers: Offers, objective: Objective, usual: float) -> Draft:
-    standing = np.array([STANDING[node.standing] for node in offers.nodes]) * usual
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Of one model, what depends on times alone: in multiples of the usual cost where it speaks against a node."""
+
+    # The chances that they were worked out from: as long as these are the same object, nothing is another.
+    p_in_time: Array
+    # Where it is late, and where so late that also those leave who are there.
+    late: Array
+    staying_late: Array
+    # Late for many.
+    ill: Mask
+    # How long an answer takes, in deadlines, and the round trip in steps in which it counts.
+    takes: Array
+    way_ms: Array
+
+
+class Drafter:
+    """Makes drafts; remembers what no price changes."""
+
+    def __init__(self) -> None:
+        self._weights: dict[str, _Weights] = {}
+        # Of the nodes of one plan.
+        self._standing: dict[tuple[NodeFacts, ...], Array] = {}
+
+    def draft(self, offers: Offers, objective: Objective, usual: float) -> Draft:
+        weights = self._weights.get(offers.model.name)
+        if weights is None or weights.p_in_time is not offers.p_in_time:
+            weights = self._weights[offers.model.name] = _weighed(offers)
+        standing = self._standing.get(offers.nodes)
+        if standing is None:
+            standing = np.array([STANDING[node.standing] for node in offers.nodes])
+            self._standing[offers.nodes] = standing
+        return _drafted(offers, objective, usual, weights, standing * usual)
+
+    def begin(self, models: Collection[str]) -> None:
+        """Before the drafts of a plan: forgets models that are gone, and the nodes of the last one."""
+        self._standing.clear()
+        self._weights = {name: weights for name, weights in self._weights.items() if name in models}
+
+
+def _drafted(offers: Offers, objective: Objective, usual: float, weights: _Weights, standing: Array) -> Draft:
     usd = np.where(np.isfinite(offers.usd_per_1000), offers.usd_per_1000, UNKNOWN * usual)
+    broken = (standing > 0)[None, :] | ~offers.allowed
     if objective == "nearest":
-        # Round trips that differ by less than this are the same distance.
-        way = np.floor(offers.network[:, :, 2] / NEAR_MS) * NEAR_MS
-        base, stay = way, np.maximum(0.0, way - np.maximum(NEAR_MS, HYSTERESIS * way))
-        base, stay = base * usual / USUAL_MS, stay * usual / USUAL_MS
-        # Of nodes equally far the cheaper one.
-        base, stay = base + 1e-6 * usd, stay + 1e-6 * usd
-        against = staying_against = standing[None, :] + usual * LATE * _ill(offers)
+        # Round trips that differ by less than this are the same distance. Of nodes equally far the cheaper one.
+        way = weights.way_ms
+        nearer = np.maximum(0.0, way - np.maximum(NEAR_MS, HYSTERESIS * way))
+        base, stay = way * (usual / USUAL_MS) + 1e-6 * usd, nearer * (usual / USUAL_MS) + 1e-6 * usd
+        # Near, but late for many while another node is not: `nearest` means one that works.
+        ill = weights.ill & (~weights.ill & offers.allowed).any(axis=1, keepdims=True)
+        against = staying_against = standing[None, :] + (usual * LATE) * ill
+        broken = broken | ill
     else:
         # Of nodes equally dear the sooner one.
-        takes = (offers.network[:, :, 2] + offers.service[None, :, 2]) / offers.model.deadline_ms
-        sooner = EQUALLY_DEAR * usd.min(where=usd > 0, initial=usual) * np.minimum(takes, MOST_DEADLINES)
-        base, stay = usd + sooner, usd * (1 - HYSTERESIS)
+        sooner = EQUALLY_DEAR * usd.min(where=usd > 0, initial=usual)
+        base, stay = usd + sooner * weights.takes, usd * (1 - HYSTERESIS)
         against = staying_against = standing[None, :]
         if objective == "cheapest-in-time":
-            against = against + usual * _lateness(offers, offers.p_in_time)
-            staying_against = staying_against + usual * _lateness(offers, offers.p_staying)
+            against, staying_against = against + usual * weights.late, staying_against + usual * weights.staying_late
+            broken = broken | weights.ill
     cost = np.where(offers.allowed, base + against, np.inf)
     stay_cost = np.minimum(np.where(offers.allowed, stay + staying_against, np.inf), cost)
-    broken = (standing > 0)[None, :] | ~offers.allowed
-    if objective == "cheapest-in-time":
-        broken = broken | (offers.p_in_time < BROKEN_BELOW)
-    if objective == "nearest":
-        broken = broken | _ill(offers)
     return Draft(objective, offers, cost, stay_cost, broken, _load(offers, objective), usual)
 
 
@@ -108,15 +145,20 @@ def _load(offers: Offers, objective: Objective) -> Array:
     return found
 
 
-def _ill(offers: Offers) -> Mask:
-    """Near, but late for many while another node is not: `nearest` means one that works."""
-    late = offers.p_in_time < BROKEN_BELOW
-    found: Mask = late & (~late & offers.allowed).any(axis=1, keepdims=True)
-    return found
+def _weighed(offers: Offers) -> _Weights:
+    way_ms, deadline_ms = offers.network[:, :, 2], offers.model.deadline_ms
+    takes = np.minimum((way_ms + offers.service[None, :, 5]) / deadline_ms, MOST_DEADLINES)
+    return _Weights(
+        p_in_time=offers.p_in_time,
+        late=_lateness(offers.p_in_time, takes),
+        staying_late=_lateness(offers.p_staying, takes),
+        ill=offers.p_in_time < BROKEN_BELOW,
+        takes=np.minimum((way_ms + offers.service[None, :, 2]) / deadline_ms, MOST_DEADLINES),
+        way_ms=np.floor(way_ms / NEAR_MS) * NEAR_MS,
+    )
 
 
-def _lateness(offers: Offers, p: Array) -> Array:
+def _lateness(p: Array, takes: Array) -> Array:
     """What speaks against a node that is late, in multiples of the usual cost; nothing where it is in time."""
-    takes = (offers.network[:, :, 2] + offers.service[None, :, 5]) / offers.model.deadline_ms
-    late = LATE * np.maximum(0.0, IN_TIME - p) / IN_TIME + SOONER * np.minimum(takes, MOST_DEADLINES)
+    late = LATE * np.maximum(0.0, IN_TIME - p) / IN_TIME + SOONER * takes
     return np.where(p < IN_TIME, late, 0.0)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 
+from nearmesh.package import RoutePolicy
 from nearmesh.routing import Objective, Times, parse_objective
 from nearmesh.routing.residency import common
 from nearmesh.v1 import node_pb2 as pb
@@ -20,6 +21,7 @@ from nearmesh_controlplane.registry.nodes import READY, Presence, Registry
 from nearmesh_controlplane.routing.facts import Facts, Key, ModelFacts, NodeFacts, ReplicaFacts
 from nearmesh_controlplane.routing.latency import Source
 from nearmesh_controlplane.routing.measurements import Measurements
+from nearmesh_controlplane.routing.moves import JOINING_S
 from nearmesh_controlplane.routing.replicas import alike, replica_facts, same, speeds, usual_bytes, words
 from nearmesh_controlplane.routing.residency import ResidencyRules
 
@@ -54,6 +56,12 @@ class Gatherer:
         self._regions: frozenset[str] = frozenset()
         # By model, of its usual request and answer; and when they are to be looked at again.
         self._bytes: dict[str, tuple[tuple[float, float], float]] = {}
+        # What each node said last, as the registry has it and by model; what else models hang on; and the models.
+        self._said: dict[str, tuple[Mapping[str, pb.ReplicaStatus], dict[str, list[pb.ReplicaStatus]]]] = {}
+        self._basis: tuple[object, ...] = ()
+        # Each with the policy that it was made by, and until when it holds.
+        self._models: dict[str, tuple[RoutePolicy, ModelFacts, float]] = {}
+        self._nodes: dict[str, tuple[Node, Presence, NodeFacts]] = {}
 
     def facts(self, asked_regions: Iterable[str]) -> Facts:
         """Everything that a plan needs, for clients in the regions of machines and in those that were asked for."""
@@ -63,13 +71,11 @@ class Gatherer:
         self._regions = frozenset(regions)
         standing = {node.id: self._registry.standing(node.id) for node in nodes}
         leaving = frozenset(node.id for node in nodes if self._registry.leaving(node.id))
-        said = self._said(nodes)
-        models = tuple(
-            self._model(name, nodes, said.get(name, {}), standing, leaving) for name in self._catalog.models()
-        )
+        stale = self._stale(nodes, standing, leaving)
+        models = tuple(self._known_model(name, nodes, stale, standing, leaving) for name in self._catalog.models())
         self._forget(nodes, models)
         return Facts(
-            nodes=tuple(_node(node, standing[node.id]) for node in nodes),
+            nodes=tuple(self._node(node, standing[node.id]) for node in nodes),
             models=models,
             regions=regions,
             network={(region, node.id): self.network(region, node)[0] for region in regions for node in nodes},
@@ -97,20 +103,59 @@ class Gatherer:
 
     def _forget(self, nodes: Sequence[Node], models: Sequence[ModelFacts]) -> None:
         self._bytes = {model.name: self._bytes[model.name] for model in models if model.name in self._bytes}
+        names = {model.name for model in models}
+        self._models = {name: known for name, known in self._models.items() if name in names}
         ids = {node.id for node in nodes}
+        self._nodes = {node: known for node, known in self._nodes.items() if node in ids}
         here = self._regions
-        self._network = {key: value for key, value in self._network.items() if key[0] in here and key[1] in ids}
+        if len(self._network) > len(here) * len(ids):
+            self._network = {key: value for key, value in self._network.items() if key[0] in here and key[1] in ids}
         # Now and then: each of them is looked at.
         if len(self._replicas) > 2 * sum(len(self._registry.replicas(node)) for node in ids):
             digests = {(node, digest) for node in ids for digest in self._registry.replicas(node)}
             self._replicas = {key: value for key, value in self._replicas.items() if key in digests}
 
-    def _said(self, nodes: Sequence[Node]) -> dict[str, dict[str, list[pb.ReplicaStatus]]]:
-        """What every node says of each model's versions, by model and node."""
-        found: dict[str, dict[str, list[pb.ReplicaStatus]]] = {}
+    def _stale(
+        self, nodes: Sequence[Node], standing: Mapping[str, Presence], leaving: Collection[str]
+    ) -> Collection[str] | None:
+        """The models of which some node says something else than last time; None: all may be other ones."""
+        stale: set[str] = set()
         for node in nodes:
-            for replica in self._registry.replicas(node.id).values():
-                found.setdefault(replica.model, {}).setdefault(node.id, []).append(replica)
+            replicas, known = self._registry.replicas(node.id), self._said.get(node.id)
+            # As long as a node says the same it is the same object.
+            if known is None or known[0] is not replicas:
+                by_model: dict[str, list[pb.ReplicaStatus]] = {}
+                for replica in replicas.values():
+                    by_model.setdefault(replica.model, []).append(replica)
+                self._said[node.id] = replicas, by_model
+                stale |= by_model.keys() | (known[1].keys() if known else ())
+        ids = {node.id for node in nodes}
+        self._said = {node: said for node, said in self._said.items() if node in ids}
+        basis = tuple((node.id, node.site, node.hardware, standing[node.id], node.id in leaving) for node in nodes)
+        same, self._basis = basis == self._basis, basis
+        return stale if same else None
+
+    def _known_model(
+        self,
+        name: str,
+        nodes: Sequence[Node],
+        stale: Collection[str] | None,
+        standing: Mapping[str, Presence],
+        leaving: Collection[str],
+    ) -> ModelFacts:
+        """The model as it was, where nothing about it is another."""
+        policy, known, now_s = self._catalog.policy(name), self._models.get(name), self._clock()
+        if known is not None and stale is not None and name not in stale and known[0] == policy and now_s < known[2]:
+            return known[1]
+        # How large requests are is looked at now and then alone: what was said since counts then.
+        look_s = self._bytes.get(name, (None, now_s))[1]
+        said = {node.id: of for node in nodes if (of := self._said[node.id][1].get(name))}
+        found = self._model(name, nodes, said, standing, leaving)
+        # Which of several versions on a node is the one that counts, deployments tell.
+        if all(len(replicas) == 1 for replicas in said.values()):
+            self._models[name] = policy, found, look_s if now_s < look_s else math.inf
+        else:
+            self._models.pop(name, None)
         return found
 
     def _model(
@@ -198,12 +243,21 @@ class Gatherer:
         return found
 
     def _ready_for_s(self, nodes: Sequence[Node]) -> Iterable[tuple[tuple[str, str], float]]:
+        """Of replicas that are young."""
         now_s = self._clock()
         for node in nodes:
-            for digest, replica in self._registry.replicas(node.id).items():
-                since_s = self._registry.ready_since(node.id, digest)
-                if since_s is not None and math.isfinite(since_s):
-                    yield (node.id, replica.model), now_s - since_s
+            since = self._registry.ready_since(node.id)
+            young = [(digest, at_s) for digest, at_s in since.items() if now_s - at_s < JOINING_S]
+            replicas = self._registry.replicas(node.id)
+            for digest, at_s in young:
+                if digest in replicas:
+                    yield (node.id, replicas[digest].model), now_s - at_s
+
+    def _node(self, node: Node, presence: Presence) -> NodeFacts:
+        known = self._nodes.get(node.id)
+        if known is None or known[0] is not node or known[1] != presence:
+            known = self._nodes[node.id] = node, presence, _node(node, presence)
+        return known[2]
 
 
 def _node(node: Node, presence: Presence) -> NodeFacts:

@@ -7,15 +7,16 @@ facts are given: a price changes no chance.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from nearmesh.routing.costs import transfer_usd_per_1000, usd_per_1000
+from nearmesh.routing.costs import usd_per_1000
 from nearmesh.routing.times import LEVELS, Times, matrix, points, share_of_sum_within
 from nearmesh_controlplane.routing.capacity import bounds, with_waiting
+from nearmesh_controlplane.routing.columns import View, Which
 from nearmesh_controlplane.routing.facts import LEAST_PER_S, Facts, ModelFacts, NodeFacts, ReplicaFacts
 
 Array = npt.NDArray[np.float64]
@@ -80,6 +81,14 @@ class _Timing:
     p_in_time: Array
     p_staying: Array
     network_ms: Array
+    # Inferences per second; what a dollar an hour comes to for 1,000 of them, but for nodes whose speed is unknown.
+    per_s: Array
+    per_usd: Array
+    unknown: npt.NDArray[np.bool_]
+    # Of the facts that it was last asked for by: the model, all nodes, and which of them serve it.
+    model: ModelFacts | None = None
+    ids: tuple[str, ...] = ()
+    which: Which = b""
 
 
 def pressures(facts: Facts) -> dict[str, float]:
@@ -94,6 +103,8 @@ def pressures(facts: Facts) -> dict[str, float]:
     found = dict.fromkeys((node.id for node in facts.nodes), 0.0)
     for served in facts.models:
         total_per_s = asked.get(served.name, 0.0)
+        if not total_per_s:
+            continue
         for node, replica in served.replicas.items():
             found[node] += total_per_s / max(replica.per_s, LEAST_PER_S)
     return {node: min(1.0, math.ceil(10 * load) / 10) for node, load in found.items()}
@@ -104,72 +115,53 @@ class OfferBook:
 
     def __init__(self) -> None:
         self._timings: dict[str, _Timing] = {}
-        # Of the facts that were asked about last: the ways to the same nodes are the same for every model.
-        self._facts: Facts | None = None
-        self._ways: dict[tuple[NodeFacts, ...], tuple[Times, ...]] = {}
-        self._transfers: _Transfers | None = None
+        self._view: View | None = None
 
     def offers(self, facts: Facts, model: ModelFacts, pressure: Mapping[str, float]) -> Offers | None:
-        """None when no node serves the model. `pressure` is that of `pressures`."""
-        nodes = tuple(node for node in facts.nodes if node.id in model.replicas)
-        if not nodes:
+        """None when no node serves the model. `pressure` is that of `pressures` for these facts."""
+        if self._view is None or self._view.facts is not facts:
+            self._view = View(facts, pressure, self._view)
+        view = self._view
+        if not any(node in model.replicas for node in view.ids):
             return None
-        timing = self._timing(facts, model, nodes, tuple(pressure[node.id] for node in nodes))
-        replicas = timing.replicas
-        transfer = self._transfer(facts, model, nodes)
-        own = np.array([_own_usd(node, replica) for node, replica in zip(nodes, replicas, strict=True)])
-        per_s = np.array([max(replica.per_s, LEAST_PER_S) for replica in replicas])
+        timing = self._timing(model, view)
+        columns = view.columns(timing.which)
+        transfer = view.transfer(model, columns)
         return Offers(
             model=model,
-            nodes=nodes,
+            nodes=columns.nodes,
             network=timing.network_ms,
             service=timing.service,
             present=timing.present,
             p_in_time=timing.p_in_time,
             p_staying=timing.p_staying,
-            load=1 / (per_s * timing.utilization),
+            load=1 / (timing.per_s * timing.utilization),
             utilization=timing.utilization,
-            usd_per_1000=own[None, :] + transfer,
+            usd_per_1000=np.where(timing.unknown, np.inf, columns.usd_per_hour * timing.per_usd)[None, :] + transfer,
             transfer_usd_per_1000=transfer,
-            allowed=_allowed(facts, model, nodes),
+            allowed=view.allowed(model, columns),
         )
 
-    def keep_only(self, models: Sequence[ModelFacts]) -> None:
+    def keep_only(self, names: Collection[str]) -> None:
         """Forgets models that are gone."""
-        names = {model.name for model in models}
         self._timings = {name: timing for name, timing in self._timings.items() if name in names}
 
-    def _transfer(self, facts: Facts, model: ModelFacts, nodes: tuple[NodeFacts, ...]) -> Array:
-        """What moving 1,000 requests there and their answers back costs, shape (regions, nodes)."""
-        if model.transfer_bytes <= 0:
-            return np.zeros((len(facts.regions), len(nodes)))
-        self._turn_to(facts)
-        if self._transfers is None:
-            self._transfers = _Transfers.of(facts)
-        return self._transfers.usd_per_1000(model, nodes)
-
-    def _turn_to(self, facts: Facts) -> None:
-        if facts is not self._facts:
-            self._facts, self._ways, self._transfers = facts, {}, None
-
-    def _network(self, facts: Facts, nodes: tuple[NodeFacts, ...]) -> tuple[Times, ...]:
-        self._turn_to(facts)
-        known = self._ways.get(nodes)
-        if known is None:
-            known = tuple(facts.network[region, node.id] for region in facts.regions for node in nodes)
-            self._ways[nodes] = known
-        return known
-
-    def _timing(
-        self, facts: Facts, model: ModelFacts, nodes: tuple[NodeFacts, ...], pressure: tuple[float, ...]
-    ) -> _Timing:
-        replicas = tuple(model.replicas[node.id] for node in nodes)
-        network = self._network(facts, nodes)
+    def _timing(self, model: ModelFacts, view: View) -> _Timing:
         known = self._timings.get(model.name)
-        given = (replicas, network, model.deadline_ms, pressure)
+        # The same facts about a model among the same nodes are about the same columns.
+        if known is not None and known.model is model and known.ids is view.ids:
+            which, replicas = known.which, known.replicas
+        else:
+            which = view.which(model)
+            replicas = tuple(model.replicas[node.id] for node in view.columns(which).nodes)
+        columns = view.columns(which)
+        given = (replicas, columns.network, model.deadline_ms, columns.pressure)
         # Tuples of the same objects are equal at the speed of comparing addresses.
         if known is None or (known.replicas, known.network, known.deadline_ms, known.pressure) != given:
-            known = self._timings[model.name] = _timed(*given, len(facts.regions))
+            known = _timed(*given, len(view.facts.regions))
+        if known.model is not model or known.ids is not view.ids:
+            known = replace(known, model=model, ids=view.ids, which=which)
+        self._timings[model.name] = known
         return known
 
 
@@ -200,6 +192,9 @@ def _timed(
         p_in_time=_chances(network_ms, service, deadline_ms),
         p_staying=_chances(network_ms, service, deadline_ms * (1 + GRACE)),
         network_ms=network_ms,
+        per_s=per_s,
+        per_usd=np.array([usd_per_1000(1.0, r.per_s) if r.per_s > 0 else 0.0 for r in replicas]),
+        unknown=np.array([r.per_s <= 0 for r in replicas]),
     )
 
 
@@ -214,38 +209,3 @@ def _chances(network: Array, service: Array, deadline_ms: float) -> Array:
     return found
 
 
-def _own_usd(node: NodeFacts, replica: ReplicaFacts) -> float:
-    return usd_per_1000(node.usd_per_hour, replica.per_s) if replica.per_s > 0 else np.inf
-
-
-@dataclass(frozen=True, slots=True)
-class _Transfers:
-    """What a GB costs on its way from client regions to those of nodes, and back, shape (regions, places)."""
-
-    places: dict[str, int]
-    there: Array
-    back: Array
-
-    @classmethod
-    def of(cls, facts: Facts) -> _Transfers:
-        places = {region: at for at, region in enumerate(sorted({node.region for node in facts.nodes}))}
-        price = facts.transfer_usd_per_gb
-        there = np.array([[price(region, place) for place in places] for region in facts.regions])
-        back = np.array([[price(place, region) for place in places] for region in facts.regions])
-        return cls(places, there, back)
-
-    def usd_per_1000(self, model: ModelFacts, nodes: tuple[NodeFacts, ...]) -> Array:
-        at = [self.places[node.region] for node in nodes]
-        request = transfer_usd_per_1000(1.0, model.transfer_bytes - model.answer_bytes, 0.0)
-        answer = transfer_usd_per_1000(1.0, 0.0, model.answer_bytes)
-        found: Array = self.there[:, at] * request + self.back[:, at] * answer
-        return found
-
-
-def _allowed(facts: Facts, model: ModelFacts, nodes: tuple[NodeFacts, ...]) -> npt.NDArray[np.bool_]:
-    by_model = np.array([not model.regions or node.region in model.regions for node in nodes])
-    rows = []
-    for region in facts.regions:
-        rule = facts.residency(region)
-        rows.append(by_model if rule is None else by_model & np.array([node.region in rule for node in nodes]))
-    return np.array(rows)

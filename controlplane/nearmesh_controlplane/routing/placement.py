@@ -84,11 +84,11 @@ class Placement:
 def place(problem: Problem, scarcity: Array | None = None) -> Placement:
     """The cheapest placement; `scarcity` is what the last one said, if there was one."""
     free = np.zeros_like(problem.capacity)
-    shares = cheapest(problem, free)
+    shares = cheapest(problem.cost, problem.stay_cost, problem.held)
     if np.all(_taken(problem, shares) <= problem.capacity + 1e-9):
         return Placement(shares=shares, scarcity=free)
     if scarcity is not None and _may_stay(problem, scarcity):
-        shares = np.where(problem.demand[:, None] > 0, problem.held, cheapest(problem, scarcity))
+        shares = np.where(problem.demand[:, None] > 0, problem.held, _priced(problem, scarcity))
         return Placement(shares=shares, scarcity=scarcity)
     return _solve(problem)
 
@@ -108,17 +108,19 @@ def _may_stay(problem: Problem, scarcity: Array) -> bool:
     return value - bound <= GAP * abs(value)
 
 
-def cheapest(problem: Problem, scarcity: Array) -> Array:
-    """Each row for itself, at those prices of capacity: what is held stays where that is cheapest, the rest goes to the
-    cheapest column."""
-    extra = problem.load * scarcity
-    cost, stay = problem.cost + extra, problem.stay_cost + extra
+def cheapest(cost: Array, stay_cost: Array, held: Array) -> Array:
+    """Each row for itself: what is held stays where that is cheapest, the rest goes to the cheapest column."""
     best = np.argmin(cost, axis=1)
     rows = np.arange(len(best))
-    kept = np.where(stay <= cost[rows, best][:, None], problem.held, 0.0)
-    shares = kept.copy()
-    shares[rows, best] += np.maximum(0.0, 1 - kept.sum(axis=1))
+    shares = np.where(stay_cost <= cost[rows, best][:, None], held, 0.0)
+    shares[rows, best] += np.maximum(0.0, 1 - shares.sum(axis=1))
     return shares
+
+
+def _priced(problem: Problem, scarcity: Array) -> Array:
+    """The same at those prices of capacity."""
+    extra = problem.load * scarcity
+    return cheapest(problem.cost + extra, problem.stay_cost + extra, problem.held)
 
 
 def _taken(problem: Problem, shares: Array) -> Array:
@@ -143,7 +145,7 @@ def _solve(problem: Problem) -> Placement:
         log.warning("the placement is the best over some of the columns alone: %s", why)
         found = program.last
     # Rows without demand follow the same prices, at no cost to anyone.
-    shares = cheapest(problem, found.scarcity)
+    shares = _priced(problem, found.scarcity)
     shares[asking] = found.shares
     return Placement(
         shares=shares,
@@ -156,7 +158,7 @@ def _solve(problem: Problem) -> Placement:
 
 def _unsolved(problem: Problem, asking: Ints, program: _Program) -> Array:
     """Without an optimum: who can stay where it is stays, and the others are placed roughly."""
-    shares = cheapest(problem, np.zeros_like(problem.capacity))
+    shares = cheapest(problem.cost, problem.stay_cost, problem.held)
     shares[asking] = program.rough()
     full = _taken(problem, problem.held) > problem.capacity * (1 + STAYING_SLACK)
     held = problem.held > 0

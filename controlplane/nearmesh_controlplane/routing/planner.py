@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nearmesh.routing.objectives import Objective
-from nearmesh_controlplane.routing.drafts import Draft, drafted, usual_cost
+from nearmesh_controlplane.routing.drafts import Draft, Drafter, usual_cost
 from nearmesh_controlplane.routing.facts import Facts, Key, NodeFacts
+from nearmesh_controlplane.routing.held import Held
 from nearmesh_controlplane.routing.offers import OfferBook, Offers, pressures
-from nearmesh_controlplane.routing.stack import TWINS, Frame, Stack
+from nearmesh_controlplane.routing.stack import TWINS, Frame, Stack, by_itself
 
 Array = npt.NDArray[np.float64]
 
@@ -88,35 +89,39 @@ class Planner:
 
     def __init__(self) -> None:
         self._offers = OfferBook()
-        self._held: dict[Key, dict[str, float]] = {}
+        self._drafter = Drafter()
+        self._held = Held()
         self._scarcity: dict[str, float] = {}
         self._planned_s = self._resumed_s = -math.inf
 
     def resume(self, held: Mapping[Key, Mapping[str, float]], now_s: float) -> None:
         """Goes on from shares that another planner had placed: what should move from there moves by the ramp."""
-        self._held = {key: dict(shares) for key, shares in held.items()}
+        self._held.resume(held)
         self._planned_s = self._resumed_s = now_s
 
     def plan(self, facts: Facts, now_s: float, also: Iterable[Key] = ()) -> Plan:
         """The routes as of now: of every model under its own objective, and of what is asked for or in demand."""
         elapsed_s, self._planned_s = now_s - self._planned_s, now_s
-        frame = Frame(facts)
+        frame = Frame(facts, self._held)
         drafts = self._drafts(facts, {*facts.demand, *also})
         wanted = {(model, objective) for (_, model, objective), per_s in facts.demand.items() if per_s > 0}
-        stack = Stack(frame, [draft for draft in drafts if draft.key in wanted], self._held)
+        stack = Stack(frame, [draft for draft in drafts if draft.key in wanted])
         found = stack.place(self._scarcity)
         resumed = now_s - self._resumed_s < RESUMED_S
         target = stack.even(stack.unmoved(found.shares) if resumed else found.shares)
         shares = stack.advance(target, elapsed_s)
-        self._scarcity = stack.by_node(found.scarcity)
+        self._scarcity = frame.by_node(found.scarcity)
         blocks = {draft.key: _placed(draft, stack.of(draft, target), stack.of(draft, shares)) for draft in stack.drafts}
-        blocks |= {draft.key: self._by_itself(frame, draft, resumed) for draft in drafts if draft.key not in wanted}
-        self._remember(facts, blocks)
+        for draft in drafts:
+            if draft.key not in wanted:
+                alone = by_itself(frame, draft, found.scarcity, resumed=resumed)
+                blocks[draft.key] = _placed(draft, alone, alone)
+        self._remember(frame, blocks)
         return Plan(
             facts=facts,
             blocks=blocks,
             scarcity=self._scarcity,
-            taken=stack.by_node(stack.taken(shares)),
+            taken=frame.by_node(stack.taken(shares)),
             moving=bool(np.abs(target - shares).max(initial=0.0) > TWINS),
             unplaced_per_s=found.unplaced_per_s,
             rounds=found.rounds,
@@ -128,34 +133,24 @@ class Planner:
         wanted = {(model, objective) for _, model, objective in asked}
         pressure = pressures(facts)
         offers = [(model, self._offers.offers(facts, model, pressure)) for model in facts.models]
-        self._offers.keep_only(facts.models)
+        names = {model.name for model in facts.models}
+        self._offers.keep_only(names)
+        self._drafter.begin(names)
         usual = usual_cost([found for _, found in offers if found])
         drafts = []
         for model, found in offers:
             if found is None:
                 continue
             named: list[Objective] = [o for o in get_args(Objective) if (model.name, o) in wanted]
-            drafts += [drafted(found, objective, usual) for objective in dict.fromkeys([model.objective, *named])]
+            objectives = dict.fromkeys([model.objective, *named])
+            drafts += [self._drafter.draft(found, objective, usual) for objective in objectives]
         return drafts
 
-    def _by_itself(self, frame: Frame, draft: Draft, resumed: bool) -> Block:
-        """What nobody asks for is felt by nobody: it needs no ramp, and follows the prices of those who do ask."""
-        stack = Stack(frame, [draft], self._held)
-        found = stack.cheapest(self._scarcity)
-        shares = stack.of(draft, stack.even(stack.unmoved(found) if resumed else found))
-        return _placed(draft, shares, shares)
-
-    def _remember(self, facts: Facts, blocks: dict[tuple[str, Objective], Block]) -> None:
-        """A model that nobody serves for a moment comes back to where it was."""
-        models = {model.name for model in facts.models}
-        self._held = {key: held for key, held in self._held.items() if key[1] in models and key[0] in facts.regions}
-        for (model, objective), block in blocks.items():
-            rows, nodes = np.nonzero(block.shares)
-            for region in facts.regions:
-                self._held[region, model, objective] = {}
-            for row, node in zip(rows, nodes, strict=True):
-                held = self._held[facts.regions[row], model, objective]
-                held[block.offers.nodes[node].id] = float(block.shares[row, node])
+    def _remember(self, frame: Frame, blocks: dict[tuple[str, Objective], Block]) -> None:
+        facts = frame.facts
+        self._held.keep_only({model.name for model in facts.models})
+        for name, block in blocks.items():
+            self._held.remember(name, facts.regions, frame.place(block.offers.nodes).ids, block.shares)
 
 
 def _placed(draft: Draft, target: Array, shares: Array) -> Block:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +13,8 @@ from nearmesh.routing.objectives import IN_TIME
 from nearmesh.routing.times import LEVELS
 from nearmesh_controlplane.routing import moves
 from nearmesh_controlplane.routing.drafts import NO_ROOM, Draft
-from nearmesh_controlplane.routing.facts import Facts, Key, NodeFacts, Standing
-from nearmesh_controlplane.routing.offers import Offers
+from nearmesh_controlplane.routing.facts import Facts, NodeFacts, Standing
+from nearmesh_controlplane.routing.held import Held
 from nearmesh_controlplane.routing.placement import Placement, Problem, cheapest, place
 
 Array = npt.NDArray[np.float64]
@@ -32,56 +34,72 @@ _P95 = LEVELS.index(0.95)
 class Frame:
     """What all stacks of one plan share: where nodes are among the columns, which are twins, and which are young."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Facts, held: Held) -> None:
         self.facts = facts
-        self.column = {node.id: at for at, node in enumerate(facts.nodes)}
-        self._columns: dict[tuple[NodeFacts, ...], Ints] = {}
-        self._sites: dict[tuple[NodeFacts, ...], list[Ints]] = {}
+        self._held = held
+        self._column = {node.id: at for at, node in enumerate(facts.nodes)}
+        self._places: dict[tuple[NodeFacts, ...], _Place] = {}
         self._young = {model for (_, model), age_s in facts.ready_for_s.items() if age_s < moves.JOINING_S}
 
-    def columns(self, nodes: tuple[NodeFacts, ...]) -> Ints:
+    def place(self, nodes: tuple[NodeFacts, ...]) -> _Place:
         """Where those nodes are."""
-        if nodes not in self._columns:
-            self._columns[nodes] = np.array([self.column[node.id] for node in nodes])
-        return self._columns[nodes]
+        found = self._places.get(nodes)
+        if found is None:
+            columns = np.array([self._column[node.id] for node in nodes])
+            found = self._places[nodes] = _Place(columns, tuple(node.id for node in nodes), _sites(nodes))
+        return found
 
-    def sites(self, nodes: tuple[NodeFacts, ...]) -> list[Ints]:
-        """The places in `nodes` of those that share a site, where there are several."""
-        if nodes not in self._sites:
-            self._sites[nodes] = _sites(nodes)
-        return self._sites[nodes]
+    def held(self, draft: Draft) -> Array:
+        """Who is where now."""
+        return self._held.shares(draft.key, self.facts.regions, self.place(draft.offers.nodes).ids)
 
-    def joined(self, offers: Offers) -> Array:
-        """The part of its capacity that each replica may use already."""
+    def load(self, draft: Draft) -> Array:
+        """What one request per second takes of each node, of those that are young more."""
+        offers = draft.offers
         if offers.model.name not in self._young:
-            return np.ones(len(offers.nodes))
+            return draft.load
         since = self.facts.ready_for_s
-        return moves.joined(np.array([since.get((node.id, offers.model.name), math.inf) for node in offers.nodes]))
+        ready_for_s = np.array([since.get((node.id, offers.model.name), math.inf) for node in offers.nodes])
+        found: Array = draft.load / moves.joined(ready_for_s)
+        return found
+
+    def by_column(self, by_node: Mapping[str, float]) -> Array:
+        return np.array([by_node.get(node.id, 0.0) for node in self.facts.nodes])
+
+    def by_node(self, values: Array) -> dict[str, float]:
+        return dict(zip(self._column, values.tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Some of the nodes: which columns they are, their names, and which places among them share a site."""
+
+    columns: Ints
+    ids: tuple[str, ...]
+    sites: list[Ints]
 
 
 class Stack:
     """Drafts, and who holds what of them."""
 
-    def __init__(self, frame: Frame, drafts: list[Draft], held: dict[Key, dict[str, float]]) -> None:
+    def __init__(self, frame: Frame, drafts: list[Draft]) -> None:
         self._frame = frame
         self._facts = facts = frame.facts
         self.drafts = drafts
-        self._at: dict[int, tuple[int, Ints]] = {}
         count = len(facts.regions)
+        self._at = {id(draft): number * count for number, draft in enumerate(drafts)}
         shape = (count * len(drafts), len(facts.nodes))
         cost, stay, load = np.full(shape, np.inf), np.full(shape, np.inf), np.full(shape, 1.0)
         self._broken: Mask = np.ones(shape, dtype=bool)
-        for number, draft in enumerate(drafts):
-            columns = frame.columns(draft.offers.nodes)
-            self._at[id(draft)] = (number * count, columns)
-            rows = slice(number * count, (number + 1) * count)
+        self._held = np.zeros(shape)
+        for draft in drafts:
+            rows, columns = self._rows(draft), frame.place(draft.offers.nodes).columns
             cost[rows, columns], stay[rows, columns] = draft.cost, draft.stay_cost
-            load[rows, columns] = draft.load / frame.joined(draft.offers)
+            load[rows, columns], self._held[rows, columns] = frame.load(draft), frame.held(draft)
             self._broken[rows, columns] = draft.broken
         # Where no node may answer there is nothing to place.
-        self._open = np.isfinite(cost).any(axis=1)
-        self._demand, self._held = self._asked(shape[0]), self._holding(shape, held)
-        some = self._open
+        self._open = some = np.isfinite(cost).any(axis=1)
+        self._demand = self._asked(shape[0])
         self.problem = Problem(
             cost=cost[some],
             stay_cost=stay[some],
@@ -93,36 +111,27 @@ class Stack:
             overload_cost=NO_ROOM * max((draft.usual for draft in drafts), default=0.0),
         )
 
-    def place(self, scarcity: dict[str, float]) -> Placement:
+    def place(self, scarcity: Mapping[str, float]) -> Placement:
         """The cheapest placement; `scarcity` by node is that of the last one."""
-        known = self._by_column(scarcity)
+        known = self._frame.by_column(scarcity)
         if not self._open.any():
             return Placement(shares=np.zeros((0, len(known))), scarcity=np.zeros_like(known))
         return place(self.problem, known)
 
-    def cheapest(self, scarcity: dict[str, float]) -> Array:
-        """Each row for itself."""
-        return cheapest(self.problem, self._by_column(scarcity))
-
     def unmoved(self, shares: Array) -> Array:
         """The same, but rows that nobody is known to ask for stay where they are, if nothing is wrong with that."""
         problem = self.problem
-        at_odds = ((problem.held > 0) & self._broken[self._open]).any(axis=1)
-        stays = (problem.demand == 0) & ~at_odds & (np.abs(problem.held.sum(axis=1) - 1) < _WHOLE)
-        return np.where(stays[:, None], problem.held, shares)
-
-    def _by_column(self, by_node: dict[str, float]) -> Array:
-        return np.array([by_node.get(node.id, 0.0) for node in self._facts.nodes])
+        quiet = (problem.demand == 0)[:, None]
+        return np.where(quiet, unmoved(shares, problem.held, self._broken[self._open]), shares)
 
     def even(self, shares: Array) -> Array:
         """The same, with what twins at one site get shared among them; for all rows."""
         found = np.zeros_like(self._held)
         found[self._open] = shares
         for draft in self.drafts:
-            first, columns = self._at[id(draft)]
-            rows = slice(first, first + len(self._facts.regions))
-            for twins in self._frame.sites(draft.offers.nodes):
-                found[rows, columns[twins]] = _evenly(found[rows, columns[twins]], draft, twins)
+            rows, place = self._rows(draft), self._frame.place(draft.offers.nodes)
+            for twins in place.sites:
+                found[rows, place.columns[twins]] = _evenly(found[rows, place.columns[twins]], draft, twins)
         return found
 
     def advance(self, target: Array, elapsed_s: float) -> Array:
@@ -147,31 +156,44 @@ class Stack:
 
     def of(self, draft: Draft, shares: Array) -> Array:
         """A block's part."""
-        first, columns = self._at[id(draft)]
-        return shares[first : first + len(self._facts.regions)][:, columns]
+        return shares[self._rows(draft)][:, self._frame.place(draft.offers.nodes).columns]
 
-    def by_node(self, values: Array) -> dict[str, float]:
-        return {node.id: float(value) for node, value in zip(self._facts.nodes, values, strict=True)}
+    def _rows(self, draft: Draft) -> slice:
+        first = self._at[id(draft)]
+        return slice(first, first + len(self._facts.regions))
 
     def _asked(self, rows: int) -> Array:
-        found = np.zeros(rows)
-        for draft in self.drafts:
-            first, _ = self._at[id(draft)]
-            for row, region in enumerate(self._facts.regions):
-                found[first + row] = self._facts.demand.get((region, draft.offers.model.name, draft.objective), 0.0)
+        found, row_of = np.zeros(rows), {region: row for row, region in enumerate(self._facts.regions)}
+        first = {draft.key: self._at[id(draft)] for draft in self.drafts}
+        for (region, model, objective), per_s in self._facts.demand.items():
+            if (model, objective) in first and region in row_of:
+                found[first[model, objective] + row_of[region]] = per_s
         return found
 
-    def _holding(self, shape: tuple[int, int], held: dict[Key, dict[str, float]]) -> Array:
-        found = np.zeros(shape)
-        for draft in self.drafts:
-            first, columns = self._at[id(draft)]
-            there = set(columns.tolist())
-            for row, region in enumerate(self._facts.regions):
-                for node, share in held.get((region, draft.offers.model.name, draft.objective), {}).items():
-                    at = self._frame.column.get(node)
-                    if at is not None and at in there:
-                        found[first + row, at] = share
-        return found
+
+def by_itself(frame: Frame, draft: Draft, scarcity: Array, *, resumed: bool) -> Array:
+    """The shares of a draft that nobody asks for: they are felt by nobody, and need no more than the prices of those
+    who do ask. `scarcity` is by column."""
+    place, held = frame.place(draft.offers.nodes), frame.held(draft)
+    extra = frame.load(draft) * scarcity[place.columns]
+    if extra.any():
+        shares = cheapest(draft.cost + extra, draft.stay_cost + extra, held)
+    else:
+        shares = cheapest(draft.cost, draft.stay_cost, held)
+    if resumed:
+        shares = unmoved(shares, held, draft.broken)
+    for twins in place.sites:
+        shares[:, twins] = _evenly(shares[:, twins], draft, twins)
+    # Where no node may answer nobody is placed.
+    shares[~np.isfinite(draft.cost).any(axis=1)] = 0.0
+    return shares
+
+
+def unmoved(shares: Array, held: Array, broken: Mask) -> Array:
+    """The same, but rows stay where they are, if nothing is wrong with that."""
+    at_odds = ((held > 0) & broken).any(axis=1)
+    stays = ~at_odds & (np.abs(held.sum(axis=1) - 1) < _WHOLE)
+    return np.where(stays[:, None], held, shares)
 
 
 def _sites(nodes: tuple[NodeFacts, ...]) -> list[Ints]:
