@@ -1,4 +1,4 @@
-"""Which sites a client that nobody has measured should probe, and which is the nearest then, by what the coordinates say.
+"""Which sites a client that nobody has measured should probe, and which is nearest then, as far as coordinates say.
 
 The product asks for more than this: an SDK probes the nodes that its routes name all the time, so that each is known
 and reachable when it is needed. How good a choice a few probes allow is what the benchmark shows.

@@ -351,5 +351,6 @@ def test_a_price_changes_no_chance_and_what_no_price_changes_is_not_worked_out_a
     assert after.p_in_time is before.p_in_time and after.usd_per_1000[0, 0] == pytest.approx(0.1 * 1000 / 360_000)
     slow = planner.plan(with_service(facts, near=10.0, cheap=300.0), 2.0).blocks[MODEL, IN_TIME]
     assert slow.offers.p_in_time[0].tolist() == [1.0, 0.0]
-    fewer = planner.plan(dataclasses.replace(facts, nodes=(CHEAP,)), 3.0).blocks[MODEL, IN_TIME]
+    alone = world((CHEAP,), {"here": {"cheap": 90.0}}, demand=asked(here=1.0))
+    fewer = planner.plan(alone, 3.0).blocks[MODEL, IN_TIME]
     assert fewer.offers.nodes == (CHEAP,) and fewer.shares.tolist() == [[1.0]]

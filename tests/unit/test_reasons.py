@@ -156,9 +156,7 @@ def test_who_is_chosen_although_it_is_busy_now_says_what_stands_beside_it() -> N
     assert next(iter(found)) == "cheap" and cheap.candidate.total_ms_p95 > 200
     shown = cheap.candidate.p_in_time(200.0)
     assert shown < 0.95
-    assert cheap.why == (
-        f"cheapest in time: 100.0% within 200 ms once its present queue is over, {shown:.1%} with it"
-    )
+    assert cheap.why == (f"cheapest in time: 100.0% within 200 ms once its present queue is over, {shown:.1%} with it")
 
 
 def test_who_is_a_little_late_and_stays_is_not_called_the_soonest() -> None:

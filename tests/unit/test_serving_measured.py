@@ -117,7 +117,7 @@ def test_a_pause_makes_a_busy_node_forget_nothing(measured: Measured, clock: Clo
     for _ in range(5):
         for tenth in range(50):
             clock.now_s += 0.1
-            measured.served(100.0 if tenth % 10 == 0 else 10.0)
+            measured.served(100.0 if tenth % 5 == 0 else 10.0)
         clock.now_s += 5.0
         measured.served(10.0)
         assert measured.service().p95_ms == close(100.0)

@@ -44,7 +44,7 @@ class View:
         self._pressure = pressure
         ids = tuple(node.id for node in facts.nodes)
         alike = before is not None and before.ids == ids
-        self.ids = before.ids if before and alike else ids
+        self.ids: tuple[str, ...] = before.ids if before and alike else ids
         self._before = before._columns if before and alike and before.facts.regions == facts.regions else {}
         self._columns: dict[Which, Columns] = {}
         self._allowed: dict[tuple[frozenset[str], Which], Mask] = {}

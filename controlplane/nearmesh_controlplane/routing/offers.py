@@ -207,5 +207,3 @@ def _chances(network: Array, service: Array, deadline_ms: float) -> Array:
     if len(at[0]):
         found[at] = share_of_sum_within(network[at], service[at[1]], np.asarray(deadline_ms))
     return found
-
-

@@ -37,6 +37,9 @@ MAX_ROUNDS = 12
 SOLVE_WITHIN_S = 1.0
 # Who stays may take so much more than a node's capacity: demand is never the same twice, and the bound is no cliff.
 STAYING_SLACK = 0.03
+# Where nothing was solved, who stays may do so much worse by it, as a share of the cost of having no room: as much as
+# to be late for half, but not to ask a node that is lost.
+STAYS_WITHIN = 0.05
 # The approximate solution: rounds, and how sharply rows choose in the first and in the last one, as a share of the
 # usual cost. It aims for a little less than the capacity, so that what is drawn from it fits.
 APPROXIMATIONS = 60
@@ -165,7 +168,7 @@ def _unsolved(problem: Problem, asking: Ints, program: _Program) -> Array:
     stay = (np.where(held, problem.stay_cost, 0.0) * problem.held).sum(axis=1)
     go = (np.where(shares > 0, problem.cost, 0.0) * shares).sum(axis=1)
     whole = np.abs(problem.held.sum(axis=1) - 1) <= 1e-6
-    stays = whole & (stay <= go) & ~(held & full).any(axis=1)
+    stays = whole & (stay <= go + STAYS_WITHIN * problem.overload_cost) & ~(held & full).any(axis=1)
     return np.where(stays[:, None], problem.held, shares)
 
 
