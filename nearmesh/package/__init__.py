@@ -1,0 +1,37 @@
+"""Model packages: what `model.toml` says, checked. A package is a folder with that file and the files it names."""
+
+from nearmesh.package.checks import MAX_INSTANCES
+from nearmesh.package.judging import Evaluation, Gate, OnlineCheck
+from nearmesh.package.package import Package
+from nearmesh.package.reading import MANIFEST_FILE, UNREADABLE_ARCHIVE, checked, load, parse, read_labels
+from nearmesh.package.serving import Batching, RoutePolicy, Sequence, State, Warmup
+from nearmesh.package.source import Source
+from nearmesh.package.steps import Step
+from nearmesh.package.tensor_spec import DType, TensorSpec
+from nearmesh.package.variants import ExternalData, Quantize, Variant
+
+__all__ = [
+    "MANIFEST_FILE",
+    "MAX_INSTANCES",
+    "UNREADABLE_ARCHIVE",
+    "Batching",
+    "DType",
+    "Evaluation",
+    "ExternalData",
+    "Gate",
+    "OnlineCheck",
+    "Package",
+    "Quantize",
+    "RoutePolicy",
+    "Sequence",
+    "Source",
+    "State",
+    "Step",
+    "TensorSpec",
+    "Variant",
+    "Warmup",
+    "checked",
+    "load",
+    "parse",
+    "read_labels",
+]
