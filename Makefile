@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup postgres up test lint types imports stubs check-stubs pins check wheels bench soak clean
+.PHONY: help setup postgres up test lint types imports stubs check-stubs schema pins check wheels bench soak clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ check-stubs: $(STAMP) ## Fail when the committed stubs are not those of protos/
 	@$(call PROTOC,build/stubs)
 	@for file in build/stubs/nearmesh/v1/*; do cmp $$file nearmesh/v1/$$(basename $$file) || exit 1; done
 	@echo "stubs are fresh"
+
+schema: $(STAMP) ## Write the JSON schema of model.toml
+	$(BIN)/python -m nearmesh.package.schema
 
 pins: ## Resolve requirements.in anew and write every pin to requirements.txt
 	@rm -rf build/pins && $(PYTHON) -m venv build/pins

@@ -65,7 +65,7 @@ def load(cls: type[T], path: Path) -> T:
 
 
 def parse_text(cls: type[T], text: str, *, where: str, base: Path) -> T:
-    """Builds `cls` from TOML; `where` stands at the head of every error. Raises ConfigError, one line for each error."""
+    """Builds `cls` from TOML; `where` heads each error. Raises ConfigError, one line for each thing that is wrong."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -120,7 +120,9 @@ class _Reader:
     def _say(self, at: At, message: str, *, of: At | None = None) -> Any:
         """Notes a problem at one place; the message begins with the place `of`, by default the same."""
         named = place(at if of is None else of)
-        self.problems.append(Problem(at, f"{named}: {message}" if named else message))
+        # What names its place itself needs no other.
+        said = f"{named}: {message}" if named and not message.startswith(named) else message
+        self.problems.append(Problem(at, said))
         return _WRONG
 
     def table(self, cls: Any, data: Mapping[str, Any], at: At) -> Any:

@@ -80,6 +80,7 @@ class _Scanner:
         keys = self._keys()
         for key in keys[:-1]:
             at = self._last((*at, key))
+            self._note(at, start)
         at = (*at, keys[-1])
         if many:
             self._counts[at] = self._counts.get(at, 0) + 1

@@ -17,14 +17,14 @@ from click.core import ParameterSource
 from nearmesh import __version__
 from nearmesh.cli.place import Options
 from nearmesh.cli.session import INTERRUPTED, Failure, Session, dial
-from nearmesh.errors import MeshError
+from nearmesh.errors import ConfigError, MeshError, PackageError
 
 # name: its line in the help. Each lives in `nearmesh.cli.NAME`, as a click command of that name.
 COMMANDS = {
     "dev": "A whole mesh on this machine.",
     "status": "The mesh on one screen: nodes, models, routes.",
     "node": "Join machines, look after them, price them.",
-    "model": "Publish models, deploy them, roll them back.",
+    "model": "Make packages, publish and deploy them, roll them back.",
     "route": "Which node answers whom, and why.",
     "price": "What nodes and transfers cost, and by whose word.",
     "infer": "Ask a model, and see who answered at what price.",
@@ -56,6 +56,9 @@ class Commands(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
+        except (ConfigError, PackageError) as error:
+            # Each of its lines is a mistake in a file.
+            raise Failure(error.message, many=True) from None
         except MeshError as error:
             raise Failure(error.message) from None
         except BaseExceptionGroup as group:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nearmesh.cli.fetching import fetch_bars
+from nearmesh.cli.model_author import check, init, schema
 from nearmesh.cli.model_tables import print_model, print_models
 from nearmesh.cli.output import console, note, print_json, size
 from nearmesh.cli.session import Failure, Session, json_option, pass_session
@@ -28,7 +30,11 @@ _timeout = click.option(
 
 @click.group()
 def model() -> None:
-    """Publish models, deploy them, roll them back."""
+    """Make models of ONNX files, publish them, deploy them, roll them back."""
+
+
+for _command in (init, check, schema):
+    model.add_command(_command)
 
 
 @model.command()
@@ -73,8 +79,8 @@ def publish(
 def _build(folder: Path) -> Artifact:
     from nearmesh.packaging.build import build
 
-    with console(err=True).status(f"fetching and checking {folder}"):
-        return build(folder)
+    with fetch_bars(folder) as on_progress:
+        return build(folder, on_progress=on_progress)
 
 
 @contextmanager

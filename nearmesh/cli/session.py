@@ -57,13 +57,19 @@ class Session:
 
 
 class Failure(click.ClickException):
-    """Exit code 1, with one line on stderr."""
+    """Exit code 1, with one line on stderr; with `many`, one for each line of the message."""
+
+    def __init__(self, message: str, *, many: bool = False) -> None:
+        super().__init__(message)
+        self._many = many
 
     def format_message(self) -> str:
-        return " ".join(self.message.split())
+        lines = self.message.splitlines() if self._many else [self.message]
+        return "\n".join(" ".join(line.split()) for line in lines)
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"error: {self.format_message()}", file=file, err=file is None)
+        for line in self.format_message().splitlines() or [""]:
+            click.echo(f"error: {line}", file=file, err=file is None)
 
 
 pass_session = click.make_pass_decorator(Session)

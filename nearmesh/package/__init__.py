@@ -2,7 +2,7 @@
 
 from nearmesh.package.checks import MAX_INSTANCES
 from nearmesh.package.judging import Evaluation, Gate, OnlineCheck
-from nearmesh.package.package import Package
+from nearmesh.package.package import PLACEHOLDER, Package
 from nearmesh.package.reading import MANIFEST_FILE, UNREADABLE_ARCHIVE, checked, load, parse, read_labels
 from nearmesh.package.serving import Batching, RoutePolicy, Sequence, State, Warmup
 from nearmesh.package.source import Source
@@ -13,6 +13,7 @@ from nearmesh.package.variants import ExternalData, Quantize, Variant
 __all__ = [
     "MANIFEST_FILE",
     "MAX_INSTANCES",
+    "PLACEHOLDER",
     "UNREADABLE_ARCHIVE",
     "Batching",
     "DType",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nearmesh.config import Problem
@@ -188,10 +188,10 @@ def _output(package: Package, section: str, name: str | None, ranked: str) -> It
 
 def _files(package: Package) -> Iterator[Problem]:
     # A node opens them in the version's own folder, whose files it has checked.
-    told: Collection[str] = set()
+    told: set[str] = set()
     for at, name in package.named_files():
         if not is_plain_name(name) and name not in told:
-            told = {*told, name}
+            told.add(name)
             yield Problem(at, f"{name!r}: the package's files lie beside model.toml, without folders")
 
 

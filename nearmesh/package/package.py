@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nearmesh.config import refuse
 from nearmesh.package import checks
@@ -14,6 +14,9 @@ from nearmesh.package.steps import Step
 from nearmesh.package.tensor_spec import TensorSpec
 from nearmesh.package.variants import Quantize, Variant
 from nearmesh.toml_lines import At
+
+# With this begins what an author still has to fill in.
+PLACEHOLDER = "FILL IN"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +38,9 @@ class Package:
     variants: tuple[Variant, ...] = ()
     # At least one, before it may be published.
     warmup: tuple[Warmup, ...] = ()
-    batching: Batching = Batching()
+    batching: Batching = field(default_factory=Batching)
     sequence: Sequence | None = None
-    route: RoutePolicy = RoutePolicy()
+    route: RoutePolicy = field(default_factory=RoutePolicy)
     # Pre- and post-processing around graphs, in one request; empty: the variants are the model.
     steps: tuple[Step, ...] = ()
     # One request may get several answers (over ModelStreamInfer): the last step's function yields them.
@@ -54,12 +57,17 @@ class Package:
     quantize: tuple[Quantize, ...] = ()
     # What variants are tried on, and how good they have to be.
     evaluation: Evaluation | None = None
-    gate: Gate = Gate()
+    gate: Gate = field(default_factory=Gate)
     # How a rollout holds a new version against the standing one; without it, only errors and times count.
     online_check: OnlineCheck | None = None
 
     def __post_init__(self) -> None:
         refuse(checks.problems(self))
+
+    @property
+    def unfilled(self) -> tuple[str, ...]:
+        """Keys whose values the author has not filled in yet: such a package is not published."""
+        return tuple(key for key in ("description", "licence", "credit") if getattr(self, key).startswith(PLACEHOLDER))
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""`[[variants]]` and `[[quantize]]`: the builds of a version, those that are given and those that are made from them."""
+"""`[[variants]]` and `[[quantize]]`: the builds of a version that are given, and those that are made from them."""
 
 from __future__ import annotations
 

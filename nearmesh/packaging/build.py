@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from nearmesh.errors import PackageError
 from nearmesh.package import MANIFEST_FILE, Package, Step, Variant, load, read_labels
 from nearmesh.packaging.graph import check_graph
 from nearmesh.packaging.layout import published_files
-from nearmesh.packaging.sources import default_cache
+from nearmesh.packaging.sources import OnProgress, default_cache, quiet
 from nearmesh.packaging.warmup import check_warmup
 
 
@@ -30,13 +30,16 @@ class Artifact:
     blobs: Mapping[str, Path | bytes]
 
 
-def build(folder: Path, cache: Path | None = None) -> Artifact:
+def build(folder: Path, cache: Path | None = None, *, draft: bool = False, on_progress: OnProgress = quiet) -> Artifact:
     """Fetches what the package in `folder` lacks, checks it, and makes its artifact.
 
-    Weights that are downloaded are kept in `cache`, by default `default_cache()`. Raises PackageError, DigestMismatch.
+    Weights that are downloaded are kept in `cache`, by default `default_cache()`. With `draft`, what the author has yet
+    to fill in may be missing. Raises PackageError, DigestMismatch, Unreachable.
     """
     package = load(folder)
-    files = _files(package, folder, cache or default_cache())
+    if package.unfilled and not draft:
+        raise PackageError(f"{folder / MANIFEST_FILE}: fill in {_and(package.unfilled)} before it is published")
+    files = _files(package, folder, cache or default_cache(), on_progress)
     _check(package, files)
     # In the order of their names, so that moving a line in model.toml moves no layer.
     layers = {name: _layer(name, files[name]) for name in sorted(files)}
@@ -54,10 +57,14 @@ def build(folder: Path, cache: Path | None = None) -> Artifact:
     )
 
 
-def _files(package: Package, folder: Path, cache: Path) -> dict[str, Path]:
+def _and(keys: Iterable[str]) -> str:
+    return " and ".join(f"`{key}`" for key in keys)
+
+
+def _files(package: Package, folder: Path, cache: Path, on_progress: OnProgress) -> dict[str, Path]:
     """Each published file by its name in the artifact."""
-    _check_names([MANIFEST_FILE, *package.files, *(variant.file for variant in package.variants)])
-    return published_files(package, folder, cache)
+    _check_names([MANIFEST_FILE, *package.files, *(name for v in package.variants for name in v.sources)])
+    return published_files(package, folder, cache, on_progress=on_progress)
 
 
 def _check_names(names: list[str]) -> None:

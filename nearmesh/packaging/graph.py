@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ from nearmesh.errors import PackageError
 from nearmesh.package import Package, TensorSpec, Variant
 
 if TYPE_CHECKING:
-    from onnx import ValueInfoProto
+    from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 # ONNX's names of element types, in the Open Inference Protocol's words.
-_DTYPES = {
+DTYPES = {
     "BOOL": "BOOL",
     "UINT8": "UINT8",
     "UINT16": "UINT16",
@@ -51,15 +51,18 @@ def check_graph(package: Package, variant: Variant, path: Path) -> None:
     from onnx import load_model
 
     try:
-        graph = load_model(str(path), load_external_data=False).graph
+        model = load_model(str(path), load_external_data=False)
     except (DecodeError, ValueError) as error:
         raise PackageError(f"variant {variant.name!r}: {path} is not an ONNX model: {error}") from None
+    graph = model.graph
     if variant.step:
         if not graph.node:
             raise PackageError(
                 f"variant {variant.name!r} of step {variant.step!r}: {path} is an ONNX model without nodes"
             )
+        _check_external(variant, model)
         return
+    _check_external(variant, model)
     constants = {constant.name for constant in graph.initializer}
     inputs = _values(value for value in graph.input if value.name not in constants)
     where = f"variant {variant.name!r}"
@@ -67,6 +70,41 @@ def check_graph(package: Package, variant: Variant, path: Path) -> None:
         raise PackageError(f"{where}: the graph needs inputs that model.toml lacks: {', '.join(sorted(missing))}")
     _compare(f"{where}: input", package.inputs, inputs)
     _compare(f"{where}: output", package.outputs, _values(graph.output))
+
+
+def _check_external(variant: Variant, model: ModelProto) -> None:
+    """Raises PackageError unless the variant names every file that the graph leaves tensors to."""
+    named = {data.name for data in variant.external}
+    for location in external_files(model):
+        if location not in named:
+            raise PackageError(
+                f"variant {variant.name!r}: the graph leaves tensors to {location!r}; name it in "
+                "[[variants.external]], or save the graph with all of them inside"
+            )
+
+
+def external_files(model: ModelProto) -> Iterator[str]:
+    """Where the tensors lie that are not in the model's own file, each once."""
+    from onnx import TensorProto
+
+    told = set()
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            for entry in tensor.external_data:
+                if entry.key == "location" and entry.value not in told:
+                    told.add(entry.value)
+                    yield entry.value
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _tensors(inner)
 
 
 def _values(infos: Iterable[ValueInfoProto]) -> dict[str, _Value]:
@@ -80,7 +118,7 @@ def _value(info: ValueInfoProto) -> _Value:
     element = TensorProto.DataType.Name(tensor.elem_type)
     known = tensor.HasField("shape")
     dims = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
-    return _Value(_DTYPES.get(element, element), dims if known else None)
+    return _Value(DTYPES.get(element, element), dims if known else None)
 
 
 def _compare(what: str, specs: Iterable[TensorSpec], values: Mapping[str, _Value]) -> None:

@@ -8,16 +8,22 @@ from pathlib import Path
 
 from nearmesh.errors import PackageError
 from nearmesh.package import MANIFEST_FILE, Package
-from nearmesh.packaging.sources import fetch
+from nearmesh.packaging.sources import OnProgress, fetch, quiet
 
 
-def published_files(package: Package, folder: Path, cache: Path, *, without: Iterable[str] = ()) -> dict[str, Path]:
-    """Each published file, but those of `without`, by its name in the artifact. Raises PackageError, DigestMismatch."""
+def published_files(
+    package: Package, folder: Path, cache: Path, *, without: Iterable[str] = (), on_progress: OnProgress = quiet
+) -> dict[str, Path]:
+    """Each published file, but those of `without`, by its name in the artifact.
+
+    Raises PackageError, DigestMismatch, Unreachable.
+    """
     files = {name: folder / name for name in (MANIFEST_FILE, *package.files) if name not in set(without)}
     for path in files.values():
         if not path.is_file():
             raise PackageError(f"{path}: no such file; model.toml names it")
-    return files | {variant.file: fetch(variant.source, folder, cache) for variant in package.variants}
+    fetched = {name: fetch(source, folder, cache, on_progress=on_progress) for name, source in package.sources.items()}
+    return files | fetched
 
 
 def lay_out(files: dict[str, Path], into: Path) -> None:

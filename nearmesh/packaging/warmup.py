@@ -36,8 +36,8 @@ def record(folder: Path, inputs: Arrays, *, decimals: int, cache: Path | None = 
     if run is None and package.steps:
         raise PackageError(f"{package.name!r} has steps, which the agent's engines run: give record() a `run`")
     answers = _answers(package, folder, inputs, run or _run_graph, cache or default_cache())
-    arrays = {INPUT + name: _plain(name, array) for name, array in inputs.items()}
-    arrays |= {OUTPUT + name: _plain(name, _rounded(array, decimals)) for name, array in answers.items()}
+    arrays = {INPUT + name: to_plain(name, array) for name, array in inputs.items()}
+    arrays |= {OUTPUT + name: to_plain(name, _rounded(array, decimals)) for name, array in answers.items()}
     path = folder / package.warmup[0].file
     np.savez_compressed(path, allow_pickle=False, **arrays)
     check_warmup(package, path)
@@ -63,7 +63,7 @@ def _run_graph(folder: Path, package: Package, inputs: Arrays) -> Arrays:
     return dict(zip(names, answers, strict=True))
 
 
-def _plain(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def to_plain(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """BYTES as fixed-width bytes, since an archive holds no Python objects. Raises PackageError where they change."""
     if array.dtype != object:
         return array
@@ -79,14 +79,19 @@ def _rounded(answer: npt.NDArray[Any], decimals: int) -> npt.NDArray[Any]:
     return answer.round(decimals) + answer.dtype.type(0) if answer.dtype.kind == "f" else answer
 
 
-def read_warmup(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
-    """The inputs and the expected outputs by name. Raises PackageError."""
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Every array of an .npz by its name. Raises PackageError."""
     try:
         # Opened here, since numpy leaves a file open that is no archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in archive.files}
     except UNREADABLE_ARCHIVE as error:
         raise PackageError(f"{path} is no .npz of plain arrays: {error}") from None
+
+
+def read_warmup(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+    """The inputs and the expected outputs by name. Raises PackageError."""
+    arrays = read_arrays(path)
     if unknown := [name for name in arrays if not name.startswith((INPUT, OUTPUT))]:
         raise PackageError(f"{path}: arrays are named input.NAME or output.NAME, not {unknown[0]!r}")
     inputs = {name.removeprefix(INPUT): array for name, array in arrays.items() if name.startswith(INPUT)}

@@ -97,7 +97,7 @@ def test_a_path_or_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given:
     ("text", "said"),
     [
         ("", "key 'name' is missing"),
-        ('nam = "n"', "unknown key 'nam'; did you mean 'name'?"),
+        ('name = "n"\nnam = "m"', "unknown key 'nam'; did you mean 'name'?"),
         ('name = "n"\nzzzz = 1', "unknown key 'zzzz'; known keys are anything, by_name, folder, inner"),
         ("name = 1", "name: expected str, got 1"),
         ('name = "n"\nratio = true', "ratio: expected float, got True"),
@@ -111,11 +111,11 @@ def test_a_path_or_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given:
         ('name = "n"\nplace = 1', "place: expected PathOrUrl, got 1"),
         ('name = "n"\nmaybe = 1', "maybe: expected str, got 1"),
         ('name = "n"\ninner = 1', "inner: expected a table, got 1"),
-        ('name = "n"\ninner = { port = 1.0 }', "inner: port: expected int, got 1.0"),
+        ('name = "n"\ninner = { port = 1.0 }', "inner.port: expected int, got 1.0"),
         ('name = "n"\ninner = { kind = "nod" }', "kind: 'nod' is not one of 'node', 'gateway'"),
         ('name = "n"\ninner = { prt = 1 }', "inner: unknown key 'prt'; did you mean 'port'?"),
         ('name = "n"\nmany = { port = 1 }', "many: expected a list, got {'port': 1}"),
-        ('name = "n"\nmany = [{ port = 1 }, { port = "1" }]', "many[1]: port: expected int, got '1'"),
+        ('name = "n"\nmany = [{ port = 1 }, { port = "1" }]', "many[1].port: expected int, got '1'"),
         ('name = "n"\nwords = ["a", 2]', "words[1]: expected str, got 2"),
         ('name = "n"\nname = "m"', "Cannot overwrite"),
         ("name = ", "Invalid value"),
@@ -124,7 +124,8 @@ def test_a_path_or_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given:
 def test_errors_name_the_place_and_the_remedy(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, text)
-    assert caught.value.message.startswith(str(tmp_path / "x.toml") + ": ")
+    file, _, rest = caught.value.message.partition("x.toml")
+    assert file == f"{tmp_path}/" and rest.startswith((":", ": "))
     assert said in caught.value.message
     assert len(caught.value.message.splitlines()) == 1
 

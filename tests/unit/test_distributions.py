@@ -48,6 +48,8 @@ OF_EXTRAS = {
 OPTIONAL = {
     # Two distributions bring it; the author of a package chooses one, and is told so.
     ("nearmesh", "onnxruntime"),
+    # It knows the usual endpoint of its hub; a variable names another one.
+    ("nearmesh", "huggingface_hub"),
     # The emulated WAN runs on asyncio's own loop as well.
     ("nearmesh", "uvloop"),
 }

