@@ -98,7 +98,7 @@ def _value(what: str, info: ValueInfoProto) -> Value:
     tensor = info.type.tensor_type
     element = TensorProto.DataType.Name(tensor.elem_type)
     if element not in DTYPES:
-        served = ", ".join(sorted(set(DTYPES)))
+        served = ", ".join(sorted(DTYPES.values()))
         raise PackageError(f"{what} {info.name!r} has elements of type {element}; the mesh carries {served}")
     dims = tuple(_dim(dim) for dim in tensor.shape.dim)
     return Value(name=info.name, dtype=cast(DType, DTYPES[element]), dims=dims if tensor.HasField("shape") else None)

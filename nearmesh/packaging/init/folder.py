@@ -14,7 +14,7 @@ import numpy as np
 from nearmesh.errors import InvalidInput, PackageError
 from nearmesh.ids import check_label
 from nearmesh.package import MANIFEST_FILE, Package, parse
-from nearmesh.packaging.init.describe import Description, describe, name_of
+from nearmesh.packaging.init.describe import describe, name_of
 from nearmesh.packaging.init.facts import Facts, load, read
 from nearmesh.packaging.init.runtime import Array, Runner
 from nearmesh.packaging.init.text import Named, write
@@ -45,6 +45,7 @@ def init(
     names are written over. Raises PackageError, and then has written nothing.
     """
     facts = read(file)
+    beside = _beside(file, facts)
     given = _given(facts, inputs) if inputs else None
     name = _checked(name_of(file.stem, file.resolve().parent.name, name))
     folder = into or Path(name)
@@ -53,7 +54,16 @@ def init(
     trial = try_out(facts, lambda arrays: runner.run(arrays, outputs), given)
     described = describe(facts, trial)
     with tempfile.TemporaryDirectory(prefix="nearmesh-") as scratch:
-        files = _compose(Path(scratch), file, facts, described, trial, name)
+        weights = _weights(Path(scratch), file, beside, name)
+        named = Named(
+            name=name,
+            description=facts.description or f"What {file.name} computes",
+            weights=next(iter(weights)),
+            external=tuple(weights)[1:],
+            warmup=WARMUP_FILE,
+            origin=f"Made by `nearmesh model init` from {file.name}, opset {facts.opsets.get('', 0)}.",
+        )
+        files = weights | _own_files(Path(scratch), write(named, described), trial)
         package = parse(files[MANIFEST_FILE].read_text("utf-8"), str(folder / MANIFEST_FILE))
         _place(files, folder, force=force)
     return Made(
@@ -87,46 +97,37 @@ def _given(facts: Facts, path: Path) -> dict[str, Array]:
     return found
 
 
-def _compose(
-    scratch: Path, file: Path, facts: Facts, described: Description, trial: Trial, name: str
-) -> dict[str, Path]:
-    """Every file of the package by its name; those that stay as they are lie where they lay."""
-    weights = _weights(scratch, file, facts, name)
-    _write_warmup(scratch / WARMUP_FILE, trial)
-    named = Named(
-        name=name,
-        description=facts.description or f"What {file.name} computes",
-        weights=next(iter(weights)),
-        external=tuple(weights)[1:],
-        warmup=WARMUP_FILE,
-        origin=f"Made by `nearmesh model init` from {file.name}, opset {facts.opsets.get('', 0)}.",
-    )
-    (scratch / MANIFEST_FILE).write_text(write(named, described), "utf-8")
-    return {**weights, WARMUP_FILE: scratch / WARMUP_FILE, MANIFEST_FILE: scratch / MANIFEST_FILE}
-
-
-def _weights(scratch: Path, file: Path, facts: Facts, name: str) -> dict[str, Path]:
-    """The graph first, then what it leaves to other files."""
-    graph = file.name if not file.name.startswith(".") else f"{name}.onnx"
+def _beside(file: Path, facts: Facts) -> dict[str, Path]:
+    """The files that the graph leaves tensors to, by the names that it has for them. Raises PackageError."""
     beside = {location: file.parent / location for location in facts.external}
     if missing := [location for location, path in beside.items() if not path.is_file()]:
         raise PackageError(f"{file} keeps tensors in {missing[0]!r}, which is not beside it: copy that file too")
+    return beside
+
+
+def _weights(scratch: Path, file: Path, beside: Mapping[str, Path], name: str) -> dict[str, Path]:
+    """The graph first, then what it leaves to other files."""
+    graph = file.name if not file.name.startswith(".") else f"{name}.onnx"
     if all(len(PurePosixPath(location).parts) == 1 and not location.startswith(".") for location in beside):
         return {graph: file, **beside}
     # A package has no folders: what lies in some is gathered in one file.
     import onnx
 
     data = f"{Path(graph).stem}.data"
-    onnx.save_model(load(file, with_external=True), str(scratch / graph), save_as_external_data=True, location=data)
+    model = load(file, with_external=True)
+    onnx.save_model(model, str(scratch / graph), save_as_external_data=True, location=data, size_threshold=0)
     return {graph: scratch / graph, data: scratch / data}
 
 
-def _write_warmup(path: Path, trial: Trial) -> None:
+def _own_files(scratch: Path, text: str, trial: Trial) -> dict[str, Path]:
+    """The warm-up and model.toml."""
     arrays: Mapping[str, Any] = {
         **{INPUT + name: to_plain(name, array) for name, array in trial.inputs.items()},
         **{OUTPUT + name: to_plain(name, array) for name, array in trial.outputs.items()},
     }
-    np.savez_compressed(path, allow_pickle=False, **arrays)
+    np.savez_compressed(scratch / WARMUP_FILE, allow_pickle=False, **arrays)
+    (scratch / MANIFEST_FILE).write_text(text, "utf-8")
+    return {name: scratch / name for name in (WARMUP_FILE, MANIFEST_FILE)}
 
 
 def _place(files: Mapping[str, Path], folder: Path, *, force: bool) -> None:

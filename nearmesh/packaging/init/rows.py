@@ -72,14 +72,14 @@ def prove(rows: Rows, run: Run, inputs: Mapping[str, Array], answers: Mapping[st
         if answer.ndim <= axis or answer.shape[axis] != count:
             return none(f"for {count} rows, output {name!r} has shape {list(answer.shape)}")
     try:
-        return _differs(rows, run, inputs, answers, count) or rows
+        differs = _differs(rows, run, inputs, answers, count)
     except CannotRun as error:
         return none(f"the graph takes no other number of rows than {count} ({error})")
+    return none(f"output {differs!r} of a row depends on the other rows of the call") if differs else rows
 
 
-def _differs(
-    rows: Rows, run: Run, inputs: Mapping[str, Array], answers: Mapping[str, Array], count: int
-) -> Rows | None:
+def _differs(rows: Rows, run: Run, inputs: Mapping[str, Array], answers: Mapping[str, Array], count: int) -> str | None:
+    """The output that a row does not get alone as it got it among others."""
     if count == 1:
         twice = run({name: _repeated(array, rows.inputs[name]) for name, array in inputs.items()})
         expected = {name: _repeated(answer, rows.outputs[name]) for name, answer in answers.items()}
@@ -92,11 +92,8 @@ def _differs(
     return None
 
 
-def _first_difference(got: Mapping[str, Array], expected: Mapping[str, Array]) -> Rows | None:
-    for name, answer in expected.items():
-        if not alike(got[name], answer):
-            return none(f"output {name!r} of a row depends on the other rows of the call")
-    return None
+def _first_difference(got: Mapping[str, Array], expected: Mapping[str, Array]) -> str | None:
+    return next((name for name, answer in expected.items() if not alike(got[name], answer)), None)
 
 
 def _repeated(array: Array, axis: int) -> Array:
