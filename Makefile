@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup postgres up test lint types imports stubs check-stubs schema pins check wheels bench soak clean
+.PHONY: help setup postgres registry up test lint types imports stubs check-stubs schema pins check wheels bench soak clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,8 +30,16 @@ postgres:
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql >/dev/null; }; }; } || \
 		echo "no PostgreSQL: the tests of several control planes will be skipped (Debian: apt-get install postgresql)"
 
+# Others push versions to a real registry, and read them with another tool; without the programs they are skipped.
+registry:
+	@{ command -v docker-registry && command -v skopeo; } >/dev/null || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing docker-registry and skopeo for the tests" && \
+		{ apt-get install -y -qq --no-install-recommends docker-registry skopeo >/dev/null 2>&1 || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends docker-registry skopeo >/dev/null; }; }; } || \
+		echo "no docker-registry or no skopeo: some tests will be skipped (Debian: apt-get install docker-registry skopeo)"
+
 # Most tests wait more than they work, so that two at a time take half as long; faults are timed, and come one by one.
-test: $(STAMP) postgres ## Run the test suite
+test: $(STAMP) postgres registry ## Run the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/contract tests/integration models
 	$(BIN)/python -m pytest tests/faults
 

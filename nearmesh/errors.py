@@ -27,6 +27,12 @@ class InvalidInput(MeshError):
     status, reason = StatusCode.INVALID_ARGUMENT, "INVALID_INPUT"
 
 
+class Incomplete(InvalidInput):
+    """An upload that lacks bytes which the other side has not, or has no more; sent whole, it may be taken."""
+
+    status, reason = StatusCode.FAILED_PRECONDITION, "INCOMPLETE"
+
+
 class ConfigError(MeshError):
     """A configuration file or a command line is wrong."""
 
@@ -133,6 +139,12 @@ class DigestMismatch(MeshError):
     """Bytes are not those that their digest names."""
 
     status, reason = StatusCode.DATA_LOSS, "DIGEST_MISMATCH"
+
+
+class SignatureError(MeshError):
+    """A model version that nobody who is trusted has signed, or whose signature does not hold."""
+
+    status, reason = StatusCode.DATA_LOSS, "SIGNATURE"
 
 
 class SnapshotRefused(MeshError):

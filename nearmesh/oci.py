@@ -1,27 +1,52 @@
-"""Model artifacts as OCI image manifests: which bytes belong to a version, each known by its digest."""
+"""Model artifacts as OCI manifests, as the CNCF ModelPack specification has them: which bytes belong to a version.
+
+A layer is a whole file, uncompressed, so that any OCI tool gets plain files out of a registry.
+https://github.com/modelpack/model-spec
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from nearmesh.chunks import CHUNKS_TYPE
 from nearmesh.errors import InvalidInput, PackageError
 from nearmesh.ids import check_digest, check_label, check_version
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
-ARTIFACT_TYPE = "application/vnd.nearmesh.model.v1"
-CONFIG_TYPE = "application/vnd.nearmesh.model.config.v1+json"
-FILE_TYPE = "application/vnd.nearmesh.model.file.v1"
+ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
+CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
+WEIGHT_TYPE = "application/vnd.cncf.model.weight.v1.raw"
+# What belongs to the weights: model.toml, labels, vocabularies.
+WEIGHT_CONFIG_TYPE = "application/vnd.cncf.model.weight.config.v1.raw"
+CODE_TYPE = "application/vnd.cncf.model.code.v1.raw"
+DOC_TYPE = "application/vnd.cncf.model.doc.v1.raw"
+# Warm-ups, samples to calibrate with and sets to evaluate on.
+DATASET_TYPE = "application/vnd.cncf.model.dataset.v1.raw"
+FILE_TYPES = frozenset({WEIGHT_TYPE, WEIGHT_CONFIG_TYPE, CODE_TYPE, DOC_TYPE, DATASET_TYPE})
+# What Nearmesh made before it followed the specification.
+_EARLIER_TYPE = "application/vnd.nearmesh.model.v1"
+
+# A file's name: for tools that know models, and for oras and its like.
+FILEPATH = "org.cncf.model.filepath"
 TITLE = "org.opencontainers.image.title"
+VERSION = "org.opencontainers.image.version"
 
 # A manifest lists files; one that is larger than this is not a manifest.
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
 _READ_BYTES = 1024 * 1024
+_TYPE_OF_SUFFIX = {
+    **dict.fromkeys((".onnx", ".data", ".bin", ".safetensors", ".plan", ".engine"), WEIGHT_TYPE),
+    ".py": CODE_TYPE,
+    ".npz": DATASET_TYPE,
+    ".md": DOC_TYPE,
+}
+_DOCUMENTS = ("licence", "license", "notice", "readme", "report.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +60,21 @@ class Descriptor:
 
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size_bytes}
-        return found | ({"annotations": {TITLE: self.title}} if self.title else {})
+        return found | ({"annotations": {FILEPATH: self.title, TITLE: self.title}} if self.title else {})
 
     @classmethod
     def from_json(cls, data: Any) -> Descriptor:
         """Raises PackageError."""
         try:
-            title = (data.get("annotations") or {}).get(TITLE, "")
+            annotations = data.get("annotations") or {}
+            # Other tools may write one of the two alone.
+            names = [annotations[key] for key in (FILEPATH, TITLE) if key in annotations]
+            title = names[0] if names else ""
             found = cls(data["mediaType"], check_digest(data["digest"]), data["size"], title)
         except (KeyError, TypeError, AttributeError, InvalidInput) as error:
             raise PackageError(f"not an OCI descriptor: {data!r} ({error})") from None
         typed = type(found.media_type) is str and type(found.size_bytes) is int and type(title) is str
-        if not typed or found.size_bytes < 0 or not is_file_name(title or "untitled"):
+        if not typed or found.size_bytes < 0 or names != [title] * len(names) or not is_file_name(title or "untitled"):
             raise PackageError(f"not an OCI descriptor of a package's file: {data!r}")
         return found
 
@@ -59,6 +87,8 @@ class Manifest:
     version: str
     config: Descriptor
     files: tuple[Descriptor, ...]
+    # The index of the large files' chunks, if there are any: see `nearmesh.chunks`.
+    chunks: Descriptor | None = None
 
     def to_bytes(self) -> bytes:
         """Canonical JSON, so that equal files give an equal digest."""
@@ -67,8 +97,8 @@ class Manifest:
             "mediaType": MANIFEST_TYPE,
             "artifactType": ARTIFACT_TYPE,
             "config": self.config.to_json(),
-            "layers": [file.to_json() for file in self.files],
-            "annotations": {TITLE: self.model, "org.opencontainers.image.version": self.version},
+            "layers": [layer.to_json() for layer in self.layers],
+            "annotations": {TITLE: self.model, VERSION: self.version},
         }
         return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
 
@@ -79,30 +109,71 @@ class Manifest:
             raise PackageError(f"a manifest of {len(data)} bytes is above the limit of {MAX_MANIFEST_BYTES}")
         try:
             body = json.loads(data)
-            if body["artifactType"] != ARTIFACT_TYPE:
-                raise PackageError(f"artifact type {body['artifactType']!r} is not {ARTIFACT_TYPE}")
+            _check_types(body)
             names = body["annotations"]
+            layers = [Descriptor.from_json(layer) for layer in body["layers"]]
             found = cls(
                 check_label("model", names[TITLE]),
-                check_version(names["org.opencontainers.image.version"]),
+                check_version(names[VERSION]),
                 Descriptor.from_json(body["config"]),
-                tuple(Descriptor.from_json(layer) for layer in body["layers"]),
+                tuple(layer for layer in layers if layer.media_type != CHUNKS_TYPE),
+                next((layer for layer in layers if layer.media_type == CHUNKS_TYPE), None),
             )
         except (KeyError, TypeError, ValueError, RecursionError, InvalidInput) as error:
             raise PackageError(f"not the OCI manifest of a model: {error!r}") from None
-        titles = [file.title for file in found.files if file.title]
-        if len(set(titles)) < len(titles):
-            raise PackageError(f"not the manifest of a model: two of its files have one title: {titles}")
+        _check_layers(found, len(layers))
         return found
+
+    @property
+    def layers(self) -> tuple[Descriptor, ...]:
+        """As they stand in the manifest: the files, then their chunk index."""
+        return (*self.files, self.chunks) if self.chunks else self.files
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
         """Every blob the version consists of, each once."""
-        return tuple({blob.digest: blob for blob in (self.config, *self.files)}.values())
+        return tuple({blob.digest: blob for blob in (self.config, *self.layers)}.values())
 
     @property
     def size_bytes(self) -> int:
         return sum(blob.size_bytes for blob in self.blobs)
+
+
+def _check_types(body: Any) -> None:
+    """Raises PackageError; KeyError, TypeError for what is no manifest at all."""
+    if body["artifactType"] == _EARLIER_TYPE:
+        raise PackageError(
+            "this version was published by an earlier Nearmesh, in a form that is read no more: "
+            "raise `version` in its model.toml and publish it again"
+        )
+    if body["artifactType"] != ARTIFACT_TYPE:
+        raise PackageError(f"artifact type {body['artifactType']!r} is not {ARTIFACT_TYPE}")
+    if body["schemaVersion"] != 2 or body.get("mediaType", MANIFEST_TYPE) != MANIFEST_TYPE:
+        raise PackageError(f"schema {body['schemaVersion']!r} of {body.get('mediaType')!r} is not 2 of {MANIFEST_TYPE}")
+
+
+def _check_layers(manifest: Manifest, count: int) -> None:
+    """Raises PackageError."""
+    if manifest.config.media_type != CONFIG_TYPE:
+        raise PackageError(f"not the manifest of a model: its config is {manifest.config.media_type!r}")
+    if count > len(manifest.layers):
+        raise PackageError("not the manifest of a model: it has more than one chunk index")
+    for file in manifest.files:
+        if file.media_type not in FILE_TYPES or not file.title:
+            raise PackageError(
+                f"layer {file.title or file.digest} of {file.media_type!r}: each has to be a whole file "
+                "(application/vnd.cncf.model.*.raw) with its name in org.cncf.model.filepath"
+            )
+    titles = [layer.title for layer in manifest.layers]
+    if len(set(titles)) < len(titles):
+        raise PackageError(f"not the manifest of a model: two of its files have one title: {titles}")
+
+
+def file_type(name: str) -> str:
+    """The media type of a package's file, by its name."""
+    if name.lower().startswith(_DOCUMENTS):
+        return DOC_TYPE
+    return _TYPE_OF_SUFFIX.get(PurePath(name).suffix.lower(), WEIGHT_CONFIG_TYPE)
 
 
 def is_file_name(title: str) -> bool:

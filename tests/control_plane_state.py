@@ -27,7 +27,7 @@ from nearmesh_controlplane.routing.measurements import Measurements
 from nearmesh_controlplane.routing.residency import ResidencyRules
 from nearmesh_controlplane.routing.router import Router
 
-from nearmesh.oci import CONFIG_TYPE, FILE_TYPE, Descriptor, Manifest, digest_bytes
+from nearmesh.oci import CONFIG_TYPE, WEIGHT_TYPE, Descriptor, Manifest, digest_bytes
 from nearmesh.package import RoutePolicy
 from nearmesh.v1 import node_pb2
 
@@ -106,7 +106,8 @@ async def stored() -> None:
 
 def manifest(model: str, version: str) -> Manifest:
     blobs = [
-        Descriptor(kind, digest_bytes(f"{model}{version}{kind}".encode()), 10, "a") for kind in (CONFIG_TYPE, FILE_TYPE)
+        Descriptor(kind, digest_bytes(f"{model}{version}{kind}".encode()), 10, "a")
+        for kind in (CONFIG_TYPE, WEIGHT_TYPE)
     ]
     return Manifest(model, version, blobs[0], (blobs[1],))
 

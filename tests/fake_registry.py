@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 
-from nearmesh.oci import CONFIG_TYPE, FILE_TYPE, MANIFEST_TYPE, Descriptor, Manifest, digest_bytes
+from nearmesh.oci import CONFIG_TYPE, MANIFEST_TYPE, WEIGHT_TYPE, Descriptor, Manifest, digest_bytes
 
 FILES = {"model.toml": b"name", "fp32.onnx": b"weights" * 1000, "empty": b""}
 CONFIG = b"{}"
@@ -12,7 +12,7 @@ MANIFEST = Manifest(
     "m",
     "1",
     Descriptor(CONFIG_TYPE, digest_bytes(CONFIG), len(CONFIG)),
-    tuple(Descriptor(FILE_TYPE, digest_bytes(data), len(data), title) for title, data in FILES.items()),
+    tuple(Descriptor(WEIGHT_TYPE, digest_bytes(data), len(data), title) for title, data in FILES.items()),
 ).to_bytes()
 DIGEST = digest_bytes(MANIFEST)
 

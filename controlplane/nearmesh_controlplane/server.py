@@ -22,13 +22,15 @@ from nearmesh.snapshot import SnapshotRoutes
 from nearmesh.tls import Credentials
 from nearmesh.transport.health import Health
 from nearmesh.transport.server import Server
-from nearmesh.v1 import admin_pb2_grpc, catalog_pb2_grpc, node_pb2, node_pb2_grpc, route_pb2_grpc
+from nearmesh.v1 import admin_pb2_grpc, catalog_pb2, catalog_pb2_grpc, node_pb2, node_pb2_grpc, route_pb2_grpc
 from nearmesh.xds.ads import AggregatedDiscovery
 from nearmesh_controlplane.admin import AdminServicer
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.catalog.layout import Layout
+from nearmesh_controlplane.catalog.publishing import Publisher
 from nearmesh_controlplane.catalog.servicer import CatalogServicer
+from nearmesh_controlplane.catalog.signing import Signing
 from nearmesh_controlplane.config import MeshConfig
 from nearmesh_controlplane.database import Database, settled
 from nearmesh_controlplane.generation import Generation
@@ -80,6 +82,7 @@ POLICY = {
     "/nearmesh.v1.RouteService/": PEOPLE | MACHINES,
     "/nearmesh.v1.CatalogService/List": PEOPLE,
     "/nearmesh.v1.CatalogService/Get": PEOPLE,
+    "/nearmesh.v1.CatalogService/Registry": PEOPLE,
     "/nearmesh.v1.CatalogService/": OPERATORS,
     "/nearmesh.v1.AdminService/": OPERATORS,
     # gRPC's own xDS client cannot send a token as metadata; the servicer looks for it in the first message.
@@ -99,6 +102,7 @@ class ControlPlane:
     registry: Registry
     catalog: Catalog
     layout: Layout
+    signing: Signing
     mirror: Mirror
     router: Router
     measurements: Measurements
@@ -126,6 +130,7 @@ class ControlPlane:
     async def _open(cls, config: MeshConfig, db: Database) -> ControlPlane:
         authority = Authority.open(config.mesh, config.data / "authority")
         await db.run(told.check_authority, authority.public)
+        await db.run(told.check_authority, authority.model_key_pem.encode(), told.MODEL_KEY)
         changes = Generation()
         currencies = Currencies(config.currencies)
         feed = _feed(config, currencies)
@@ -181,6 +186,7 @@ class ControlPlane:
             registry=registry,
             catalog=catalog,
             layout=layout,
+            signing=Signing(config.mesh, authority.model_key, layout),
             mirror=mirror,
             router=router,
             measurements=measurements,
@@ -210,6 +216,7 @@ class ControlPlane:
     def add_servicers(self, server: Server, gatekeeper: Gatekeeper) -> None:
         """Every gRPC service of the control plane."""
         registry_url = f"https://{self.config.reached_at(self.config.listen.http)}"
+        model_key = self.authority.model_key_pem
 
         def wanted(node_id: str) -> Any:
             state = wanted_state(
@@ -221,6 +228,7 @@ class ControlPlane:
                 peers=self.measurements.peers(node_id),
             )
             state.control_planes.extend(peer.mesh for peer in self.role.known())
+            state.model_keys_pem.append(model_key)
             return state
 
         node_pb2_grpc.add_NodeServiceServicer_to_server(
@@ -244,11 +252,17 @@ class ControlPlane:
         catalog_pb2_grpc.add_CatalogServiceServicer_to_server(
             CatalogServicer(
                 self.catalog,
-                self.layout,
+                Publisher(
+                    self.catalog,
+                    self.layout,
+                    self.signing,
+                    self.audit,
+                    self.config.max_blob_bytes,
+                    self.mirror.copied,
+                ),
                 self.registry,
                 self.audit,
-                self.config.max_blob_bytes,
-                self.mirror.copied,
+                catalog_pb2.RegistryResponse(url=registry_url, model_keys_pem=[model_key]),
             ),
             server,
         )
@@ -373,6 +387,7 @@ def _https_server(plane: ControlPlane, certificate: ServerCertificate) -> HttpsS
     app = application(
         plane.layout,
         plane.catalog,
+        plane.signing,
         mesh=plane.config.mesh,
         verifier=plane.authority.verifier(),
         removed=plane.registry.removed_ids,

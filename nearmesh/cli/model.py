@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,11 @@ import click
 
 from nearmesh.cli.fetching import fetch_bars
 from nearmesh.cli.model_author import check, init, schema
+from nearmesh.cli.model_registry import key, pull, push, verify
 from nearmesh.cli.model_tables import print_model, print_models
 from nearmesh.cli.output import console, note, print_json, size
 from nearmesh.cli.session import Failure, Session, json_option, pass_session
+from nearmesh.cli.transfer_bar import transfer_bar
 
 if TYPE_CHECKING:
     from nearmesh.cli.rollout import Progress
@@ -33,7 +34,7 @@ def model() -> None:
     """Make models of ONNX files, publish them, deploy them, roll them back."""
 
 
-for _command in (init, check, schema):
+for _command in (init, check, schema, push, pull, verify, key):
     model.add_command(_command)
 
 
@@ -56,8 +57,9 @@ def publish(
 ) -> None:
     """Upload the package in FOLDER as a version.
 
-    Fetches the weights that model.toml names, checks everything, and uploads it. Versions never change: publishing
-    the same files again changes nothing, and other files need another `version` in model.toml.
+    Fetches the weights that model.toml names, checks everything, and uploads what the control plane lacks: of a large
+    file that it has in another version only the parts that are new. Versions never change: publishing the same files
+    again changes nothing, and other files need another `version` in model.toml.
     """
     from nearmesh.cli import records
 
@@ -66,12 +68,13 @@ def publish(
     session.place  # noqa: B018 - a mesh that is not there is told before minutes of fetching
     artifact = _build(folder)
     name = f"{artifact.manifest.model}@{artifact.manifest.version}"
-    with _upload_bar(name) as on_progress:
+    with transfer_bar(f"uploading {name}") as on_progress:
         version = session.ask(lambda admin: admin.publish(artifact, on_progress))
     if as_json and not and_deploy:
         print_json(records.version(version))
     elif not as_json:
-        click.echo(f"{name} is published: {size(version.size_bytes)}, {version.digest}")
+        sent = size(on_progress.done_bytes)
+        click.echo(f"{name} is published: {size(version.size_bytes)}, of which {sent} were sent; {version.digest}")
     if and_deploy:
         _deploy(session, lambda admin: admin.deploy(version.model, version.version, sites), wait, limit_s, as_json)
 
@@ -81,17 +84,6 @@ def _build(folder: Path) -> Artifact:
 
     with fetch_bars(folder) as on_progress:
         return build(folder, on_progress=on_progress)
-
-
-@contextmanager
-def _upload_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    screen = console(err=True)
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task(f"uploading {name}", total=None)
-        yield lambda sent, total: bar.update(task, completed=sent, total=total)
 
 
 @model.command("list")

@@ -6,17 +6,18 @@ Answers are the contract's own messages. Every failure is an error of `nearmesh.
 from __future__ import annotations
 
 import asyncio
-import io
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
-from nearmesh import addresses, oci
-from nearmesh.errors import Unreachable
+from nearmesh import addresses
+from nearmesh.chunks import ChunkIndex
+from nearmesh.client import upload
+from nearmesh.client.upload import Lacking, OnProgress, Publishable
+from nearmesh.errors import Incomplete, Unreachable, Unsupported
 from nearmesh.ids import Kind
 from nearmesh.rpc import REASON_KEY, from_rpc_error
 from nearmesh.snapshot import SnapshotRoutes, opened
@@ -35,28 +36,13 @@ _OPTIONS = (
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
 )
-PART_BYTES = 1024 * 1024
+# Digests in one question: 70 bytes each, and a message may have a few MB.
+_ASKED = 20_000
 
 _KINDS: dict[Kind, admin_pb2.NodeKind] = {
     "node": admin_pb2.NODE_KIND_NODE,
     "gateway": admin_pb2.NODE_KIND_GATEWAY,
 }
-
-# Told how many bytes of how many have been handed to the connection; called from another thread.
-OnProgress = Callable[[int, int], None]
-
-
-class Publishable(Protocol):
-    """A model version with all its bytes; `nearmesh.packaging.build` makes them."""
-
-    @property
-    def manifest(self) -> oci.Manifest: ...
-
-    @property
-    def manifest_bytes(self) -> bytes: ...
-
-    @property
-    def blobs(self) -> Mapping[str, Path | bytes]: ...
 
 
 class AdminClient:
@@ -186,16 +172,50 @@ class AdminClient:
     # Models
 
     async def publish(self, artifact: Publishable, on_progress: OnProgress | None = None) -> catalog_pb2.ModelVersion:
-        """Uploads a version; answered when all of it is on the control plane's disk.
+        """Uploads what the control plane lacks of a version; answered when all of it is on its disk, and signed.
 
         Raises AlreadyExists when the version's name is taken by other contents, PackageError, TooLarge.
         """
-        parts = _parts(artifact, on_progress or _silent)
+        index = await asyncio.to_thread(upload.chunk_index, artifact)
+        lacking = await self._lacking(artifact, index)
+        try:
+            return await self._upload(artifact, upload.steps(artifact.manifest, index, lacking), on_progress)
+        except Incomplete:
+            # What it had has gone or is damaged.
+            return await self._upload(artifact, upload.steps(artifact.manifest, index, None), on_progress)
+
+    async def _lacking(self, artifact: Publishable, index: ChunkIndex) -> Lacking | None:
+        """None from a control plane that cannot say."""
+        try:
+            blobs = await self.lacks([blob.digest for blob in artifact.manifest.blobs])
+            chunks = {chunk.digest for file, found in index.files.items() if file in blobs for chunk in found}
+            return Lacking(blobs, await self.lacks(sorted(chunks), chunks=True))
+        except Unsupported:
+            return None
+
+    async def lacks(self, digests: Sequence[str], *, chunks: bool = False) -> frozenset[str]:
+        """Those of the blobs, or chunks of blobs, that the control plane does not have."""
+        found: set[str] = set()
+        for first in range(0, len(digests), _ASKED):
+            asked = digests[first : first + _ASKED]
+            request = catalog_pb2.LacksRequest(**{"chunks" if chunks else "blobs": asked})
+            response = await self._call(self._catalog.Lacks, request)
+            found.update(response.blobs, response.chunks)
+        return frozenset(found)
+
+    async def _upload(
+        self, artifact: Publishable, todo: list[upload.Step], on_progress: OnProgress | None
+    ) -> catalog_pb2.ModelVersion:
+        parts = upload.requests(artifact, todo, on_progress or _silent)
         # Not on the asyncio channel: that one loses the answer of a server which refuses before the upload has ended
         # (grpc/grpc#36066), and says "Internal error from Core" instead.
         with grpc.secure_channel(self._address, self._credentials, _OPTIONS) as channel:
             call = catalog_pb2_grpc.CatalogServiceStub(channel).Publish.future(parts, metadata=self._metadata)
             return await self._translated(_finished(call))
+
+    async def registry(self) -> catalog_pb2.RegistryResponse:
+        """Where versions are pulled from, and the keys that they are signed by."""
+        return await self._call(self._catalog.Registry, catalog_pb2.RegistryRequest())
 
     async def models(self) -> list[catalog_pb2.Model]:
         """Every model with its versions, deployments and replicas."""
@@ -311,25 +331,6 @@ async def _finished(call: Any) -> Any:
         call.cancel()
         # The callback needs the loop, so the loop waits for it.
         await done.wait()
-
-
-def _parts(artifact: Publishable, on_progress: OnProgress) -> Iterator[catalog_pb2.PublishRequest]:
-    """The manifest, then each blob once, in parts."""
-    yield catalog_pb2.PublishRequest(manifest_json=artifact.manifest_bytes)
-    sent, total = 0, artifact.manifest.size_bytes
-    for blob in artifact.manifest.blobs:
-        for data in _pieces(artifact.blobs[blob.digest]):
-            yield catalog_pb2.PublishRequest(blob=catalog_pb2.BlobPart(digest=blob.digest, data=data))
-            sent += len(data)
-            on_progress(sent, total)
-
-
-def _pieces(blob: Path | bytes) -> Iterator[bytes]:
-    """At least one piece, since an empty blob has to be named as well."""
-    with io.BytesIO(blob) if isinstance(blob, bytes) else blob.open("rb") as file:
-        yield file.read(PART_BYTES)
-        while data := file.read(PART_BYTES):
-            yield data
 
 
 def _silent(sent_bytes: int, total_bytes: int) -> None:

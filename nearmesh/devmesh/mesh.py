@@ -21,7 +21,7 @@ from nearmesh.devmesh.children import Child, ChildFailed, script
 from nearmesh.devmesh.folder import MESH_FILE as MESH_FILE
 from nearmesh.devmesh.plan import MESH, MODELS, REGIONS, Plan, gateway_of, local, node_of, round_trip_ms, site_of
 from nearmesh.devmesh.samples import CHECKOUT
-from nearmesh.errors import ConfigError, MeshError, NotFound
+from nearmesh.errors import AlreadyExists, ConfigError, MeshError, NotFound
 from nearmesh.ids import Kind
 from nearmesh.packaging.build import Artifact, build
 from nearmesh.process import LOCK_FILE, only_one
@@ -93,12 +93,20 @@ class LocalMesh:
             await self._start_machines(admin)
             self._artifacts = list(await building)
             for artifact in self._artifacts:
-                await admin.publish(artifact)
+                await self._publish(admin, artifact)
                 await admin.deploy(artifact.manifest.model, artifact.manifest.version)
             self._say("published " + ", ".join(f"{a.manifest.model}@{a.manifest.version}" for a in self._artifacts))
             await self._watched(self._all_serve(admin), "every node to serve every model")
             await self._watched(self._all_measured(admin), "the gateways to measure the way to every node")
         self.write_state()
+
+    async def _publish(self, admin: AdminClient, artifact: Artifact) -> None:
+        try:
+            await admin.publish(artifact)
+        except AlreadyExists as error:
+            raise AlreadyExists(
+                f"{error.message}. Where the mesh is left over from an earlier Nearmesh, remove {self.plan.folder}"
+            ) from None
 
     async def _tokens(self) -> None:
         """The operator's and a client's token, from the key on this machine, and the CA beside them."""

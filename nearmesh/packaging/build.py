@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nearmesh import oci
+from nearmesh import chunks, oci
 from nearmesh.errors import PackageError
-from nearmesh.package import MANIFEST_FILE, Package, Step, Variant, load, read_labels
+from nearmesh.package import MANIFEST_FILE, Package, load, read_labels
 from nearmesh.packaging.graph import check_graph
 from nearmesh.packaging.layout import published_files
 from nearmesh.packaging.sources import OnProgress, default_cache, quiet
 from nearmesh.packaging.warmup import check_warmup
+
+# The chunk index among the files that other tools unpack.
+CHUNKS_FILE = "nearmesh.chunks.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +45,15 @@ def build(folder: Path, cache: Path | None = None, *, draft: bool = False, on_pr
     files = _files(package, folder, cache or default_cache(), on_progress)
     _check(package, files)
     # In the order of their names, so that moving a line in model.toml moves no layer.
-    layers = {name: _layer(name, files[name]) for name in sorted(files)}
-    config_bytes = _config(package)
-    config = oci.Descriptor(oci.CONFIG_TYPE, oci.digest_bytes(config_bytes), len(config_bytes))
-    manifest = oci.Manifest(package.name, package.version, config, tuple(layers.values()))
+    weights = package.sources.keys()
+    layers = {name: _layer(name, files[name], weights) for name in sorted(files)}
+    blobs: dict[str, Path | bytes] = {layer.digest: files[name] for name, layer in layers.items()}
+    index = _chunks(layers, files, blobs)
+    config = _config(package, [layer.digest for layer in (*layers.values(), index) if layer])
+    manifest = oci.Manifest(
+        package.name, package.version, _kept(oci.CONFIG_TYPE, config, blobs), tuple(layers.values()), index
+    )
     manifest_bytes = manifest.to_bytes()
-    blobs = {config.digest: config_bytes} | {layer.digest: files[name] for name, layer in layers.items()}
     return Artifact(
         package=package,
         manifest=manifest,
@@ -63,7 +69,7 @@ def _and(keys: Iterable[str]) -> str:
 
 def _files(package: Package, folder: Path, cache: Path, on_progress: OnProgress) -> dict[str, Path]:
     """Each published file by its name in the artifact."""
-    _check_names([MANIFEST_FILE, *package.files, *(name for v in package.variants for name in v.sources)])
+    _check_names([MANIFEST_FILE, CHUNKS_FILE, *package.files, *(name for v in package.variants for name in v.sources)])
     return published_files(package, folder, cache, on_progress=on_progress)
 
 
@@ -105,32 +111,39 @@ def _check_labels(package: Package, path: Path) -> None:
         raise PackageError(f"{path}: {count} labels, but the outputs' last axes are {sorted(sizes)} long")
 
 
-def _layer(name: str, path: Path) -> oci.Descriptor:
-    return oci.Descriptor(oci.FILE_TYPE, oci.digest_file(path), path.stat().st_size, name)
+def _layer(name: str, path: Path, weights: Collection[str]) -> oci.Descriptor:
+    media_type = oci.WEIGHT_TYPE if name in weights else oci.file_type(name)
+    return oci.Descriptor(media_type, oci.digest_file(path), path.stat().st_size, name)
 
 
-def _config(package: Package) -> bytes:
-    """What a registry's pages show of a version; agents read model.toml."""
-    body: dict[str, object] = {
+def _chunks(
+    layers: Mapping[str, oci.Descriptor], files: Mapping[str, Path], blobs: dict[str, Path | bytes]
+) -> oci.Descriptor | None:
+    """The index of the large files' chunks, put among the blobs; None where no file is large."""
+    found = chunks.index((layer.digest, files[name]) for name, layer in layers.items())
+    return _kept(chunks.CHUNKS_TYPE, found.to_bytes(), blobs, CHUNKS_FILE) if found.files else None
+
+
+def _kept(media_type: str, data: bytes, blobs: dict[str, Path | bytes], title: str = "") -> oci.Descriptor:
+    """Puts `data` among the blobs."""
+    blob = oci.Descriptor(media_type, oci.digest_bytes(data), len(data), title)
+    blobs[blob.digest] = data
+    return blob
+
+
+def _config(package: Package, digests: Sequence[str]) -> bytes:
+    """The version as tools see it that know models, by the ModelPack specification; agents read model.toml."""
+    descriptor = {
         "name": package.name,
         "version": package.version,
         "description": package.description,
-        "licence": package.licence,
-        "credit": package.credit,
-        "variants": [_variant(variant) for variant in package.variants],
-        "warmup": [warmup.file for warmup in package.warmup],
-        "labels": package.labels,
+        "licenses": [package.licence] if package.licence else [],
+        "authors": [package.credit] if package.credit else [],
     }
-    # Left out where there are none, so that the digests of other packages stay as they are.
-    if package.steps:
-        body["steps"] = [_step(step) for step in package.steps]
+    body = {
+        "descriptor": {key: value for key, value in descriptor.items() if value},
+        "config": {"format": "onnx"},
+        # Layers are not packed, so that they are their own content.
+        "modelfs": {"type": "layers", "diffIds": list(digests)},
+    }
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _variant(variant: Variant) -> dict[str, str]:
-    shown = {"name": variant.name, "file": variant.file, "hardware": variant.hardware}
-    return shown | {"step": variant.step} if variant.step else shown
-
-
-def _step(step: Step) -> dict[str, str]:
-    return {"name": step.name, "python": step.python} if step.python else {"name": step.name}

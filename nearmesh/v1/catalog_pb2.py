@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from nearmesh.v1 import node_pb2 as nearmesh_dot_v1_dot_node__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19nearmesh/v1/catalog.proto\x12\x0bnearmesh.v1\x1a\x16nearmesh/v1/node.proto\"X\n\x0ePublishRequest\x12\x17\n\rmanifest_json\x18\x01 \x01(\x0cH\x00\x12%\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x15.nearmesh.v1.BlobPartH\x00\x42\x06\n\x04part\"(\n\x08\x42lobPart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"h\n\x0cModelVersion\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x14\n\x0c\x63reated_at_s\x18\x05 \x01(\x01\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.nearmesh.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xd1\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x08versions\x18\x02 \x03(\x0b\x32\x19.nearmesh.v1.ModelVersion\x12,\n\x0b\x64\x65ployments\x18\x03 \x03(\x0b\x32\x17.nearmesh.v1.Deployment\x12&\n\x08replicas\x18\x04 \x03(\x0b\x32\x14.nearmesh.v1.Replica\x12\x11\n\tobjective\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\x01\x12\x0f\n\x07regions\x18\x07 \x03(\t\"b\n\x07Replica\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12*\n\x06status\x18\x03 \x01(\x0b\x32\x1a.nearmesh.v1.ReplicaStatus\x12\x0c\n\x04live\x18\x04 \x01(\x08\">\n\rDeployRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05sites\x18\x03 \x03(\t\"p\n\nDeployment\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\r\n\x05sites\x18\x04 \x03(\t\x12\x14\n\x0c\x63reated_at_s\x18\x05 \x01(\x01\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\" \n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t2\xd9\x02\n\x0e\x43\x61talogService\x12\x43\n\x07Publish\x12\x1b.nearmesh.v1.PublishRequest\x1a\x19.nearmesh.v1.ModelVersion(\x01\x12G\n\x04List\x12\x1e.nearmesh.v1.ListModelsRequest\x1a\x1f.nearmesh.v1.ListModelsResponse\x12\x37\n\x03Get\x12\x1c.nearmesh.v1.GetModelRequest\x1a\x12.nearmesh.v1.Model\x12=\n\x06\x44\x65ploy\x12\x1a.nearmesh.v1.DeployRequest\x1a\x17.nearmesh.v1.Deployment\x12\x41\n\x08Rollback\x12\x1c.nearmesh.v1.RollbackRequest\x1a\x17.nearmesh.v1.Deploymentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19nearmesh/v1/catalog.proto\x12\x0bnearmesh.v1\x1a\x16nearmesh/v1/node.proto\"X\n\x0ePublishRequest\x12\x17\n\rmanifest_json\x18\x01 \x01(\x0cH\x00\x12%\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x15.nearmesh.v1.BlobPartH\x00\x42\x06\n\x04part\"7\n\x08\x42lobPart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05\x63hunk\x18\x03 \x01(\t\"-\n\x0cLacksRequest\x12\r\n\x05\x62lobs\x18\x01 \x03(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x03(\t\".\n\rLacksResponse\x12\r\n\x05\x62lobs\x18\x01 \x03(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x03(\t\"\x11\n\x0fRegistryRequest\"7\n\x10RegistryResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x16\n\x0emodel_keys_pem\x18\x02 \x03(\t\"h\n\x0cModelVersion\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x14\n\x0c\x63reated_at_s\x18\x05 \x01(\x01\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.nearmesh.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xd1\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x08versions\x18\x02 \x03(\x0b\x32\x19.nearmesh.v1.ModelVersion\x12,\n\x0b\x64\x65ployments\x18\x03 \x03(\x0b\x32\x17.nearmesh.v1.Deployment\x12&\n\x08replicas\x18\x04 \x03(\x0b\x32\x14.nearmesh.v1.Replica\x12\x11\n\tobjective\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\x01\x12\x0f\n\x07regions\x18\x07 \x03(\t\"b\n\x07Replica\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12*\n\x06status\x18\x03 \x01(\x0b\x32\x1a.nearmesh.v1.ReplicaStatus\x12\x0c\n\x04live\x18\x04 \x01(\x08\">\n\rDeployRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05sites\x18\x03 \x03(\t\"p\n\nDeployment\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\r\n\x05sites\x18\x04 \x03(\t\x12\x14\n\x0c\x63reated_at_s\x18\x05 \x01(\x01\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\" \n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t2\xe2\x03\n\x0e\x43\x61talogService\x12\x43\n\x07Publish\x12\x1b.nearmesh.v1.PublishRequest\x1a\x19.nearmesh.v1.ModelVersion(\x01\x12>\n\x05Lacks\x12\x19.nearmesh.v1.LacksRequest\x1a\x1a.nearmesh.v1.LacksResponse\x12G\n\x08Registry\x12\x1c.nearmesh.v1.RegistryRequest\x1a\x1d.nearmesh.v1.RegistryResponse\x12G\n\x04List\x12\x1e.nearmesh.v1.ListModelsRequest\x1a\x1f.nearmesh.v1.ListModelsResponse\x12\x37\n\x03Get\x12\x1c.nearmesh.v1.GetModelRequest\x1a\x12.nearmesh.v1.Model\x12=\n\x06\x44\x65ploy\x12\x1a.nearmesh.v1.DeployRequest\x1a\x17.nearmesh.v1.Deployment\x12\x41\n\x08Rollback\x12\x1c.nearmesh.v1.RollbackRequest\x1a\x17.nearmesh.v1.Deploymentb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,25 +35,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHREQUEST']._serialized_start=66
   _globals['_PUBLISHREQUEST']._serialized_end=154
   _globals['_BLOBPART']._serialized_start=156
-  _globals['_BLOBPART']._serialized_end=196
-  _globals['_MODELVERSION']._serialized_start=198
-  _globals['_MODELVERSION']._serialized_end=302
-  _globals['_LISTMODELSREQUEST']._serialized_start=304
-  _globals['_LISTMODELSREQUEST']._serialized_end=323
-  _globals['_LISTMODELSRESPONSE']._serialized_start=325
-  _globals['_LISTMODELSRESPONSE']._serialized_end=381
-  _globals['_GETMODELREQUEST']._serialized_start=383
-  _globals['_GETMODELREQUEST']._serialized_end=415
-  _globals['_MODEL']._serialized_start=418
-  _globals['_MODEL']._serialized_end=627
-  _globals['_REPLICA']._serialized_start=629
-  _globals['_REPLICA']._serialized_end=727
-  _globals['_DEPLOYREQUEST']._serialized_start=729
-  _globals['_DEPLOYREQUEST']._serialized_end=791
-  _globals['_DEPLOYMENT']._serialized_start=793
-  _globals['_DEPLOYMENT']._serialized_end=905
-  _globals['_ROLLBACKREQUEST']._serialized_start=907
-  _globals['_ROLLBACKREQUEST']._serialized_end=939
-  _globals['_CATALOGSERVICE']._serialized_start=942
-  _globals['_CATALOGSERVICE']._serialized_end=1287
+  _globals['_BLOBPART']._serialized_end=211
+  _globals['_LACKSREQUEST']._serialized_start=213
+  _globals['_LACKSREQUEST']._serialized_end=258
+  _globals['_LACKSRESPONSE']._serialized_start=260
+  _globals['_LACKSRESPONSE']._serialized_end=306
+  _globals['_REGISTRYREQUEST']._serialized_start=308
+  _globals['_REGISTRYREQUEST']._serialized_end=325
+  _globals['_REGISTRYRESPONSE']._serialized_start=327
+  _globals['_REGISTRYRESPONSE']._serialized_end=382
+  _globals['_MODELVERSION']._serialized_start=384
+  _globals['_MODELVERSION']._serialized_end=488
+  _globals['_LISTMODELSREQUEST']._serialized_start=490
+  _globals['_LISTMODELSREQUEST']._serialized_end=509
+  _globals['_LISTMODELSRESPONSE']._serialized_start=511
+  _globals['_LISTMODELSRESPONSE']._serialized_end=567
+  _globals['_GETMODELREQUEST']._serialized_start=569
+  _globals['_GETMODELREQUEST']._serialized_end=601
+  _globals['_MODEL']._serialized_start=604
+  _globals['_MODEL']._serialized_end=813
+  _globals['_REPLICA']._serialized_start=815
+  _globals['_REPLICA']._serialized_end=913
+  _globals['_DEPLOYREQUEST']._serialized_start=915
+  _globals['_DEPLOYREQUEST']._serialized_end=977
+  _globals['_DEPLOYMENT']._serialized_start=979
+  _globals['_DEPLOYMENT']._serialized_end=1091
+  _globals['_ROLLBACKREQUEST']._serialized_start=1093
+  _globals['_ROLLBACKREQUEST']._serialized_end=1125
+  _globals['_CATALOGSERVICE']._serialized_start=1128
+  _globals['_CATALOGSERVICE']._serialized_end=1610
 # @@protoc_insertion_point(module_scope)

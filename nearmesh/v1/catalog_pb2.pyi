@@ -16,12 +16,42 @@ class PublishRequest(_message.Message):
     def __init__(self, manifest_json: _Optional[bytes] = ..., blob: _Optional[_Union[BlobPart, _Mapping]] = ...) -> None: ...
 
 class BlobPart(_message.Message):
-    __slots__ = ("digest", "data")
+    __slots__ = ("digest", "data", "chunk")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
     digest: str
     data: bytes
-    def __init__(self, digest: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+    chunk: str
+    def __init__(self, digest: _Optional[str] = ..., data: _Optional[bytes] = ..., chunk: _Optional[str] = ...) -> None: ...
+
+class LacksRequest(_message.Message):
+    __slots__ = ("blobs", "chunks")
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    blobs: _containers.RepeatedScalarFieldContainer[str]
+    chunks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, blobs: _Optional[_Iterable[str]] = ..., chunks: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class LacksResponse(_message.Message):
+    __slots__ = ("blobs", "chunks")
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    blobs: _containers.RepeatedScalarFieldContainer[str]
+    chunks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, blobs: _Optional[_Iterable[str]] = ..., chunks: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RegistryRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RegistryResponse(_message.Message):
+    __slots__ = ("url", "model_keys_pem")
+    URL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_KEYS_PEM_FIELD_NUMBER: _ClassVar[int]
+    url: str
+    model_keys_pem: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, url: _Optional[str] = ..., model_keys_pem: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
     __slots__ = ("model", "version", "digest", "size_bytes", "created_at_s")

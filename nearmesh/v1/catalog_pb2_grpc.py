@@ -39,6 +39,16 @@ class CatalogServiceStub:
                 request_serializer=nearmesh_dot_v1_dot_catalog__pb2.PublishRequest.SerializeToString,
                 response_deserializer=nearmesh_dot_v1_dot_catalog__pb2.ModelVersion.FromString,
                 _registered_method=True)
+        self.Lacks = channel.unary_unary(
+                '/nearmesh.v1.CatalogService/Lacks',
+                request_serializer=nearmesh_dot_v1_dot_catalog__pb2.LacksRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_catalog__pb2.LacksResponse.FromString,
+                _registered_method=True)
+        self.Registry = channel.unary_unary(
+                '/nearmesh.v1.CatalogService/Registry',
+                request_serializer=nearmesh_dot_v1_dot_catalog__pb2.RegistryRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_catalog__pb2.RegistryResponse.FromString,
+                _registered_method=True)
         self.List = channel.unary_unary(
                 '/nearmesh.v1.CatalogService/List',
                 request_serializer=nearmesh_dot_v1_dot_catalog__pb2.ListModelsRequest.SerializeToString,
@@ -65,7 +75,22 @@ class CatalogServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Publish(self, request_iterator, context):
-        """The manifest first, then every blob that it names, in pieces. Answered when all of it is on disk.
+        """The manifest first, then every blob that it names, in pieces, but those that lie here already.
+        Answered when all of it is on disk and signed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Lacks(self, request, context):
+        """Before publishing: what has to be sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Registry(self, request, context):
+        """Where versions are pulled from, and the keys that they are signed by.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,6 +129,16 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.Publish,
                     request_deserializer=nearmesh_dot_v1_dot_catalog__pb2.PublishRequest.FromString,
                     response_serializer=nearmesh_dot_v1_dot_catalog__pb2.ModelVersion.SerializeToString,
+            ),
+            'Lacks': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lacks,
+                    request_deserializer=nearmesh_dot_v1_dot_catalog__pb2.LacksRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_catalog__pb2.LacksResponse.SerializeToString,
+            ),
+            'Registry': grpc.unary_unary_rpc_method_handler(
+                    servicer.Registry,
+                    request_deserializer=nearmesh_dot_v1_dot_catalog__pb2.RegistryRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_catalog__pb2.RegistryResponse.SerializeToString,
             ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
@@ -153,6 +188,60 @@ class CatalogService:
             '/nearmesh.v1.CatalogService/Publish',
             nearmesh_dot_v1_dot_catalog__pb2.PublishRequest.SerializeToString,
             nearmesh_dot_v1_dot_catalog__pb2.ModelVersion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lacks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.CatalogService/Lacks',
+            nearmesh_dot_v1_dot_catalog__pb2.LacksRequest.SerializeToString,
+            nearmesh_dot_v1_dot_catalog__pb2.LacksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Registry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.CatalogService/Registry',
+            nearmesh_dot_v1_dot_catalog__pb2.RegistryRequest.SerializeToString,
+            nearmesh_dot_v1_dot_catalog__pb2.RegistryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from nearmesh_agent.store.store import ModelStore
 from nearmesh_controlplane.catalog.layout import Layout
+from nearmesh_controlplane.catalog.signing import Signing
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.web.registry_api import application
 
@@ -60,7 +61,8 @@ async def pull_api(folder: Path) -> AsyncIterator[Source]:
 
     async with state(folder) as mesh:
         await mesh.catalog.add(manifest, DIGEST, RoutePolicy(), stored)
-        app = application(layout, mesh.catalog, mesh="mesh", verifier=authority.verifier(), removed=frozenset)
+        signing = Signing("mesh", authority.model_key, layout)
+        app = application(layout, mesh.catalog, signing, mesh="mesh", verifier=authority.verifier(), removed=frozenset)
         token = authority.issuer.access("node", "client", now_s=time.time(), lifetime_s=60)
         async with httpx.AsyncClient(
             base_url="https://cp",

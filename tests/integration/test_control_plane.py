@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from nearmesh import signature
 from nearmesh.errors import AlreadyExists, DigestMismatch, InvalidInput, MeshError, NotFound, PackageError, TooLarge
-from nearmesh.oci import FILE_TYPE, Descriptor, Manifest, digest_bytes
+from nearmesh.oci import WEIGHT_TYPE, Descriptor, Manifest, digest_bytes
 from nearmesh.packaging.build import Artifact
 from nearmesh.v1 import catalog_pb2, catalog_pb2_grpc
 from tests.integration.adding_model import Tampered, adding, tampered
@@ -201,7 +202,8 @@ async def test_many_who_publish_at_once_all_stand_in_the_index(plane: ControlPla
     artifacts = [adding(tmp_path / str(number), "many", str(number), 1.0) for number in range(12)]
     async with plane.operator() as operator:
         await asyncio.gather(*map(operator.publish, artifacts))
-    assert {entry for entry in index(plane) if entry.startswith("many:")} == {f"many:{number}" for number in range(12)}
+    expected = {f"many:{number}" for number in range(12)} | {f"many:{signature.tag(made.digest)}" for made in artifacts}
+    assert {entry for entry in index(plane) if entry.startswith("many:")} == expected
 
 
 def _with_files(artifact: Artifact, *files: Descriptor, version: str = "1") -> bytes:
@@ -211,7 +213,7 @@ def _with_files(artifact: Artifact, *files: Descriptor, version: str = "1") -> b
 
 
 async def test_what_is_no_version_is_not_published(plane: ControlPlane, artifact: Artifact) -> None:
-    huge = Descriptor(FILE_TYPE, "sha256:" + "0" * 64, 1_000_001, "huge.bin")
+    huge = Descriptor(WEIGHT_TYPE, "sha256:" + "0" * 64, 1_000_001, "huge.bin")
     toml = next(file for file in artifact.manifest.files if file.title == "model.toml")
     without = replace(artifact.manifest, version="2", files=tuple(f for f in artifact.manifest.files if f is not toml))
     cases: list[tuple[type[MeshError], str, list[catalog_pb2.PublishRequest]]] = [
@@ -233,7 +235,7 @@ def _manifest(data: bytes) -> catalog_pb2.PublishRequest:
 
 async def test_a_blob_longer_than_announced_is_cut_off(plane: ControlPlane, artifact: Artifact) -> None:
     data = b"x" * 1000
-    announced = Descriptor(FILE_TYPE, digest_bytes(data), 10, "long.bin")
+    announced = Descriptor(WEIGHT_TYPE, digest_bytes(data), 10, "long.bin")
     async with nothing_changes(plane):
         error = await _upload(
             plane, _manifest(_with_files(artifact, announced, version="3")), _part(announced.digest, data)

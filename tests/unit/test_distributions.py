@@ -39,6 +39,7 @@ OF_EXTRAS = {
     "nearmesh": {
         "nearmesh/devmesh": ("dev",),
         "nearmesh/gateway": ("gateway",),
+        "nearmesh/registries": ("registries",),
         "nearmesh/transport": ("server",),
         "nearmesh/xds": ("server",),
     },

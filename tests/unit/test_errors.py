@@ -12,6 +12,7 @@ from nearmesh.errors import MeshError, error_classes
 ON_THE_WIRE = {
     "INTERNAL": StatusCode.INTERNAL,
     "INVALID_INPUT": StatusCode.INVALID_ARGUMENT,
+    "INCOMPLETE": StatusCode.FAILED_PRECONDITION,
     "CONFIG": StatusCode.INVALID_ARGUMENT,
     "PACKAGE": StatusCode.INVALID_ARGUMENT,
     "TOO_LARGE": StatusCode.RESOURCE_EXHAUSTED,
@@ -30,6 +31,7 @@ ON_THE_WIRE = {
     "SEQUENCE_LOST": StatusCode.ABORTED,
     "UNSUPPORTED": StatusCode.UNIMPLEMENTED,
     "DIGEST_MISMATCH": StatusCode.DATA_LOSS,
+    "SIGNATURE": StatusCode.DATA_LOSS,
     "SNAPSHOT_REFUSED": StatusCode.DATA_LOSS,
     "SNAPSHOT_EXPIRED": StatusCode.UNAVAILABLE,
     "WARMUP_FAILED": StatusCode.FAILED_PRECONDITION,

@@ -11,10 +11,10 @@ import pytest
 from nearmesh_controlplane.catalog.layout import REF_NAME, Layout
 
 from nearmesh.errors import DigestMismatch, InvalidInput, NotFound, TooLarge
-from nearmesh.oci import FILE_TYPE, MANIFEST_TYPE, Descriptor, digest_bytes
+from nearmesh.oci import MANIFEST_TYPE, WEIGHT_TYPE, Descriptor, digest_bytes
 
 DATA = b"some bytes of a model" * 100
-BLOB = Descriptor(FILE_TYPE, digest_bytes(DATA), len(DATA))
+BLOB = Descriptor(WEIGHT_TYPE, digest_bytes(DATA), len(DATA))
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_more_than_announced_is_refused_at_once(layout: Layout, tmp_path: Path) 
 
 
 def test_an_empty_blob(layout: Layout) -> None:
-    writer = layout.writer(Descriptor(FILE_TYPE, digest_bytes(b""), 0))
+    writer = layout.writer(Descriptor(WEIGHT_TYPE, digest_bytes(b""), 0))
     writer.commit()
     assert layout.path(digest_bytes(b"")).read_bytes() == b""
 

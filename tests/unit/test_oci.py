@@ -3,25 +3,44 @@
 import copy
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
 from nearmesh import oci
+from nearmesh.chunks import CHUNKS_TYPE
 from nearmesh.errors import PackageError
 from nearmesh.oci import Descriptor, Manifest
 
-ONE, TWO, THREE = (oci.digest_bytes(text) for text in (b"one", b"two", b"three"))
+ONE, TWO, THREE, FOUR = (oci.digest_bytes(text) for text in (b"one", b"two", b"three", b"four"))
 
 MANIFEST = Manifest(
     "file-type",
     "3.3",
     Descriptor(oci.CONFIG_TYPE, ONE, 3),
-    (Descriptor(oci.FILE_TYPE, TWO, 3, "model.toml"), Descriptor(oci.FILE_TYPE, THREE, 5, "fp32.onnx")),
+    (Descriptor(oci.WEIGHT_CONFIG_TYPE, TWO, 3, "model.toml"), Descriptor(oci.WEIGHT_TYPE, THREE, 5, "fp32.onnx")),
 )
+WITH_CHUNKS = replace(MANIFEST, chunks=Descriptor(CHUNKS_TYPE, FOUR, 7, "nearmesh.chunks.json"))
 
 
-def test_round_trip():
-    assert Manifest.from_bytes(MANIFEST.to_bytes()) == MANIFEST
+@pytest.mark.parametrize("manifest", [MANIFEST, WITH_CHUNKS])
+def test_round_trip(manifest):
+    assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+
+
+def test_a_manifest_is_a_model_pack_whose_layers_other_tools_can_name():
+    body = json.loads(WITH_CHUNKS.to_bytes())
+    assert body["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
+    assert body["config"]["mediaType"] == "application/vnd.cncf.model.config.v1+json"
+    assert [(layer["mediaType"], layer["annotations"]) for layer in body["layers"]] == [
+        (media_type, {"org.cncf.model.filepath": name, "org.opencontainers.image.title": name})
+        for media_type, name in (
+            ("application/vnd.cncf.model.weight.config.v1.raw", "model.toml"),
+            ("application/vnd.cncf.model.weight.v1.raw", "fp32.onnx"),
+            ("application/vnd.nearmesh.model.chunks.v1+json", "nearmesh.chunks.json"),
+        )
+    ]
+    assert [blob.digest for blob in WITH_CHUNKS.blobs] == [ONE, TWO, THREE, FOUR]
 
 
 def test_bytes_are_canonical():
@@ -49,6 +68,41 @@ def changed(*path, to):
 
 def titled(title):
     return changed("layers", 0, "annotations", to={oci.TITLE: title})
+
+
+def layers(*found):
+    return changed("layers", to=[layer.to_json() for layer in found])
+
+
+@pytest.mark.parametrize("key", ["org.cncf.model.filepath", "org.opencontainers.image.title"])
+def test_one_of_the_two_names_is_enough(key):
+    assert Manifest.from_bytes(changed("layers", 0, "annotations", to={key: "model.toml"})) == MANIFEST
+
+
+def test_what_an_earlier_nearmesh_published_is_refused_with_the_remedy():
+    with pytest.raises(PackageError, match=r"published by an earlier Nearmesh.*raise `version`.*publish it again"):
+        Manifest.from_bytes(changed("artifactType", to="application/vnd.nearmesh.model.v1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.toml", oci.WEIGHT_CONFIG_TYPE),
+        ("labels.txt", oci.WEIGHT_CONFIG_TYPE),
+        ("tokenizer.json", oci.WEIGHT_CONFIG_TYPE),
+        ("weights", oci.WEIGHT_CONFIG_TYPE),
+        ("fp32.onnx", oci.WEIGHT_TYPE),
+        ("FP32.ONNX", oci.WEIGHT_TYPE),
+        ("fp32.onnx.data", oci.WEIGHT_TYPE),
+        ("steps.py", oci.CODE_TYPE),
+        ("warmup.npz", oci.DATASET_TYPE),
+        ("LICENSE", oci.DOC_TYPE),
+        ("README.md", oci.DOC_TYPE),
+        ("report.json", oci.DOC_TYPE),
+    ],
+)
+def test_media_types_of_files(name, kind):
+    assert oci.file_type(name) == kind
 
 
 HOSTILE = {
@@ -88,6 +142,18 @@ HOSTILE = {
     "an infinite size": changed("layers", 0, "size", to=float("inf")),
     "too deep": b"[" * 100_000,
     "two files of one title": changed("layers", 0, "annotations", to={oci.TITLE: "fp32.onnx"}),
+    "two names of one file": changed("layers", 0, "annotations", to={oci.TITLE: "a", oci.FILEPATH: "b"}),
+    "a path": changed("layers", 0, "annotations", to={oci.FILEPATH: "folder/model.toml"}),
+    "a file without a name": changed("layers", 0, "annotations", to={}),
+    "a packed layer": changed("layers", 0, "mediaType", to="application/vnd.cncf.model.weight.v1.tar"),
+    "an image's layer": changed("layers", 0, "mediaType", to="application/vnd.oci.image.layer.v1.tar+gzip"),
+    "an image's config": changed("config", "mediaType", to="application/vnd.oci.image.config.v1+json"),
+    "another schema": changed("schemaVersion", to=1),
+    "another media type": changed("mediaType", to=oci.INDEX_TYPE),
+    "two chunk indexes": layers(
+        *MANIFEST.files, Descriptor(CHUNKS_TYPE, FOUR, 7, "a.json"), Descriptor(CHUNKS_TYPE, ONE, 7, "b.json")
+    ),
+    "a chunk index named as a file": layers(*MANIFEST.files, Descriptor(CHUNKS_TYPE, FOUR, 7, "model.toml")),
 }
 
 

@@ -1,6 +1,7 @@
 """From a folder to an artifact: sources are verified and cached, mistakes are named, equal files give one digest."""
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 
 from nearmesh import oci
+from nearmesh.chunks import ChunkIndex, split
 from nearmesh.errors import DigestMismatch, PackageError
 from nearmesh.package import Source, load
 from nearmesh.packaging import graph, sources
-from nearmesh.packaging.build import build
+from nearmesh.packaging.build import CHUNKS_FILE, build
 from nearmesh.packaging.sources import default_cache, fetch, pip_download
 from nearmesh.packaging.warmup import read_warmup, record
 
@@ -215,6 +217,34 @@ def test_an_artifact_holds_every_file(folder, tmp_path):
         content = held if isinstance(held, bytes) else held.read_bytes()
         assert (oci.digest_bytes(content), len(content)) == (blob.digest, blob.size_bytes)
     assert artifact.package == load(folder)
+    kinds = [layer.media_type for layer in artifact.manifest.files]
+    assert kinds == [oci.WEIGHT_TYPE, oci.WEIGHT_CONFIG_TYPE, oci.WEIGHT_CONFIG_TYPE, oci.DATASET_TYPE]
+
+
+def test_the_config_is_what_the_specification_says(folder, tmp_path):
+    artifact = build(folder, tmp_path)
+    config = json.loads(artifact.blobs[artifact.manifest.config.digest])
+    assert config == {
+        "descriptor": {
+            "name": "adder",
+            "version": "1.0",
+            "description": "Adds one",
+            "licenses": ["Apache-2.0"],
+            "authors": ["The project"],
+        },
+        "config": {"format": "onnx"},
+        "modelfs": {"type": "layers", "diffIds": [layer.digest for layer in artifact.manifest.layers]},
+    }
+
+
+def test_the_chunks_of_a_large_file_are_listed(folder, tmp_path):
+    assert build(folder, tmp_path).manifest.chunks is None
+    lines = f"left\n{np.random.default_rng(1).bytes(1_500_000).hex()}\n".encode()
+    (folder / "labels.txt").write_bytes(lines)
+    artifact = build(folder, tmp_path)
+    assert artifact.manifest.chunks.title == CHUNKS_FILE and len(artifact.manifest.layers) == 5
+    found = ChunkIndex.from_bytes(artifact.blobs[artifact.manifest.chunks.digest])
+    assert dict(found.files) == {oci.digest_bytes(lines): split(folder / "labels.txt")}
 
 
 def test_equal_files_give_an_equal_digest(folder, tmp_path):

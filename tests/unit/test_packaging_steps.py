@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from nearmesh_agent.engines.factory import OnnxEngines
 
 from nearmesh.errors import PackageError
+from nearmesh.oci import CODE_TYPE
 from nearmesh.package import load
 from nearmesh.packaging.build import build
 from nearmesh.packaging.layout import lay_out, published_files
@@ -105,19 +104,12 @@ def test_steps_are_not_run_by_the_library_alone(folder):
         record(folder, {"text": TEXT}, decimals=2)
 
 
-def test_an_artifact_holds_the_code_and_the_config_lists_the_steps(folder, tmp_path):
+def test_an_artifact_holds_the_code(folder, tmp_path):
     recorded(folder)
     artifact = build(folder, tmp_path)
     titles = [layer.title for layer in artifact.manifest.files]
     assert titles == ["double.fp32.onnx", "labels.txt", "model.toml", "steps.py", "warmup.npz"]
-    config = json.loads(artifact.blobs[artifact.manifest.config.digest])
-    assert config["steps"] == [
-        {"name": "count", "python": "steps.py:count"},
-        {"name": "double"},
-        {"name": "shout", "python": "steps.py:shout"},
-    ]
-    variant = {"name": "fp32", "file": "double.fp32.onnx", "hardware": "any", "step": "double"}
-    assert config["variants"] == [variant]
+    assert artifact.manifest.files[3].media_type == CODE_TYPE
     assert build(folder, tmp_path).digest == artifact.digest
     (folder / "steps.py").write_text(CODE.replace("upper", "lower"), "utf-8")
     assert build(folder, tmp_path).digest != artifact.digest

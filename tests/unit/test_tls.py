@@ -129,8 +129,8 @@ def test_keys() -> None:
 
 def test_an_authority_is_the_same_when_it_is_opened_again(tmp_path: Path) -> None:
     first, again = (Authority.open("mesh", tmp_path) for _ in range(2))
-    assert (first.ca_pem, first.jwks_json) == (again.ca_pem, again.jwks_json)
-    for name in ("ca-key.pem", "token-key.pem"):
+    assert (first.ca_pem, first.jwks_json, first.model_key_pem) == (again.ca_pem, again.jwks_json, again.model_key_pem)
+    for name in ("ca-key.pem", "token-key.pem", "model-key.pem"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
 
 

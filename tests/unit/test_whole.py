@@ -145,7 +145,7 @@ async def test_the_audit_follows_a_cancelled_call_and_knows_who_called(tmp_path:
             prices=mesh.prices,
             residency=mesh.residency,
         )
-        catalog = CatalogServicer(mesh.catalog, unused, mesh.registry, audit, 10)
+        catalog = CatalogServicer(mesh.catalog, unused, mesh.registry, audit, unused)
         rpc._caller.set(ME)
         await cancelled(mesh.db, CALLS[name](admin, catalog))
         assert [(entry.action, entry.actor) for entry in await audit.latest(10)] == [(name, "operator/me")]

@@ -82,6 +82,10 @@ class Layout:
             return False
         return digest_file(path) == expected.digest
 
+    def holds(self, digest: str) -> bool:
+        """Whether the blob came, whatever the disk did to it since."""
+        return self._path(digest).exists()
+
     def path(self, digest: str) -> Path:
         """The blob's file. Raises NotFound."""
         path = self._path(digest)
@@ -92,14 +96,18 @@ class Layout:
     def writer(self, expected: Descriptor) -> BlobWriter:
         return BlobWriter(self._blobs, expected)
 
-    def add_manifest(self, manifest: bytes, digest: str, ref: str) -> None:
-        """Stores the manifest and names it in the index, instead of what had that name. May be called in any thread."""
-        writer = self.writer(Descriptor(MANIFEST_TYPE, digest, len(manifest)))
+    def add(self, expected: Descriptor, data: bytes) -> None:
+        """Stores a small blob. Raises DigestMismatch, TooLarge."""
+        writer = self.writer(expected)
         try:
-            writer.write(manifest)
+            writer.write(data)
             writer.commit()
         finally:
             writer.abandon()
+
+    def add_manifest(self, manifest: bytes, digest: str, ref: str) -> None:
+        """Stores the manifest and names it in the index, instead of what had that name. May be called in any thread."""
+        self.add(Descriptor(MANIFEST_TYPE, digest, len(manifest)), manifest)
         entry = {"mediaType": MANIFEST_TYPE, "digest": digest, "size": len(manifest), "annotations": {REF_NAME: ref}}
         with self._index:
             index = json.loads((self._folder / "index.json").read_bytes())

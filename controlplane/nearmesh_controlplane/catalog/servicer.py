@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator
 from typing import Any
 
-from nearmesh import package as packages
-from nearmesh.errors import InvalidInput, NotFound, PackageError, TooLarge
-from nearmesh.oci import MANIFEST_TYPE, Descriptor, Manifest, digest_bytes
-from nearmesh.package import MANIFEST_FILE, Package
+from nearmesh.errors import NotFound
 from nearmesh.rpc import caller
 from nearmesh.v1 import catalog_pb2 as pb
 from nearmesh.v1 import catalog_pb2_grpc
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.catalog import Catalog, Deployment, Version
-from nearmesh_controlplane.catalog.layout import BlobWriter, Layout
+from nearmesh_controlplane.catalog.publishing import Publisher
 from nearmesh_controlplane.database import whole
 from nearmesh_controlplane.registry.nodes import Registry
-
-log = logging.getLogger(__name__)
-
-
-Copied = Callable[[Version], Awaitable[None]]
-
-
-async def _by_nobody(_version: Version) -> None:
-    return None
 
 
 class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
@@ -37,101 +22,26 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
     def __init__(
         self,
         catalog: Catalog,
-        layout: Layout,
+        publisher: Publisher,
         registry: Registry,
         audit: Audit,
-        max_blob_bytes: int,
-        copied: Copied = _by_nobody,
+        source: pb.RegistryResponse,
     ) -> None:
-        """`copied` waits until other control planes have a version as well."""
-        self._copied = copied
+        """`source` says where versions are pulled from, and by which keys they are signed."""
         self._catalog = catalog
-        self._layout = layout
+        self._publisher = publisher
         self._registry = registry
         self._audit = audit
-        self._max_blob_bytes = max_blob_bytes
+        self._source = source
 
     async def Publish(self, requests: AsyncIterator[pb.PublishRequest], context: Any) -> pb.ModelVersion:
-        first = await anext(aiter(requests), None)
-        if first is None or first.WhichOneof("part") != "manifest_json":
-            raise InvalidInput("publishing begins with the manifest")
-        manifest, digest = Manifest.from_bytes(first.manifest_json), digest_bytes(first.manifest_json)
-        self._check(manifest)
-        known = self._catalog.check_new(manifest, digest)
-        own = Descriptor(MANIFEST_TYPE, digest, len(first.manifest_json))
-        missing = await asyncio.to_thread(self._missing, (own, *manifest.blobs))
-        if known and not missing:
-            return _version_message(known)
-        missing.pop(digest, None)
-        await self._receive(missing, requests)
-        store = functools.partial(self._store, manifest, first.manifest_json, digest)
-        if known:
-            await store()
-            log.warning("replaced damaged blobs of model=%s version=%s", known.model, known.version)
-            return _version_message(known)
-        version = await self._add(manifest, digest, store)
-        await self._copied(version)
-        return _version_message(version)
+        return _version_message(await self._publisher.publish(requests))
 
-    async def _store(self, manifest: Manifest, manifest_json: bytes, digest: str) -> None:
-        ref = f"{manifest.model}:{manifest.version}"
-        await asyncio.to_thread(self._layout.add_manifest, manifest_json, digest, ref)
+    async def Lacks(self, request: pb.LacksRequest, context: Any) -> pb.LacksResponse:
+        return await self._publisher.lacks(request)
 
-    def _missing(self, blobs: Iterable[Descriptor]) -> dict[str, Descriptor]:
-        """Those that are not there as they should be: never received, or damaged on the disk since."""
-        return {blob.digest: blob for blob in blobs if not self._layout.has(blob)}
-
-    @whole
-    async def _add(self, manifest: Manifest, digest: str, store: Callable[[], Awaitable[None]]) -> Version:
-        """Records a version whose blobs are all there."""
-        version = await self._catalog.add(manifest, digest, self._package(manifest).route, store)
-        await self._audit.record(caller(), "publish", f"{version.model}@{version.version}", digest)
-        return version
-
-    def _check(self, manifest: Manifest) -> None:
-        for blob in manifest.blobs:
-            if blob.size_bytes > self._max_blob_bytes:
-                raise TooLarge(
-                    f"{blob.title or blob.digest} has {blob.size_bytes} bytes; max_blob_bytes is {self._max_blob_bytes}"
-                )
-
-    async def _receive(self, missing: dict[str, Descriptor], requests: AsyncIterator[pb.PublishRequest]) -> None:
-        """Stores the missing blobs as they come, and takes them out of `missing`."""
-        writer: BlobWriter | None = None
-        current = ""
-        try:
-            async for request in requests:
-                part = request.blob
-                if part.digest != current:
-                    await _commit(writer)
-                    current = part.digest
-                    writer = self._layout.writer(missing.pop(current)) if current in missing else None
-                if writer:
-                    await asyncio.to_thread(writer.write, part.data)
-            await _commit(writer)
-        finally:
-            if writer:
-                writer.abandon()
-        if missing:
-            names = ", ".join(blob.title or blob.digest for blob in missing.values())
-            raise InvalidInput(f"the upload ended without {names}; nothing was published")
-
-    def _package(self, manifest: Manifest) -> Package:
-        """The version's model.toml, checked against its manifest. Raises PackageError."""
-        file = next((file for file in manifest.files if file.title == MANIFEST_FILE), None)
-        if file is None:
-            raise PackageError(f"the version has no {MANIFEST_FILE}")
-        try:
-            text = self._layout.path(file.digest).read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise PackageError(f"{MANIFEST_FILE}: {error}") from None
-        package = packages.parse(text, MANIFEST_FILE)
-        if (package.name, package.version) != (manifest.model, manifest.version):
-            raise PackageError(
-                f"{MANIFEST_FILE} is of {package.name}@{package.version}, "
-                f"the manifest of {manifest.model}@{manifest.version}"
-            )
-        return package
+    async def Registry(self, request: pb.RegistryRequest, context: Any) -> pb.RegistryResponse:
+        return self._source
 
     async def List(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[self._model(name) for name in self._catalog.models()])
@@ -182,11 +92,6 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
             for status in self._registry.replicas(node.id).values()
             if status.model == model
         ]
-
-
-async def _commit(writer: BlobWriter | None) -> None:
-    if writer:
-        await asyncio.to_thread(writer.commit)
 
 
 def _version_message(version: Version) -> pb.ModelVersion:

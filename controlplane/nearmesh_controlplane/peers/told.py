@@ -21,7 +21,7 @@ from nearmesh_controlplane.registry.nodes import Sighting
 # To when a node was seen last, the others know it this well.
 SEEN_GRAIN_S = 10.0
 
-ROUTES, PRESENCE, AUTHORITY = "routes", "presence", "authority"
+ROUTES, PRESENCE, AUTHORITY, MODEL_KEY = "routes", "presence", "authority", "authority/models"
 
 
 def write(connection: sa.Connection, name: str, term: int, content: bytes) -> None:
@@ -60,16 +60,16 @@ def presence_from(content: bytes) -> dict[str, Sighting]:
     return {node: Sighting(*values) for node, values in found.items()}
 
 
-def check_authority(connection: sa.Connection, authority: bytes) -> None:
+def check_authority(connection: sa.Connection, authority: bytes, name: str = AUTHORITY) -> None:
     """The first control plane leaves its public keys; those of all others must be the same. Raises ConfigError."""
     one_at_a_time(connection)
-    row = tables.decisions.c.name == AUTHORITY
+    row = tables.decisions.c.name == name
     known = connection.execute(sa.select(tables.decisions.c.content).where(row)).scalar_one_or_none()
     if known is None:
-        connection.execute(sa.insert(tables.decisions).values(name=AUTHORITY, term=0, content=authority))
+        connection.execute(sa.insert(tables.decisions).values(name=name, term=0, content=authority))
     elif known != authority:
         raise ConfigError(
-            "this control plane has other keys than those that its database was made with: every certificate and token "
-            "of the mesh is signed by them. Bring back the folder `authority` below `data`, from a backup or from "
-            "another control plane of the mesh, and start it again"
+            "this control plane has other keys than those that its database was made with: every certificate, token "
+            "and model version of the mesh is signed by them. Bring back the folder `authority` below `data`, from a "
+            "backup or from another control plane of the mesh, and start it again"
         )

@@ -1,4 +1,5 @@
-"""The mesh's certificate authority: signs nodes, gateways and the control plane itself, and holds the token key."""
+"""The mesh's certificate authority: signs nodes, gateways and the control plane itself, and holds the keys of tokens
+and of model versions."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nearmesh.errors import JoinRefused
 from nearmesh.ids import MachineId
+from nearmesh.signature import public_pem
 from nearmesh.tls import BACKDATE, Address, Credentials, key_from_pem, key_to_pem, new_key, write_once
 from nearmesh.tokens import TokenIssuer, TokenVerifier
 
@@ -41,6 +43,8 @@ class Authority:
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
     issuer: TokenIssuer
+    # Signs model versions. Not the CA's: others are given its public half to trust for nothing else.
+    model_key: ec.EllipticCurvePrivateKey
 
     @classmethod
     def open(cls, mesh: str, folder: Path) -> Authority:
@@ -50,11 +54,17 @@ class Authority:
         if not ca_path.exists():
             write_once(ca_path, _self_signed(mesh, key).public_bytes(Encoding.PEM), mode=0o644)
         certificate = x509.load_pem_x509_certificate(ca_path.read_bytes())
-        return cls(mesh, key, certificate, TokenIssuer(_key_in(folder / "token-key.pem"), mesh))
+        issuer = TokenIssuer(_key_in(folder / "token-key.pem"), mesh)
+        return cls(mesh, key, certificate, issuer, _key_in(folder / "model-key.pem"))
 
     @property
     def ca_pem(self) -> bytes:
         return self.certificate.public_bytes(Encoding.PEM)
+
+    @property
+    def model_key_pem(self) -> str:
+        """The public key that versions are checked by."""
+        return public_pem(self.model_key)
 
     @property
     def jwks_json(self) -> str:

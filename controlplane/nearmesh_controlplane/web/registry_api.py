@@ -1,12 +1,20 @@
-"""The read half of the OCI distribution API, over HTTPS, for whoever shows a certificate or a token of the mesh."""
+"""The read half of the OCI distribution API, over HTTPS, for whoever shows a certificate or a token of the mesh.
+
+https://github.com/opencontainers/distribution-spec
+"""
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import binascii
+import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,12 +23,14 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from nearmesh import signature
 from nearmesh.errors import InvalidInput, MeshError, NotFound, PermissionDenied, Unauthenticated
 from nearmesh.ids import MachineId, check_digest
-from nearmesh.oci import MANIFEST_TYPE
+from nearmesh.oci import INDEX_TYPE, MANIFEST_TYPE
 from nearmesh.tokens import TokenVerifier
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.catalog.layout import Layout
+from nearmesh_controlplane.catalog.signing import Signing
 from nearmesh_controlplane.peers.mirror import ASKED_BY
 from nearmesh_controlplane.web.peer import PEER_URIS
 
@@ -39,16 +49,17 @@ async def _from_nobody(_model: str) -> None:
 
 
 class RegistryApi:
-    """Serves manifests and tags of published versions, and blobs.
+    """Serves manifests and tags of published versions, their signatures, and blobs.
 
     A blob is known by its digest alone: `blob` gives any that the layout holds, under the name of any published model,
     also one of a version whose upload was never finished. Whoever is let in may read every model anyway.
     """
 
-    def __init__(self, layout: Layout, catalog: Catalog, fetch: Fetch) -> None:
+    def __init__(self, layout: Layout, catalog: Catalog, signing: Signing, fetch: Fetch) -> None:
         """`fetch` looks elsewhere for what is missing of a model."""
         self._layout = layout
         self._catalog = catalog
+        self._signing = signing
         self._fetch = fetch
 
     def routes(self) -> list[Route]:
@@ -57,6 +68,7 @@ class RegistryApi:
             Route("/v2/{model}/manifests/{reference}", self.manifest),
             Route("/v2/{model}/blobs/{digest}", self.blob),
             Route("/v2/{model}/tags/list", self.tags),
+            Route("/v2/{model}/referrers/{digest}", self.referrers),
         ]
 
     async def version(self, request: Request) -> Response:
@@ -65,13 +77,67 @@ class RegistryApi:
     async def manifest(self, request: Request) -> Response:
         model, reference = request.path_params["model"], request.path_params["reference"]
         known = {v.digest for v in self._catalog.versions(model)}
-        digest = reference if reference in known else self._catalog.version(model, reference).digest
-        return _file(await self._path(request, digest), digest, MANIFEST_TYPE)
+        signed = signature.signed_by(reference)
+        if reference in known:
+            digest = reference
+        elif signed in known:
+            digest = (await self._signature(request, signed))["digest"]
+        elif reference in await self._all_signatures(request, reference):
+            digest = reference
+        else:
+            digest = self._catalog.version(model, reference).digest
+        return _file(request, await self._path(request, digest), digest, MANIFEST_TYPE)
 
     async def blob(self, request: Request) -> Response:
         digest = check_digest(request.path_params["digest"])
         self._catalog.versions(request.path_params["model"])
-        return _file(await self._path(request, digest), digest, "application/octet-stream")
+        try:
+            path = await self._path(request, digest)
+        except NotFound:
+            # A signature's, which another control plane made.
+            await self._all_signatures(request, digest)
+            path = self._layout.path(digest)
+        return _file(request, path, digest, "application/octet-stream")
+
+    async def tags(self, request: Request) -> Response:
+        model = request.path_params["model"]
+        last, most = request.query_params.get("last", ""), request.query_params.get("n", "")
+        if most and not (most.isascii() and most.isdecimal() and len(most) < 7):
+            raise InvalidInput(f"n={most!r} is not a number of tags")
+        left = sorted(v.version for v in self._catalog.versions(model) if v.version > last)
+        shown = left[: int(most)] if most else left
+        more = {}
+        if shown != left and shown:
+            more["Link"] = f'</v2/{model}/tags/list?n={most}&last={quote(shown[-1], safe="")}>; rel="next"'
+        return JSONResponse({"name": model, "tags": shown}, headers=more)
+
+    async def referrers(self, request: Request) -> Response:
+        """What refers to a manifest: a version's signature."""
+        digest = check_digest(request.path_params["digest"])
+        known = {v.digest for v in self._catalog.versions(request.path_params["model"])}
+        kind = request.query_params.get("artifactType")
+        found = [await self._signature(request, digest)] if digest in known else []
+        body = {
+            "schemaVersion": 2,
+            "mediaType": INDEX_TYPE,
+            "manifests": [entry for entry in found if kind in (None, entry["artifactType"])],
+        }
+        filtered = {"OCI-Filters-Applied": "artifactType"} if kind else {}
+        return Response(json.dumps(body), media_type=INDEX_TYPE, headers=filtered)
+
+    async def _signature(self, request: Request, digest: str) -> dict[str, Any]:
+        """The descriptor of a version's signature. Raises NotFound."""
+        await self._path(request, digest)
+        found = await asyncio.to_thread(self._signing.signed, request.path_params["model"], digest)
+        return found.to_json() | {"artifactType": signature.ARTIFACT_TYPE}
+
+    async def _all_signatures(self, request: Request, wanted: str) -> set[str]:
+        """The digests of the model's signatures, all of which are there then; none unless a digest is `wanted`."""
+        found = set()
+        for version in self._catalog.versions(request.path_params["model"]) if wanted.startswith("sha256:") else ():
+            with contextlib.suppress(NotFound):
+                found.add((await self._signature(request, version.digest))["digest"])
+        return found
 
     async def _path(self, request: Request, digest: str) -> Path:
         """Raises NotFound."""
@@ -83,17 +149,31 @@ class RegistryApi:
         await self._fetch(request.path_params["model"])
         return self._layout.path(digest)
 
-    async def tags(self, request: Request) -> Response:
-        model = request.path_params["model"]
-        return JSONResponse({"name": model, "tags": [v.version for v in self._catalog.versions(model)]})
+
+class BlobResponse(FileResponse):
+    """A file, or ranges of it, in pieces that keep up with a fast network."""
+
+    chunk_size = 1024 * 1024
 
 
-def _file(path: Path, digest: str, media_type: str) -> Response:
-    return FileResponse(path, media_type=media_type, headers={"Docker-Content-Digest": digest})
+def _file(request: Request, path: Path, digest: str, media_type: str) -> Response:
+    # What a digest names never changes, so that it is the best of entity tags.
+    headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"'}
+    if _has_it(request.headers, digest):
+        return Response(status_code=304, headers=headers)
+    return BlobResponse(path, media_type=media_type, headers=headers)
+
+
+def _has_it(headers: Mapping[str, str], digest: str) -> bool:
+    tags = [tag.strip().removeprefix("W/") for tag in headers.get("if-none-match", "").split(",")]
+    return f'"{digest}"' in tags or "*" in tags
 
 
 class Door:
-    """Lets in machines of the mesh that were not removed, and holders of a bearer token."""
+    """Lets in machines of the mesh that were not removed, and holders of a bearer token.
+
+    Tools for registries speak of users and passwords: there the token is the password, and the user may be anybody.
+    """
 
     def __init__(
         self, app: ASGIApp, mesh: str, verifier: TokenVerifier, removed: Callable[[], Collection[str]]
@@ -121,15 +201,29 @@ class Door:
                 return
             raise PermissionDenied(f"{uri} is not, or no longer, of mesh {self._mesh}")
         headers = dict(scope["headers"])
-        scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        if scheme.lower() != "bearer":
-            raise Unauthenticated("send 'Authorization: Bearer TOKEN', or a certificate of the mesh")
-        self._verifier.access(token.strip())
+        self._verifier.access(_token(headers.get(b"authorization", b"").decode("latin-1")))
+
+
+def _token(authorization: str) -> str:
+    """The token that the header carries. Raises Unauthenticated."""
+    scheme, _, shown = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return shown.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(shown.strip(), validate=True).decode("latin-1").partition(":")[2]
+        except binascii.Error:
+            raise Unauthenticated("the user and password are not in Base64") from None
+    raise Unauthenticated(
+        "send 'Authorization: Bearer TOKEN', or the token as the password of any user, or a certificate of the mesh"
+    )
 
 
 def _error(status: int, message: str) -> Response:
     body = {"errors": [{"code": _CODES.get(status, "UNKNOWN"), "message": message}]}
-    return Response(json.dumps(body), status_code=status, media_type="application/json")
+    # What makes registry tools ask for, or show, a password.
+    asked = {"WWW-Authenticate": 'Basic realm="nearmesh"'} if status == 401 else {}
+    return Response(json.dumps(body), status_code=status, media_type="application/json", headers=asked)
 
 
 def _mesh_error(_request: Request, error: Any) -> Response:
@@ -145,6 +239,7 @@ def _http_error(_request: Request, error: Any) -> Response:
 def application(
     layout: Layout,
     catalog: Catalog,
+    signing: Signing,
     *,
     mesh: str,
     verifier: TokenVerifier,
@@ -153,7 +248,7 @@ def application(
     more: Sequence[Route] = (),
 ) -> ASGIApp:
     """Everything that the HTTPS listener serves: the pull API, and what is given as `more`."""
-    api = RegistryApi(layout, catalog, fetch)
+    api = RegistryApi(layout, catalog, signing, fetch)
     app = Starlette(
         routes=[*api.routes(), *more], exception_handlers={MeshError: _mesh_error, HTTPException: _http_error}
     )
