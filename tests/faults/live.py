@@ -97,7 +97,9 @@ async def _targets(faults: Faults, chance: random.Random, kinds: Sequence[str]) 
     free = sorted(faults.mesh.nodes[region].name for region in faults.mesh.nodes)
     for kind in kinds:
         if kind not in OF_NODES:
-            found[kind] = CONTROL_PLANE
+            # One thing at a time: who is frozen hears no SIGTERM.
+            if CONTROL_PLANE not in found.values():
+                found[kind] = CONTROL_PLANE
             continue
         answering = [node for node in placed if node in free]
         node = chance.choice(answering if answering and chance.random() < ANSWERING_SHARE else free)
@@ -164,6 +166,7 @@ def _decision(route: route_pb2.Route) -> Decision:
 async def _alone(seed: int, seconds: float, rate: float, kinds: Sequence[str], keep: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="nearmesh-live-") as scratch:
         folder = keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
         async with local_mesh(Path(scratch) / "mesh") as mesh:
             return await live(mesh, seed=seed, seconds=seconds, folder=folder, rate=rate, kinds=kinds)
 

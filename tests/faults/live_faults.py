@@ -235,6 +235,7 @@ async def _restarted(mesh: LocalMesh, name: str) -> None:
             code = await child.ended()
     except TimeoutError:
         child.signal(signal.SIGABRT)
+        child.signal(signal.SIGCONT)
         await child.ended()
         raise AssertionError(f"{name} did not end in {ENDED_WITHIN_S} s:\n{child.last_words(80)}") from None
     assert code == 0, f"{name} ended with code {code}:\n{child.last_words(20)}"

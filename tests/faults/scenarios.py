@@ -116,7 +116,7 @@ async def killed_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[s
 async def killed_control_plane(mesh: LocalMesh, region: str, seconds: float) -> Figures:
     """kill -9 of the control plane under load; a node restarts meanwhile; then the control plane comes back."""
     before = await _known(mesh)
-    answering, _ = await choice_and_other(mesh, "file-type", region)
+    await choice_and_other(mesh, "file-type", region)
     restarted = node_of("asia-northeast1")
     async with loads(mesh, "file-type", region=region, seconds=BEFORE_S + seconds + 3.0) as found:
         await asyncio.sleep(BEFORE_S)
@@ -135,7 +135,8 @@ async def killed_control_plane(mesh: LocalMesh, region: str, seconds: float) -> 
     await until(lambda: _is_known(mesh, before))
     # The network is measured anew; until then the router goes by distance.
     await until(lambda: _all_measured(mesh))
-    await until(lambda: chosen(mesh, "file-type", region, answering), SETTLED_WITHIN_S)
+    # Who is cheapest may be another one by now: throughput is measured, and one of the nodes began anew.
+    await choice_and_other(mesh, "file-type", region)
     mesh.write_state()
     return {
         "away_s": round(away_s, 1),
@@ -196,12 +197,6 @@ async def _gateway_follows(mesh: LocalMesh, model: str, region: str, node: str) 
 
 def _total_ms(candidate: Any) -> float:
     return float(candidate.network_ms_p95 + candidate.service_ms_p95)
-
-
-async def chosen(mesh: LocalMesh, model: str, region: str, node: str) -> bool:
-    async with mesh.admin() as admin:
-        first = (await admin.explain(model, region)).candidates[0]
-    return bool(first.node == node and first.ready)
 
 
 async def answering(mesh: LocalMesh, model: str, region: str) -> str:

@@ -75,7 +75,7 @@ async def _nearest(mesh: LocalMesh) -> dict[str, Any]:
 async def _measured(name: str, run: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
     """One scenario's entry in the results."""
     started = time.monotonic()
-    entry: dict[str, Any] = {"name": name}
+    entry: dict[str, Any] = {"name": name, "began": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())}
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
@@ -99,7 +99,7 @@ async def soak(only: str) -> list[dict[str, Any]]:
                 for name, run in chosen:
                     found.append(await _measured(name, lambda run=run: run(mesh)))  # type: ignore[misc]
         if only in LIVE:
-            found.append(await _measured(LIVE, lambda: _live(Path(scratch), write=not only)))
+            found.append(await _measured(LIVE, lambda: _live(Path(scratch))))
         for seed in FUZZ_SEEDS:
             name = f"fuzz: {FUZZ_COUNT} mutated requests, seed {seed}"
             if only in name:
@@ -117,13 +117,12 @@ async def soak(only: str) -> list[dict[str, Any]]:
     return found
 
 
-async def _live(scratch: Path, *, write: bool) -> dict[str, Any]:
+async def _live(scratch: Path) -> dict[str, Any]:
     """On a mesh of its own, since it hands none back as it found it."""
     before = machine()
     async with local_mesh(scratch / "live-mesh") as mesh:
         found = await live(mesh, seed=LIVE_SEED, seconds=LIVE_S, folder=scratch)
-    if write:
-        _write("live.json", {"machine": before, **found})
+    _write("live.json", {"machine": before, **found})
     assert not broken(found), broken(found)
     return {key: found[key] for key in ("ways", "kinds", "moves")}
 
@@ -152,16 +151,27 @@ def _write(name: str, content: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="scenarios whose name contains this; nothing is written then")
+    parser.add_argument("--only", default="", help="scenarios whose name contains this; the others' results stay")
     only = parser.parse_args().only
     entries = asyncio.run(soak(only))
     failed = [entry["name"] for entry in entries if not entry["held"]]
-    if not only:
-        _write(
-            "soak.json", {"machine": machine(), "held": len(entries) - len(failed), "failed": failed, "runs": entries}
-        )
+    _write("soak.json", _results(entries, _earlier() if only else []))
     print(f"{len(entries) - len(failed)} held, {len(failed)} failed")
     sys.exit(1 if failed else 0)
+
+
+def _earlier() -> list[dict[str, Any]]:
+    path = RESULTS / "soak.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
+    return found
+
+
+def _results(entries: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each scenario's newest entry, in the order of the first run."""
+    newest = {entry["name"]: entry for entry in [*earlier, *entries]}
+    failed = [name for name, entry in newest.items() if not entry["held"]]
+    facts = {"machine": machine(), "held": len(newest) - len(failed), "failed": failed}
+    return {**facts, "runs": list(newest.values())}
 
 
 if __name__ == "__main__":
