@@ -38,10 +38,11 @@ registry:
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends docker-registry skopeo >/dev/null; }; }; } || \
 		echo "no docker-registry or no skopeo: some tests will be skipped (Debian: apt-get install docker-registry skopeo)"
 
-# Most tests wait more than they work, so that two at a time take half as long; faults are timed, and come one by one.
+# Most tests wait more than they work, so that three at a time are done sooner; faults that are timed come one by one.
+UNTIMED := tests/faults/test_durability.py tests/faults/test_fuzz.py
 test: $(STAMP) postgres registry ## Run the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/contract tests/integration models
-	$(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest -n 3 --dist loadfile tests/unit tests/contract tests/integration models $(UNTIMED)
+	$(BIN)/python -m pytest tests/faults $(UNTIMED:%=--ignore=%)
 
 lint: $(STAMP) ## Check style and formatting
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ from nearmesh.devmesh.samples import CHECKOUT
 from nearmesh.errors import AlreadyExists, ConfigError, MeshError, NotFound
 from nearmesh.ids import Kind
 from nearmesh.packaging.build import Artifact, build
-from nearmesh.process import LOCK_FILE, only_one
+from nearmesh.process import LOCK_FILE, leashed, only_one
 from nearmesh.tls import write_private
 from nearmesh.v1 import node_pb2
 
@@ -132,9 +132,14 @@ class LocalMesh:
     async def _control_plane_command(self, *arguments: str) -> bytes:
         command = [script("nearmesh-controlplane"), "--config", str(self.plan.control_plane_config), *arguments]
         process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            *leashed(command), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )
-        output, errors = await process.communicate()
+        try:
+            output, errors = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         if process.returncode:
             raise ChildFailed(f"{' '.join(command)} failed: {errors.decode(errors='replace').strip()}")
         return output

@@ -81,7 +81,9 @@ _OUTLIERS = {
     "split_external_local_origin_errors": True,
     "consecutive_gateway_failure": 5,
     "enforcing_consecutive_gateway_failure": 100,
-    "consecutive_local_origin_failure": 3,
+    # A connection that broke off or did not come about: of a node that froze the next call would wait for a handshake,
+    # and where few calls go there are not more of them to learn from.
+    "consecutive_local_origin_failure": 1,
     "enforcing_consecutive_local_origin_failure": 100,
     "enforcing_consecutive_5xx": 0,
     "enforcing_success_rate": 0,
