@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,14 @@ class FakeAdmin:
         self.price_list = prices()
         self.rules = [admin_pb2.Residency(client_region="europe-west1", regions=["europe-west1", "europe-west4"])]
         self.replica_list = [replica("node-a", node_pb2.REPLICA_STATE_READY)]
+        # What a watcher hears, one after the other.
+        self.rollout_list = [
+            rollout(nodes=[rollout_node("node-a", answered=12, failed=1, compared=4, agreed=3)]),
+            rollout(
+                state=catalog_pb2.ROLLOUT_STATE_DONE, ended_at_s=13.0, nodes=[rollout_node("node-a", changed_over=True)]
+            ),
+        ]
+        self.never_ends = False
         self.expires_at_s = 0.0
         self.candidates = [
             candidate("node-a", True, 0.0000228, "nearest: 10.0 ms round trip", share=1.0),
@@ -122,9 +132,27 @@ class FakeAdmin:
             deadline_ms=300,
         )
 
-    async def deploy(self, name: str, version: str, sites: tuple[str, ...]) -> catalog_pb2.Deployment:
-        self.done.append(("deploy", name, version, sites))
+    async def deploy(self, name: str, version: str, sites: tuple[str, ...], **more: Any) -> catalog_pb2.Deployment:
+        self.done.append(("deploy", name, version, sites, more))
         return deployment(name, sites)
+
+    async def watch_rollout(self, name: str, id: int = 0) -> AsyncIterator[catalog_pb2.Rollout]:
+        self.done.append(("watch_rollout", name, id))
+        for found in self.rollout_list:
+            yield found
+        if self.never_ends:
+            await asyncio.get_running_loop().create_future()
+
+    async def rollout(self, name: str, id: int = 0) -> catalog_pb2.Rollout:
+        self.done.append(("rollout", name, id))
+        return self.rollout_list[-1]
+
+    async def rollouts(self, name: str = "") -> list[catalog_pb2.Rollout]:
+        return [found for found in self.rollout_list if name in ("", found.model)]
+
+    async def change_rollout(self, name: str, change: str) -> catalog_pb2.Rollout:
+        self.done.append(("change_rollout", name, change))
+        return self.rollout_list[-1]
 
     async def rollback(self, name: str) -> catalog_pb2.Deployment:
         raise InvalidInput(f"{name!r} has been deployed in one version only (1)")
@@ -234,7 +262,42 @@ def replica(name: str, state: node_pb2.ReplicaState, detail: str = "", digest: s
 
 
 def deployment(name: str, sites: tuple[str, ...] = ()) -> catalog_pb2.Deployment:
-    return catalog_pb2.Deployment(model=name, version="1", digest=DIGEST, sites=sites, created_at_s=1, actor="me")
+    return catalog_pb2.Deployment(
+        model=name, version="1", digest=DIGEST, sites=sites, created_at_s=1, actor="me", rollout=7
+    )
+
+
+def rollout(**more: Any) -> catalog_pb2.Rollout:
+    """A canary at its second step."""
+    values = {
+        "id": 7,
+        "model": "digits",
+        "version": "1",
+        "digest": DIGEST,
+        "strategy": catalog_pb2.ROLLOUT_STRATEGY_CANARY,
+        "steps": [0.05, 0.25],
+        "state": catalog_pb2.ROLLOUT_STATE_RUNNING,
+        "phase": catalog_pb2.ROLLOUT_PHASE_STEPS,
+        "step": 1,
+        "share": 0.25,
+        "actor": "operator/me",
+        "created_at_s": 1.0,
+        "since_s": 2.0,
+    }
+    return catalog_pb2.Rollout(**(values | more))
+
+
+def rollout_node(name: str, **more: Any) -> catalog_pb2.RolloutNode:
+    values = {
+        "node": name,
+        "site": f"site-{name}",
+        "standing_version": "0",
+        "state": node_pb2.REPLICA_STATE_READY,
+        "service_ms_p95": 5.25,
+        "standing_ms_p95": 5.0,
+        "live": True,
+    }
+    return catalog_pb2.RolloutNode(**(values | more))
 
 
 def candidate(name: str, ready: bool, price: float, why: str, **more: Any) -> route_pb2.Candidate:

@@ -100,8 +100,33 @@ deployments = sa.Table(
     sa.Column("digest", sa.String, nullable=False),
     # JSON list; empty for every site.
     sa.Column("sites", sa.JSON, nullable=False),
+    # JSON list, empty or null for every region; how many nodes of those have it, 0 for all; and which, as JSON list.
+    sa.Column("regions", sa.JSON),
+    sa.Column("replicas", sa.Integer, nullable=False, default=0, server_default="0"),
+    sa.Column("nodes", sa.JSON),
     sa.Column("created_at_s", sa.Float, nullable=False),
     sa.Column("actor", sa.String, nullable=False),
+)
+
+# Versions on their way, and how the last ones ended.
+rollouts = sa.Table(
+    "rollouts",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("ended", sa.Boolean, nullable=False),
+    # Grows with each change: who writes says which one it saw.
+    sa.Column("revision", sa.Integer, nullable=False),
+    # The rest, as `Rollout.content` makes it.
+    sa.Column("content", sa.JSON, nullable=False),
+    sa.Index(
+        "one_rollout_at_a_time",
+        "model",
+        unique=True,
+        sqlite_where=sa.text("NOT ended"),
+        postgresql_where=sa.text("NOT ended"),
+    ),
 )
 
 policies = sa.Table(

@@ -50,6 +50,9 @@ from nearmesh_controlplane.registry.nodes import Registry
 from nearmesh_controlplane.registry.server_certificate import ServerCertificate
 from nearmesh_controlplane.registry.servicer import NodeServicer
 from nearmesh_controlplane.registry.wanted import wanted_state
+from nearmesh_controlplane.rollouts.agreement import smallest_agreement
+from nearmesh_controlplane.rollouts.calls import RolloutCalls
+from nearmesh_controlplane.rollouts.rollouts import Rollouts
 from nearmesh_controlplane.routing import load_reports
 from nearmesh_controlplane.routing.gather import Gatherer
 from nearmesh_controlplane.routing.kept import KeptRoutes
@@ -101,6 +104,7 @@ class ControlPlane:
     changes: Generation
     registry: Registry
     catalog: Catalog
+    rollouts: Rollouts
     layout: Layout
     signing: Signing
     mirror: Mirror
@@ -145,6 +149,17 @@ class ControlPlane:
         await registry.restore()
         await catalog.restore()
         measurements = Measurements(registry, catalog, time.monotonic)
+        audit = Audit(db)
+        rollouts = Rollouts(
+            db,
+            changes,
+            registry,
+            catalog,
+            audit,
+            lambda: measurements.demand.demand(time.monotonic()),
+            name=config.name,
+        )
+        await rollouts.restore()
         gatherer = Gatherer(registry, catalog, measurements, residency, prices, clock=time.monotonic)
         router = Router(
             config.mesh, registry, catalog, gatherer, changes, config.endpoint_override, clock=time.monotonic
@@ -164,10 +179,12 @@ class ControlPlane:
             {
                 ("nodes", "replicas"): registry.refresh,
                 ("versions", "deployments", "policies"): catalog.restore,
+                ("rollouts",): rollouts.restore,
                 ("transfer_prices",): prices.restore,
                 ("residency",): residency.restore,
             },
         )
+        rollouts.leads = role.decides
         admission = Admission(
             db,
             registry,
@@ -185,6 +202,7 @@ class ControlPlane:
             changes=changes,
             registry=registry,
             catalog=catalog,
+            rollouts=rollouts,
             layout=layout,
             signing=Signing(config.mesh, authority.model_key, layout),
             mirror=mirror,
@@ -193,7 +211,7 @@ class ControlPlane:
             snapshots=snapshots,
             role=role,
             admission=admission,
-            audit=Audit(db),
+            audit=audit,
             prices=prices,
             feed=feed,
             residency=residency,
@@ -226,6 +244,7 @@ class ControlPlane:
                 jwks_json=self.authority.jwks_json,
                 registry_url=registry_url,
                 peers=self.measurements.peers(node_id),
+                rollouts=self.rollouts.running(),
             )
             state.control_planes.extend(peer.mesh for peer in self.role.known())
             state.model_keys_pem.append(model_key)
@@ -261,8 +280,15 @@ class ControlPlane:
                     self.mirror.copied,
                 ),
                 self.registry,
-                self.audit,
                 catalog_pb2.RegistryResponse(url=registry_url, model_keys_pem=[model_key]),
+                calls=RolloutCalls(
+                    self.rollouts,
+                    self.catalog,
+                    self.registry,
+                    self.audit,
+                    self.changes,
+                    lambda version: smallest_agreement(self.layout, version),
+                ),
             ),
             server,
         )
@@ -334,6 +360,7 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
                     tasks.create_task(plane.measurements.run()),
                     tasks.create_task(plane.role.run()),
                     tasks.create_task(plane.mirror.run()),
+                    tasks.create_task(plane.rollouts.run()),
                 ]
                 if plane.feed:
                     background.append(tasks.create_task(plane.feed.run(plane.take_prices)))

@@ -1,32 +1,23 @@
-"""`nearmesh model`: publish, look at, deploy and roll back model versions."""
+"""`nearmesh model`: publish and look at versions; what brings them to nodes is in `deploy`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from nearmesh.cli.deploy import Where, deploy, detach_option, roll_out, rollback, rollout, site_option, timeout_option
 from nearmesh.cli.fetching import fetch_bars
 from nearmesh.cli.model_author import check, init, schema
 from nearmesh.cli.model_registry import key, pull, push, verify
 from nearmesh.cli.model_tables import print_model, print_models
-from nearmesh.cli.output import console, note, print_json, size
-from nearmesh.cli.session import Failure, Session, json_option, pass_session
+from nearmesh.cli.output import print_json, size
+from nearmesh.cli.session import Session, json_option, pass_session
 from nearmesh.cli.transfer_bar import transfer_bar
 
 if TYPE_CHECKING:
-    from nearmesh.cli.rollout import Progress
-    from nearmesh.client.admin import AdminClient
     from nearmesh.packaging.build import Artifact
-    from nearmesh.v1 import catalog_pb2
-
-_sites = click.option("--site", "sites", multiple=True, help="Only there; may be repeated. Default: every site.")
-_wait = click.option("--wait/--no-wait", default=True, show_default=True, help="Until every live node there serves it.")
-_timeout = click.option(
-    "--timeout", "limit_s", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True, help="Seconds."
-)
 
 
 @click.group()
@@ -34,25 +25,25 @@ def model() -> None:
     """Make models of ONNX files, publish them, deploy them, roll them back."""
 
 
-for _command in (init, check, schema, push, pull, verify, key):
+for _command in (init, check, schema, push, pull, verify, key, deploy, rollback, rollout):
     model.add_command(_command)
 
 
 @model.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--deploy", "and_deploy", is_flag=True, help="Deploy it as well.")
-@_sites
-@_wait
-@_timeout
+@site_option
+@detach_option
+@timeout_option
 @json_option
 @pass_session
 def publish(
     session: Session,
     folder: Path,
     and_deploy: bool,
-    sites: tuple[str, ...],
-    wait: bool,
-    limit_s: float,
+    site: tuple[str, ...],
+    detach: bool,
+    limit_s: float | None,
     as_json: bool,
 ) -> None:
     """Upload the package in FOLDER as a version.
@@ -63,7 +54,7 @@ def publish(
     """
     from nearmesh.cli import records
 
-    if sites and not and_deploy:
+    if site and not and_deploy:
         raise click.UsageError("--site goes with --deploy")
     session.place  # noqa: B018 - a mesh that is not there is told before minutes of fetching
     artifact = _build(folder)
@@ -76,7 +67,8 @@ def publish(
         sent = size(on_progress.done_bytes)
         click.echo(f"{name} is published: {size(version.size_bytes)}, of which {sent} were sent; {version.digest}")
     if and_deploy:
-        _deploy(session, lambda admin: admin.deploy(version.model, version.version, sites), wait, limit_s, as_json)
+        where = Where(sites=site)
+        roll_out(session, version.model, version.version, where, detach=detach, limit_s=limit_s, as_json=as_json)
 
 
 def _build(folder: Path) -> Artifact:
@@ -116,85 +108,3 @@ def show(session: Session, name: str, as_json: bool) -> None:
         print_json(found)
     else:
         print_model(found)
-
-
-@model.command()
-@click.argument("target", metavar="NAME@VERSION")
-@_sites
-@_wait
-@_timeout
-@json_option
-@pass_session
-def deploy(session: Session, target: str, sites: tuple[str, ...], wait: bool, limit_s: float, as_json: bool) -> None:
-    """Make a published version the wanted one.
-
-    On each node the present version serves until the new one has proven itself.
-    """
-    name, _, version = target.partition("@")
-    if not name or not version:
-        raise click.UsageError(f"{target!r} is not NAME@VERSION; `nearmesh model show` lists a model's versions")
-    _deploy(session, lambda admin: admin.deploy(name, version, sites), wait, limit_s, as_json)
-
-
-@model.command()
-@click.argument("name", metavar="NAME")
-@_wait
-@_timeout
-@json_option
-@pass_session
-def rollback(session: Session, name: str, wait: bool, limit_s: float, as_json: bool) -> None:
-    """Deploy the version before the present one.
-
-    At the same sites; it is a deployment like any other.
-    """
-    _deploy(session, lambda admin: admin.rollback(name), wait, limit_s, as_json)
-
-
-def _deploy(session: Session, start: Callable[[AdminClient], Any], wait: bool, limit_s: float, as_json: bool) -> None:
-    """Starts a deployment and, if wanted, watches it. Raises Failure when a node cannot serve it."""
-    from nearmesh.cli import records
-
-    async def run(admin: AdminClient) -> tuple[catalog_pb2.Deployment, Progress | None]:
-        deployment = await start(admin)
-        return deployment, await _watch(admin, deployment, limit_s) if wait else None
-
-    deployment, progress = session.ask(run)
-    if as_json:
-        print_json(records.deployment(deployment) | {"progress": _progress_record(progress)})
-    else:
-        click.echo(_said(deployment, progress))
-    if progress and progress.failed:
-        reasons = "; ".join(f"{node}: {why}" for node, why in progress.failed.items())
-        raise Failure(f"{deployment.model}@{deployment.version} failed on {reasons}")
-
-
-async def _watch(admin: AdminClient, deployment: catalog_pb2.Deployment, limit_s: float) -> Progress:
-    from nearmesh.cli.rollout import follow
-
-    with console(err=True).status("deploying") as status:
-
-        def show_progress(found: Progress) -> None:
-            waiting = ", ".join(f"{node} {state}" for node, state in found.pending.items())
-            status.update(f"{len(found.serving)} of {found.expected} nodes serve it; {waiting}")
-
-        return await follow(admin, deployment, limit_s=limit_s, on_progress=show_progress)
-
-
-def _progress_record(progress: Progress | None) -> dict[str, Any] | None:
-    if progress is None:
-        return None
-    return {
-        "serving": list(progress.serving),
-        "pending": dict(progress.pending),
-        "failed": dict(progress.failed),
-    }
-
-
-def _said(deployment: catalog_pb2.Deployment, progress: Progress | None) -> str:
-    name, where = f"{deployment.model}@{deployment.version}", ", ".join(deployment.sites) or "every site"
-    if progress is None:
-        return f"{name} is wanted at {where}; `nearmesh model show {deployment.model}` says how far it is"
-    if not progress.expected:
-        note("No live node there takes it at present; those that come will.")
-        return f"{name} is wanted at {where}"
-    return f"{name} is wanted at {where}; {len(progress.serving)} of {progress.expected} live nodes serve it"

@@ -41,7 +41,11 @@ def _present(record: Record) -> str:
     if not record["deployments"]:
         return NOTHING
     latest = record["deployments"][0]
-    return f"{latest['version']} at {', '.join(latest['sites'])}" if latest["sites"] else str(latest["version"])
+    return f"{latest['version']} at {_where(latest)}" if _is_bound(latest) else str(latest["version"])
+
+
+def _is_bound(deployment: Record) -> bool:
+    return bool(deployment["sites"] or deployment["regions"] or deployment["replicas"])
 
 
 def print_model(record: Record) -> None:
@@ -64,13 +68,15 @@ def _print_versions(record: Record) -> None:
 
 
 def _print_deployments(record: Record) -> None:
-    rows = [
-        (d["version"], ", ".join(d["sites"]) or "every site", moment(d["created_at_s"]), d["actor"])
-        for d in record["deployments"][:LATEST]
-    ]
+    rows = [(d["version"], _where(d), moment(d["created_at_s"]), d["actor"]) for d in record["deployments"][:LATEST]]
     more = len(record["deployments"]) - LATEST
     title = "Deployments, newest first" + (f" ({more} older ones not shown)" if more > 0 else "")
     print_table(("version", "where", "when, UTC", "who"), rows, title=title, empty="not deployed")
+
+
+def _where(deployment: Record) -> str:
+    places = ", ".join((*deployment["sites"], *deployment["regions"])) or "every site"
+    return f"{places}: {', '.join(deployment['nodes'])}" if deployment["replicas"] else places
 
 
 def _print_replicas(record: Record) -> None:
@@ -82,6 +88,7 @@ def _print_replicas(record: Record) -> None:
 
 def _replica_row(replica: Record) -> tuple[str, ...]:
     state = replica["state"] if replica["live"] else f"gone (was {replica['state']})"
+    state += ", on trial" if replica["on_trial"] else ""
     version = replica["version"] or replica["digest"][:DIGEST_CHARACTERS]
     measured = (NOTHING, NOTHING, NOTHING)
     if replica["inferences_per_second"]:

@@ -21,6 +21,27 @@ _REPLICA_STATES = {
     node_pb2.REPLICA_STATE_UNLOADED: "unloaded",
 }
 
+READY, FAILED = node_pb2.REPLICA_STATE_READY, node_pb2.REPLICA_STATE_FAILED
+
+_STRATEGIES = {
+    catalog_pb2.ROLLOUT_STRATEGY_ALL: "all",
+    catalog_pb2.ROLLOUT_STRATEGY_ROLLING: "rolling",
+    catalog_pb2.ROLLOUT_STRATEGY_CANARY: "canary",
+}
+_ROLLOUT_STATES = {
+    catalog_pb2.ROLLOUT_STATE_RUNNING: "running",
+    catalog_pb2.ROLLOUT_STATE_PAUSED: "paused",
+    catalog_pb2.ROLLOUT_STATE_ROLLING_BACK: "rolling back",
+    catalog_pb2.ROLLOUT_STATE_DONE: "done",
+    catalog_pb2.ROLLOUT_STATE_ABORTED: "aborted",
+    catalog_pb2.ROLLOUT_STATE_FAILED: "failed",
+}
+_ROLLOUT_PHASES = {
+    catalog_pb2.ROLLOUT_PHASE_LOADING: "loading",
+    catalog_pb2.ROLLOUT_PHASE_STEPS: "steps",
+    catalog_pb2.ROLLOUT_PHASE_ROLLING: "rolling",
+}
+
 
 def node(message: admin_pb2.Node) -> Record:
     return {
@@ -93,6 +114,69 @@ def deployment(message: catalog_pb2.Deployment) -> Record:
         "sites": list(message.sites),
         "created_at_s": message.created_at_s,
         "actor": message.actor,
+        "regions": list(message.regions),
+        "replicas": message.replicas,
+        "nodes": list(message.nodes),
+        "rollout": message.rollout or None,
+    }
+
+
+def rollout(message: catalog_pb2.Rollout) -> Record:
+    return {
+        "rollout": message.id,
+        "model": message.model,
+        "version": message.version,
+        "digest": message.digest,
+        "sites": list(message.sites),
+        "regions": list(message.regions),
+        "replicas": message.replicas,
+        "strategy": _STRATEGIES.get(message.strategy, "unknown"),
+        "steps": list(message.steps),
+        "state": rollout_state(message),
+        "reason": message.reason,
+        "phase": _ROLLOUT_PHASES.get(message.phase, "unknown"),
+        "step": message.step,
+        "share": message.share,
+        "actor": message.actor,
+        "created_at_s": message.created_at_s,
+        "since_s": message.since_s,
+        "ended_at_s": message.ended_at_s,
+        "nodes": [rollout_node(found) for found in message.nodes],
+        "options": {
+            "step_s": message.options.step_s,
+            "step_requests": message.options.step_requests,
+            "node_limit_s": message.options.node_limit_s,
+            "mirror_share": message.options.mirror_share,
+            "largest_error_rate": message.options.largest_error_rate,
+            "latency_factor": message.options.latency_factor,
+            "latency_floor_ms": message.options.latency_floor_ms,
+            "smallest_agreement": message.options.smallest_agreement,
+        },
+    }
+
+
+def rollout_state(message: catalog_pb2.Rollout) -> str:
+    return _ROLLOUT_STATES.get(message.state, "unknown")
+
+
+def rollout_node(message: catalog_pb2.RolloutNode) -> Record:
+    return {
+        "node": message.node,
+        "site": message.site,
+        "live": message.live,
+        "standing_version": message.standing_version,
+        "changed_over": message.changed_over,
+        "state": state_of(message.state),
+        "detail": message.detail,
+        "left_out": message.left_out,
+        "pull_bytes": message.pull_bytes,
+        "pulled_bytes": message.pulled_bytes,
+        "answered": message.answered,
+        "failed": message.failed,
+        "compared": message.compared,
+        "agreed": message.agreed,
+        "service_ms_p95": message.service_ms_p95,
+        "standing_ms_p95": message.standing_ms_p95,
     }
 
 
@@ -110,11 +194,16 @@ def replica(message: catalog_pb2.Replica) -> Record:
         "service_ms_p95": status.service_ms_p95,
         "inferences_per_second": status.inferences_per_second,
         "in_flight": status.in_flight,
+        "on_trial": status.on_trial,
     }
 
 
 def replica_state(status: node_pb2.ReplicaStatus) -> str:
-    return _REPLICA_STATES.get(status.state, "unknown")
+    return state_of(status.state)
+
+
+def state_of(state: node_pb2.ReplicaState) -> str:
+    return _REPLICA_STATES.get(state, "unknown")
 
 
 def model(message: catalog_pb2.Model) -> Record:

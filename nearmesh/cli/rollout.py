@@ -64,7 +64,10 @@ def progress(
 
 
 def _is_expected(node: admin_pb2.Node, deployment: catalog_pb2.Deployment) -> bool:
-    covered = not deployment.sites or node.site in deployment.sites
+    covered = (not deployment.sites or node.site in deployment.sites) and (
+        not deployment.regions or node.region in deployment.regions
+    )
+    covered = covered and (not deployment.replicas or node.id in deployment.nodes)
     away = not node.live or node.removed or node.draining or node.cordoned
     return covered and not away and node.kind == admin_pb2.NODE_KIND_NODE
 

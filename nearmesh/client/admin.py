@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from nearmesh import addresses
 from nearmesh.chunks import ChunkIndex
 from nearmesh.client import upload
 from nearmesh.client.upload import Lacking, OnProgress, Publishable
-from nearmesh.errors import Incomplete, Unreachable, Unsupported
+from nearmesh.errors import Incomplete, InvalidInput, Unreachable, Unsupported
 from nearmesh.ids import Kind
 from nearmesh.rpc import REASON_KEY, from_rpc_error
 from nearmesh.snapshot import SnapshotRoutes, opened
@@ -42,6 +42,17 @@ _ASKED = 20_000
 _KINDS: dict[Kind, admin_pb2.NodeKind] = {
     "node": admin_pb2.NODE_KIND_NODE,
     "gateway": admin_pb2.NODE_KIND_GATEWAY,
+}
+
+STRATEGIES: Mapping[str, catalog_pb2.RolloutStrategy] = {
+    "all": catalog_pb2.ROLLOUT_STRATEGY_ALL,
+    "rolling": catalog_pb2.ROLLOUT_STRATEGY_ROLLING,
+    "canary": catalog_pb2.ROLLOUT_STRATEGY_CANARY,
+}
+CHANGES: Mapping[str, catalog_pb2.RolloutChange] = {
+    "pause": catalog_pb2.ROLLOUT_CHANGE_PAUSE,
+    "resume": catalog_pb2.ROLLOUT_CHANGE_RESUME,
+    "abort": catalog_pb2.ROLLOUT_CHANGE_ABORT,
 }
 
 
@@ -226,14 +237,70 @@ class AdminClient:
         """Raises NotFound."""
         return await self._call(self._catalog.Get, catalog_pb2.GetModelRequest(model=name))
 
-    async def deploy(self, model: str, version: str, sites: Iterable[str] = ()) -> catalog_pb2.Deployment:
-        """Makes the version the wanted one at `sites`, everywhere if there are none. Raises NotFound."""
-        request = catalog_pb2.DeployRequest(model=model, version=version, sites=sites)
+    async def deploy(
+        self,
+        model: str,
+        version: str,
+        sites: Iterable[str] = (),
+        *,
+        regions: Iterable[str] = (),
+        replicas: int = 0,
+        strategy: str = "",
+        steps: Iterable[float] = (),
+        options: catalog_pb2.RolloutOptions | None = None,
+    ) -> catalog_pb2.Deployment:
+        """Makes the version the wanted one at `sites` and in `regions`, everywhere if there are none; on so many nodes
+        of those, or with 0 on all.
+
+        At once, or with a strategy ("all", "rolling" or "canary") by a rollout, whose number is in the answer; `steps`
+        are a canary's shares. Raises NotFound, InvalidInput, AlreadyExists while another rollout of the model runs.
+        """
+        if strategy and strategy not in STRATEGIES:
+            raise InvalidInput(f"no strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
+        request = catalog_pb2.DeployRequest(
+            model=model,
+            version=version,
+            sites=sites,
+            regions=regions,
+            replicas=replicas,
+            strategy=STRATEGIES[strategy] if strategy else catalog_pb2.ROLLOUT_STRATEGY_UNSPECIFIED,
+            steps=steps,
+            options=options,
+        )
         return await self._call(self._catalog.Deploy, request)
 
     async def rollback(self, model: str) -> catalog_pb2.Deployment:
-        """Deploys the version before the present one. Raises NotFound, InvalidInput when there is none."""
+        """Ends the rollout that runs, or deploys the version before the present one; what is wanted then.
+
+        Raises NotFound, InvalidInput when there is none.
+        """
         return await self._call(self._catalog.Rollback, catalog_pb2.RollbackRequest(model=model))
+
+    async def rollout(self, model: str, id: int = 0) -> catalog_pb2.Rollout:
+        """The newest of the model, or that one. Raises NotFound."""
+        return await self._call(self._catalog.GetRollout, catalog_pb2.GetRolloutRequest(model=model, rollout=id))
+
+    async def rollouts(self, model: str = "") -> list[catalog_pb2.Rollout]:
+        """Of a model or of all, newest first. Raises NotFound."""
+        response = await self._call(self._catalog.ListRollouts, catalog_pb2.ListRolloutsRequest(model=model))
+        return list(response.rollouts)
+
+    async def watch_rollout(self, model: str, id: int = 0) -> AsyncIterator[catalog_pb2.Rollout]:
+        """As it is now, and whenever something of it changes, until it has ended. Raises NotFound."""
+        request = catalog_pb2.GetRolloutRequest(model=model, rollout=id)
+        stream = self._catalog.WatchRollout(request, metadata=self._metadata)
+        try:
+            while (message := await self._translated(stream.read())) is not grpc.aio.EOF:
+                yield message
+        finally:
+            stream.cancel()
+
+    async def change_rollout(self, model: str, change: str) -> catalog_pb2.Rollout:
+        """Has the one that runs "pause", "resume" or "abort". Raises NotFound where none runs, InvalidInput."""
+        if change not in CHANGES:
+            raise InvalidInput(f"no change {change!r}; there are {', '.join(CHANGES)}")
+        request = catalog_pb2.ChangeRolloutRequest(model=model, change=CHANGES[change])
+        return await self._call(self._catalog.ChangeRollout, request)
 
     # Routes
 

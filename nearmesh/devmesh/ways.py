@@ -46,6 +46,9 @@ class Reply:
     hedged: bool = False
     # Why that node, and what came before it; the SDK alone knows.
     why: str = ""
+    # The model version that answered, as its receipt names it.
+    version: str = ""
+    digest: str = ""
 
     @property
     def network_ms(self) -> float:
@@ -212,6 +215,8 @@ def _sdk_reply(answer: Answer) -> Reply:
         service_ms=receipt.total_ms - receipt.network_ms,
         hedged=receipt.hedged,
         why="; ".join([receipt.why, *(f"after {a.node}: {a.error}" for a in receipt.attempts if a.error)]),
+        version=answer.version,
+        digest=receipt.digest,
     )
 
 
@@ -244,4 +249,6 @@ def _reply(response: Any, started: float) -> Reply:
         site=parameters["nearmesh_site"].string_param,
         total_ms=total_ms,
         service_ms=parameters["nearmesh_service_ms"].double_param,
+        version=response.model_version,
+        digest=parameters["nearmesh_digest"].string_param,
     )

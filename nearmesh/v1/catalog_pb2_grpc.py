@@ -69,6 +69,26 @@ class CatalogServiceStub:
                 request_serializer=nearmesh_dot_v1_dot_catalog__pb2.RollbackRequest.SerializeToString,
                 response_deserializer=nearmesh_dot_v1_dot_catalog__pb2.Deployment.FromString,
                 _registered_method=True)
+        self.GetRollout = channel.unary_unary(
+                '/nearmesh.v1.CatalogService/GetRollout',
+                request_serializer=nearmesh_dot_v1_dot_catalog__pb2.GetRolloutRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_catalog__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.ListRollouts = channel.unary_unary(
+                '/nearmesh.v1.CatalogService/ListRollouts',
+                request_serializer=nearmesh_dot_v1_dot_catalog__pb2.ListRolloutsRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_catalog__pb2.ListRolloutsResponse.FromString,
+                _registered_method=True)
+        self.WatchRollout = channel.unary_stream(
+                '/nearmesh.v1.CatalogService/WatchRollout',
+                request_serializer=nearmesh_dot_v1_dot_catalog__pb2.GetRolloutRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_catalog__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.ChangeRollout = channel.unary_unary(
+                '/nearmesh.v1.CatalogService/ChangeRollout',
+                request_serializer=nearmesh_dot_v1_dot_catalog__pb2.ChangeRolloutRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_catalog__pb2.Rollout.FromString,
+                _registered_method=True)
 
 
 class CatalogServiceServicer:
@@ -109,15 +129,41 @@ class CatalogServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Deploy(self, request, context):
-        """Makes a version the wanted one, everywhere or at the named sites.
+        """Makes a version the wanted one, everywhere or at the named sites: at once, or by a rollout where a strategy is named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Deploys the version that was wanted before the present one.
+        """Goes back: ends the rollout that runs, or deploys the version that was wanted before the present one.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRollout(self, request, context):
+        """The newest rollout of a model, or the one with that number.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRollouts(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRollout(self, request, context):
+        """The same as it is now, and whenever something of it changes; ends when the rollout has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeRollout(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -159,6 +205,26 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.Rollback,
                     request_deserializer=nearmesh_dot_v1_dot_catalog__pb2.RollbackRequest.FromString,
                     response_serializer=nearmesh_dot_v1_dot_catalog__pb2.Deployment.SerializeToString,
+            ),
+            'GetRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRollout,
+                    request_deserializer=nearmesh_dot_v1_dot_catalog__pb2.GetRolloutRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_catalog__pb2.Rollout.SerializeToString,
+            ),
+            'ListRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRollouts,
+                    request_deserializer=nearmesh_dot_v1_dot_catalog__pb2.ListRolloutsRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_catalog__pb2.ListRolloutsResponse.SerializeToString,
+            ),
+            'WatchRollout': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRollout,
+                    request_deserializer=nearmesh_dot_v1_dot_catalog__pb2.GetRolloutRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_catalog__pb2.Rollout.SerializeToString,
+            ),
+            'ChangeRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeRollout,
+                    request_deserializer=nearmesh_dot_v1_dot_catalog__pb2.ChangeRolloutRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_catalog__pb2.Rollout.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -350,6 +416,114 @@ class CatalogService:
             '/nearmesh.v1.CatalogService/Rollback',
             nearmesh_dot_v1_dot_catalog__pb2.RollbackRequest.SerializeToString,
             nearmesh_dot_v1_dot_catalog__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.CatalogService/GetRollout',
+            nearmesh_dot_v1_dot_catalog__pb2.GetRolloutRequest.SerializeToString,
+            nearmesh_dot_v1_dot_catalog__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.CatalogService/ListRollouts',
+            nearmesh_dot_v1_dot_catalog__pb2.ListRolloutsRequest.SerializeToString,
+            nearmesh_dot_v1_dot_catalog__pb2.ListRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nearmesh.v1.CatalogService/WatchRollout',
+            nearmesh_dot_v1_dot_catalog__pb2.GetRolloutRequest.SerializeToString,
+            nearmesh_dot_v1_dot_catalog__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.CatalogService/ChangeRollout',
+            nearmesh_dot_v1_dot_catalog__pb2.ChangeRolloutRequest.SerializeToString,
+            nearmesh_dot_v1_dot_catalog__pb2.Rollout.FromString,
             options,
             channel_credentials,
             insecure,

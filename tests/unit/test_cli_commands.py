@@ -11,7 +11,7 @@ import pytest
 from nearmesh.cli import drain, output
 from nearmesh.errors import Unsupported
 from nearmesh.v1 import admin_pb2, node_pb2
-from tests.fake_admin import DIGEST, OTHER, Bench, candidate, local_mesh, node, replica
+from tests.fake_admin import OTHER, Bench, candidate, local_mesh, node, replica
 
 
 @pytest.fixture
@@ -125,34 +125,6 @@ def test_models(run: Bench) -> None:
     assert [r["state"] for r in found[0]["replicas"]] == ["ready", "failed"]
     assert found[0]["versions"][0]["size_bytes"] == 1_234_567
     assert json.loads(run("model", "show", "digits", "--json").stdout) == found[0]
-
-
-def test_deploy_waits_for_the_live_nodes(run: Bench) -> None:
-    done = run("model", "deploy", "digits@1", "--site", "site-a")
-    assert done.exit_code == 0, done.output
-    assert done.stdout == "digits@1 is wanted at site-a; 1 of 1 live nodes serve it\n"
-    assert run.admin.done == [("deploy", "digits", "1", ("site-a",))]
-    record = json.loads(run("model", "deploy", "digits@1", "--json").stdout)
-    assert record["progress"] == {"serving": ["node-a"], "pending": {}, "failed": {}}
-    assert record["digest"] == DIGEST
-
-
-def test_deploy_that_is_not_waited_for(run: Bench) -> None:
-    assert json.loads(run("model", "deploy", "digits@1", "--no-wait", "--json").stdout)["progress"] is None
-    assert "nearmesh model show digits" in run("model", "deploy", "digits@1", "--no-wait").stdout
-
-
-def test_deploy_that_fails_on_a_node(run: Bench) -> None:
-    run.pretend(replica_list=[replica("node-a", node_pb2.REPLICA_STATE_FAILED, "the warm-up is wrong")])
-    done = run("model", "deploy", "digits@1")
-    assert (done.exit_code, done.stderr) == (1, "error: digits@1 failed on node-a: the warm-up is wrong\n")
-
-
-def test_deploy_that_takes_too_long(run: Bench) -> None:
-    run.pretend(replica_list=[replica("node-a", node_pb2.REPLICA_STATE_LOADING)])
-    done = run("model", "deploy", "digits@1", "--timeout", "0.01")
-    assert done.exit_code == 1
-    assert "node-a (loading)" in done.stderr
 
 
 def test_rollback_that_cannot_be(run: Bench) -> None:

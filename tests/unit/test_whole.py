@@ -15,10 +15,12 @@ from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.servicer import CatalogServicer
 from nearmesh_controlplane.database import Database, settled, whole
 from nearmesh_controlplane.registry.authority import Authority
+from nearmesh_controlplane.rollouts.calls import RolloutCalls
 
 from nearmesh import rpc
 from nearmesh.v1 import admin_pb2, catalog_pb2
 from tests.control_plane_state import State, alone, replica, state
+from tests.rollout_nodes import rollouts_of
 
 ME = rpc.Identity("me", "operator")
 
@@ -128,7 +130,13 @@ CALLS: dict[str, Callable[[AdminServicer, CatalogServicer], Awaitable[Any]]] = {
     ),
     "deploy": lambda _, catalog: catalog.Deploy(catalog_pb2.DeployRequest(model="m", version="1"), None),
     "rollback": lambda _, catalog: catalog.Rollback(catalog_pb2.RollbackRequest(model="r"), None),
+    "rollout": lambda _, catalog: catalog.Deploy(
+        catalog_pb2.DeployRequest(model="m", version="1", strategy=catalog_pb2.ROLLOUT_STRATEGY_ROLLING), None
+    ),
 }
+
+# What the log has where it is not the call's own name.
+ACTIONS = {"rollout": "deploy"}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -145,10 +153,13 @@ async def test_the_audit_follows_a_cancelled_call_and_knows_who_called(tmp_path:
             prices=mesh.prices,
             residency=mesh.residency,
         )
-        catalog = CatalogServicer(mesh.catalog, unused, mesh.registry, audit, unused)
+        rollouts = rollouts_of(mesh)
+        calls = RolloutCalls(rollouts, mesh.catalog, mesh.registry, audit, mesh.changes, lambda version: 0.0)
+        catalog = CatalogServicer(mesh.catalog, unused, mesh.registry, unused, calls=calls)
         rpc._caller.set(ME)
         await cancelled(mesh.db, CALLS[name](admin, catalog))
-        assert [(entry.action, entry.actor) for entry in await audit.latest(10)] == [(name, "operator/me")]
+        action = ACTIONS.get(name, name)
+        assert [(entry.action, entry.actor) for entry in await audit.latest(10)] == [(action, "operator/me")]
 
 
 async def test_a_change_that_fails_fails_for_its_caller() -> None:

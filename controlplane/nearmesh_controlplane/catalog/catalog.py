@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from nearmesh.routing.residency import check_regions
 from nearmesh_controlplane import database as tables
 from nearmesh_controlplane.database import Database, whole
 from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.rollouts.scope import Scope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,27 +35,31 @@ class Version:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """A version that was made the wanted one; `sites` empty for everywhere."""
+    """A version that was made the wanted one."""
 
     id: int
     model: str
     version: str
     digest: str
-    sites: tuple[str, ...]
+    scope: Scope
+    # Where the scope has a number of replicas: the nodes that were chosen.
+    nodes: tuple[str, ...] = ()
     created_at_s: float
     actor: str
 
-    def covers(self, site: str) -> bool:
-        return not self.sites or site in self.sites
+    def has(self, node: str) -> bool:
+        """Whether a node of the scope is to have it."""
+        return not self.scope.replicas or node in self.nodes
 
-    def covers_all_of(self, other: Deployment) -> bool:
-        """Whether every site that `other` is for had this one too."""
-        return not self.sites or (bool(other.sites) and set(other.sites) <= set(self.sites))
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Empty for all."""
+        return self.scope.sites
 
     @property
     def place(self) -> str:
-        """For people: its sites."""
-        return ", ".join(self.sites) or "all sites"
+        """For people."""
+        return str(self.scope)
 
 
 class Catalog:
@@ -68,7 +73,7 @@ class Catalog:
         self._policies: dict[str, RoutePolicy] = {}
         # What follows from them and is asked for each node at each change: the models, and what a site should have.
         self._models: list[str] | None = None
-        self._wanted: dict[str, dict[str, Deployment]] = {}
+        self._wanted: dict[tuple[str, str], dict[str, Deployment]] = {}
         # Two publishers of one version must not both find its name free.
         self._adding = asyncio.Lock()
 
@@ -112,16 +117,27 @@ class Catalog:
         found = self._versions.get(digest)
         return found.version if found else ""
 
-    def deployed(self, model: str, site: str) -> Deployment | None:
-        """The newest deployment of `model` that covers `site`."""
-        return self.wanted(site).get(model)
+    def deployed(self, model: str, site: str, region: str = "", node: str = "") -> Deployment | None:
+        """The newest deployment of `model` that covers the site, if the node is to have it."""
+        return self.wanted(site, region, node).get(model)
 
-    def wanted(self, site: str) -> Mapping[str, Deployment]:
-        """The newest deployment that covers `site`, of each model that has one, by the model's name."""
-        found = self._wanted.get(site)
+    def wanted(self, site: str, region: str = "", node: str = "") -> Mapping[str, Deployment]:
+        """The newest deployment that covers the site, of each model that the node is to have, by the model's name."""
+        found = self._wanted.get((site, region))
         if found is None:
-            newest = {d.model: d for d in self._deployments if d.covers(site)}
-            found = self._wanted[site] = dict(sorted(newest.items()))
+            newest = {d.model: d for d in self._deployments if d.scope.covers(site, region)}
+            found = self._wanted[site, region] = dict(sorted(newest.items()))
+        # Most deployments are for every node of their place.
+        if all(d.has(node) for d in found.values()):
+            return found
+        return {model: d for model, d in found.items() if d.has(node)}
+
+    def in_force(self, places: Iterable[tuple[str, str]]) -> dict[int, Deployment]:
+        """The deployments by which any node in these sites and regions goes, by number."""
+        found: dict[int, Deployment] = {}
+        for site, region in places:
+            self.wanted(site, region)
+            found |= {d.id: d for d in self._wanted[site, region].values()}
         return found
 
     def deployments(self, model: str) -> list[Deployment]:
@@ -179,17 +195,30 @@ class Catalog:
         return version
 
     @whole
-    async def deploy(self, model: str, version: str, sites: tuple[str, ...], actor: str) -> Deployment:
-        """Raises NotFound."""
+    async def deploy(
+        self, model: str, version: str, where: Scope | tuple[str, ...], actor: str, nodes: tuple[str, ...] = ()
+    ) -> Deployment:
+        """To a scope or to sites; `nodes` are those that were chosen, where it has a number. Raises NotFound."""
         found = self.version(model, version)
-        deployment = await self._db.run(_insert_deployment, found, sites, actor, time.time())
-        self._deployments.append(deployment)
-        self._renew()
+        scope = where if isinstance(where, Scope) else Scope(sites=where)
+        deployment = await self._db.run(insert_deployment, found, scope, nodes, actor, time.time())
+        self.take(deployment)
         return deployment
+
+    def take(self, deployment: Deployment) -> None:
+        """Knows a deployment that is on disk."""
+        self._deployments = [d for d in self._deployments if d.id != deployment.id] + [deployment]
+        self._deployments.sort(key=lambda d: d.id)
+        self._renew()
+
+    @whole
+    async def place(self, deployment: Deployment, nodes: tuple[str, ...]) -> None:
+        """Other nodes are to have it from now on. The leader's. Raises NotLeader."""
+        self.take(await self._db.run_as_leader(_change_nodes, deployment.id, nodes))
 
     @whole
     async def rollback(self, model: str, actor: str) -> Deployment:
-        """Deploys what the present deployment's sites had before it, to the same sites.
+        """Deploys what the present deployment's sites had before it, to the same place.
 
         Only an earlier deployment that covered all of them counts: a trial elsewhere was never theirs.
         Raises NotFound, InvalidInput.
@@ -202,13 +231,15 @@ class Catalog:
         if not history:
             raise InvalidInput(f"{model!r} has never been deployed, so there is nothing to roll back")
         present = history[0]
-        earlier = next((d for d in history if d.digest != present.digest and d.covers_all_of(present)), None)
+        earlier = next(
+            (d for d in history if d.digest != present.digest and d.scope.covers_all_of(present.scope)), None
+        )
         if earlier is None:
             raise InvalidInput(
                 f"{model!r} has been deployed to {present.place} in one version only ({present.version}); "
                 "to have another there, deploy it by name"
             )
-        return await self.deploy(model, earlier.version, present.sites, actor)
+        return await self.deploy(model, earlier.version, present.scope, actor, present.nodes)
 
     @whole
     async def set_policy(
@@ -238,7 +269,9 @@ def _read_all(connection: sa.Connection) -> tuple[list[Version], list[Deployment
 
 
 def _deployment(row: sa.Row[Any]) -> Deployment:
-    return Deployment(**{**row._mapping, "sites": tuple(row.sites)})
+    scope = Scope(sites=tuple(row.sites), regions=tuple(row.regions or ()), replicas=row.replicas)
+    own = {name: row._mapping[name] for name in ("id", "model", "version", "digest", "created_at_s", "actor")}
+    return Deployment(scope=scope, nodes=tuple(row.nodes or ()), **own)
 
 
 def _policy(row: sa.Row[Any]) -> RoutePolicy:
@@ -281,16 +314,26 @@ def _write_policy(connection: sa.Connection, model: str, policy: RoutePolicy, sp
         connection.execute(sa.insert(table).values(model=model, **values, **spoken))
 
 
-def _insert_deployment(
-    connection: sa.Connection, version: Version, sites: tuple[str, ...], actor: str, now_s: float
+def insert_deployment(
+    connection: sa.Connection, version: Version, scope: Scope, nodes: tuple[str, ...], actor: str, now_s: float
 ) -> Deployment:
+    """Part of a transaction; `Catalog.take` then has it known."""
     values = {
         "model": version.model,
         "version": version.version,
         "digest": version.digest,
-        "sites": list(sites),
+        "sites": list(scope.sites),
+        "regions": list(scope.regions),
+        "replicas": scope.replicas,
+        "nodes": list(nodes),
         "created_at_s": now_s,
         "actor": actor,
     }
     insert = sa.insert(tables.deployments).values(**values).returning(tables.deployments)
     return _deployment(connection.execute(insert).one())
+
+
+def _change_nodes(connection: sa.Connection, id: int, nodes: tuple[str, ...]) -> Deployment:
+    table = tables.deployments
+    change = sa.update(table).where(table.c.id == id).values(nodes=list(nodes)).returning(table)
+    return _deployment(connection.execute(change).one())

@@ -1,19 +1,16 @@
-"""CatalogService: publish, list, deploy, roll back."""
+"""CatalogService: publish and list; what deploys and rolls out is handed on to `rollouts`."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Any
 
-from nearmesh.errors import NotFound
-from nearmesh.rpc import caller
 from nearmesh.v1 import catalog_pb2 as pb
 from nearmesh.v1 import catalog_pb2_grpc
-from nearmesh_controlplane.audit import Audit
-from nearmesh_controlplane.catalog.catalog import Catalog, Deployment, Version
+from nearmesh_controlplane.catalog.catalog import Catalog, Version
 from nearmesh_controlplane.catalog.publishing import Publisher
-from nearmesh_controlplane.database import whole
 from nearmesh_controlplane.registry.nodes import Registry
+from nearmesh_controlplane.rollouts.calls import RolloutCalls, deployment_message
 
 
 class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
@@ -24,15 +21,16 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         catalog: Catalog,
         publisher: Publisher,
         registry: Registry,
-        audit: Audit,
         source: pb.RegistryResponse,
+        *,
+        calls: RolloutCalls,
     ) -> None:
-        """`source` says where versions are pulled from, and by which keys they are signed."""
+        """`source`: where versions are pulled from, and by which keys they are signed; `calls` answers what deploys."""
         self._catalog = catalog
         self._publisher = publisher
         self._registry = registry
-        self._audit = audit
         self._source = source
+        self._calls = calls
 
     async def Publish(self, requests: AsyncIterator[pb.PublishRequest], context: Any) -> pb.ModelVersion:
         return _version_message(await self._publisher.publish(requests))
@@ -49,31 +47,31 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
     async def Get(self, request: pb.GetModelRequest, context: Any) -> pb.Model:
         return self._model(request.model)
 
-    @whole
     async def Deploy(self, request: pb.DeployRequest, context: Any) -> pb.Deployment:
-        known = {node.site for node in self._registry.serving_nodes()}
-        for site in request.sites:
-            if site not in known:
-                raise NotFound(f"no site {site!r}; the mesh has {', '.join(sorted(known)) or 'none yet'}")
-        deployment = await self._catalog.deploy(request.model, request.version, tuple(request.sites), str(caller()))
-        await self._record("deploy", deployment)
-        return _deployment_message(deployment)
+        return await self._calls.deploy(request)
 
-    @whole
     async def Rollback(self, request: pb.RollbackRequest, context: Any) -> pb.Deployment:
-        deployment = await self._catalog.rollback(request.model, str(caller()))
-        await self._record("rollback", deployment)
-        return _deployment_message(deployment)
+        return await self._calls.rollback(request.model)
 
-    async def _record(self, action: str, deployment: Deployment) -> None:
-        await self._audit.record(caller(), action, f"{deployment.model}@{deployment.version}", deployment.place)
+    async def GetRollout(self, request: pb.GetRolloutRequest, context: Any) -> pb.Rollout:
+        return self._calls.get(request)
+
+    async def ListRollouts(self, request: pb.ListRolloutsRequest, context: Any) -> pb.ListRolloutsResponse:
+        return self._calls.list(request)
+
+    async def WatchRollout(self, request: pb.GetRolloutRequest, context: Any) -> AsyncIterator[pb.Rollout]:
+        async for rollout in self._calls.watch(request):
+            yield rollout
+
+    async def ChangeRollout(self, request: pb.ChangeRolloutRequest, context: Any) -> pb.Rollout:
+        return await self._calls.change(request)
 
     def _model(self, name: str) -> pb.Model:
         policy = self._catalog.policy(name)
         return pb.Model(
             name=name,
             versions=[_version_message(version) for version in self._catalog.versions(name)],
-            deployments=[_deployment_message(deployment) for deployment in self._catalog.deployments(name)],
+            deployments=[deployment_message(deployment) for deployment in self._catalog.deployments(name)],
             replicas=self._replicas(name),
             objective=policy.objective,
             deadline_ms=policy.deadline_ms,
@@ -101,15 +99,4 @@ def _version_message(version: Version) -> pb.ModelVersion:
         digest=version.digest,
         size_bytes=version.size_bytes,
         created_at_s=version.created_at_s,
-    )
-
-
-def _deployment_message(deployment: Deployment) -> pb.Deployment:
-    return pb.Deployment(
-        model=deployment.model,
-        version=deployment.version,
-        digest=deployment.digest,
-        sites=deployment.sites,
-        created_at_s=deployment.created_at_s,
-        actor=deployment.actor,
     )

@@ -52,6 +52,10 @@ class Role(Protocol):
         """Raises NotLeader, which says who does."""
         ...
 
+    def decides(self) -> bool:
+        """It leads, and goes by what it knows itself."""
+        ...
+
     def followed(self) -> SnapshotRoutes | None:
         """The leader's routes, where they are to be given out; None where this control plane decides itself."""
         ...
@@ -86,6 +90,9 @@ class Alone:
 
     def check_leads(self) -> None:
         return None
+
+    def decides(self) -> bool:
+        return True
 
     def followed(self) -> None:
         return None

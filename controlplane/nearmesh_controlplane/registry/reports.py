@@ -43,9 +43,9 @@ def heard_of_leaving(status: pb.NodeStatus) -> pb.NodeStatus:
     )
 
 
-def durable(replicas: Mapping[str, pb.ReplicaStatus]) -> dict[str, tuple[int, str]]:
+def durable(replicas: Mapping[str, pb.ReplicaStatus]) -> dict[str, tuple[int, str, bool]]:
     """What a restart must know of them; the rest is reported anew."""
-    return {digest: (replica.state, replica.detail) for digest, replica in replicas.items()}
+    return {digest: (replica.state, replica.detail, replica.on_trial) for digest, replica in replicas.items()}
 
 
 def _check_names(*names: str) -> None:

@@ -199,7 +199,8 @@ class Gatherer:
         self, model: str, node: Node, known: Sequence[pb.ReplicaStatus], leaving: Collection[str]
     ) -> tuple[pb.ReplicaStatus | None, str]:
         """The node's ready replica, or the reason why there is none."""
-        ready = [r for r in known if r.state == READY]
+        # What is on trial answers a part of what the standing version is asked; that one's figures are the node's.
+        ready = [r for r in known if r.state == READY and not r.on_trial]
         if node.id in leaving:
             return None, "it is being drained"
         if not ready:
@@ -207,7 +208,7 @@ class Gatherer:
         if len(ready) == 1:
             return ready[0], ""
         # While versions change, both the old and the new one may be ready; the deployed one is what serves.
-        deployed = self._catalog.deployed(model, node.site)
+        deployed = self._catalog.deployed(model, node.site, node.region, node.id)
         return next((r for r in ready if deployed and r.digest == deployed.digest), ready[0]), ""
 
     def _fact(self, node: Node, replica: pb.ReplicaStatus, per_s: float) -> ReplicaFacts:

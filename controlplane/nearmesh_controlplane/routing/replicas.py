@@ -72,7 +72,7 @@ def speeds(nodes: Iterable[Node], said: Mapping[str, list[pb.ReplicaStatus]]) ->
     for node in nodes:
         for replica in said.get(node.id, ()):
             per_s = replica.inferences_per_second
-            if 0 < per_s < math.inf and replica.state == READY:
+            if 0 < per_s < math.inf and replica.state == READY and not replica.on_trial:
                 bounded = min(max(per_s, LEAST_PER_S), MAX_PER_S)
                 found.setdefault((node.hardware, replica.variant), []).append(bounded)
     return {key: sorted(values)[len(values) // 2] for key, values in found.items()}
