@@ -258,8 +258,8 @@ def test_a_rollout_is_waited_for_and_rolled_back(mesh: Mesh) -> None:
 def test_a_version_that_fails_its_warmup_says_why_and_never_serves(mesh: Mesh) -> None:
     done = mesh.run("model", "publish", str(mesh.package("3", right=False)), "--deploy")
     assert done.exit_code == 1
-    words = "error: adder@3 was taken back by itself: node-a refuses it: WARMUP_FAILED: warmup.npz: output 'total' differs"
-    assert done.stderr.splitlines()[-1].startswith(words)
+    why = "node-a refuses it: WARMUP_FAILED: warmup.npz: output 'total' differs"
+    assert done.stderr.splitlines()[-1].startswith(f"error: adder@3 was taken back by itself: {why}")
     states = {r["version"]: r["state"] for r in mesh.json("model", "show", "adder")["replicas"]}
     assert states == {"1": "ready"}, "nobody wants the other one any more"
     assert mesh.run("model", "deploy", "adder@1").exit_code == 0
