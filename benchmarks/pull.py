@@ -22,8 +22,8 @@ import numpy as np
 from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.serving import memory
-from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.node import ServingNode
+from nearmesh_agent.serving.responses import Place
 from nearmesh_agent.store.store import ModelStore
 
 from benchmarks.cold import bare_ms, write_package

@@ -12,10 +12,10 @@ from typing import Any
 
 from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.server import add_servicers
-from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.metrics import ServingMetrics
 from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.replica_config import ReplicaConfig
+from nearmesh_agent.serving.responses import Place
 from nearmesh_agent.serving.servicer import InferenceServicer
 from nearmesh_agent.serving.table import ReplicaTable
 
@@ -60,10 +60,12 @@ async def serving(
     address = server.listen_plain("127.0.0.1:0")
     await server.start()
     forgetting = asyncio.create_task(servicer.forget_idle())
+    mirroring = asyncio.create_task(servicer.mirror.run())
     try:
         yield Running(address, servicer, table, metrics)
     finally:
         forgetting.cancel()
+        mirroring.cancel()
         await server.stop(None)
         for replica in replicas:
             await replica.close()

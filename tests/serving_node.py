@@ -17,8 +17,8 @@ from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.engines.base import EngineFactory
 from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.server import POLICY, add_servicers
-from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.node import ServingNode
+from nearmesh_agent.serving.responses import Place
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import aio as triton
 

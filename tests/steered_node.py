@@ -13,6 +13,7 @@ import pytest
 from nearmesh_agent.serving.measured import ReplicaStats
 from nearmesh_agent.serving.table import ReplicaTable
 from nearmesh_agent.serving.tally import Tally
+from nearmesh_agent.session import crashes, remembered
 from nearmesh_agent.session import reconciler as reconcilers
 from nearmesh_agent.session.reconciler import Reconciler
 
@@ -45,6 +46,8 @@ class FakeReplica:
     active: bool = True
     load_s: float = 0.25
     waiting: int = 4
+    on_trial: bool = False
+    idle_s: float = 0.0
     tally: Tally = field(default_factory=Tally)
 
     def stats(self) -> ReplicaStats:
@@ -97,7 +100,7 @@ class Node:
     async def _tidy(self) -> None:
         self.kept.append(self.reconciler.needed())
 
-    async def _load(self, folder: Path, digest: str) -> Any:
+    async def _load(self, folder: Path, digest: str, *, on_trial: bool = False) -> Any:
         assert not self.busy, "two loads at a time"
         self.busy = True
         try:
@@ -108,22 +111,32 @@ class Node:
             self.busy = False
         if error := self.load_errors.get(digest):
             raise error
-        found = FakeReplica(folder.name, digest[-1], digest)
+        found = FakeReplica(folder.name, digest[-1], digest, on_trial=on_trial)
         found.hung_up.set()
         if not self.held:
             found.let_go.set()
         self.loaded.append(found)
         return found
 
-    def want(self, *versions: str, removed: tuple[str, ...] = ()) -> None:
-        wanted = [pb.WantedVersion(model=v[:-2], version=v[-1], digest=digest(v)) for v in versions]
+    def want(
+        self, *versions: str, removed: tuple[str, ...] = (), trial: str = "", share: float = 0.0, rollout: str = ""
+    ) -> None:
+        """`trial` is one more version, for that share of the requests."""
+        wanted = [pb.WantedVersion(model=v[:-2], version=v[-1], digest=digest(v), rollout=rollout) for v in versions]
+        if trial:
+            wish = pb.WantedVersion(model=trial[:-2], version=trial[-1], digest=digest(trial), rollout=rollout)
+            wish.trial.share = share
+            wanted.append(wish)
         self.reconciler.want(pb.WantedState(versions=wanted, removed_nodes=removed))
 
     def states(self) -> dict[str, int]:
         return {status.model + "-" + status.digest[-1]: status.state for status in self.reconciler.statuses()}
 
+    def status(self, version: str) -> pb.ReplicaStatus:
+        return next(s for s in self.reconciler.statuses() if s.digest == digest(version))
+
     def detail(self, version: str) -> str:
-        return next(s.detail for s in self.reconciler.statuses() if s.digest == digest(version))
+        return self.status(version).detail
 
     def answers(self, model: str = "m") -> str:
         return self.table.get(model).version
@@ -146,8 +159,10 @@ async def still(node: Node, *facts: Callable[[], object]) -> None:
 
 @asynccontextmanager
 async def steered(folder: Path, monkeypatch: pytest.MonkeyPatch, *, drain_s: float = 0.0) -> AsyncIterator[Node]:
-    """Tries again at once; nothing is left of it afterwards."""
+    """Tries again at once, and waits for no disk; nothing is left of it afterwards."""
     monkeypatch.setattr(reconcilers, "RETRY_S", (0.0, 0.0))
+    for module in (crashes, remembered):
+        monkeypatch.setattr(module, "write_private", Path.write_bytes)
     found = Node(folder, drain_s=drain_s)
     try:
         yield found

@@ -20,7 +20,8 @@ async def follow_readiness(
     known: set[str] = set()
     while True:
         changed.clear()
-        serving = {replica.name for replica in table if replica.ready and not servicer.draining}
+        ready = [replica for replica in table if replica.ready and not replica.on_trial]
+        serving = {replica.name for replica in ready if not servicer.draining}
         for model in known | serving:
             status.put(model, serving=model in serving)
         known |= serving

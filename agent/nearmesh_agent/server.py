@@ -37,9 +37,9 @@ from nearmesh_agent.island import ADS, Island
 from nearmesh_agent.leaving import Leaving
 from nearmesh_agent.notice.source import first_notice, sources
 from nearmesh_agent.serving import wire
-from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.metrics import ServingMetrics
 from nearmesh_agent.serving.node import ServingNode
+from nearmesh_agent.serving.responses import Place
 from nearmesh_agent.serving.servicer import InferenceServicer
 from nearmesh_agent.session.peers import PeerTimes
 from nearmesh_agent.session.reconciler import Reconciler
@@ -132,6 +132,7 @@ class Agent:
                         metrics_address,
                     )
                     await stop.wait()
+                    self._reconciler.ending()
                     await self._leaving.run(self._node.health.leave, partial(self._stop, server))
                     for task in background:
                         task.cancel()

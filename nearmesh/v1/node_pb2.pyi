@@ -213,7 +213,7 @@ class Peer(_message.Message):
     def __init__(self, node: _Optional[str] = ..., address: _Optional[str] = ..., server_name: _Optional[str] = ...) -> None: ...
 
 class WantedVersion(_message.Message):
-    __slots__ = ("model", "version", "digest", "trial", "holders", "idle_unload_s", "registry")
+    __slots__ = ("model", "version", "digest", "trial", "holders", "idle_unload_s", "registry", "rollout")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +221,7 @@ class WantedVersion(_message.Message):
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
     IDLE_UNLOAD_S_FIELD_NUMBER: _ClassVar[int]
     REGISTRY_FIELD_NUMBER: _ClassVar[int]
+    ROLLOUT_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     digest: str
@@ -228,7 +229,8 @@ class WantedVersion(_message.Message):
     holders: _containers.RepeatedCompositeFieldContainer[Holder]
     idle_unload_s: float
     registry: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., trial: _Optional[_Union[Trial, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., idle_unload_s: _Optional[float] = ..., registry: _Optional[str] = ...) -> None: ...
+    rollout: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., trial: _Optional[_Union[Trial, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., idle_unload_s: _Optional[float] = ..., registry: _Optional[str] = ..., rollout: _Optional[str] = ...) -> None: ...
 
 class Trial(_message.Message):
     __slots__ = ("share", "mirror_share")

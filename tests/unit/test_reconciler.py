@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from nearmesh_agent.session import reconciler as reconcilers
+from nearmesh_agent.session import outgoing
 
 from nearmesh.errors import DigestMismatch, NotFound, NotReady, Unreachable, WarmupFailed
 from nearmesh.routing.times import Times
@@ -262,7 +262,7 @@ async def test_p4_whoever_names_the_old_version_finds_it_for_a_while(
 
 async def test_an_old_version_that_nobody_names_goes_sooner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with steered(tmp_path, monkeypatch, drain_s=100.0) as node:
-        monkeypatch.setattr(reconcilers, "QUIET_SHARE", 1e-3)
+        monkeypatch.setattr(outgoing, "QUIET_SHARE", 1e-3)
         node.want("m-1")
         await until(lambda: node.states() == {"m-1": READY})
         node.want("m-2")

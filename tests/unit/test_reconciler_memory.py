@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from nearmesh_agent.session import reconciler as reconcilers
+from nearmesh_agent.session import remembered
 
 from nearmesh.errors import NotReady, Unreachable, WarmupFailed
 from tests.steered_node import FAILED, PULLING, READY, Node, digest, steered, still, until
@@ -81,8 +81,8 @@ class Disk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.full = False
-        self._write = reconcilers.write_private
-        monkeypatch.setattr(reconcilers, "write_private", self)
+        self._write = remembered.write_private
+        monkeypatch.setattr(remembered, "write_private", self)
 
     def __call__(self, path: Path, data: bytes) -> None:
         if self.full:
@@ -136,7 +136,7 @@ async def test_a_version_that_a_change_of_mind_took_away_while_it_was_brought_ba
     after.pull_waits[digest("m-1")] = asyncio.Event()
     after.want("m-2")
     await until(lambda: after.states() == {"m-1": PULLING, "m-2": FAILED})
-    del after.reconciler._progress[digest("m-1")]
+    after.reconciler._progress.drop(digest("m-1"))
     after.pull_waits[digest("m-1")].set()
     await until(lambda: after.states() == {"m-2": FAILED} and "the last version failed too" in caplog.text)
     await still(after, after.states)

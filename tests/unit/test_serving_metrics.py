@@ -14,6 +14,7 @@ from nearmesh_agent.serving.table import ReplicaTable
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from nearmesh.v1 import node_pb2 as pb
 from tests.gated_engine import Gate
 from tests.tiny_models import package, spec
 
@@ -232,3 +233,14 @@ def test_a_driver_that_goes_away_leaves_the_page_standing(caplog):
     nvml.lost = True
     assert list(figures.collect()) == []
     assert "GPU is lost" in caplog.text
+
+
+async def test_a_trial_is_told_from_the_standing_version():
+    old, new = replica_of(version="1"), replica_of(version="2")
+    table, metrics = watched(old)
+    table.try_out(new, pb.Trial(share=0.5))
+    new.tally.compared, new.tally.agreed = 3, 2
+    assert [value_of(metrics, "on_trial", version=version) for version in "12"] == [0, 1]
+    assert [value_of(metrics, name, version="2") for name in ("compared_total", "agreed_total")] == [3, 2]
+    table.put(new)
+    assert [value_of(metrics, "on_trial", version=version) for version in "12"] == [0, 0]

@@ -210,3 +210,19 @@ async def test_the_queue_is_that_of_the_moment():
     engine.open.set()
     await asyncio.gather(*asked)
     await replica.close()
+
+
+async def test_what_a_version_on_trial_fails_is_no_error_of_the_node():
+    machine, replica = Machine(), await resident()
+    reporter = machine.reporter(replica)
+    replica.on_trial = True
+    serve(replica, 10, compute_ms=1.0)
+    replica.tally.failed("ENGINE_FAILURE", 1.0)
+    machine.pass_(1.0)
+    load = reporter.load(machine.now)
+    assert (load.requests_per_s, load.errors_per_s) == (10, 0)
+    replica.on_trial = False
+    replica.tally.failed("ENGINE_FAILURE", 1.0)
+    machine.pass_(1.0)
+    assert reporter.load(machine.now).errors_per_s > 0
+    await replica.close()

@@ -50,11 +50,12 @@ class Shelf:
         self.engines.setdefault(name, []).append(Gate())
         return self.engines[name][-1]
 
-    async def add(self, name: str, mib: int = 10, version: str = "1") -> Replica:
+    async def add(self, name: str, mib: int = 10, version: str = "1", *, on_trial: bool = False) -> Replica:
         described = package(
             name, [spec("x", "FP32", -1)], [spec("y", "FP32", -1)], version=version, memory_bytes=mib * MIB
         )
         replica = Replica(described, f"sha256:{name}{version}", make=lambda: self._make(name), clock=lambda: self.now)
+        replica.on_trial = on_trial
         await self.residency.bring(replica, self.folder)
         self.replicas[name + version if version != "1" else name] = replica
         return replica
@@ -310,3 +311,52 @@ def test_the_budget_is_a_share_of_the_machine_unless_said():
 def test_a_node_s_settings_are_not_below_nothing(tmp_path, key):
     with pytest.raises(InvalidInput, match=key):
         NodeConfig(data=tmp_path, **{key: -1})
+
+
+@pytest.mark.parametrize("standing_is_used", [True, False])
+async def test_a_trial_never_pushes_the_standing_version_out(tmp_path, monkeypatch, standing_is_used):
+    monkeypatch.setattr(residencies, "PATIENCE_S", 0.0)
+    async with shelf(tmp_path, 1) as it:
+        standing = await it.add("a")
+        if standing_is_used:
+            standing.holds.take()
+        with pytest.raises(ConfigError) as caught:
+            await it.add("a", version="2", on_trial=True)
+        assert caught.value.message == (
+            "'a' version 2 does not fit beside the standing version: it needs about 10.0 MiB, and of the 10.0 MiB that "
+            "this node gives its models 10.0 MiB are in use; raise `memory_budget_mib` in node.toml, or let it take "
+            "over without a trial"
+        )
+        assert it.here == {"a"} and it.order == ["a"]
+        # As a successor it may.
+        standing.holds.give_back() if standing_is_used else None
+        await it.add("a", version="2")
+        assert it.here == {"a2"}
+
+
+async def test_a_trial_takes_the_place_of_what_nobody_uses_and_of_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(residencies, "PATIENCE_S", 0.0)
+    async with shelf(tmp_path, 2) as it:
+        await it.add("a")
+        other = await it.add("b")
+        gate = it.engines["b"][0]
+        gate.open.clear()
+        under_way = asyncio.create_task(other.infer(INPUT))
+        await gate.entered()
+        with pytest.raises(ConfigError, match="does not fit beside"):
+            await it.add("a", version="2", on_trial=True)
+        gate.open.set()
+        await under_way
+        await it.add("a", version="2", on_trial=True)
+        assert it.here == {"a", "a2"}
+
+
+async def test_a_trial_that_turns_out_larger_than_it_was_said_to_be_does_not_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(Footprint, "needed_bytes", property(lambda self: MIB))
+    async with shelf(tmp_path, 2) as it:
+        await it.add("a")
+        with pytest.raises(
+            ConfigError, match=r"it needs about 15\.0 MiB, and of the 20\.0 MiB .* 10\.0 MiB are in use"
+        ):
+            await it.add("a", 15, version="2", on_trial=True)
+        assert it.here == {"a"} and it.residency.used_bytes == 10 * MIB

@@ -253,3 +253,14 @@ async def test_thousands_at_random(seed, call_s, waiting):
     assert await scheduler.close(5)
     with pytest.raises(NotReady):
         await scheduler.run(ask())
+
+
+async def test_one_that_is_kept_apart_never_has_the_event_loop():
+    engine = Where()
+    scheduler = scheduler_of(engine, times_of(call_s=QUICK_S))
+    scheduler.apart = True
+    await scheduler.run(ask())
+    scheduler.apart = False
+    await scheduler.run(ask())
+    assert engine.threads[0] is not threading.main_thread() is engine.threads[1]
+    assert await scheduler.close(5)

@@ -250,3 +250,29 @@ def test_who_leaves_the_line_holds_nobody_up(leaving, fails):
         assert not sequences._turns
 
     asyncio.run(run())
+
+
+def test_another_version_may_keep_up_with_a_sequence_and_holds_nothing(sequences, voice):
+    other = SimpleNamespace(package=PACKAGE, name="voice", holds=Holds(lambda: 0.0))
+    outputs = {"y": np.zeros(1, np.float32), "after": np.full(1, 7.0, np.float32)}
+    begin(sequences, voice, start(1))
+    # Before there is a sequence there is nothing to keep up with.
+    sequences.keep_spare(key(1), other, outputs)
+    assert sequences.spare(key(1), now_s=0.0) is None
+    advance(sequences, voice, start(1), 5.0)
+    sequences.keep_spare(key(1), other, outputs)
+    spare = sequences.spare(key(1), now_s=0.0)
+    assert spare.replica is other and spare.state["before"].tolist() == [7.0]
+    outputs["after"][0] = 9.0
+    assert spare.state["before"].tolist() == [7.0]
+    assert len(other.holds) == 0
+    # Its own state is still that of the version that began it.
+    assert begin(sequences, voice, go_on(1)).state["before"].tolist() == [5.0]
+    assert sequences.spare(key(1), now_s=5.0) is spare
+    assert sequences.spare(key(1), now_s=10.1) is None
+    # One that failed a step cannot go on.
+    sequences.keep_spare(key(1), other, None)
+    assert sequences.spare(key(1), now_s=0.0) is None
+    advance(sequences, voice, end(1))
+    sequences.keep_spare(key(1), other, outputs)
+    assert len(sequences) == 0

@@ -224,3 +224,20 @@ async def test_attempts_to_heal_come_less_and_less_often(monkeypatch):
         while not it.replica.ready:
             await asleep(0)
     assert waits[:9] == [0, 1, 2, 4, 8, 16, 32, 60, 60]
+
+
+async def test_a_trial_that_hangs_is_given_up_and_not_healed(kennel):
+    kennel.replica.on_trial = True
+    kennel.engines[0].open.clear()
+    kennel.now += 3
+    await kennel.look()
+    await until(lambda: kennel.changes == 1)
+    for _ in range(5):
+        kennel.now += 60
+        await kennel.look()
+        await asyncio.sleep(0)
+    assert len(kennel.engines) == 1 and not kennel.replica.ready
+    # As the standing version it is.
+    kennel.replica.on_trial = False
+    await kennel.look()
+    await until(lambda: kennel.replica.ready)

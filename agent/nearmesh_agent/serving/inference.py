@@ -6,10 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
-
-from tritonclient.grpc import service_pb2
 
 from nearmesh.errors import (
     DeadlineExceeded,
@@ -25,39 +23,18 @@ from nearmesh_agent.engines.base import Array
 from nearmesh_agent.serving import asked as parameters
 from nearmesh_agent.serving import inputs, wire
 from nearmesh_agent.serving.asked import Asked, Step
+from nearmesh_agent.serving.beside import Beside
 from nearmesh_agent.serving.metrics import ServingMetrics
-from nearmesh_agent.serving.queue import Answer
+from nearmesh_agent.serving.mirror import Mirror
 from nearmesh_agent.serving.replica import Replica
-from nearmesh_agent.serving.sequences import Kept, Key, Sequences
+from nearmesh_agent.serving.responses import FINAL, Place, begun, chosen
+from nearmesh_agent.serving.sequences import Key, Sequences, Spare
 from nearmesh_agent.serving.table import ReplicaTable
+from nearmesh_agent.serving.under_way import Call, Computed
 from nearmesh_agent.serving.wire import Received
-
-_FINAL = "triton_final_response"
 
 # How requests end that neither succeed nor fail with an error of the mesh; anything else is a bug.
 _OTHERS: dict[type[BaseException], str] = {asyncio.CancelledError: "CANCELLED", GeneratorExit: "CANCELLED"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where this node is; it signs receipts with it."""
-
-    node: str
-    site: str
-    region: str
-
-
-@dataclass(slots=True)
-class _Call:
-    """What is known about one request while it is answered."""
-
-    request: Received
-    started_s: float
-    timeout_s: float | None
-    replica: Replica | None = None
-
-    def left_s(self, now_s: float) -> float | None:
-        return None if self.timeout_s is None else self.timeout_s - (now_s - self.started_s)
 
 
 class Inference:
@@ -67,14 +44,20 @@ class Inference:
         self._table = table
         self._place = place
         self._metrics = metrics
+        self._beside = Beside(table)
         # Set when the node leaves: nothing new is taken, sequences under way may end.
         self.draining = False
         # Requests that are being answered, those included that wait.
         self.under_way = 0
 
+    @property
+    def mirror(self) -> Mirror:
+        """What shows versions on trial the requests of others; its `run` has to be a task of somebody."""
+        return self._beside.mirror
+
     async def answer(self, request: Received, timeout_s: float | None, sequences: Sequences, scope: str) -> Any:
         """A ModelInferResponse, or the bytes of one. `scope` keeps callers' sequences apart. Raises MeshError."""
-        call = _Call(request, time.perf_counter(), timeout_s)
+        call = Call(request, time.perf_counter(), timeout_s)
         self.under_way += 1
         try:
             return await self._answer(call, sequences, scope)
@@ -89,7 +72,7 @@ class Inference:
 
         So a node that has no time for it need not receive it.
         """
-        call = _Call(Received(message, ()), time.perf_counter(), timeout_s)
+        call = Call(Received(message, ()), time.perf_counter(), timeout_s)
         try:
             asked = self._asked(call)
             if asked.step is None:
@@ -100,7 +83,7 @@ class Inference:
             self._count(call, error)
             raise
 
-    def _count(self, call: _Call, error: BaseException) -> None:
+    def _count(self, call: Call, error: BaseException) -> None:
         took_ms = (time.perf_counter() - call.started_s) * 1000
         outcome = error.reason if isinstance(error, MeshError) else _OTHERS.get(type(error), MeshError.reason)
         replica = call.replica or self._meant(call.request.message)
@@ -118,7 +101,7 @@ class Inference:
         except (NotFound, NotReady):
             return None
 
-    async def _answer(self, call: _Call, sequences: Sequences, scope: str) -> Any:
+    async def _answer(self, call: Call, sequences: Sequences, scope: str) -> Any:
         message = call.request.message
         asked = self._asked(call)
         if asked.step is None:
@@ -130,11 +113,56 @@ class Inference:
                 async with sequences.turn(key):
                     return await self._step(call, key, asked, sequences)
         call.replica = self._open(replica)
+        # Whoever carries the state of a sequence along has it from one version, and no other could go on with it.
+        trial = None if replica.package.sequence else self._table.trial_beside(replica)
+        if trial is None:
+            return await self._run(call, asked, replica)
+        if turn_s := self._beside.turn_s(call, replica, trial, trial.requests):
+            return await self._beside.answer(call, replica, trial.replica, turn_s, partial(self._run, call, asked))
+        answer = await self._run(call, asked, replica)
+        if trial.mirrored.next():
+            self.mirror.offer(replica, trial.replica, call.request, call.outputs)
+        return answer
+
+    async def _run(self, call: Call, asked: Asked, replica: Replica) -> Any:
+        return self._respond(call, asked, replica, await self._compute(call, asked, replica))
+
+    async def _compute(
+        self, call: Call, asked: Asked, replica: Replica, *, held: Mapping[str, Array] | None = None
+    ) -> Computed:
+        """Within a sequence `held` is the state that it goes on from."""
         if replica.package.decoupled:
             raise Unsupported(f"{replica.name!r} gives several answers to a request: call ModelStreamInfer")
-        return await self._run(call, replica, asked)
+        message = call.request.message
+        names = inputs.requested_outputs(replica.package, message, hidden=() if held is None else replica.hidden)
+        arrays = replica.intake.read(call.request, held=held or inputs.NOTHING)
+        decoded_s = time.perf_counter()
+        answer = await replica.infer(arrays, timeout_s=call.left_s(decoded_s), priority=asked.priority)
+        return Computed(answer, names, decoded_s, time.perf_counter())
 
-    def _asked(self, call: _Call) -> Asked:
+    def _respond(self, call: Call, asked: Asked, replica: Replica, computed: Computed) -> Any:
+        """Writes the answer, and counts it."""
+        answer, answered_s = computed.answer, computed.answered_s
+        call.outputs = answer.outputs
+        response = begun(replica, call.request.message)
+        if asked.receipt:
+            self._place.sign(response, replica, answer, (answered_s - call.started_s) * 1000)
+        if asked.empty_final:
+            response.parameters[FINAL].bool_param = True
+        encoded = wire.respond(response, chosen(answer.outputs, computed.names))
+        ended_s = time.perf_counter()
+        replica.tally.answered(
+            answer,
+            rows=answer.rows,
+            decode_ms=(computed.decoded_s - call.begun_s) * 1000,
+            encode_ms=(ended_s - answered_s) * 1000,
+            now_ms=time.time_ns() // 1_000_000,
+        )
+        replica.tally.moved(call.request.size_bytes, wire.size_bytes(encoded))
+        replica.measured.served((ended_s - call.begun_s) * 1000)
+        return encoded
+
+    def _asked(self, call: Call) -> Asked:
         asked = parameters.read(call.request.message)
         if asked.timeout_s is not None:
             call.timeout_s = asked.timeout_s if call.timeout_s is None else min(asked.timeout_s, call.timeout_s)
@@ -157,17 +185,33 @@ class Inference:
             "anew with sequence_start, and another node takes it"
         )
 
+    # Sequences.
+
     def _holder(self, message: Any, key: Key, step: Step, sequences: Sequences) -> Replica:
         """A swap, or the model's end here, leaves a sequence with the version that it began with."""
         held = sequences.holder(key, step)
         return held or self._table.get(message.model_name, message.model_version)
 
-    async def _step(self, call: _Call, key: Key, asked: Asked, sequences: Sequences) -> Any:
+    async def _step(self, call: Call, key: Key, asked: Asked, sequences: Sequences) -> Any:
         """One request of a sequence, in its turn."""
         step, message = asked.step, call.request.message
         assert step is not None
         # Asked again: an earlier request of the sequence may have ended it while this one waited.
         replica = self._holder(message, key, step, sequences)
+        if step.start:
+            trial = self._table.trial_beside(self._open(replica))
+            able = trial and trial.replica.package.sequence
+            if trial and able and self._beside.turn_s(call, replica, trial, trial.sequences):
+                return await self._on_both(call, key, asked, sequences, trial.replica, Spare(replica, {}))
+        elif (spare := sequences.spare(key, now_s=time.monotonic())) and not self._table.serving(replica):
+            _check_version(replica, message)
+            return await self._on_both(call, key, asked, sequences, replica, spare)
+        computed = await self._step_on(call, key, asked, sequences, replica)
+        return self._respond(call, asked, replica, computed)
+
+    async def _step_on(self, call: Call, key: Key, asked: Asked, sequences: Sequences, replica: Replica) -> Computed:
+        step, message = asked.step, call.request.message
+        assert step is not None
         # A version that is taken out during a step waits for it: a first step has no state yet that would hold it.
         with replica.holds.during() if step.start else nullcontext():
             kept = sequences.begin(key, step, replica, now_s=time.monotonic())
@@ -176,110 +220,106 @@ class Inference:
             else:
                 self._open(replica)
             call.replica = replica
-            return await self._run(call, replica, asked, kept=kept, key=key, sequences=sequences)
+            computed = await self._compute(call, asked, replica, held=kept.state if kept else {})
+            sequences.advance(key, step, replica, computed.answer.outputs, now_s=time.monotonic())
+            return computed
 
-    async def _run(
-        self,
-        call: _Call,
-        replica: Replica,
-        asked: Asked,
-        *,
-        kept: Kept | None = None,
-        key: Key | None = None,
-        sequences: Sequences | None = None,
+    async def _on_both(
+        self, call: Call, key: Key, asked: Asked, sequences: Sequences, trial: Replica, spare: Spare
     ) -> Any:
-        message = call.request.message
-        outputs = inputs.requested_outputs(replica.package, message, hidden=replica.hidden if key else ())
-        arrays = replica.intake.read(call.request, held=kept.state if kept else inputs.NOTHING)
-        decoded_s = time.perf_counter()
-        answer = await replica.infer(arrays, timeout_s=call.left_s(decoded_s), priority=asked.priority)
-        answered_s = time.perf_counter()
-        if key and sequences is not None and asked.step:
-            sequences.advance(key, asked.step, replica, answer.outputs, now_s=time.monotonic())
-        response = service_pb2.ModelInferResponse(model_name=replica.name, model_version=replica.version, id=message.id)
-        if asked.receipt:
-            self._sign(response, replica, answer, (answered_s - call.started_s) * 1000)
-        if asked.empty_final:
-            response.parameters[_FINAL].bool_param = True
-        encoded = wire.respond(response, _chosen(answer.outputs, outputs))
-        ended_s = time.perf_counter()
-        replica.tally.answered(
-            answer,
-            rows=answer.rows,
-            decode_ms=(decoded_s - call.started_s) * 1000,
-            encode_ms=(ended_s - answered_s) * 1000,
-            now_ms=time.time_ns() // 1_000_000,
+        """A step of a sequence that a version on trial has begun, or is to begin.
+
+        The standing version takes every step as well, from a state of its own, so that it can go on if the other fails.
+        """
+        step, standing = asked.step, spare.replica
+        assert step is not None
+        tried, stood = await self._beside.both(
+            call,
+            standing,
+            trial,
+            self._step_on(call, key, asked, sequences, trial),
+            self._compute(call, asked, standing, held=spare.state),
         )
-        replica.tally.moved(call.request.size_bytes, wire.size_bytes(encoded))
-        replica.measured.served((ended_s - call.started_s) * 1000)
-        return encoded
+        if tried:
+            sequences.keep_spare(key, standing, stood.answer.outputs if stood else None)
+            return self._respond(call, asked, trial, tried)
+        assert stood is not None
+        sequences.advance(key, step, standing, stood.answer.outputs, now_s=time.monotonic())
+        return self._respond(call, asked, standing, stood)
+
+    # Decoupled models.
 
     async def answers(self, request: Received, timeout_s: float | None) -> AsyncGenerator[Any, None]:
         """A decoupled model's answers, in order, each a ModelInferResponse. Raises MeshError."""
-        call = _Call(request, time.perf_counter(), timeout_s)
+        call = Call(request, time.perf_counter(), timeout_s)
         message = request.message
         self.under_way += 1
         try:
             asked = self._asked(call)
             replica = call.replica = self._open(self._table.get(message.model_name, message.model_version))
-            wanted = inputs.requested_outputs(replica.package, message)
-            arrays = replica.intake.read(request)
-            number, asked_s, bytes_out = 0, time.perf_counter(), 0
-            async with aclosing(replica.stream(arrays, timeout_s=call.left_s(asked_s))) as answers:
-                async for outputs in answers:
-                    computed_s = time.perf_counter()
-                    written = self._part(replica, message, asked, _chosen(outputs, wanted))
-                    bytes_out += wire.size_bytes(written)
-                    replica.tally.responded(
-                        number,
-                        compute_ms=(computed_s - asked_s) * 1000,
-                        encode_ms=(time.perf_counter() - computed_s) * 1000,
-                    )
-                    yield written
-                    # The caller took its time in between.
-                    number, asked_s = number + 1, time.perf_counter()
-            if asked.empty_final:
-                last = _response(replica, message)
-                last.parameters[_FINAL].bool_param = True
-                yield last
+            async with aclosing(self._chosen_stream(call, asked, replica)) as answers:
+                async for answer in answers:
+                    yield answer
         except BaseException as error:
             self._count(call, error)
             raise
         finally:
             self.under_way -= 1
-        replica.tally.streamed((time.perf_counter() - call.started_s) * 1000, time.time_ns() // 1_000_000)
-        replica.tally.moved(request.size_bytes, bytes_out)
+
+    async def _chosen_stream(self, call: Call, asked: Asked, standing: Replica) -> AsyncGenerator[Any, None]:
+        """From the version on trial if it is its turn and its first answer comes, else from the standing one."""
+        trial = self._table.trial_beside(standing)
+        turn_s = self._beside.turn_s(call, standing, trial, trial.requests) if trial else 0.0
+        begins, first = False, None
+        if trial and turn_s:
+            answers = self._stream(call, asked, trial.replica)
+            begins, first = await self._beside.first(call, trial.replica, turn_s, answers)
+        if not begins:
+            call.replica, call.begun_s = standing, time.perf_counter()
+            answers = self._stream(call, asked, standing)
+        async with aclosing(answers):
+            if first is not None:
+                yield first
+            async for answer in answers:
+                yield answer
+
+    async def _stream(self, call: Call, asked: Asked, replica: Replica) -> AsyncGenerator[Any, None]:
+        if not replica.package.decoupled:
+            raise Unsupported(f"{replica.name!r} gives one answer to a request")
+        message = call.request.message
+        wanted = inputs.requested_outputs(replica.package, message)
+        arrays = replica.intake.read(call.request)
+        number, asked_s, bytes_out = 0, time.perf_counter(), 0
+        async with aclosing(replica.stream(arrays, timeout_s=call.left_s(asked_s))) as answers:
+            async for outputs in answers:
+                computed_s = time.perf_counter()
+                written = self._part(replica, message, asked, chosen(outputs, wanted))
+                bytes_out += wire.size_bytes(written)
+                replica.tally.responded(
+                    number,
+                    compute_ms=(computed_s - asked_s) * 1000,
+                    encode_ms=(time.perf_counter() - computed_s) * 1000,
+                )
+                yield written
+                # The caller took its time in between.
+                number, asked_s = number + 1, time.perf_counter()
+        if asked.empty_final:
+            last = begun(replica, message)
+            last.parameters[FINAL].bool_param = True
+            yield last
+        replica.tally.streamed((time.perf_counter() - call.begun_s) * 1000, time.time_ns() // 1_000_000)
+        replica.tally.moved(call.request.size_bytes, bytes_out)
 
     def _part(self, replica: Replica, message: Any, asked: Asked, outputs: Mapping[str, Array]) -> Any:
         """One of several answers."""
-        response = _response(replica, message)
+        response = begun(replica, message)
         if asked.empty_final:
-            response.parameters[_FINAL].bool_param = False
+            response.parameters[FINAL].bool_param = False
         return wire.parsed(wire.respond(response, outputs))
 
     def decoupled(self, message: Any) -> bool:
         """Whether a request's model gives several answers. Raises NotFound, NotReady."""
         return self._table.get(message.model_name, message.model_version).package.decoupled
-
-    def _sign(self, response: Any, replica: Replica, answer: Answer, service_ms: float) -> None:
-        written = response.parameters
-        written["nearmesh_node"].string_param = self._place.node
-        written["nearmesh_site"].string_param = self._place.site
-        written["nearmesh_region"].string_param = self._place.region
-        written["nearmesh_digest"].string_param = replica.digest
-        written["nearmesh_variant"].string_param = replica.variant
-        written["nearmesh_queue_ms"].double_param = answer.queue_ms
-        written["nearmesh_compute_ms"].double_param = answer.compute_ms
-        written["nearmesh_service_ms"].double_param = service_ms
-        written["nearmesh_batch_rows"].int64_param = answer.batch_rows
-
-
-def _response(replica: Replica, message: Any) -> Any:
-    return service_pb2.ModelInferResponse(model_name=replica.name, model_version=replica.version, id=message.id)
-
-
-def _chosen(outputs: Mapping[str, Array], names: list[str]) -> dict[str, Array]:
-    return {name: outputs[name] for name in names}
 
 
 def _check_held(replica: Replica, message: Any) -> None:
@@ -288,5 +328,9 @@ def _check_held(replica: Replica, message: Any) -> None:
             f"the version of {replica.name!r} that the sequence began with has left this node; start it again with "
             "sequence_start"
         )
+    _check_version(replica, message)
+
+
+def _check_version(replica: Replica, message: Any) -> None:
     if message.model_version not in ("", replica.version):
         raise InvalidInput(f"version {message.model_version!r} given; the sequence began with {replica.version!r}")

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from nearmesh.errors import DeadlineExceeded, Draining, NotReady, Overloaded
+from nearmesh.errors import DeadlineExceeded, Draining, EngineFailure, MeshError, NotReady, Overloaded
 from nearmesh_agent.serving.gpu import GpuFigures
 from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.tally import Buckets, Tally
@@ -24,6 +24,9 @@ UNKNOWN_MODEL, NO_VERSION = "unknown", ""
 
 # A request that ended with one of these was refused for the node's sake, not for its contents.
 REFUSALS = frozenset({Overloaded.reason, Draining.reason, NotReady.reason, DeadlineExceeded.reason})
+
+# How requests end by the node's own fault.
+FAULTS = REFUSALS | {EngineFailure.reason, MeshError.reason}
 
 _LABELS = ("model", "version")
 _MS = 0.001
@@ -41,6 +44,8 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Tally], int]], ...] = (
     ("inferences", "Rows answered.", lambda t: t.inferences),
     ("loads", "Times that the version came into memory.", lambda t: t.loads),
     ("evictions", "Times that the version left memory for another one.", lambda t: t.evictions),
+    ("compared", "Answers of the standing version that this one on trial was asked for as well.", lambda t: t.compared),
+    ("agreed", "Of those compared, answers that agreed.", lambda t: t.agreed),
 )
 _GAUGES: tuple[tuple[str, str, Callable[[Replica], float]], ...] = (
     ("in_flight", "Inference requests that wait or run.", lambda r: r.in_flight),
@@ -50,7 +55,13 @@ _GAUGES: tuple[tuple[str, str, Callable[[Replica], float]], ...] = (
     ("memory_bytes", "What the version takes in memory at the moment.", lambda r: r.held_bytes),
     ("resident", "1 while the version is in memory.", lambda r: r.active),
     ("ready", "0 while an engine call hangs, or calls fail.", lambda r: r.ready),
+    ("on_trial", "1 while the version is served beside the standing one.", lambda r: r.on_trial),
 )
+
+
+def fault_of(reason: str) -> str:
+    """How it is counted that a version on trial ended like this what the standing version answered."""
+    return reason if reason in FAULTS else EngineFailure.reason
 
 
 class ServingMetrics(Collector):

@@ -12,12 +12,12 @@ from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.engines.base import EngineFactory
 from nearmesh_agent.health import follow_readiness
 from nearmesh_agent.serving import memory
-from nearmesh_agent.serving.inference import Place
 from nearmesh_agent.serving.metrics import ServingMetrics
 from nearmesh_agent.serving.occupancy import Occupancy
 from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.replica_config import ReplicaConfig
 from nearmesh_agent.serving.residency import Residency
+from nearmesh_agent.serving.responses import Place
 from nearmesh_agent.serving.servicer import InferenceServicer
 from nearmesh_agent.serving.table import ReplicaTable
 from nearmesh_agent.serving.watchdog import Watchdog
@@ -47,8 +47,8 @@ class ServingNode:
         # Not asyncio's own, whose threads the loop waits for at its end: a load may take minutes, or hang.
         self._loader = ThreadPoolExecutor(thread_name_prefix=LOADER_THREADS)
 
-    async def load(self, folder: Path, digest: str) -> Replica:
-        """A version, proven. Raises as `Replica.load` and `Residency.bring`."""
+    async def load(self, folder: Path, digest: str, *, on_trial: bool = False) -> Replica:
+        """A version, proven; one `on_trial` gets the memory that is free. Raises as `Residency.bring`."""
         return await Replica.load(
             folder,
             digest,
@@ -57,6 +57,7 @@ class ServingNode:
             executor=self._loader,
             occupancy=self._occupancy,
             bring=self.residency.bring,
+            on_trial=on_trial,
         )
 
     async def run(self) -> None:
@@ -66,6 +67,7 @@ class ServingNode:
             tasks.create_task(self._watchdog.run())
             tasks.create_task(self.residency.run())
             tasks.create_task(self.servicer.forget_idle())
+            tasks.create_task(self.servicer.mirror.run())
 
     async def close(self) -> None:
         """Ends loads that are under way; replicas are closed by whoever put them into the table."""

@@ -27,9 +27,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-from nearmesh.errors import EngineFailure, MeshError
 from nearmesh_agent.engines.cores import usable_cores
-from nearmesh_agent.serving.metrics import REFUSALS
+from nearmesh_agent.serving.metrics import FAULTS
 from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.tally import Tally
 
@@ -39,9 +38,6 @@ TRAILER = "endpoint-load-metrics-bin"
 EVERY_S = 0.1
 # What averages forget with: more is calmer, less is quicker to tell of a burst.
 MEMORY_S = 2.0
-
-# How requests end by the node's own fault.
-_FAULTS = REFUSALS | {EngineFailure.reason, MeshError.reason}
 
 Clock = Callable[[], float]
 
@@ -150,7 +146,7 @@ class OrcaReporter:
 
 def answered_and_failed(tally: Tally) -> tuple[int, int]:
     """Requests that were answered, and those that were refused or failed by the node's own fault."""
-    return tally.service_ms.count, sum(tally.outcomes.get(outcome, 0) for outcome in _FAULTS)
+    return tally.service_ms.count, sum(tally.outcomes.get(outcome, 0) for outcome in FAULTS)
 
 
 def _counted(tally: Tally) -> _Counted:
@@ -161,9 +157,9 @@ def _share(grown: _Counted, replica: Replica) -> _Happened:
     """What one replica takes of the node."""
     calls_of_request = grown.calls / grown.answered if grown.answered else 0.0
     engine_ms = grown.compute_ms + grown.queue_ms * calls_of_request
-    return _Happened(
-        engine_s=engine_ms / 1000 / max(1, replica.instances), answered=grown.answered, failed=grown.failed
-    )
+    # Nobody saw how a version on trial failed: the standing one answered.
+    failed = 0.0 if replica.on_trial else grown.failed
+    return _Happened(engine_s=engine_ms / 1000 / max(1, replica.instances), answered=grown.answered, failed=failed)
 
 
 # Wire types of protobuf's encoding.

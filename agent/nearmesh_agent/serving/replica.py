@@ -73,6 +73,7 @@ class Replica:
         self.fault = ""
         # An operator took it out of memory, and it stays out until an operator wants it back.
         self.unloaded = False
+        self._on_trial = False
         # It takes nothing more, from sequences neither.
         self.closed = False
         # The inputs that a watchdog may ask with.
@@ -112,12 +113,13 @@ class Replica:
         executor: Executor | None = None,
         occupancy: Occupancy | None = None,
         bring: Bring | None = None,
+        on_trial: bool = False,
     ) -> Replica:
         """Loads the version in `folder` and proves it: every warm-up input gives its expected outputs.
 
         `executor` runs it, asyncio's own if None; a process cannot end before that one's threads have. `bring` makes
-        room for it first. Raises PackageError, ConfigError or EngineFailure when it cannot be loaded, WarmupFailed when
-        it is wrong.
+        room for it first, or finds it where it is `on_trial`. Raises PackageError, ConfigError or EngineFailure when it
+        cannot be loaded, WarmupFailed when it is wrong.
         """
         loop = asyncio.get_running_loop()
         described = await loop.run_in_executor(executor, packages.load, folder) if package is None else package
@@ -130,9 +132,21 @@ class Replica:
             executor=executor,
             occupancy=occupancy,
         )
+        replica.on_trial = on_trial
         replica.footprint.weights_bytes = await loop.run_in_executor(executor, weights_bytes, folder, described)
         await (bring(replica, folder) if bring else replica.activate(folder))
         return replica
+
+    @property
+    def on_trial(self) -> bool:
+        """Served beside the standing version of its model, which comes first in everything."""
+        return self._on_trial
+
+    @on_trial.setter
+    def on_trial(self, value: bool) -> None:
+        self._on_trial = value
+        if active := self._active:
+            active.scheduler.apart = value
 
     # In memory, or not.
 
@@ -183,6 +197,7 @@ class Replica:
             clock=self._clock,
             name=f"{self.name}-{self.version}",
             occupancy=self._occupancy,
+            apart=self.on_trial,
         )
         return Loaded(engine, scheduler, Streams(engine, most=limits.waiting, name=scheduler.name))
 
@@ -212,6 +227,11 @@ class Replica:
     def active(self) -> bool:
         """In memory."""
         return self._active is not None
+
+    @property
+    def idle_s(self) -> float:
+        """Since somebody last asked for it, or since it was loaded."""
+        return max(0.0, self._clock() - self.last_used_s)
 
     @property
     def in_use(self) -> bool:

@@ -53,7 +53,8 @@ class Residency:
     async def bring(self, replica: Replica, folder: Path) -> None:
         """Makes room for a new version, proves it, and takes charge of it.
 
-        Raises as `Replica.load`, ConfigError for what is larger than the budget, NotReady while there is no room.
+        Raises as `Replica.load`, ConfigError for what is larger than the budget, NotReady while there is no room. One
+        on trial pushes nothing out that is in use, nor the version that it is beside: ConfigError if there is no room.
         """
         async with self._turn:
             await self._make_room(replica)
@@ -71,6 +72,8 @@ class Residency:
         try:
             # What it measured may be more than was estimated.
             await self._shrink(keep=replica)
+            if replica.on_trial and self.used_bytes > self.budget_bytes:
+                raise self._no_room_beside(replica, 0)
             if replica.name in self._out:
                 await self._put_out(replica)
         except BaseException:
@@ -108,7 +111,10 @@ class Residency:
         if not self._idle_unload_s:
             return
         for replica in self._here():
-            if replica.active and not replica.in_use and self._idle_s(replica) >= self._idle_unload_s:
+            # One on trial has to show what it can do, and gets few requests.
+            if not replica.active or replica.in_use or replica.on_trial:
+                continue
+            if replica.idle_s >= self._idle_unload_s:
                 await self._evict(replica)
 
     async def close(self) -> None:
@@ -194,6 +200,8 @@ class Residency:
             victim = self._victim(incoming, busy=waited_s >= PATIENCE_S)
             if victim:
                 await self._evict(victim)
+            elif incoming.on_trial and waited_s >= PATIENCE_S:
+                raise self._no_room_beside(incoming, needed)
             elif waited_s >= ROOM_S:
                 raise NotReady(
                     f"there is no room for {incoming.name!r} on this node: all {self.budget_bytes / MIB:.0f} MiB of "
@@ -207,12 +215,16 @@ class Residency:
         """The one used longest ago; of the same model only if there is no other, since a swap needs both versions.
 
         `busy` allows one that answers requests, but never one that sequences began with or that was loaded for requests
-        which have not had their turn.
+        which have not had their turn. For one on trial nothing leaves that is in use, nor what it is beside.
         """
+        busy = busy and not incoming.on_trial
         found = [
             replica
             for replica in self._here()
-            if replica.active and replica is not incoming and not (replica.held if busy else replica.in_use)
+            if replica.active
+            and replica is not incoming
+            and not (replica.held if busy else replica.in_use)
+            and not (incoming.on_trial and replica.name == incoming.name)
         ]
         return min(found, key=lambda r: (r.name == incoming.name, r.last_used_s), default=None)
 
@@ -239,10 +251,15 @@ class Residency:
                 "publish a smaller variant (`memory_bytes` in model.toml says what it really takes)"
             )
 
+    def _no_room_beside(self, replica: Replica, needed_bytes: int) -> ConfigError:
+        return ConfigError(
+            f"{replica.name!r} version {replica.version} does not fit beside the standing version: it needs about "
+            f"{(needed_bytes or replica.held_bytes) / MIB:.1f} MiB, and of the {self.budget_bytes / MIB:.1f} MiB that "
+            f"this node gives its models {(self.used_bytes - replica.held_bytes) / MIB:.1f} MiB are in use; raise "
+            "`memory_budget_mib` in node.toml, or let it take over without a trial"
+        )
+
     def _here(self) -> list[Replica]:
         """Forgets what was closed meanwhile."""
         self._replicas = [replica for replica in self._replicas if not replica.closed or replica.endings.hanging]
         return self._replicas
-
-    def _idle_s(self, replica: Replica) -> float:
-        return self._clock() - replica.last_used_s

@@ -52,6 +52,7 @@ class Scheduler:
         clock: Clock,
         name: str,
         occupancy: Occupancy | None = None,
+        apart: bool = False,
     ) -> None:
         self.instances = engine.instances
         self._calls = EngineCalls(engine, layout, times, clock=clock, instances=engine.instances)
@@ -74,6 +75,8 @@ class Scheduler:
         # Without rows to share out the loop would gain little, and such models are more often those whose calls may
         # take any time, since a loop in their graph depends on the input. Nor may a large input hold the loop up.
         self._short = layout.max_rows > 0 and layout.fixed and 0 < times.best_mean_s <= INLINE_S
+        # However short its calls seemed to be, it is not trusted with the event loop.
+        self.apart = apart
         self._flushing = False
         self._company = Company()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -96,7 +99,7 @@ class Scheduler:
     @property
     def inline(self) -> bool:
         """Whether calls are short enough for the event loop, and were so when nothing disturbed them."""
-        return self._short and self._times.fastest_s <= _TOO_LONG_S
+        return self._short and not self.apart and self._times.fastest_s <= _TOO_LONG_S
 
     def longest_running_s(self) -> float:
         """How long the oldest engine call that has not come back has taken."""

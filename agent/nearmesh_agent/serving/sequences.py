@@ -26,6 +26,14 @@ Key = tuple[str, str, SequenceId]
 
 
 @dataclass(frozen=True, slots=True)
+class Spare:
+    """What another version has of the same sequence, so that it can go on where the one that began it fails."""
+
+    replica: Replica
+    state: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
     """What the node holds of a sequence between two of its requests."""
 
@@ -35,6 +43,8 @@ class Kept:
     state: Mapping[str, Array]
     idle_s: float
     used_s: float
+    # While the version is on trial. It is not held: if it goes, the sequence goes on without it.
+    spare: Spare | None = None
 
     def over(self, now_s: float) -> bool:
         """It was silent too long."""
@@ -84,6 +94,19 @@ class Sequences:
         kept = None if step.start else self._kept.get(key)
         return kept.replica if kept else None
 
+    def spare(self, key: Key, *, now_s: float) -> Spare | None:
+        """Who else could go on with a sequence that is not over."""
+        kept = self._kept.get(key)
+        return kept.spare if kept and not kept.over(now_s) else None
+
+    def keep_spare(self, key: Key, replica: Replica, outputs: Mapping[str, Array] | None) -> None:
+        """Takes in the state that a step left on the other version; None: it failed there, and cannot go on."""
+        kept = self._kept.get(key)
+        # Its last step leaves nothing.
+        if kept:
+            spare = None if outputs is None else Spare(replica, _state(replica, outputs))
+            self._kept[key] = replace(kept, spare=spare)
+
     def begin(self, key: Key, step: Step, replica: Replica, *, now_s: float) -> Kept | None:
         """What a request goes on with; None at its sequence's start, where all state is zeros.
 
@@ -114,10 +137,8 @@ class Sequences:
         assert sequence is not None
         self._drop(key)
         if not step.end:
-            # Copied: a share of a batch would keep the whole batch's state in memory.
-            state = {state.input: outputs[state.output].copy() for state in sequence.state}
             replica.holds.take()
-            self._kept[key] = Kept(replica, state, sequence.idle_s, now_s)
+            self._kept[key] = Kept(replica, _state(replica, outputs), sequence.idle_s, now_s)
 
     def expire(self, now_s: float) -> None:
         """Forgets those that were silent too long; not while a request of theirs waits or is computed."""
@@ -147,3 +168,10 @@ class Sequences:
                 f"{sequence.most} sequences of {replica.name!r} are on this node, as many as may; try another node",
                 retry_after_ms=round(sequence.idle_s * 1000),
             )
+
+
+def _state(replica: Replica, outputs: Mapping[str, Array]) -> dict[str, Array]:
+    """What the next step goes on from, by the inputs that take it."""
+    states = replica.package.sequence.state if replica.package.sequence else ()
+    # Copied: a share of a batch would keep the whole batch's state in memory.
+    return {state.input: outputs[state.output].copy() for state in states}

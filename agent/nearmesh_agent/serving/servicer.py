@@ -15,10 +15,12 @@ from nearmesh.errors import Draining, MeshError, NotFound, NotReady, SequenceLos
 from nearmesh.rpc import MAX_MESSAGE_CHARACTERS, caller
 from nearmesh.tokens import SUBJECT_HEADER
 from nearmesh_agent.serving import describe, wire
-from nearmesh_agent.serving.inference import Inference, Place
+from nearmesh_agent.serving.inference import Inference
 from nearmesh_agent.serving.metrics import ServingMetrics
+from nearmesh_agent.serving.mirror import Mirror
 from nearmesh_agent.serving.orca import OrcaReporter
 from nearmesh_agent.serving.residency import Residency
+from nearmesh_agent.serving.responses import Place
 from nearmesh_agent.serving.sequences import Sequences
 from nearmesh_agent.serving.table import ReplicaTable
 
@@ -94,6 +96,11 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
             stream.end(self._inference.sequence_ends() if stream.sequences.alive else self._inference.turned_away())
 
     @property
+    def mirror(self) -> Mirror:
+        """What shows versions on trial the requests of others; its `run` is to be a task."""
+        return self._inference.mirror
+
+    @property
     def in_flight(self) -> int:
         """Requests that are being answered."""
         return self._inference.under_way
@@ -116,7 +123,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     @property
     def ready(self) -> bool:
         """False while the node has nothing to serve, while it leaves, or while an engine hangs or fails."""
-        wanted = [replica for replica in self._table if not replica.unloaded]
+        wanted = [replica for replica in self._table if not (replica.unloaded or replica.on_trial)]
         return not self.draining and len(wanted) > 0 and all(replica.ready for replica in wanted)
 
     # Health and description.
@@ -162,7 +169,11 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
                 f"loading takes no parameters here, got {sorted(request.parameters)}: what a model is stands in its "
                 "package; publish a version with `nearmesh model publish`"
             )
-        await self._control().load(self._table.get(request.model_name))
+        standing = self._table.get(request.model_name)
+        await self._control().load(standing)
+        # Unloading has taken both.
+        if (trial := self._table.trial_beside(standing)) and trial.replica.unloaded:
+            await self._control().load(trial.replica)
         return service_pb2.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:

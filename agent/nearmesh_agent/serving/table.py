@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from nearmesh.errors import NotFound, NotReady
+from nearmesh.v1 import node_pb2 as pb
 from nearmesh_agent.serving.replica import Replica
+from nearmesh_agent.serving.trial import Trial
 
 
 class ReplicaTable:
@@ -20,7 +22,9 @@ class ReplicaTable:
         self._clock = clock
         # By digest: when a request named the version last.
         self._named_s: dict[str, float] = {}
+        # By model: the standing version, and one that is on trial beside it.
         self._serving: dict[str, Replica] = {}
+        self._trials: dict[str, Trial] = {}
         self._by_digest: dict[str, Replica] = {}
         # Models that this node is to serve and does not yet, with why.
         self._expected: dict[str, str] = {}
@@ -34,14 +38,31 @@ class ReplicaTable:
         self._expected.pop(model, None)
 
     def put(self, replica: Replica) -> Replica | None:
-        """Makes `replica` the serving one of its model; returns the one that it takes over from.
+        """Makes `replica` the standing one of its model, from a trial or not; returns the one that it takes over from.
 
         That one still answers those who name its version, until `remove`, and its sequences until it is closed.
         """
+        self._end_trial(replica)
         before = self._serving.get(replica.name)
         self._by_digest[replica.digest] = replica
         self._serving[replica.name] = replica
         return before if before is not replica else None
+
+    def try_out(self, replica: Replica, wanted: pb.Trial) -> None:
+        """Puts `replica` on trial beside the standing version of its model, or changes what it gets there."""
+        trial = self._trials.get(replica.name)
+        if trial is None or trial.replica is not replica:
+            if trial:
+                trial.replica.on_trial = False
+            trial = self._trials[replica.name] = Trial(replica)
+            replica.on_trial = True
+            self._by_digest[replica.digest] = replica
+        trial.change(wanted)
+
+    def trial_beside(self, replica: Replica) -> Trial | None:
+        """What is on trial beside `replica`, if that one is standing."""
+        trial = self._trials.get(replica.name)
+        return trial if trial and self._serving.get(replica.name) is replica else None
 
     def remove(self, digest: str) -> Replica | None:
         """Takes a replica out, if it is there, and returns it; what it had accepted goes on."""
@@ -49,10 +70,12 @@ class ReplicaTable:
         self._named_s.pop(digest, None)
         if replica is not None and self._serving.get(replica.name) is replica:
             del self._serving[replica.name]
+        if replica is not None:
+            self._end_trial(replica)
         return replica
 
     def get(self, model: str, version: str = "") -> Replica:
-        """The replica that answers; version "" is the serving one. Raises NotFound or NotReady."""
+        """The replica that answers; version "" is the standing one. Raises NotFound or NotReady."""
         found = self._serving.get(model) if not version else self._of_version(model, version)
         if found is None:
             raise self._absent(model, version)
@@ -67,8 +90,12 @@ class ReplicaTable:
     def by_digest(self, digest: str) -> Replica | None:
         return self._by_digest.get(digest)
 
+    def standing(self, model: str) -> Replica | None:
+        """Which version of the model answers requests that name none; None before there is one."""
+        return self._serving.get(model)
+
     def serving(self, replica: Replica) -> bool:
-        """Whether it answers requests that name no version."""
+        """Whether it is the standing one of its model."""
         return self._serving.get(replica.name) is replica
 
     def __iter__(self) -> Iterator[Replica]:
@@ -76,6 +103,12 @@ class ReplicaTable:
 
     def __len__(self) -> int:
         return len(self._by_digest)
+
+    def _end_trial(self, replica: Replica) -> None:
+        trial = self._trials.get(replica.name)
+        if trial and trial.replica is replica:
+            del self._trials[replica.name]
+        replica.on_trial = False
 
     def _of_version(self, model: str, version: str) -> Replica | None:
         serving = self._serving.get(model)

@@ -100,6 +100,9 @@ class Tally:
     # How often it came into memory, and how often it had to leave for another version.
     loads: int = 0
     evictions: int = 0
+    # On trial: answers of the standing version that this one was asked for as well, and those of them that agreed.
+    compared: int = 0
+    agreed: int = 0
     # Milliseconds of requests that were answered well, each with the whole of the calls that it shared; of the others.
     _decode_ms: float = 0.0
     _compute_ms: float = 0.0

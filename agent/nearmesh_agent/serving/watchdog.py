@@ -83,7 +83,8 @@ class Watchdog:
         for replica, seen in self._watched.items():
             if replica.stalled():
                 await self._give_up(replica, f"an engine call has not come back for {replica.running_s:.1f} s")
-            if replica.fault and not seen.healing:
+            # One on trial has shown what it does; loading it again would hold up the standing version's loads.
+            if replica.fault and not seen.healing and not replica.on_trial:
                 seen.healing = asyncio.create_task(self._heal(replica, seen), name=f"heal {replica.name}")
             elif self._due(replica, seen):
                 seen.probe = asyncio.create_task(self._probe(replica, seen), name=f"probe {replica.name}")

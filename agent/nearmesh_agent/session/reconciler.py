@@ -1,8 +1,9 @@
-"""Makes the node serve what is wanted: pulls, proves and swaps versions, and says how far it has come.
+"""Makes the node serve what is wanted: pulls, proves and swaps versions, and tries one out beside the standing one.
 
 A new version is loaded and proven beside the old one and takes over in one step; the old one answers those who name it
 for a while, what it has accepted, and its sequences until they are over, and goes. A version that fails never serves,
-and the old one stays, or comes back after a restart.
+and the old one stays, or comes back after a restart. A version on trial is loaded as well, and becomes the standing one
+without being loaded again; one that ended the process is not tried a second time.
 """
 
 from __future__ import annotations
@@ -10,35 +11,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-from google.protobuf.message import DecodeError
-
 from nearmesh.errors import DigestMismatch, MeshError, NotFound, NotReady, Unreachable
-from nearmesh.tls import write_private
 from nearmesh.v1 import node_pb2 as pb
-from nearmesh_agent.serving.orca import answered_and_failed
 from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.table import ReplicaTable
+from nearmesh_agent.session import crashes
+from nearmesh_agent.session.crashes import Crashes
+from nearmesh_agent.session.outgoing import Outgoing
+from nearmesh_agent.session.progress import Progress
+from nearmesh_agent.session.remembered import Remembered
 
 log = logging.getLogger(__name__)
 
 # A version that could not be had is tried again, less and less often; one that proved wrong is not.
 RETRY_S = (1.0, 60.0)
-# Of each model, versions that served last and are remembered: the newest stands in for a wrong one after a restart, the
-# one before it makes a rollback quick.
-REMEMBERED = 2
-# Of `drain_s`, the share that an old version stays in any case, and how lately somebody must have named it for it to
-# stay all of that time.
-QUIET_SHARE = 0.2
-LATELY_S = 60.0
-
-Load = Callable[[Path, str], Awaitable[Replica]]
+_FAILED = pb.REPLICA_STATE_FAILED
 
 
 class Source(Protocol):
@@ -49,10 +41,12 @@ class Source(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Progress:
-    state: pb.ReplicaState
-    detail: str = ""
+class Load(Protocol):
+    """Brings a version into memory."""
+
+    async def __call__(self, folder: Path, digest: str, *, on_trial: bool = False) -> Replica:
+        """Proven; one `on_trial` pushes nothing out that is in use. Raises MeshError."""
+        ...
 
 
 class Reconciler:
@@ -76,59 +70,51 @@ class Reconciler:
         self._table = table
         self._source = source
         self._load = load
-        self._keep = keep
-        # What served last of each model: when the wanted version fails after a restart, this one still answers.
-        self._keep_served = keep.with_name("served.pb")
-        self._on_progress = on_progress
         self._tidy = tidy
-        found = _read(keep)
-        self.restored = found is not None
-        self._wanted = found or pb.WantedState()
-        # The disk refused it; the next wish is written whether it changes anything or not.
-        self._unsaved = False
-        # By model, the newest last.
-        self._served: dict[str, list[pb.WantedVersion]] = {}
-        for version in (_read(self._keep_served) or pb.WantedState()).versions:
-            self._served.setdefault(version.model, []).append(version)
-        self._progress: dict[str, _Progress] = {}
-        self._models: dict[str, str] = {}
-        # By digest, on its way to serving.
+        self._remembered = Remembered(keep)
+        self._crashes = Crashes(keep.with_name("crashes.json"))
+        self._progress = Progress(on_progress)
+        self._outgoing = Outgoing(table, self._progress, drain_s=drain_s)
+        # By digest, what is wanted, and what is on its way to it.
+        self._wishes = _by_digest(self.wanted.versions)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        # Replicas on their way out. Nobody breaks this off: what is not closed keeps its memory.
-        self._closing: dict[asyncio.Task[None], Replica] = {}
+        self._models: set[str] = set()
         self._tidying: set[asyncio.Task[None]] = set()
-        self._drain_s = drain_s
-        # By digest, versions that another one took over from, and that those who name them still find.
-        self._draining: dict[str, asyncio.Task[None]] = {}
+        # Standing versions that are new here, until they are proven.
+        self._new: dict[str, asyncio.TimerHandle] = {}
         # Loading takes all cores for a moment; one at a time leaves some for serving.
         self._one_at_a_time = asyncio.Lock()
 
     @property
     def wanted(self) -> pb.WantedState:
         """What the control plane said last, also before the last restart."""
-        return self._wanted
+        return self._remembered.wanted
+
+    @property
+    def restored(self) -> bool:
+        """Something was wanted before the restart."""
+        return self._remembered.restored
 
     def want(self, state: pb.WantedState) -> None:
-        """Takes over a wanted state and writes it to disk, so that a restart needs no control plane.
-
-        A disk that refuses it costs that memory, not the service.
-        """
-        changed = state.versions != self._wanted.versions or state.removed_nodes != self._wanted.removed_nodes
-        if changed or self._unsaved:
-            self._unsaved = not _kept(self._keep, state)
-        self._wanted = state
+        """Takes over a wanted state and writes it to disk, so that a restart needs no control plane."""
+        before, self._wishes = self._wishes, _by_digest(state.versions)
+        self._remembered.want(state)
+        self._crashes.asked(state.versions, self.needed())
+        for digest, wish in self._wishes.items():
+            failed = self._progress.state(digest) == _FAILED and self._table.by_digest(digest) is None
+            if failed and digest in before and _asked_anew(before[digest], wish):
+                self._stop(digest)
+                self._progress.drop(digest)
         self._start()
-        for version in state.versions:
+        for version in self._wishes.values():
             replica = self._table.by_digest(version.digest)
             if replica and self._table.serving(replica):
-                self._remember(version)
+                self._remembered.serves(version)
 
     def needed(self) -> set[str]:
         """Digests of the versions that have to stay on this node's disk."""
-        versions = [*self._wanted.versions, *(version for served in self._served.values() for version in served)]
         # What is out of memory at the moment comes back from the disk.
-        here = {replica.digest for replica in self._table}
-        return {version.digest for version in versions} | self._tasks.keys() | here
+        return self._remembered.digests() | self._tasks.keys() | {replica.digest for replica in self._table}
 
     def resume(self) -> None:
         """Works towards what was wanted before the restart."""
@@ -139,194 +125,232 @@ class Reconciler:
     def statuses(self) -> list[pb.ReplicaStatus]:
         """Every version that this node has, or is working on."""
         found = []
-        for digest, progress in self._progress.items():
-            status = pb.ReplicaStatus(
-                model=self._models[digest], digest=digest, state=progress.state, detail=progress.detail
-            )
+        for digest in self._progress:
             replica = self._table.by_digest(digest)
-            if replica:
-                _measure(status, replica)
-            found.append(status)
+            on_trial = replica.on_trial if replica else _on_trial(self._wishes.get(digest))
+            found.append(self._progress.status(digest, replica, on_trial=on_trial))
         return found
+
+    def ending(self) -> None:
+        """The process is about to end in order; what happens to it now is no version's fault."""
+        self._crashes.end()
 
     async def close(self) -> None:
         """Stops working and closes every replica, without waiting for sequences. Safe to repeat."""
-        replicas = [*self._table, *self._closing.values()]
-        tasks = [*self._tasks.values(), *self._draining.values(), *self._closing, *self._tidying]
+        self.ending()
+        for timer in self._new.values():
+            timer.cancel()
+        replicas = list(self._table)
+        tasks = [*self._tasks.values(), *self._tidying]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        replicas += await self._outgoing.end()
         await asyncio.gather(*(replica.close() for replica in replicas))
+        self.ending()
+
+    # What has to be begun, and what has to go.
 
     def _start(self) -> None:
-        wanted = {version.digest: version for version in self._wanted.versions}
-        for digest, task in list(self._tasks.items()):
-            if task.done() or digest not in wanted:
-                task.cancel()
-                del self._tasks[digest]
-        for digest, version in wanted.items():
-            self._models[digest] = version.model
-            if digest not in self._tasks and not self._settled(digest):
-                task = asyncio.create_task(self._bring(version), name=f"bring {version.model}")
-                self._tasks[digest] = task
-                task.add_done_callback(partial(self._brought, version))
-        models = {version.model for version in wanted.values()}
-        for digest in [d for d in self._progress if d not in wanted]:
-            # While its successor is on the way, the old version serves.
-            if self._models[digest] not in models or self._table.by_digest(digest) is None:
+        for digest in [digest for digest, task in self._tasks.items() if task.done() or digest not in self._wishes]:
+            self._stop(digest)
+        models = {wish.model for wish in self._wishes.values() if not _on_trial(wish)}
+        for digest in [digest for digest in self._progress if digest not in self._wishes]:
+            replica = self._table.by_digest(digest)
+            # While its successor is on the way, the old version serves; nobody waits for one on trial.
+            if self._progress.model(digest) not in models or replica is None or replica.on_trial:
                 self._let_go(digest)
-        for model in {*self._models.values()} - models:
+        for wish in self._wishes.values():
+            if wish.digest not in self._tasks and not self._settled(wish):
+                task = asyncio.create_task(self._bring(wish.digest), name=f"bring {wish.model}")
+                self._tasks[wish.digest] = task
+                task.add_done_callback(partial(self._brought, wish))
+        for model in self._models - models:
             self._table.forget(model)
+        self._models = models
 
-    def _settled(self, digest: str) -> bool:
-        """Nothing left to do: it serves, or it has proven wrong."""
-        replica = self._table.by_digest(digest)
-        if replica:
-            return self._table.serving(replica)
-        progress = self._progress.get(digest)
-        return progress is not None and progress.state == pb.REPLICA_STATE_FAILED
+    def _stop(self, digest: str) -> None:
+        task = self._tasks.pop(digest, None)
+        if task:
+            task.cancel()
 
-    async def _bring(self, version: pb.WantedVersion) -> None:
+    def _settled(self, wish: pb.WantedVersion) -> bool:
+        """Nothing left to do for now: it serves, has proven wrong, or waits for the version that it is to be beside."""
+        replica, standing = self._table.by_digest(wish.digest), self._table.standing(wish.model)
+        if not _on_trial(wish):
+            return replica is standing if replica else self._progress.state(wish.digest) == _FAILED
+        if standing is None or standing is replica:
+            if replica is None and self._progress.state(wish.digest) is None:
+                self._set(wish, pb.REPLICA_STATE_PULLING, "waits until the standing version serves")
+            return True
+        if replica is None:
+            return self._progress.state(wish.digest) == _FAILED
+        self._try_out(wish, replica)
+        return True
+
+    def _let_go(self, digest: str) -> None:
+        self._crashes.over(digest)
+        self._forget_timer(digest)
+        self._outgoing.let_go(digest)
+
+    # One version's way.
+
+    async def _bring(self, digest: str) -> None:
+        if why := self._crashes.against(self._wishes[digest]):
+            log.error("version not tried digest=%s: %s", digest, why)
+            await self._failed(digest, why, crashed=True)
+            return
         wait_s = RETRY_S[0]
         while True:
             try:
-                await self._bring_once(version)
+                await self._bring_once(digest)
                 return
             except (MeshError, OSError) as error:
                 why = _why(error)
-                self._set(version, pb.REPLICA_STATE_FAILED, why)
-                log.warning("version failed model=%s digest=%s: %s", version.model, version.digest, why)
-                await self._fall_back(version)
+                log.warning("version failed model=%s digest=%s: %s", self._wishes[digest].model, digest, why)
+                await self._failed(digest, why)
                 if not _worth_another_try(error):
                     return
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(2 * wait_s, RETRY_S[1])
 
-    def _brought(self, version: pb.WantedVersion, task: asyncio.Task[None]) -> None:
+    def _brought(self, wish: pb.WantedVersion, task: asyncio.Task[None]) -> None:
         """A bug must not look like a load that never ends."""
         error = None if task.cancelled() else task.exception()
         if error is None:
             return
-        log.error("bug while bringing model=%s digest=%s", version.model, version.digest, exc_info=error)
-        if self._tasks.get(version.digest) is task:
-            self._set(version, pb.REPLICA_STATE_FAILED, "internal error; the node's log has the cause")
+        log.error("bug while bringing model=%s digest=%s", wish.model, wish.digest, exc_info=error)
+        if self._tasks.get(wish.digest) is task:
+            self._set(wish, _FAILED, "internal error; the node's log has the cause")
 
-    async def _bring_once(self, version: pb.WantedVersion) -> None:
-        replica = self._table.by_digest(version.digest)
-        if replica is None:
-            replica = await self._get(version)
-        self._stop_draining(version.digest)
-        self._table.forget(version.model)
-        self._table.put(replica)
-        self._set(version, pb.REPLICA_STATE_READY)
-        self._remember(version)
-        log.info("serving model=%s version=%s digest=%s", version.model, version.version, version.digest)
-        for digest in [d for d in self._progress if self._models[d] == version.model and d != version.digest]:
-            self._take_out(digest)
+    async def _bring_once(self, digest: str) -> None:
+        replica = self._table.by_digest(digest) or await self._get(self._wishes[digest])
+        # It may have become the standing one, or no longer be that, while it was loaded.
+        wish = self._wishes[digest]
+        if _on_trial(wish):
+            self._try_out(wish, replica)
+        else:
+            self._stand(wish, replica)
         if self._tidy:
             _own(self._tidying, self._tidy(), "tidy")
 
-    async def _fall_back(self, failed: pb.WantedVersion) -> None:
-        """Brings back what served before a restart, if nothing serves the model now."""
-        last = next(reversed(self._served.get(failed.model, [])), None)
-        if last is None or last.digest == failed.digest or any(r.name == failed.model for r in self._table):
+    def _try_out(self, wish: pb.WantedVersion, replica: Replica) -> None:
+        self._outgoing.keep(wish.digest)
+        if not replica.on_trial or self._progress.state(wish.digest) != pb.REPLICA_STATE_READY:
+            self._forget_timer(wish.digest)
+            self._crashes.begin(wish, crashes.ON_TRIAL, crashes.ONE)
+            log.info("on trial model=%s version=%s digest=%s", wish.model, wish.version, wish.digest)
+        self._table.try_out(replica, wish.trial)
+        if self._progress.state(wish.digest) != pb.REPLICA_STATE_READY:
+            self._set(wish, pb.REPLICA_STATE_READY)
+
+    def _stand(self, wish: pb.WantedVersion, replica: Replica) -> None:
+        self._outgoing.keep(wish.digest)
+        self._table.forget(wish.model)
+        self._table.put(replica)
+        self._set(wish, pb.REPLICA_STATE_READY)
+        self._watch(wish)
+        if wish.digest in self._wishes:
+            self._remembered.serves(wish)
+        log.info("serving model=%s version=%s digest=%s", wish.model, wish.version, wish.digest)
+        for digest in self._progress.of_model(wish.model):
+            if digest != wish.digest and digest not in self._wishes:
+                self._forget_timer(digest)
+                self._crashes.over(digest)
+                self._outgoing.take_out(digest)
+        # What is to be on trial beside it has waited for this.
+        self._start()
+
+    async def _failed(self, digest: str, why: str, *, crashed: bool = False) -> None:
+        wish = self._wishes[digest]
+        self._set(wish, _FAILED, why)
+        if not _on_trial(wish):
+            await self._fall_back(wish, crashed=crashed)
+
+    async def _fall_back(self, failed: pb.WantedVersion, *, crashed: bool) -> None:
+        """Brings back what served before a restart, if nothing serves the model now.
+
+        In place of one that `crashed`, the one before it.
+        """
+        served = self._remembered.served(failed.model)
+        if crashed:
+            served = [last for last in served if last.digest != failed.digest and not self._crashes.against(last)]
+        if not served or served[0].digest == failed.digest or self._table.standing(failed.model):
             return
-        self._models[last.digest] = last.model
+        last = served[0]
         try:
             replica = await self._get(last)
         except (MeshError, OSError) as error:
             log.warning("the last version failed too model=%s digest=%s: %s", last.model, last.digest, _why(error))
             # A change of mind meanwhile may have taken it away already.
-            self._progress.pop(last.digest, None)
+            self._progress.drop(last.digest)
             return
-        self._table.forget(last.model)
-        self._table.put(replica)
-        self._set(last, pb.REPLICA_STATE_READY)
+        self._stand(last, replica)
         log.info("serving the last version again model=%s digest=%s", last.model, last.digest)
 
-    def _remember(self, version: pb.WantedVersion) -> None:
-        known = self._served.get(version.model, [])
-        if known and known[-1] == version:
-            return
-        latest = [*(other for other in known if other.digest != version.digest), version][-REMEMBERED:]
-        served = {**self._served, version.model: latest}
-        if _kept(self._keep_served, pb.WantedState(versions=chain.from_iterable(served.values()))):
-            self._served = served
-
     async def _get(self, version: pb.WantedVersion) -> Replica:
-        self._table.expect(version.model, "being loaded")
+        on_trial = _on_trial(version)
+        if not on_trial:
+            self._table.expect(version.model, "being loaded")
         self._set(version, pb.REPLICA_STATE_PULLING)
-        folder = await self._source(version.model, version.digest, self._wanted.registry_url)
+        folder = await self._source(version.model, version.digest, self.wanted.registry_url)
         async with self._one_at_a_time:
             self._set(version, pb.REPLICA_STATE_LOADING)
-            return await self._load(folder, version.digest)
+            self._crashes.begin(version, crashes.LOADING, self._bound(version))
+            try:
+                return await self._load(folder, version.digest, on_trial=on_trial)
+            except BaseException:
+                self._crashes.over(version.digest)
+                raise
 
-    def _take_out(self, digest: str) -> None:
-        """After a swap: whoever names the old version finds it for a while; a change of mind as well."""
-        if self._drain_s <= 0 or self._table.by_digest(digest) is None:
-            self._let_go(digest)
-        elif digest not in self._draining:
-            self._progress[digest] = _Progress(pb.REPLICA_STATE_UNLOADING)
-            self._draining[digest] = asyncio.create_task(self._drain(digest), name=f"drain {self._models[digest]}")
+    # Crashes.
 
-    async def _drain(self, digest: str) -> None:
-        quiet_s = QUIET_SHARE * self._drain_s
-        await asyncio.sleep(quiet_s)
-        if self._table.named_s_ago(digest) <= LATELY_S:
-            await asyncio.sleep(self._drain_s - quiet_s)
-        del self._draining[digest]
-        self._let_go(digest)
+    def _bound(self, version: pb.WantedVersion) -> int:
+        """Ends of the process while it is loaded that are held against it."""
+        served = {last.digest for last in self._remembered.served(version.model)}
+        if not served - {version.digest} and not _on_trial(version):
+            return crashes.MANY
+        return crashes.SEVERAL if version.digest in served and not _on_trial(version) else crashes.ONE
 
-    def _stop_draining(self, digest: str) -> None:
-        task = self._draining.pop(digest, None)
-        if task:
-            task.cancel()
+    def _watch(self, version: pb.WantedVersion) -> None:
+        """It stands from now on; where another one could stand in for it, it has to prove itself first."""
+        others = {last.digest for last in self._remembered.served(version.model)} - {version.digest}
+        if self._crashes.proven(version.digest) or not others:
+            self._crashes.prove(version.digest)
+            return
+        self._crashes.begin(version, crashes.NEW_HERE, crashes.SEVERAL)
+        self._forget_timer(version.digest)
+        loop = asyncio.get_running_loop()
+        self._new[version.digest] = loop.call_later(crashes.NEW_FOR_S, self._proved, version.digest)
 
-    def _let_go(self, digest: str) -> None:
-        """Takes a version out at once, so that a change of mind finds it gone; what it has accepted, it answers."""
-        self._stop_draining(digest)
-        replica = self._table.remove(digest)
-        if replica is not None:
-            self._progress[digest] = _Progress(pb.REPLICA_STATE_UNLOADING)
-            task = asyncio.create_task(self._close(replica), name=f"close {replica.name}")
-            self._closing[task] = replica
-            task.add_done_callback(self._closing.pop)
-        elif self._progress[digest].state != pb.REPLICA_STATE_UNLOADING:
-            del self._progress[digest]
-        self._on_progress()
+    def _proved(self, digest: str) -> None:
+        del self._new[digest]
+        self._crashes.prove(digest)
 
-    async def _close(self, replica: Replica) -> None:
-        await replica.sequences_over()
-        await replica.close()
-        log.info("unloaded model=%s digest=%s", replica.name, replica.digest)
-        progress = self._progress.get(replica.digest)
-        # It may be on its way back by now.
-        if progress and progress.state == pb.REPLICA_STATE_UNLOADING:
-            del self._progress[replica.digest]
-        self._on_progress()
+    def _forget_timer(self, digest: str) -> None:
+        timer = self._new.pop(digest, None)
+        if timer:
+            timer.cancel()
 
     def _set(self, version: pb.WantedVersion, state: pb.ReplicaState, detail: str = "") -> None:
-        self._progress[version.digest] = _Progress(state, detail)
-        self._on_progress()
+        self._progress.set(version.digest, version.model, state, detail)
 
 
-def _read(path: Path) -> pb.WantedState | None:
-    try:
-        return pb.WantedState.FromString(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except DecodeError:
-        log.warning("%s is damaged and will be written anew", path)
-        return None
+def _on_trial(wish: pb.WantedVersion | None) -> bool:
+    return wish is not None and wish.HasField("trial")
 
 
-def _kept(path: Path, state: pb.WantedState) -> bool:
-    try:
-        write_private(path, state.SerializeToString())
-    except OSError as error:
-        log.warning("%s cannot be written, a restart would begin with what was there before: %s", path, error)
-        return False
-    return True
+def _asked_anew(before: pb.WantedVersion, wish: pb.WantedVersion) -> bool:
+    """Another rollout asks for it; or it is to stand, for which room is made where none was for a trial."""
+    return crashes.anew(before.rollout, wish.rollout) or (_on_trial(before) and not _on_trial(wish))
+
+
+def _by_digest(versions: Iterable[pb.WantedVersion]) -> dict[str, pb.WantedVersion]:
+    """Of a model one version stands, and one at most is on trial; what is said to be both stands."""
+    standing = {version.digest: version for version in versions if not _on_trial(version)}
+    trials = {version.model: version for version in versions if _on_trial(version)}
+    # Those that stand come first: they are what a node that starts needs most.
+    return standing | {trial.digest: trial for trial in trials.values() if trial.digest not in standing}
 
 
 def _own(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], name: str) -> None:
@@ -344,20 +368,3 @@ def _worth_another_try(error: MeshError | OSError) -> bool:
     """Bytes that were wrong or missing may come right with another download, a full disk or memory may be emptied; a
     version that proved wrong stays so."""
     return isinstance(error, OSError | Unreachable | DigestMismatch | NotFound | NotReady)
-
-
-def _measure(status: pb.ReplicaStatus, replica: Replica) -> None:
-    stats = replica.stats()
-    status.variant = replica.variant
-    status.service_ms_p50, status.service_ms_p95 = stats.service.p50_ms, stats.service.p95_ms
-    if stats.service.p50_ms:
-        status.service_ms_quantiles.extend(stats.service.ms)
-        status.queue_ms_quantiles.extend(stats.queue.ms)
-    status.answered, status.failed = answered_and_failed(replica.tally)
-    status.bytes_in, status.bytes_out = replica.tally.bytes_in, replica.tally.bytes_out
-    status.inferences_per_second, status.in_flight = stats.inferences_per_second, stats.in_flight
-    status.cold, status.load_ms, status.waiting = not replica.active, replica.load_s * 1000, replica.waiting
-    if replica.unloaded and status.state == pb.REPLICA_STATE_READY:
-        status.state, status.detail = pb.REPLICA_STATE_UNLOADED, "unloaded by an operator"
-    elif not replica.ready and status.state == pb.REPLICA_STATE_READY:
-        status.state, status.detail = pb.REPLICA_STATE_FAILED, replica.fault or "an engine call hangs"

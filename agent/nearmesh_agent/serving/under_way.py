@@ -1,0 +1,45 @@
+"""What is known about one request while it is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nearmesh_agent.engines.base import Array
+from nearmesh_agent.serving.queue import Answer
+from nearmesh_agent.serving.replica import Replica
+from nearmesh_agent.serving.wire import Received
+
+
+@dataclass(slots=True)
+class Call:
+    """Times are of `time.perf_counter`."""
+
+    request: Received
+    started_s: float
+    timeout_s: float | None
+    # Who is to answer, as far as that is known.
+    replica: Replica | None = None
+    # When that one got it; later than `started_s` where another one had its turn before.
+    begun_s: float = 0.0
+    # Every output of the latest engine call for it.
+    outputs: Mapping[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.begun_s = self.started_s
+
+    def left_s(self, now_s: float) -> float | None:
+        """Until its deadline; None if it has none."""
+        return None if self.timeout_s is None else self.timeout_s - (now_s - self.started_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What the engine gave, still to be written."""
+
+    answer: Answer
+    # The outputs that the caller wants.
+    names: list[str]
+    # When the request was read, and when the engine had answered.
+    decoded_s: float
+    answered_s: float
