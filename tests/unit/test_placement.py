@@ -234,3 +234,33 @@ def test_without_any_solution_who_can_stay_stays(monkeypatch: pytest.MonkeyPatch
     assert found.given_up and 0 < moved.sum() < len(moved)
     assert found.shares[~moved] == pytest.approx(held[~moved])
     assert found.shares[:, lost].max() < 0.01 and taken(p, found)[shrunk] < 1.2 * capacity[shrunk]
+
+
+@pytest.mark.parametrize("structured", [False, True])
+@pytest.mark.parametrize(("cost", "room"), [(1.0, 0.9), (1.2, 1.0), (3.0, 0.8)])
+def test_from_the_last_prices_a_few_columns_are_enough(
+    monkeypatch: pytest.MonkeyPatch, cost: float, room: float, structured: bool
+) -> None:
+    """However far things have moved since."""
+    before = problem(120, 40, room=1.5, structured=structured)
+    known = place(before)
+    dearer, less = before.cost.copy(), before.capacity.copy()
+    dearer[:, ::3] *= cost
+    less[::2] *= room
+    now = with_held(before, known.shares, cost=dearer, capacity=less)
+    exact = place(now, known.scarcity)
+
+    def never(*_: object) -> None:
+        raise AssertionError("an approximation takes longer than all the rest")
+
+    monkeypatch.setattr(placement, "ALL_COLUMNS", 0)
+    monkeypatch.setattr(placement, "_approximate", never)
+    found = place(now, known.scarcity)
+
+    def paid(of: Placement) -> float:
+        stays = np.minimum(of.shares, now.held)
+        return float((now.demand[:, None] * (stays * now.stay_cost + (of.shares - stays) * now.cost)).sum())
+
+    assert exact.rounds >= 1 and found.rounds >= 1
+    assert paid(found) == pytest.approx(paid(exact), rel=2 * GAP)
+    assert (taken(now, found) <= less * (1 + 1e-6)).all()

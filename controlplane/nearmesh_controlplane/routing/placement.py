@@ -4,8 +4,9 @@ A row is what one locality asks of one model under one objective; a column is a 
 of demand x cost so that every row is placed and no node gets more than it may have. Usually no node is short: then each
 row's cheapest column is the optimum, and nothing needs to be solved. Otherwise it is a linear program, solved by HiGHS
 (Huangfu and Hall, Mathematical Programming Computation 10, 2018). Of a large one a few columns for each row are enough:
-they are drawn from an approximate solution, and more are added while their reduced cost says that they would help
-(column generation; Dantzig and Wolfe, 1960), until the bound that the prices give is within GAP of what was found.
+those that cost least by the last prices or, before there are any, some drawn from an approximate solution. More are
+added while their reduced cost says that they would help (column generation; Dantzig and Wolfe, 1960), until the bound
+that the prices give is within GAP of what was found.
 
 Whoever is placed stays for a while: what is where it was costs less by a share, so that a small difference moves
 nobody. And as long as the prices of last time prove that staying is near the optimum, nothing is solved.
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 ALL_COLUMNS = 4000
 # Columns drawn for each row of a larger problem, and how far from the optimum the result may be, as a share of it.
 DRAWN = 4
+# Columns taken for each row where the last prices are known: those that cost least by them.
+LIKELY = 6
 GAP = 1e-3
 MAX_ROUNDS = 12
 # All programs of one placement together. Whoever decides answers nobody meanwhile, nor hears that nodes are there; a
@@ -93,7 +96,7 @@ def place(problem: Problem, scarcity: Array | None = None) -> Placement:
     if scarcity is not None and _may_stay(problem, scarcity):
         shares = np.where(problem.demand[:, None] > 0, problem.held, _priced(problem, scarcity))
         return Placement(shares=shares, scarcity=scarcity)
-    return _solve(problem)
+    return _solve(problem, scarcity)
 
 
 def _may_stay(problem: Problem, scarcity: Array) -> bool:
@@ -131,9 +134,9 @@ def _taken(problem: Problem, shares: Array) -> Array:
     return found
 
 
-def _solve(problem: Problem) -> Placement:
+def _solve(problem: Problem, scarcity: Array | None) -> Placement:
     asking = np.flatnonzero(problem.demand > 0)
-    program, why = _Program(problem, asking), ""
+    program, why = _Program(problem, asking, scarcity), ""
     try:
         while not (found := program.run()).near and program.rounds < MAX_ROUNDS:
             program.add(*found.missing)
@@ -195,7 +198,7 @@ class _Program:
     and that are sent to a node. Constraints: each row's demand, each node's capacity.
     """
 
-    def __init__(self, problem: Problem, asking: Ints) -> None:
+    def __init__(self, problem: Problem, asking: Ints, scarcity: Array | None) -> None:
         self._demand = problem.demand[asking]
         self._load = problem.load[asking]
         self._cost = np.where(problem.cost[asking] < problem.overload_cost, problem.cost[asking], np.inf)
@@ -220,7 +223,7 @@ class _Program:
         staying = _where((held > 0) & (problem.stay_cost[asking] < self._overload_cost))
         self._record(*staying)
         self._add(problem.stay_cost[asking][staying], (held * self._demand[:, None])[staying], *staying)
-        self.add(*self._first())
+        self.add(*self._first(scarcity))
 
     def add(self, rows: Ints, nodes: Ints) -> None:
         """Lets rows be sent to nodes."""
@@ -251,10 +254,13 @@ class _Program:
             self._roughly = _approximate(self._true_cost, self._load, self._demand, self._capacity)
         return self._roughly
 
-    def _first(self) -> tuple[Ints, Ints]:
+    def _first(self, scarcity: Array | None) -> tuple[Ints, Ints]:
         possible = np.isfinite(self._cost)
         if possible.sum() <= ALL_COLUMNS:
             return _where(possible)
+        if scarcity is not None and scarcity.any():
+            # Prices are hardly ever the same twice, and hardly ever far from the last ones.
+            return _where(_lowest(self._cost + self._load * scarcity, LIKELY) & possible)
         return _where(_drawn(self.rough()) & possible)
 
     def _missing(self, row_price: Array, scarcity: Array) -> tuple[bool, tuple[Ints, Ints]]:
@@ -331,6 +337,14 @@ def _approximate(cost: Array, load: Array, demand: Array, capacity: Array) -> Ar
         excess = np.log(np.maximum(taken, 1e-9) / np.maximum(_FIT * capacity, 1e-9))
         scarcity = np.maximum(0.0, scarcity + blur / usual_load * np.maximum(excess, -7.0))
     return weights
+
+
+def _lowest(cost: Array, count: int) -> npt.NDArray[np.bool_]:
+    """The columns of the lowest cost, so many of each row."""
+    found = np.zeros(cost.shape, dtype=bool)
+    count = min(count, cost.shape[1])
+    np.put_along_axis(found, np.argpartition(cost, count - 1, axis=1)[:, :count], True, axis=1)
+    return found
 
 
 def _drawn(weights: Array) -> npt.NDArray[np.bool_]:
