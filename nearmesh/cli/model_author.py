@@ -57,8 +57,9 @@ def _print_tensors(made: Made) -> None:
         for spec in specs
     ]
     print_table(("", "Name", "Type", "Shape"), rows)
-    most = made.package.batching.max_batch
-    click.echo(f"up to {most} rows share an engine call" if most else "requests are served one by one")
+    # Otherwise a note says why requests are served one by one.
+    if most := made.package.batching.max_batch:
+        click.echo(f"up to {most} rows share an engine call")
 
 
 def _made_record(made: Made) -> dict[str, Any]:

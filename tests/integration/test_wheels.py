@@ -37,7 +37,7 @@ PACKAGES = {
     "nearmesh_controlplane": ("controlplane", "nearmesh_controlplane"),
 }
 CAPTURED: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60}
-SUFFIXES = (".py", ".pyi", ".typed", ".mako")
+SUFFIXES = (".py", ".pyi", ".typed", ".mako", ".json")
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
 
 # Run in the clean environment: the SDK and every command, with nothing that an extra brings.

@@ -15,7 +15,7 @@ from nearmesh.package import MANIFEST_FILE, TensorSpec, load
 from nearmesh.packaging.build import build
 from nearmesh.packaging.check import check
 from nearmesh.packaging.init import init
-from nearmesh.packaging.init.describe import name_of, tolerance
+from nearmesh.packaging.init.describe import _follows, name_of, tolerance
 from nearmesh.packaging.init.facts import read
 from nearmesh.packaging.init.runtime import why_not
 from nearmesh.packaging.init.text import quoted
@@ -184,7 +184,16 @@ ALONE: dict[str, tuple[Callable[[Path], Path], str]] = {
             [value("x", FLOAT, ["n", 4])],
             [value("y", FLOAT, [])],
         ),
-        "output 'y' has no axis that may have any size",
+        "output 'y' has no axis that counts rows",
+    ),
+    "an output that says it has one row": (
+        lambda path: save(
+            path,
+            [node("Identity", ["x"], ["y"])],
+            [value("x", FLOAT, ["n", 4])],
+            [value("y", FLOAT, [1, 4])],
+        ),
+        "the graph says that output 'y' always has 1 rows",
     ),
     "dimensions that only seem free": (
         lambda path: save(
@@ -194,7 +203,7 @@ ALONE: dict[str, tuple[Callable[[Path], Path], str]] = {
             [value("y", FLOAT, ["n", 4])],
             weights={"shape": np.array([1, 4], np.int64)},
         ),
-        "the graph takes one row at a time",
+        "the graph takes no other number of rows than 1",
     ),
 }
 
@@ -381,13 +390,29 @@ def test_any_name_can_be_written() -> None:
         assert tomllib.loads(f"x = {quoted(text)}") == {"x": text}
 
 
+@pytest.mark.parametrize(
+    ("output", "given", "follows"),
+    [
+        ("stateN", "state", True),
+        ("h_out", "h_in", True),
+        ("present.0.key", "past.0.key", True),
+        ("new_state", "state", True),
+        ("output", "input", False),
+        ("x", "x", False),
+        ("scores", "image", False),
+    ],
+)
+def test_names_of_states(output: str, given: str, follows: bool) -> None:
+    assert _follows(output, given) is follows
+
+
 DATA = os.environ.get("NEARMESH_TEST_DATA")
 REAL = {
-    "onnx_mnist/model.onnx": ("onnx-mnist", None),
-    "onnx_silero_vad/model.onnx": ("onnx-silero-vad", 1),
-    "onnx_ultraface_rfb320/model.onnx": ("onnx-ultraface-rfb320", None),
-    "onnx_light_zoo/squeezenet.onnx": ("squeezenet", 1),
-    "onnx_light_zoo/shufflenet.onnx": ("shufflenet", 1),
+    "onnx_mnist/model.onnx": ("onnx-mnist", 0),
+    "onnx_silero_vad/model.onnx": ("onnx-silero-vad", 32),
+    "onnx_ultraface_rfb320/model.onnx": ("onnx-ultraface-rfb320", 0),
+    "onnx_light_zoo/squeezenet.onnx": ("squeezenet", 0),
+    "onnx_light_zoo/shufflenet.onnx": ("shufflenet", 0),
 }
 
 
@@ -396,5 +421,6 @@ REAL = {
 def test_real_models(tmp_path: Path, file: str) -> None:
     assert DATA is not None
     found = init(Path(DATA) / file, into=tmp_path / "package")
-    assert found.package.name == REAL[file][0]
+    name, most = REAL[file]
+    assert (found.package.name, found.package.batching.max_batch) == (name, most)
     assert check(tmp_path / "package", tmp_path).proven == ("fp32",)

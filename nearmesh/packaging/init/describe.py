@@ -20,6 +20,8 @@ from nearmesh.packaging.init.trial import Trial
 # Names that say nothing of the model: its folder's may.
 _GENERIC = {"model", "network", "net", "graph", "onnx", "weights", "export", "fp32", "fp16", "int8", "best", "last"}
 _MOST_ROWS = 32
+# "out" as a word of its own.
+_OUT = re.compile(r"(?<![a-z])out(?![a-z])")
 # Of the inputs and outputs of one call.
 _CALL_BYTES = 64 * 1024 * 1024
 # Outputs of so many values, at least two, may be scores of classes.
@@ -121,8 +123,7 @@ def _hints(facts: Facts, trial: Trial) -> Iterator[str]:
         yield f"operators of {', '.join(others)} may be unknown to other runtimes, such as TensorRT"
     for value in facts.inputs:
         for output in facts.outputs:
-            same = value.dtype == output.dtype and value.dims and output.dims and len(value.dims) == len(output.dims)
-            if same and output.name != value.name and _follows(output.name, value.name):
+            if value.dtype == output.dtype and _follows(output.name, value.name):
                 yield f"output {output.name!r} looks like the next {value.name!r}: if it is, see [sequence]"
     for value in facts.outputs:
         last = value.dims[-1] if value.dims else None
@@ -133,7 +134,8 @@ def _hints(facts: Facts, trial: Trial) -> Iterator[str]:
 
 def _follows(output: str, value: str) -> bool:
     """As stateN follows state, h_out h_in, and present.0.key past.0.key."""
-    plain, other = output.lower(), value.lower()
-    if plain.startswith(other) or plain.replace("out", "in") == other or plain.replace("present", "past") == other:
-        return True
-    return plain.startswith(("new_", "next_")) and plain.partition("_")[2] == other
+    after, before = output.lower(), value.lower()
+    if after == before:
+        return False
+    earlier = (_OUT.sub("in", after), after.replace("present", "past"), re.sub(r"^(new|next)_", "", after))
+    return before in earlier or after.startswith(before)

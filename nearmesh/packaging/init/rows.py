@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ class Rows:
     """By name, the axis that counts rows, -1 for none; without any, `why_not` says what is in the way."""
 
     inputs: Mapping[str, int]
+    # A guess has none: where rows come out, a run shows.
     outputs: Mapping[str, int]
     why_not: str = ""
 
@@ -45,10 +46,7 @@ def guess(facts: Facts) -> Rows:
             "one, and requests can share a call"
         )
     lead = leads[0] if isinstance(leads[0], str) else None
-    outputs = {value.name: _axis(value, lead) for value in facts.outputs}
-    if alone := [name for name, axis in outputs.items() if axis < 0]:
-        return none(f"output {alone[0]!r} has no axis that may have any size")
-    return Rows(inputs={value.name: _axis(value, lead) for value in facts.inputs}, outputs=outputs)
+    return Rows(inputs={value.name: _axis(value, lead) for value in facts.inputs}, outputs={})
 
 
 def _axis(value: Value, lead: str | None) -> int:
@@ -61,39 +59,64 @@ def _axis(value: Value, lead: str | None) -> int:
     return free[0] if free and (free[0] == 0 or len(free) == 1) else -1
 
 
-def prove(rows: Rows, run: Run, inputs: Mapping[str, Array], answers: Mapping[str, Array]) -> Rows:
+def prove(facts: Facts, rows: Rows, run: Run, inputs: Mapping[str, Array], answers: Mapping[str, Array]) -> Rows:
     """The guess, if each row of `inputs` gets alone what it got among the others; else none, with the reason."""
     counts = {array.shape[rows.inputs[name]] for name, array in inputs.items() if rows.inputs[name] >= 0}
     if len(counts) != 1:
         return none("the inputs do not have equally many rows")
     (count,) = counts
-    for name, answer in answers.items():
-        axis = rows.outputs[name]
-        if answer.ndim <= axis or answer.shape[axis] != count:
-            return none(f"for {count} rows, output {name!r} has shape {list(answer.shape)}")
     try:
-        differs = _differs(rows, run, inputs, answers, count)
+        calls = list(_other_calls(rows, run, inputs, count))
     except CannotRun as error:
         return none(f"the graph takes no other number of rows than {count} ({error})")
-    return none(f"output {differs!r} of a row depends on the other rows of the call") if differs else rows
+    found: dict[str, int] = {}
+    for value in facts.outputs:
+        axis = _row_axis(answers[value.name], calls[0].answers[value.name], count, calls[0].rows)
+        if axis is None:
+            return none(f"output {value.name!r} has no axis that counts rows")
+        if value.dims is not None and isinstance(value.dims[axis], int):
+            return none(f"the graph says that output {value.name!r} always has {value.dims[axis]} rows")
+        found[value.name] = axis
+    for call in calls:
+        for name, answer in answers.items():
+            if not alike(call.answers[name], call.expected(answer, found[name])):
+                return none(f"output {name!r} of a row depends on the other rows of the call")
+    return Rows(inputs=rows.inputs, outputs=found)
 
 
-def _differs(rows: Rows, run: Run, inputs: Mapping[str, Array], answers: Mapping[str, Array], count: int) -> str | None:
-    """The output that a row does not get alone as it got it among others."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """Another call with the same rows: one of them alone, or, where there is but one, that one twice."""
+
+    rows: int
+    answers: Mapping[str, Array]
+    # Which row it was; None for twice the only one.
+    row: int | None
+
+    def expected(self, answer: Array, axis: int) -> Array:
+        """What the first call's answer says about this one's."""
+        return _repeated(answer, axis) if self.row is None else _row(answer, axis, self.row)
+
+
+def _other_calls(rows: Rows, run: Run, inputs: Mapping[str, Array], count: int) -> Iterator[_Call]:
     if count == 1:
-        twice = run({name: _repeated(array, rows.inputs[name]) for name, array in inputs.items()})
-        expected = {name: _repeated(answer, rows.outputs[name]) for name, answer in answers.items()}
-        return _first_difference(twice, expected)
+        twice = {name: _repeated(array, rows.inputs[name]) for name, array in inputs.items()}
+        yield _Call(rows=2, answers=run(twice), row=None)
+        return
     for row in range(count):
-        alone = run({name: _row(array, rows.inputs[name], row) for name, array in inputs.items()})
-        expected = {name: _row(answer, rows.outputs[name], row) for name, answer in answers.items()}
-        if found := _first_difference(alone, expected):
-            return found
-    return None
+        alone = {name: _row(array, rows.inputs[name], row) for name, array in inputs.items()}
+        yield _Call(rows=1, answers=run(alone), row=row)
 
 
-def _first_difference(got: Mapping[str, Array], expected: Mapping[str, Array]) -> str | None:
-    return next((name for name, answer in expected.items() if not alike(got[name], answer)), None)
+def _row_axis(answer: Array, other: Array, count: int, other_count: int) -> int | None:
+    """The one axis whose size follows the number of rows."""
+    if answer.ndim != other.ndim:
+        return None
+    differing = [axis for axis in range(answer.ndim) if answer.shape[axis] != other.shape[axis]]
+    if len(differing) != 1:
+        return None
+    sizes = answer.shape[differing[0]], other.shape[differing[0]]
+    return differing[0] if sizes == (count, other_count) else None
 
 
 def _repeated(array: Array, axis: int) -> Array:

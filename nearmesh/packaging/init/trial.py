@@ -12,7 +12,7 @@ from nearmesh.packaging.init import rows as row_axes
 from nearmesh.packaging.init.facts import Facts
 from nearmesh.packaging.init.rows import Rows, Run
 from nearmesh.packaging.init.runtime import Array, CannotRun
-from nearmesh.packaging.init.samples import attempts, make
+from nearmesh.packaging.init.samples import Attempt, attempts, make
 
 # Enough to tell rows apart.
 _ROWS = 2
@@ -52,40 +52,61 @@ def _with_given(facts: Facts, run: Run, given: Mapping[str, Array], guess: Rows)
         raise PackageError("the graph answers the inputs given with numbers that are not finite")
     if any(given[name].ndim <= axis for name, axis in guess.inputs.items()):
         guess = row_axes.none("the inputs given have no rows")
-    return Trial(inputs=given, outputs=answers, rows=row_axes.prove(guess, run, given, answers) if guess else guess)
+    return Trial(inputs=given, outputs=answers, rows=_proven(facts, guess, run, given, answers))
 
 
 def _with_made(facts: Facts, run: Run, guess: Rows) -> Trial:
-    why = "no inputs were tried"
+    why = "they would be too large"
     without: Trial | None = None
     for attempt in attempts(facts):
-        # More rows first: a graph may take one alone although its shapes say otherwise.
-        for count in (_ROWS, 1) if guess else (1,):
-            inputs = make(facts, attempt, guess.inputs, count)
-            if inputs is None:
-                continue
-            try:
-                answers = run(inputs)
-            except CannotRun as error:
-                why = str(error)
-                continue
-            if not _finite(answers):
-                why = "its answers are not finite"
-                continue
-            found = Trial(inputs=inputs, outputs=answers, rows=_proven(guess, run, inputs, answers, count))
-            if any(answer.size for answer in answers.values()):
-                return found
-            # As of a detector that found nothing: better than no answer at all.
-            without = without or found
+        try:
+            found = _made(facts, run, guess, attempt)
+        except CannotRun as error:
+            why = str(error)
+            continue
+        if found and any(answer.size for answer in found.outputs.values()):
+            return found
+        # As of a detector that found nothing: better than no answer at all.
+        without = without or found
     if without:
         return without
     raise PackageError(f"the graph takes none of the inputs that were made up ({why}); {_REMEDY}")
 
 
-def _proven(guess: Rows, run: Run, inputs: Mapping[str, Array], answers: Mapping[str, Array], count: int) -> Rows:
-    if guess and count < _ROWS:
-        return row_axes.none("the graph takes one row at a time")
-    return row_axes.prove(guess, run, inputs, answers) if guess else guess
+def _made(facts: Facts, run: Run, guess: Rows, attempt: Attempt) -> Trial | None:
+    """With rows where they can share a call, else with one. None: inputs would be too large. Raises CannotRun."""
+    many: Trial | None = None
+    if guess:
+        try:
+            many = _answered(facts, run, guess, attempt, _ROWS)
+        except CannotRun:
+            # The graph may take one row although its shapes say otherwise.
+            many = None
+    if many and many.rows:
+        return many
+    try:
+        one = _answered(facts, run, guess, attempt, 1)
+    except CannotRun:
+        if many is None:
+            raise
+        return many
+    if one and many:
+        return Trial(inputs=one.inputs, outputs=one.outputs, rows=many.rows)
+    return one
+
+
+def _answered(facts: Facts, run: Run, guess: Rows, attempt: Attempt, count: int) -> Trial | None:
+    inputs = make(facts, attempt, guess.inputs, count)
+    if inputs is None:
+        return None
+    answers = run(inputs)
+    if not _finite(answers):
+        raise CannotRun("its answers are not finite")
+    return Trial(inputs=inputs, outputs=answers, rows=_proven(facts, guess, run, inputs, answers))
+
+
+def _proven(facts: Facts, guess: Rows, run: Run, inputs: Mapping[str, Array], answers: Mapping[str, Array]) -> Rows:
+    return row_axes.prove(facts, guess, run, inputs, answers) if guess else guess
 
 
 def _finite(answers: Mapping[str, Array]) -> bool:
