@@ -49,6 +49,8 @@ class Call:
     cut_off: str = ""
     # Why that node answered, where the way says so.
     why: str = ""
+    # Which attempt was answered; 1 for the first, 0 when none was.
+    attempt: int = 0
     # Sent to a second node because the first took longer than forecast.
     hedged: bool = False
 
@@ -104,16 +106,18 @@ def run(
 def _call(way: Way, sample: Sample, objective: str, timeout_s: float) -> Call:
     started_s, started = time.time(), time.perf_counter()
     node = error = cut_off = why = ""
-    hedged = False
+    hedged, attempt = False, 0
     try:
         reply = way.infer(sample.model, sample.inputs, objective=objective, timeout_s=timeout_s)
-        node, why, hedged = reply.node, reply.why, reply.hedged
+        node, why, hedged, attempt = reply.node, reply.why, reply.hedged, reply.attempt
         sample.check(reply.outputs)
     except Exception as raised:  # noqa: BLE001  # whatever a client library raises counts as an error
         error = f"{type(raised).__name__}: {raised}"[:500]
         cut_off = _begun(raised)
     ms = (time.perf_counter() - started) * 1000
-    return Call(started_s=started_s, ms=ms, node=node, error=error, cut_off=cut_off, why=why, hedged=hedged)
+    return Call(
+        started_s=started_s, ms=ms, node=node, error=error, cut_off=cut_off, why=why, attempt=attempt, hedged=hedged
+    )
 
 
 def _begun(raised: BaseException) -> str:

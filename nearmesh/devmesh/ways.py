@@ -44,6 +44,8 @@ class Reply:
     service_ms: float
     # The SDK asked a second node because the first took longer than forecast, so either may have answered.
     hedged: bool = False
+    # Which attempt the answering node got, by gRPC's or a gateway's count; 1 for the first.
+    attempt: int = 1
     # Why that node, and what came before it; the SDK alone knows.
     why: str = ""
     # The model version that answered, as its receipt names it.
@@ -249,6 +251,7 @@ def _reply(response: Any, started: float) -> Reply:
         site=parameters["nearmesh_site"].string_param,
         total_ms=total_ms,
         service_ms=parameters["nearmesh_service_ms"].double_param,
+        attempt=parameters["nearmesh_attempt"].int64_param,
         version=response.model_version,
         digest=parameters["nearmesh_digest"].string_param,
     )

@@ -208,7 +208,7 @@ def gateway_routes(models: tuple[tuple[str, tuple[str, ...]], ...]) -> bytes:
     naming = [path for method in NAMING_METHODS if (path := f"/{SERVICE}/{method}") not in _NAMELESS]
     routes += [_refusal({"path": path}, "INVALID_ARGUMENT", 400, _NO_NAME) for path in naming]
     routes += [_refusal({"prefix": "/"}, "UNIMPLEMENTED", 404, _NO_METHOD)]
-    host = {"name": ROUTES_NAME, "domains": ["*"], "routes": routes}
+    host = {"name": ROUTES_NAME, "domains": ["*"], "routes": routes, "include_request_attempt_count": True}
     return packed(ParseDict({"name": ROUTES_NAME, "virtual_hosts": [host]}, route_pb2.RouteConfiguration()))
 
 

@@ -20,7 +20,6 @@ LEFT_WITHIN_S = 2.0
 # A plain xDS client learns of a frozen node from calls that ran into their deadline, and looks at them once a second.
 XDS_TIMEOUT_S = 1.5
 XDS_LOOKS_S = 1.5
-STUCK_MS = 1000.0
 # A decision is on its way to a client, and a call that began under the old one ends under the new.
 LAG_S = 2.0
 # What a client learnt from a fault it may act on for so long: gateways eject for 3 s, the SDK for a second and more.
@@ -153,25 +152,22 @@ def apart(way: str, call: Call, faults: Iterable[Fault]) -> bool:
     return way == "xds" and any(f.kind in FROZEN and f.over(call.started_s, ended_s) for f in faults)
 
 
-def left_after_s(calls: Iterable[Call], fault: Fault, stuck_ms: float) -> float:
-    """When the last call began that still went to the dead or frozen node, from the fault on; 0 when none did.
-
-    One that it answered, or nobody, or that took so long that it must have waited there before it was sent elsewhere.
-    """
+def left_after_s(calls: Iterable[Call], fault: Fault) -> float:
+    """When the last call began that still went to the dead or frozen node, from the fault on; 0 when none did."""
     wrong = [
         call.started_s - fault.began_s
         for call in calls
-        if fault.began_s < call.started_s < fault.healed_s
-        and (call.error or call.node == fault.target or call.ms > stuck_ms)
+        if fault.began_s < call.started_s < fault.healed_s and _went_to(call, fault.target)
     ]
     return max(wrong, default=0.0)
 
 
-def stuck_ms(calls: Iterable[Call], faults: Sequence[Fault]) -> float:
-    """What no call takes that finds its way: a second, or on a busy machine thrice what nearly all calls took while
-    nothing was wrong."""
-    calm = sorted(c.ms for c in calls if not any(f.over(c.started_s, c.started_s + c.ms / 1000) for f in faults))
-    return max(STUCK_MS, 3 * _at(calm, 0.95) if calm else 0.0)
+def _went_to(call: Call, node: str) -> bool:
+    """It answered, or nobody did, or somebody else at a second attempt.
+
+    Of that a gateway and gRPC know the number alone; the SDK's receipt says whom it asked before.
+    """
+    return bool(call.error) or call.node == node or call.attempt > 1 or f"after {node}" in call.why
 
 
 def calm_p95_ms(calls: Mapping[str, Sequence[Call]], faults: Sequence[Fault]) -> float:
@@ -225,7 +221,6 @@ def _way(way: str, calls: Sequence[Call], faults: Sequence[Fault], deadline_ms: 
         # While nothing was done to the mesh: the machine itself had no room for the calls.
         "of_those_undisturbed": sum(not _during(call, faults) for call in failed),
         "of_those_cut_off": sum(bool(call.cut_off) for call in failed),
-        "stuck_ms": round(stuck_ms(calls, faults)),
         "late_share": round(sum(ms > deadline_ms for ms in times) / len(times), 4),
         "p50_ms": round(_at(times, 0.5), 1),
         "p99_ms": round(_at(times, 0.99), 1),
@@ -253,7 +248,7 @@ def _kind(calls: Mapping[str, Sequence[Call]], mine: Sequence[Fault], faults: Se
         ]
         found["alone"] = len(alone)
         found["left_within_s"] = {
-            way: round(max((left_after_s(made, fault, stuck_ms(made, faults)) for fault in alone), default=0.0), 2)
+            way: round(max((left_after_s(made, fault) for fault in alone), default=0.0), 2)
             for way, made in calls.items()
         }
     return found

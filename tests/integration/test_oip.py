@@ -171,7 +171,15 @@ async def test_receipt(client):
     compute_ms, service_ms = receipt["nearmesh_compute_ms"].double_param, receipt["nearmesh_service_ms"].double_param
     assert 0 < compute_ms < service_ms
     assert receipt["nearmesh_queue_ms"].double_param >= 0
+    assert receipt["nearmesh_attempt"].int64_param == 1
     assert not (await client.infer("adder", given(left=LEFT))).get_response().parameters
+
+
+@pytest.mark.parametrize(("told", "attempt"), [("3", 3), ("0", 1), ("many", 1)])
+async def test_a_receipt_counts_the_attempts_of_a_gateway(client, told, attempt):
+    headers = {"x-envoy-attempt-count": told}
+    result = await client.infer("adder", given(left=LEFT), parameters={"nearmesh_receipt": True}, headers=headers)
+    assert result.get_response().parameters["nearmesh_attempt"].int64_param == attempt
 
 
 async def test_p4_a_swap_fails_nothing(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, nullcontext
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.responses import FINAL, Place, begun, chosen
 from nearmesh_agent.serving.sequences import Key, Sequences, Spare
 from nearmesh_agent.serving.table import ReplicaTable
-from nearmesh_agent.serving.under_way import Call, Computed
+from nearmesh_agent.serving.under_way import Call, Computed, first_attempt
 from nearmesh_agent.serving.wire import Received
 
 # How requests end that neither succeed nor fail with an error of the mesh; anything else is a bug.
@@ -55,9 +55,16 @@ class Inference:
         """What shows versions on trial the requests of others; its `run` has to be a task of somebody."""
         return self._beside.mirror
 
-    async def answer(self, request: Received, timeout_s: float | None, sequences: Sequences, scope: str) -> Any:
+    async def answer(
+        self,
+        request: Received,
+        timeout_s: float | None,
+        sequences: Sequences,
+        scope: str,
+        attempt: Callable[[], int] = first_attempt,
+    ) -> Any:
         """A ModelInferResponse, or the bytes of one. `scope` keeps callers' sequences apart. Raises MeshError."""
-        call = Call(request, time.perf_counter(), timeout_s)
+        call = Call(request, time.perf_counter(), timeout_s, attempt=attempt)
         self.under_way += 1
         try:
             return await self._answer(call, sequences, scope)
@@ -146,7 +153,7 @@ class Inference:
         call.outputs = answer.outputs
         response = begun(replica, call.request.message)
         if asked.receipt:
-            self._place.sign(response, replica, answer, (answered_s - call.started_s) * 1000)
+            self._place.sign(response, replica, answer, (answered_s - call.started_s) * 1000, call.attempt())
         if asked.empty_final:
             response.parameters[FINAL].bool_param = True
         encoded = wire.respond(response, chosen(answer.outputs, computed.names))

@@ -23,7 +23,7 @@ class Place:
     site: str
     region: str
 
-    def sign(self, response: Any, replica: Replica, answer: Answer, service_ms: float) -> None:
+    def sign(self, response: Any, replica: Replica, answer: Answer, service_ms: float, attempt: int) -> None:
         """Writes the receipt: who answered, with what, and where the time went."""
         written = response.parameters
         written["nearmesh_node"].string_param = self.node
@@ -35,6 +35,7 @@ class Place:
         written["nearmesh_compute_ms"].double_param = answer.compute_ms
         written["nearmesh_service_ms"].double_param = service_ms
         written["nearmesh_batch_rows"].int64_param = answer.batch_rows
+        written["nearmesh_attempt"].int64_param = attempt
 
 
 def begun(replica: Replica, message: Any) -> Any:

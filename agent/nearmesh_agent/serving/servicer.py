@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -30,6 +31,9 @@ _END_STREAM = (SequenceLost, Draining, NotReady)
 
 # Requests of one stream that are worked on at a time; the rest waits in the connection. They may share engine calls.
 _AHEAD = 32
+
+# Which attempt a call is: retries before it, by gRPC's clients; its number, by Envoy.
+_RETRIES, _GATEWAY_ATTEMPT = "grpc-previous-rpc-attempts", "x-envoy-attempt-count"
 
 # How often sequences that were silent too long are looked for. Their idle times are many seconds.
 _EXPIRE_EVERY_S = 1.0
@@ -200,7 +204,9 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         """`request` is a message, or what `wire.read` makes of one."""
         found = request if isinstance(request, wire.Received) else wire.received(request)
-        answer = await self._inference.answer(found, context.time_remaining(), self.sequences, _scope(context))
+        answer = await self._inference.answer(
+            found, context.time_remaining(), self.sequences, _scope(context), partial(_attempt, context)
+        )
         context.set_trailing_metadata(self._orca.metadata())
         return answer
 
@@ -301,6 +307,15 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     CudaSharedMemoryUnregister = SystemSharedMemoryStatus
     TraceSetting = _refused("trace settings are not offered: the node's metrics and receipts say where time goes")
     LogSettings = _refused("log settings are not offered over the network: they are in the node's configuration")
+
+
+def _attempt(context: Any) -> int:
+    """1 for the first: gRPC's retries and those of a gateway say so in a header, the SDK's are calls of their own."""
+    told = {key: value for key, value in context.invocation_metadata() if key in (_RETRIES, _GATEWAY_ATTEMPT)}
+    try:
+        return max(1, int(told.get(_GATEWAY_ATTEMPT, 1)), int(told.get(_RETRIES, 0)) + 1)
+    except ValueError:
+        return 1
 
 
 def _scope(context: Any) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from nearmesh_agent.engines.base import Array
 from nearmesh_agent.serving.queue import Answer
 from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.wire import Received
+
+
+def first_attempt() -> int:
+    """Of a call that says nothing of others before it."""
+    return 1
 
 
 @dataclass(slots=True)
@@ -22,6 +27,8 @@ class Call:
     replica: Replica | None = None
     # When that one got it; later than `started_s` where another one had its turn before.
     begun_s: float = 0.0
+    # Which attempt of its caller, or of a gateway for it, this is; looked up for a receipt alone.
+    attempt: Callable[[], int] = first_attempt
     # Every output of the latest engine call for it.
     outputs: Mapping[str, Array] = field(default_factory=dict)
 
