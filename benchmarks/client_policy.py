@@ -20,6 +20,7 @@ from tritonclient.grpc import service_pb2
 from benchmarks.jumping_clock import on_jumping_clock
 from benchmarks.table import Table, markdown
 from nearmesh import routing
+from nearmesh.client import picker
 from nearmesh.client.attempts import Call, deliver
 from nearmesh.client.budget import Budget
 from nearmesh.client.experience import Experience
@@ -262,7 +263,7 @@ class Client:
         self._planner = Planner(self.experience, chance, clock)
         self._trials = Trials(network, self.experience)
         self._prober = Prober(network, self.experience)
-        self._prober.follow(self._route.endpoints)
+        self._prober.follow(self._route.endpoints, picker.probed(self._route, {}))
 
     async def call(self, seen: Seen) -> None:
         clock = asyncio.get_running_loop().time

@@ -49,14 +49,14 @@ def bootstrap(session: Session, region: str, site: str, out: Path, with_ca: bool
     note(f"For `xds:///MODEL` channels: export GRPC_XDS_BOOTSTRAP={out.resolve()}")
 
 
-def _nodes(session: Session, region: str) -> tuple[str, ...]:
-    """The nodes nearest to the region, host:port, as clients there reach them."""
+def _nodes(session: Session, region: str) -> dict[str, str]:
+    """The nodes nearest to the region: their ids by host:port, as clients there reach them."""
     try:
         routes = session.ask(lambda admin: admin.snapshot(region))
     except MeshError as error:
         note(f"The file names the control plane alone, since it did not say where its nodes are: {error.message}")
-        return ()
-    return tuple(node.address for node in routes.table(region, "public").nearest[:FALLBACK_NODES])
+        return {}
+    return {node.address: node.node for node in routes.table(region, "public").nearest[:FALLBACK_NODES]}
 
 
 def _client_token(session: Session, subject: str, days: float) -> str:

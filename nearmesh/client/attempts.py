@@ -35,6 +35,7 @@ from nearmesh.errors import (
     NotFound,
     NotReady,
     Overloaded,
+    Unauthenticated,
     Unreachable,
 )
 from nearmesh.routing import Times
@@ -54,6 +55,8 @@ _ELSEWHERE = (Unreachable, NoRoute, DeadlineExceeded, *_REFUSALS)
 # them all.
 _MORE_WHEN_NOT_FOUND = 1
 _MORE_WHEN_BROKEN = 3
+# A node whose keys are old, or whose clock is wrong, refuses a good token; several do not.
+MORE_WHEN_DENIED = 2
 
 
 class Garbled(EngineFailure):
@@ -138,6 +141,8 @@ class _Race:
         self._done: list[Attempt] = []
         # Whose engines failed on this request: theirs is the fault if another's did not.
         self._broken: list[_Runner] = []
+        # Who did not believe the token: theirs is the fault if another did.
+        self._denied: list[_Runner] = []
         self._missing = 0
         self._hedged = False
         self._last_error: MeshError | None = None
@@ -285,8 +290,10 @@ class _Race:
             network_ms = receipt.network_ms(reply.response, ms)
             if network_ms is not None and self._size < MAX_SAMPLE_BYTES:
                 self._experience.sample(node, network_ms, now_s=now_s)
-        for broken in self._broken:
-            self._experience.erred(broken.choice.node, self._model, broken.forecast, now_s=now_s)
+        for denied in self._denied:
+            self._tally.node_failed(self._key(denied))
+        for bad in (*self._broken, *self._denied):
+            self._experience.erred(bad.choice.node, self._model, bad.forecast, now_s=now_s)
         overtaken = [self._overtaken(other, runner) for other in self._running.values()]
         attempts = (*self._done, *overtaken, Attempt(node, "", ms))
         return Delivery(reply.response, outputs, runner.choice, ms, attempts, runner.forecast, self._hedged)
@@ -305,6 +312,10 @@ class _Race:
     def _learn(self, runner: _Runner, error: MeshError) -> bool:
         """Remembers what the failure says of the node; returns whether another may be asked."""
         now_s, node = self._clock(), runner.choice.node
+        if isinstance(error, Unauthenticated):
+            # It did nothing: the call may go to another one, whatever it is, and if none answers the token is bad.
+            self._denied.append(runner)
+            return len({denied.choice.node for denied in self._denied}) <= MORE_WHEN_DENIED
         if isinstance(error, Unreachable):
             self._experience.failed(node, now_s=now_s)
         elif isinstance(error, _REFUSALS):

@@ -11,7 +11,8 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ class ClientBootstrap:
     token: str
     region: str
     site: str = ""
-    fallbacks: tuple[str, ...] = ()
-    """host:port of nodes' public listeners, to be asked when the control plane does not answer."""
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
+    """Nodes to be asked when the control plane does not answer: host:port of their public listeners, the first to be
+    asked first, and their ids, "" where the file does not say."""
 
     @property
     def ca_pem(self) -> bytes:
@@ -52,9 +54,15 @@ class ClientBootstrap:
 
 
 def grpc_bootstrap(
-    control_plane: str, ca_path: Path, token: str, region: str, site: str = "", *, fallbacks: tuple[str, ...] = ()
+    control_plane: str,
+    ca_path: Path,
+    token: str,
+    region: str,
+    site: str = "",
+    *,
+    fallbacks: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The JSON for `GRPC_XDS_BOOTSTRAP`; `fallbacks` are further xDS servers, tried in order.
+    """The JSON for `GRPC_XDS_BOOTSTRAP`; `fallbacks` are further xDS servers, tried in order: nodes' ids by host:port.
 
     `control_plane` is host:port, of several all with commas between. gRPC knows a server by the host in its address
     alone, so a fallback's certificate has to hold for its IP.
@@ -63,14 +71,17 @@ def grpc_bootstrap(
     interval = f"{_REFRESH_S}s"
     control_planes = addresses.several(control_plane)
     # The SDK must know which of the servers are no nodes.
-    counted = {"control_planes": len(control_planes)} if len(control_planes) > 1 else {}
+    counted: dict[str, Any] = {"control_planes": len(control_planes)} if len(control_planes) > 1 else {}
+    nodes = fallbacks or {}
+    # And which nodes those are: one that the mesh removed is not to be asked any more.
+    named = {"fallback_nodes": list(nodes.values())} if any(nodes.values()) else {}
     servers = [
         {
             "server_uri": address,
             "channel_creds": [{"type": "tls", "config": {"ca_certificate_file": ca, "refresh_interval": interval}}],
             "server_features": ["xds_v3"],
         }
-        for address in (*control_planes, *fallbacks)
+        for address in (*control_planes, *nodes)
     ]
     provider = {
         "plugin_name": "file_watcher",
@@ -81,7 +92,7 @@ def grpc_bootstrap(
         "node": {
             "id": f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}",
             "locality": {"region": region, "zone": site},
-            "metadata": {"token": token, **counted},
+            "metadata": {"token": token, **counted, **named},
         },
         "certificate_providers": {CERTIFICATE_PROVIDER: provider},
     }
@@ -115,9 +126,10 @@ def _parse(content: Mapping[str, Any]) -> ClientBootstrap:
     provider = content["certificate_providers"][CERTIFICATE_PROVIDER]
     servers = [server["server_uri"] for server in content["xds_servers"]]
     count = int(node["metadata"].get("control_planes", 1))
+    nodes = map(str, node["metadata"].get("fallback_nodes", ()))
     return ClientBootstrap(
         control_plane=",".join([servers[0], *servers[1:count]]),
-        fallbacks=tuple(servers[count:]),
+        fallbacks=dict(zip_longest(servers[count:], islice(nodes, len(servers[count:])), fillvalue="")),
         ca_path=Path(provider["config"]["ca_certificate_file"]),
         token=node["metadata"]["token"],
         region=node["locality"]["region"],

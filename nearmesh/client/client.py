@@ -101,7 +101,7 @@ class Mesh:
         self._stack.push_async_callback(self._prober.close)
         self._trials = Trials(self._channels, self._experience)
         self._stack.push_async_callback(self._trials.close)
-        keeper = SnapshotKeeper(settings.ca_pem, settings.snapshot_path)
+        keeper = SnapshotKeeper(settings.ca_pem, settings.snapshot_path, region=settings.region)
         self._routes = Routes(control, settings, token, keeper, self._routes_changed)
         self._stack.push_async_callback(self._routes.close)
         follower = client_follower(
@@ -248,7 +248,7 @@ class Mesh:
     def _routes_changed(self) -> None:
         endpoints = self._routes.endpoints()
         self._channels.retain(endpoints)
-        self._prober.follow(endpoints)
+        self._prober.follow(endpoints, self._planner.probed(self._routes.present()))
 
     def _failed(self, node: str) -> None:
         self._prober.wake(node)

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from nearmesh import routing
 from nearmesh.routing import IN_TIME, Times
-from nearmesh.routing.rule import NEAR_MS
+from nearmesh.routing.rule import nearer
 from nearmesh.v1 import route_pb2
 
 # A node that has not answered after 4 times its expected 95th percentile is taken for frozen, but never within 250 ms
@@ -41,6 +41,8 @@ BUSIER = 0.2
 MOST_SLOW = 0.5
 # Own round trips overrule a placement when they move the chance to be in time by this much.
 CLEARLY = 0.02
+# Nodes of one route whose round trips are measured beside the calls.
+MOST_PROBED = 5
 
 T = TypeVar("T")
 
@@ -161,6 +163,21 @@ def order(
     return sorted(found, key=lambda choice: not choice.weight)
 
 
+def probed(route: Route, measured: Mapping[str, Times]) -> list[str]:
+    """The nodes that are worth a probe now and then: those that calls go to, then those that would be next.
+
+    For `nearest` those that may well be nearer than is known: by expected improvement (Jones, Schonlau, Welch 1998).
+    """
+    serving = [choice for choice in order(route, measured=measured) if choice.in_service]
+    nearest_ms = min((choice.endpoint.candidate.network_ms_p50 for choice in serving), default=0.0)
+
+    def worth(choice: Choice) -> tuple[float, float]:
+        may_win = route.objective == "nearest"
+        return choice.weight, choice.endpoint.candidate.network.gain_ms(nearest_ms) if may_win else 0.0
+
+    return [choice.node for choice in sorted(serving, key=worth, reverse=True)][:MOST_PROBED]
+
+
 def pick(choices: Sequence[Choice], cost: Callable[[Choice], float], chance: random.Random) -> Choice:
     """The first node of a call, of a non-empty order; `cost` is how long one more call would keep a node busy."""
     placed = list(takewhile(lambda choice: choice.weight > 0, choices))
@@ -257,8 +274,7 @@ def _refuted(
 
 
 def _nearer(c: routing.Candidate, than: routing.Candidate, deadline_ms: float) -> bool:
-    gain_ms = than.network_ms_p50 - c.network_ms_p50
-    return gain_ms >= max(NEAR_MS, routing.HYSTERESIS * c.network_ms_p50)
+    return nearer(c, than)
 
 
 def _likelier(c: routing.Candidate, than: routing.Candidate, deadline_ms: float) -> bool:

@@ -38,6 +38,8 @@ class Planner:
         self._clock = clock
         # The choice in use keeps its place against a near tie.
         self._plans: dict[Key, _Plan] = {}
+        # Of each route, the nodes that are worth a probe.
+        self._probed: dict[Key, tuple[Route, Sequence[str]]] = {}
 
     def plan(self, route: Route, key: Key) -> Sequence[Choice]:
         """Best first."""
@@ -66,3 +68,12 @@ class Planner:
         choices = self.plan(route, key)
         first = self.pick(key[0], choices) if choices else None
         return [first, *(choice for choice in choices if choice is not first)] if first else []
+
+    def probed(self, routes: Mapping[Key, Route]) -> frozenset[str]:
+        """The nodes that are worth a probe now and then; looked at anew for routes that have changed."""
+        measured = self._experience.measured(now_s=self._clock())
+        known, self._probed = self._probed, {}
+        for key, route in routes.items():
+            same = key in known and known[key][0] is route
+            self._probed[key] = known[key] if same else (route, picker.probed(route, measured))
+        return frozenset(node for _, nodes in self._probed.values() for node in nodes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import grpc
@@ -34,8 +34,8 @@ _FIRST_RETRY_S, _MAX_RETRY_S = 0.2, 5.0
 # The control plane has this long to answer before the snapshot is asked for a first route.
 CONTROL_PLANE_FIRST_S = 1.0
 
-# A node that has left a route is kept as a last resort for this long.
-LEFT_KEPT_S = 60.0
+# A node that has left a route is kept as a last resort for this long: no longer than a removed one may be asked.
+LEFT_KEPT_S = 25.0
 
 # A model and the objective that was asked for, "" for the model's own.
 Key = tuple[str, str]
@@ -56,12 +56,19 @@ class _Watched:
     # Every endpoint that the route had lately, by node, and when it was last named.
     seen: dict[str, tuple[Endpoint, float]] = field(default_factory=dict)
 
-    def take(self, route: Route, now_s: float) -> None:
-        """The control plane has spoken."""
+    def take(self, route: Route, now_s: float, removed: Collection[str]) -> None:
+        """The control plane has spoken; of those that it named before, the mesh has `removed` some."""
         self.seen |= {endpoint.node: (endpoint, now_s) for endpoint in route.endpoints}
         self.seen = {node: (e, last_s) for node, (e, last_s) in self.seen.items() if last_s > now_s - LEFT_KEPT_S}
-        self.route, self.error = route.keeping([endpoint for endpoint, _ in self.seen.values()]), None
+        left = [endpoint for endpoint, _ in self.seen.values() if endpoint.node not in removed]
+        self.route, self.error = route.keeping(left), None
         self.changed.set()
+
+    def lost(self, error: MeshError) -> None:
+        """The control plane does not tell any more."""
+        if self.current:
+            self.current, self.known_s = False, time.time()
+        self.error = error
 
 
 class Routes:
@@ -107,8 +114,12 @@ class Routes:
 
     def endpoints(self) -> list[Endpoint]:
         """Every endpoint of every route, by node once."""
-        routes = [watched.route for watched in self._watched.values() if watched.route]
+        routes = self.present().values()
         return list({endpoint.node: endpoint for route in routes for endpoint in route.endpoints}.values())
+
+    def present(self) -> dict[Key, Route]:
+        """Every route in use."""
+        return {key: watched.route for key, watched in self._watched.items() if watched.route}
 
     def snapshot_from_peer(self) -> None:
         """A node had a newer snapshot: for those whom the control plane does not tell."""
@@ -131,26 +142,36 @@ class Routes:
 
     async def _keep(self, key: Key, watched: _Watched) -> None:
         backoff = Backoff(_FIRST_RETRY_S, _MAX_RETRY_S)
-        while True:
-            address = self._control_planes.address
+        over = False
+        while not over and self._watched.get(key) is watched:
             try:
-                await self._follow(key, watched, backoff, address)
-                error: MeshError = Unreachable("the control plane ended the watch")
-            except grpc.aio.AioRpcError as failure:
-                raise_if_cancelled(failure)
-                error = from_rpc_error(failure)
-            except MeshError as failure:
-                error = failure
-            if watched.current:
-                watched.current, watched.known_s = False, time.time()
-            watched.error = error
-            if isinstance(error, NotFound) or (watched.route is None and isinstance(error, _FINAL)):
-                self._drop(key, watched)
-                return
-            log.debug("watch model=%s failed: %s", key[0], error)
-            self._from_snapshot(key, watched)
-            if self._control_planes.failed(address, error):
+                over = await self._watch_once(key, watched, backoff)
+            except Exception as bug:
+                # Unseen, the route would stay for ever as it is at this moment, whatever the mesh says.
+                log.exception("the watch met a bug, and begins anew model=%s", key[0])
+                watched.lost(MeshError(f"the route could not be followed: {bug!r}"))
                 await asyncio.sleep(backoff.next_s())
+
+    async def _watch_once(self, key: Key, watched: _Watched, backoff: Backoff) -> bool:
+        """Follows until the watch ends, and sees to what there is instead; whether it is of no use to try again."""
+        address = self._control_planes.address
+        try:
+            await self._follow(key, watched, backoff, address)
+            error: MeshError = Unreachable("the control plane ended the watch")
+        except grpc.aio.AioRpcError as failure:
+            raise_if_cancelled(failure)
+            error = from_rpc_error(failure)
+        except MeshError as failure:
+            error = failure
+        watched.lost(error)
+        if isinstance(error, NotFound) or (watched.route is None and isinstance(error, _FINAL)):
+            self._drop(key, watched)
+            return True
+        log.debug("watch model=%s failed: %s", key[0], error)
+        self._from_snapshot(key, watched)
+        if self._control_planes.failed(address, error):
+            await asyncio.sleep(backoff.next_s())
+        return False
 
     async def _follow(self, key: Key, watched: _Watched, backoff: Backoff, address: str) -> None:
         request = route_pb2.ResolveRequest(
@@ -160,9 +181,15 @@ class Routes:
         async for message in self._control_planes.routes(address).Watch(request, metadata=metadata):
             watched.current = True
             self._control_planes.answered()
-            watched.take(Route.from_message(message), asyncio.get_running_loop().time())
+            self._take(watched, message)
+            # Not before it was of use: else a message that nobody can read would be asked for again without a pause.
             backoff.reset()
-            self._on_change()
+
+    def _take(self, watched: _Watched, message: route_pb2.Route) -> None:
+        known = self._keeper.known
+        removed = known.removed if known else frozenset[str]()
+        watched.take(Route.from_message(message), asyncio.get_running_loop().time(), removed)
+        self._on_change()
 
     def _from_snapshot(self, key: Key, watched: _Watched) -> None:
         """The route that the control plane signed last, if the snapshot is newer than the route in use."""
@@ -181,9 +208,8 @@ class Routes:
                 time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(routes.issued_at_s)),
                 key[0],
             )
-        watched.take(Route.from_message(message), asyncio.get_running_loop().time())
+        self._take(watched, message)
         watched.known_s = routes.issued_at_s
-        self._on_change()
 
     def _drop(self, key: Key, watched: _Watched) -> None:
         """Tells whoever waits; the next one who asks starts a new watch."""

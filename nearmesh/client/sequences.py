@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2
 
 from nearmesh import tensors
 from nearmesh.client import picker, receipt
+from nearmesh.client.attempts import MORE_WHEN_DENIED
 from nearmesh.client.channels import Channels, call_error, raise_if_cancelled
 from nearmesh.client.experience import Experience
 from nearmesh.client.picker import Choice, Route
@@ -29,12 +30,13 @@ from nearmesh.errors import (
     NotReady,
     Overloaded,
     SequenceLost,
+    Unauthenticated,
     Unreachable,
     error_classes,
 )
 
 # Of any node that could begin the sequence, one of these is a reason to ask the next.
-_ELSEWHERE = (Unreachable, NotReady, Draining, Overloaded, DeadlineExceeded)
+_ELSEWHERE = (Unreachable, NotReady, Draining, Overloaded, DeadlineExceeded, Unauthenticated)
 
 MakeRequest = Callable[[Mapping[str, Any], Iterable[str]], service_pb2.ModelInferRequest]
 
@@ -110,7 +112,7 @@ class Sequence:
         """Asks node after node until one has begun the sequence. Raises the last node's error."""
         clock = asyncio.get_running_loop().time
         start_s, failed, size = clock(), list[Attempt](), request.ByteSize()
-        choices = self._plan()
+        choices, denied = self._plan(), 0
         for index, choice in enumerate(choices):
             began_s = clock()
             left_s = start_s + limit_s - began_s
@@ -126,7 +128,10 @@ class Sequence:
                 silent = isinstance(error, DeadlineExceeded) and wait_s >= patience_s
                 if silent or isinstance(error, Unreachable):
                     self._experience.failed(choice.node, now_s=clock())
-                if index + 1 == len(choices) or not isinstance(error, _ELSEWHERE) or clock() - start_s >= limit_s:
+                denied += isinstance(error, Unauthenticated)
+                if index + 1 == len(choices) or denied > MORE_WHEN_DENIED:
+                    raise
+                if not isinstance(error, _ELSEWHERE) or clock() - start_s >= limit_s:
                     raise
                 continue
             self._choice = choice

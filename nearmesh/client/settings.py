@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nearmesh.client.bootstrap import read_bootstrap
@@ -31,8 +32,8 @@ class ConnectSettings:
     bootstrap_path: Path | None = None
     token_path: Path | None = None
     token: str = ""
-    # host:port of nodes that know the mesh's routes too.
-    fallbacks: tuple[str, ...] = ()
+    # Nodes that know the mesh's routes too: host:port, and their ids where those are known.
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
     # Where the last snapshot of the routes is kept, for a start without the control plane. None: nowhere.
     state: Path | None = None
 

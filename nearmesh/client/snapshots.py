@@ -45,7 +45,7 @@ def client_follower(
         keeper,
         region=settings.region,
         control_plane=lambda: Peer(control_planes.address),
-        peers=lambda: _peers(keeper, settings),
+        peers=lambda: snapshot_peers(keeper, settings),
         connect=connect,
         metadata=metadata,
         on_taken=taken,
@@ -54,11 +54,13 @@ def client_follower(
     return follower
 
 
-def _peers(keeper: SnapshotKeeper, settings: ConnectSettings) -> Sequence[Peer]:
+def snapshot_peers(keeper: SnapshotKeeper, settings: ConnectSettings) -> Sequence[Peer]:
+    """Who may have a snapshot, best first."""
     known = keeper.known
-    named = [Peer(address) for address in settings.fallbacks]
     if known is None:
-        return named
+        return [Peer(address) for address in settings.fallbacks]
+    # The file is as old as it is; the token is shown to nobody who was removed since.
+    named = [Peer(address) for address, node in settings.fallbacks.items() if node not in known.removed]
     nearest = known.table(settings.region, "public").nearest
     found = [Peer(endpoint.address, node_server_name(known.mesh, endpoint.node)) for endpoint in nearest]
     told = {peer.address for peer in found}

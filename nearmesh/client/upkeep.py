@@ -1,15 +1,17 @@
 """What runs beside the calls: probes that keep connections warm and round trips known, and reports of what they found.
 
-A node is probed (ServerLive) as soon as a route names it, a few times in a row, then every few seconds; a node that
-failed is probed when its time out is over, and the probe's answer brings it back.
+The nodes of a route that matter most (`picker.probed`) are probed (ServerLive) at once, a few times in a row, then
+every few seconds; any node that failed is probed when its time out is over, and the probe's answer brings it back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 
 import grpc
 
@@ -32,55 +34,64 @@ REPORT_EVERY_S = 1.0
 _REPORT_LIMIT_S = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Node:
+    endpoint: Endpoint
+    often: bool
+    task: asyncio.Task[None]
+    wake: asyncio.Event
+
+
 class Prober:
     """One task for each node in use. `follow` whenever routes change; `close` when done."""
 
     def __init__(self, transport: Transport, experience: Experience) -> None:
         self._transport = transport
         self._experience = experience
-        self._nodes: dict[str, tuple[Endpoint, asyncio.Task[None], asyncio.Event]] = {}
+        self._nodes: dict[str, _Node] = {}
 
-    def follow(self, endpoints: Iterable[Endpoint]) -> None:
-        """Probes exactly these from now on."""
+    def follow(self, endpoints: Iterable[Endpoint], often: Collection[str]) -> None:
+        """Looks after exactly these from now on: those in `often` by the clock, the others when they fail."""
         wanted = {endpoint.node: endpoint for endpoint in endpoints}
-        for node, (endpoint, task, _) in list(self._nodes.items()):
-            if node not in wanted or _place(wanted[node]) != _place(endpoint):
-                task.cancel()
+        for node, known in list(self._nodes.items()):
+            if node not in wanted or _place(wanted[node]) != _place(known.endpoint) or known.often != (node in often):
+                known.task.cancel()
                 del self._nodes[node]
                 if node not in wanted:
                     self._experience.forget(node)
         for node in [node for node in wanted if node not in self._nodes]:
             wake = asyncio.Event()
-            task = asyncio.create_task(self._keep(wanted[node], wake), name=f"probe {node}")
-            self._nodes[node] = (wanted[node], task, wake)
+            work = self._keep(wanted[node], wake, often=node in often)
+            task = asyncio.create_task(work, name=f"probe {node}")
+            self._nodes[node] = _Node(wanted[node], node in often, task, wake)
 
     def wake(self, node: str) -> None:
         """The node has failed: look when its next probe is due."""
         if node in self._nodes:
-            self._nodes[node][2].set()
+            self._nodes[node].wake.set()
 
     async def close(self) -> None:
-        tasks = [task for _, task, _ in self._nodes.values()]
+        tasks = [node.task for node in self._nodes.values()]
         self._nodes.clear()
         await end(tasks)
 
-    async def _keep(self, endpoint: Endpoint, wake: asyncio.Event) -> None:
+    async def _keep(self, endpoint: Endpoint, wake: asyncio.Event, *, often: bool) -> None:
         # The first probe opens the connection, so it is no sample.
-        for _ in range(MIN_SAMPLES + 1):
+        for _ in range(MIN_SAMPLES + 1 if often else 0):
             if not await self._probe(endpoint):
                 break
         while True:
-            await self._wait(endpoint.node, wake)
+            await self._wait(endpoint.node, wake, PROBE_EVERY_S if often else math.inf)
             await self._probe(endpoint)
 
-    async def _wait(self, node: str, wake: asyncio.Event) -> None:
+    async def _wait(self, node: str, wake: asyncio.Event, every_s: float) -> None:
         """Until the next regular probe, or until a failed node's time out is over."""
         clock = asyncio.get_running_loop().time
-        regular_s = clock() + PROBE_EVERY_S * random.uniform(0.8, 1.2)
+        regular_s = clock() + every_s * random.uniform(0.8, 1.2)
         while True:
             due_s = self._experience.probe_due_s(node) or regular_s
             try:
-                async with asyncio.timeout(max(0.0, due_s - clock())):
+                async with asyncio.timeout(max(0.0, due_s - clock()) if math.isfinite(due_s) else None):
                     await wake.wait()
             except TimeoutError:
                 return

@@ -141,10 +141,10 @@ class Plan:
     def bootstrap(self, region: str) -> Path:
         return self.folder / f"bootstrap-{region}.json"
 
-    def fallbacks(self, region: str) -> tuple[str, ...]:
-        """The nodes' public listeners as clients of the region reach them, the nearest first."""
+    def fallbacks(self, region: str) -> dict[str, str]:
+        """The nodes' ids by their public listeners as clients of the region reach them, the nearest first."""
         nearest = sorted(REGIONS, key=lambda other: round_trip_ms(region, other))
-        return tuple(local(self.links[region, other, "public"]) for other in nearest)
+        return {local(self.links[region, other, "public"]): node_of(other) for other in nearest}
 
     def _toml(self, path: Path, content: dict[str, Any]) -> None:
         path.write_text(tomli_w.dumps(content))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nearmesh import addresses
 from nearmesh.gateway.metadata import CA_SECRET, CALLS, CERTIFICATE_SECRET, GatewayMetadata, secret_source
+from nearmesh.ids import MachineId
 from nearmesh.tls import Credentials, write_private
 
 _TYPES = "type.googleapis.com/"
@@ -20,7 +21,9 @@ CONTROL_PLANE = "control-plane"
 # Below the usual limit of open files, so that a flood of connections is refused and not fatal.
 MAX_CONNECTIONS = 10_000
 BOOTSTRAP_FILE = "envoy.json"
-CERTIFICATE_FILE, CA_FILE = "sds-certificate.json", "sds-ca.json"
+CERTIFICATE_FILE, CA_FILE, CONFIGURES_FILE = "sds-certificate.json", "sds-ca.json", "sds-control-plane.json"
+# The secret that says who may configure this gateway.
+CONFIGURES = "control-plane"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,9 @@ class GatewayIdentity:
 
     control_plane_names: Sequence[str]
     """DNS names or IP addresses, one of which is in a control plane's certificate."""
+
+    configures_sds: str
+    """The file that `write_configures` wrote."""
 
     calls: Path | None = None
     """The socket on which the gateway's own process takes the access log."""
@@ -57,6 +63,26 @@ def write_secrets(data: Path, credentials: Path) -> tuple[Path, Path]:
     _write(paths[0], _secret(CERTIFICATE_SECRET, {"tls_certificate": pair}))
     _write(paths[1], _secret(CA_SECRET, {"validation_context": trusted}))
     return paths
+
+
+def write_configures(data: Path, credentials: Path, mesh: str, names: Iterable[str], nodes: Iterable[str]) -> Path:
+    """Writes the file that says who may configure this gateway: control planes by those names, and those nodes.
+
+    Apart from the bootstrap, which Envoy reads once: a node that the mesh removed is not believed from then on, though
+    its address stands there. (A stream that is open to it stays open.)
+    """
+    names = dict.fromkeys(names)
+    accepted = [{"san_type": "IP_ADDRESS" if _is_ip(name) else "DNS", "matcher": {"exact": name}} for name in names]
+    identities = [MachineId(mesh, "node", node).spiffe for node in nodes]
+    accepted += [{"san_type": "URI", "matcher": {"exact": identity}} for identity in identities]
+    context = {
+        "trusted_ca": _file(credentials / Credentials.CA),
+        "watched_directory": {"path": str(credentials.resolve())},
+        "match_typed_subject_alt_names": accepted,
+    }
+    path = data / CONFIGURES_FILE
+    _write(path, _secret(CONFIGURES, {"validation_context": context}))
+    return path
 
 
 def write_bootstrap(data: Path, who: GatewayIdentity, metadata: GatewayMetadata, admin_port: int = 0) -> Path:
@@ -139,10 +165,7 @@ def _calls(socket: Path) -> dict[str, Any]:
 
 
 def _tls(who: GatewayIdentity, metadata: GatewayMetadata) -> dict[str, Any]:
-    names = list(dict.fromkeys(who.control_plane_names))
-    accepted = [{"san_type": "IP_ADDRESS" if _is_ip(name) else "DNS", "matcher": {"exact": name}} for name in names] + [
-        {"san_type": "URI", "matcher": {"prefix": f"spiffe://{who.mesh}/node/"}}
-    ]
+    names = who.control_plane_names
     return {
         "@type": f"{_TYPES}{_TLS}.UpstreamTlsContext",
         # TLS has no place for an IP address in its server name, and our servers do not look at it.
@@ -150,10 +173,7 @@ def _tls(who: GatewayIdentity, metadata: GatewayMetadata) -> dict[str, Any]:
         "common_tls_context": {
             "alpn_protocols": ["h2"],
             "tls_certificate_sds_secret_configs": [secret_source(CERTIFICATE_SECRET, metadata.certificate_sds)],
-            "combined_validation_context": {
-                "default_validation_context": {"match_typed_subject_alt_names": accepted},
-                "validation_context_sds_secret_config": secret_source(CA_SECRET, metadata.ca_sds),
-            },
+            "validation_context_sds_secret_config": secret_source(CONFIGURES, who.configures_sds),
         },
     }
 

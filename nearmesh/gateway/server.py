@@ -12,7 +12,13 @@ import grpc
 
 from nearmesh import addresses
 from nearmesh.gateway.access_log import AccessLog, listening, socket_path
-from nearmesh.gateway.bootstrap import BOOTSTRAP_FILE, GatewayIdentity, write_bootstrap, write_secrets
+from nearmesh.gateway.bootstrap import (
+    BOOTSTRAP_FILE,
+    GatewayIdentity,
+    write_bootstrap,
+    write_configures,
+    write_secrets,
+)
 from nearmesh.gateway.calls import CallTally
 from nearmesh.gateway.config import GatewayConfig
 from nearmesh.gateway.envoy import Envoy, envoy_binary, envoy_command, free_port
@@ -24,7 +30,7 @@ from nearmesh.process import only_one
 from nearmesh.rpc import from_rpc_error
 from nearmesh.snapshot import SnapshotKeeper
 from nearmesh.snapshot.keeper import SNAPSHOT_FILE
-from nearmesh.snapshot.machine import machine_follower, mesh_peers
+from nearmesh.snapshot.machine import machine_follower, nearest_nodes
 from nearmesh.tls import Credentials
 from nearmesh.turns import Turns
 from nearmesh.v1 import route_pb2, route_pb2_grpc
@@ -43,7 +49,9 @@ async def serve(config: GatewayConfig, token: str | None, stop: asyncio.Event) -
         membership = await member(config.data, "gateway", token)
         # Envoy watches the folder and takes renewed files over by itself.
         renewal = Renewal(membership, config.data)
-        keeper = SnapshotKeeper(renewal.current.ca_pem, config.data / SNAPSHOT_FILE, mesh=membership.mesh)
+        keeper = SnapshotKeeper(
+            renewal.current.ca_pem, config.data / SNAPSHOT_FILE, mesh=membership.mesh, region=membership.region
+        )
         start = EnvoyStart(config, membership, keeper, socket)
         envoy = Envoy(start.command(), start.address)
         follower = machine_follower(keeper, membership, renewal, region=membership.region, on_taken=start.renew)
@@ -67,7 +75,7 @@ class EnvoyStart:
     """What Envoy starts from. `write` puts it on disk again once the snapshot names other nodes.
 
     Envoy that runs needs no other nodes: it goes on with what it was told. One that starts while the control plane is
-    away is told by a node.
+    away is told by a node. One that the mesh removed is not believed any more, also by an Envoy that runs.
     """
 
     def __init__(self, config: GatewayConfig, membership: Membership, keeper: SnapshotKeeper, calls: Path) -> None:
@@ -78,7 +86,9 @@ class EnvoyStart:
         self._calls = calls
         host, port = addresses.split_ip(config.listen)
         self.address = host, port or free_port(host)
-        self._written: tuple[str, ...] = ()
+        # Every node that was in one of the bootstraps: an Envoy that runs has read an earlier one.
+        self._named: dict[str, None] = {}
+        self._written: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
         self.write()
 
     def command(self) -> list[str]:
@@ -88,11 +98,16 @@ class EnvoyStart:
     def write(self) -> None:
         """The bootstrap and the files of the secrets, if they are not there as they should be."""
         config, membership = self._config, self._membership
-        nodes = [peer.address for peer in mesh_peers(self._keeper, membership)][:FALLBACK_NODES]
+        nodes = nearest_nodes(self._keeper, membership)[:FALLBACK_NODES]
+        self._named |= dict.fromkeys(node.node for node in nodes)
+        known = self._keeper.known
+        believed = tuple(node for node in self._named if known and node not in known.removed)
         control_planes = addresses.several(membership.control_plane_mesh)
-        wanted = (*control_planes, *nodes)
-        if wanted == self._written:
+        wanted = (*control_planes, *(node.address for node in nodes))
+        if (wanted, believed) == self._written:
             return
+        names = [addresses.split(address)[0] for address in control_planes]
+        configures_sds = write_configures(config.data, config.data, membership.mesh, names, believed)
         certificate_sds, ca_sds = write_secrets(config.data, config.data)
         metadata = GatewayMetadata(
             host=self.address[0],
@@ -108,11 +123,12 @@ class EnvoyStart:
             region=membership.region,
             site=membership.site,
             control_plane=wanted,
-            control_plane_names=[addresses.split(address)[0] for address in control_planes],
+            control_plane_names=names,
+            configures_sds=str(configures_sds.resolve()),
             calls=self._calls,
         )
         write_bootstrap(config.data, who, metadata, config.admin_port)
-        self._written = wanted
+        self._written = wanted, believed
 
     def renew(self) -> None:
         """As `write`, while Envoy runs: a full disk is no reason to stop."""

@@ -7,13 +7,14 @@ from nearmesh.routing.costs import format_usd, transfer_usd_per_1000, usd_per_10
 from nearmesh.routing.objectives import (
     DEFAULT_DEADLINE_MS,
     DEFAULT_OBJECTIVE,
+    HYSTERESIS,
     IN_TIME,
     OBJECTIVE_HEADER,
     OBJECTIVES,
     Objective,
     parse_objective,
 )
-from nearmesh.routing.rule import HYSTERESIS, Candidate, Ranked, rank, with_network, with_network_times
+from nearmesh.routing.rule import Candidate, Ranked, rank, with_network, with_network_times
 from nearmesh.routing.times import Times
 
 __all__ = [

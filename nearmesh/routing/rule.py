@@ -5,7 +5,7 @@ For every candidate, time = network + service (waiting included), each a distrib
 candidate is in time when P is at least 0.99.
 
 - `cheapest-in-time`: the cheapest candidate that is in time; if none is, the one with the highest P.
-- `nearest`: the shortest median round trip.
+- `nearest`: the shortest median round trip, of those that are seldom late if there are any; equally near, the cheaper.
 - `cheapest`: the lowest cost, whatever the time.
 
 A candidate that is not ready ranks last, and only stands there for the explanation.
@@ -18,15 +18,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nearmesh.routing.costs import format_usd
-from nearmesh.routing.objectives import IN_TIME, Objective
+from nearmesh.routing.objectives import (
+    BROKEN_BELOW,
+    GRACE,
+    HYSTERESIS,
+    IN_TIME,
+    Objective,
+    distance_ms,
+    staying_distance_ms,
+)
 from nearmesh.routing.times import Times, chance_within, sum_of
-
-# The present choice stays until another one is cheaper, or sooner, by this share: a price that moves by 5 % moves no
-# traffic, nor does the noise of a measurement. A choice that is in time gives way only to one with this share of the
-# deadline to spare, so that a node on the edge of the deadline does not win and lose by turns.
-HYSTERESIS = 0.06
-# Round trips that differ by less than this are the same distance.
-NEAR_MS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +92,10 @@ def rank(
     candidates: Iterable[Candidate], objective: Objective, deadline_ms: float, *, current: str | None = None
 ) -> list[Ranked]:
     """Best first. `current` is the node that is the choice now and keeps it against a near tie."""
-    pool = sorted(candidates, key=lambda c: (not c.ready, *_merit(c, objective, deadline_ms), c.node))
-    pool = _keep_current(pool, objective, deadline_ms, current)
-    return [Ranked(c, c.ready and in_time(c, deadline_ms), _why(c, pool, objective, deadline_ms)) for c in pool]
+    some = list(candidates)
+    rule = _Rule(objective, deadline_ms, any(c.ready and not _is_broken(c, deadline_ms) for c in some))
+    pool = rule.keeping(sorted(some, key=lambda c: (not c.ready, *rule.merit(c), c.node)), current)
+    return [Ranked(c, c.ready and in_time(c, deadline_ms), rule.why(c, pool)) for c in pool]
 
 
 def in_time(c: Candidate, deadline_ms: float) -> bool:
@@ -101,79 +103,97 @@ def in_time(c: Candidate, deadline_ms: float) -> bool:
     return c.p_in_time(deadline_ms) >= IN_TIME
 
 
-def _merit(c: Candidate, objective: Objective, deadline_ms: float) -> tuple[float, ...]:
-    """The smaller the better; lexicographic."""
-    if objective == "nearest":
-        return (c.network_ms_p50, c.usd_per_1000)
-    if not c.ready:
-        return (c.usd_per_1000,)
-    if objective == "cheapest":
-        return (c.usd_per_1000, c.total_ms_p95)
-    p = c.p_in_time(deadline_ms)
-    return (0.0, c.usd_per_1000, c.total_ms_p95) if p >= IN_TIME else (1.0, -round(p, 3), c.total_ms_p95)
+def nearer(c: Candidate, than: Candidate) -> bool:
+    """Whether it is so much nearer that traffic moves."""
+    return distance_ms(c.network_ms_p50) < staying_distance_ms(distance_ms(than.network_ms_p50))
 
 
-def _keep_current(
-    pool: list[Candidate], objective: Objective, deadline_ms: float, current: str | None
-) -> list[Candidate]:
-    held = next((c for c in pool if c.node == current and c.ready), None)
-    if held is None or pool[0] is held:
-        return pool
-    better = (c for c in pool if c.ready and _displaces(c, held, objective, deadline_ms))
-    first = next(better, held)
-    return [first, *(c for c in pool if c is not first)]
+def _is_broken(c: Candidate, deadline_ms: float) -> bool:
+    return c.p_in_time(deadline_ms) < BROKEN_BELOW
 
 
-def _displaces(c: Candidate, held: Candidate, objective: Objective, deadline_ms: float) -> bool:
-    """Whether `c` is so much better than the present choice that traffic moves."""
-    if objective == "nearest":
-        return held.network_ms_p50 - c.network_ms_p50 >= max(NEAR_MS, HYSTERESIS * c.network_ms_p50)
-    if objective == "cheapest":
-        return _clearly_cheaper(c, held)
-    if in_time(held, deadline_ms):
-        return _clearly_cheaper(c, held) and _clearly_in_time(c, deadline_ms)
-    return in_time(c, deadline_ms) or c.total_ms_p95 < held.total_ms_p95 * (1 - HYSTERESIS)
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One objective among certain candidates."""
+
+    objective: Objective
+    deadline_ms: float
+    # Some candidate is seldom late.
+    some_work: bool
+
+    def merit(self, c: Candidate) -> tuple[float, ...]:
+        """The smaller the better; lexicographic."""
+        if self.objective == "nearest":
+            return (self.is_ill(c), distance_ms(c.network_ms_p50), c.usd_per_1000, c.network_ms_p50)
+        if not c.ready:
+            return (c.usd_per_1000,)
+        if self.objective == "cheapest":
+            return (c.usd_per_1000, c.total_ms_p95)
+        p = c.p_in_time(self.deadline_ms)
+        return (0.0, c.usd_per_1000, c.total_ms_p95) if p >= IN_TIME else (1.0, -round(p, 3), c.total_ms_p95)
+
+    def is_ill(self, c: Candidate) -> bool:
+        """Late for many, while another is not."""
+        return c.ready and self.some_work and _is_broken(c, self.deadline_ms)
+
+    def keeping(self, pool: list[Candidate], current: str | None) -> list[Candidate]:
+        held = next((c for c in pool if c.node == current and c.ready), None)
+        if held is None or pool[0] is held:
+            return pool
+        first = next((c for c in pool if c.ready and self._displaces(c, held)), held)
+        return [first, *(c for c in pool if c is not first)]
+
+    def _displaces(self, c: Candidate, held: Candidate) -> bool:
+        """Whether `c` is so much better than the present choice that traffic moves."""
+        if self.objective == "nearest":
+            ill, held_ill = self.is_ill(c), self.is_ill(held)
+            return held_ill if ill != held_ill else nearer(c, held)
+        if self.objective == "cheapest":
+            return _clearly_cheaper(c, held)
+        if self._may_stay(held):
+            return _clearly_cheaper(c, held) and in_time(c, self.deadline_ms)
+        return in_time(c, self.deadline_ms) or c.total_ms_p95 < held.total_ms_p95 * (1 - HYSTERESIS)
+
+    def _may_stay(self, c: Candidate) -> bool:
+        return in_time(c, self.deadline_ms * (1 + GRACE))
+
+    def why(self, c: Candidate, pool: Sequence[Candidate]) -> str:
+        if not c.ready:
+            return f"not ready: {c.unready_why or 'does not serve this model'}"
+        return self._why_won(c, pool) if c is pool[0] else self._why_lost(c, pool[0])
+
+    def _why_won(self, c: Candidate, pool: Sequence[Candidate]) -> str:
+        if len([other for other in pool if other.ready]) == 1:
+            return "the only node that serves this model now"
+        if self.objective == "nearest":
+            return f"nearest: {c.network_ms_p50:.1f} ms round trip"
+        if self.objective == "cheapest":
+            return f"cheapest: ${format_usd(c.usd_per_1000)} per 1,000"
+        if in_time(c, self.deadline_ms):
+            return f"cheapest in time: {c.total_ms_p95:.0f} of {self.deadline_ms:.0f} ms at p95"
+        if any(in_time(other, self.deadline_ms) for other in pool if other.ready):
+            return f"late by under {GRACE:.0%} of {self.deadline_ms:.0f} ms, which does not move traffic"
+        return f"soonest: no node is within {self.deadline_ms:.0f} ms, this one takes {c.total_ms_p95:.0f} ms at p95"
+
+    def _why_lost(self, c: Candidate, winner: Candidate) -> str:
+        late = late_because(c.p_in_time(self.deadline_ms), c.total, self.deadline_ms)
+        if self.objective == "nearest":
+            if self.is_ill(c) and not self.is_ill(winner):
+                return late
+            if c.network_ms_p50 < winner.network_ms_p50:
+                return f"nearer by under {HYSTERESIS:.0%}, which does not move traffic"
+            return f"farther: {c.network_ms_p50:.1f} ms against {winner.network_ms_p50:.1f} ms round trip"
+        if self.objective == "cheapest-in-time" and not in_time(c, self.deadline_ms):
+            return late
+        if c.usd_per_1000 == winner.usd_per_1000:
+            return f"as cheap: {c.total_ms_p95:.0f} ms against {winner.total_ms_p95:.0f} ms at p95"
+        if c.usd_per_1000 < winner.usd_per_1000:
+            return f"cheaper by under {HYSTERESIS:.0%}, which does not move traffic"
+        return f"dearer: ${format_usd(c.usd_per_1000)} against ${format_usd(winner.usd_per_1000)} per 1,000"
 
 
 def _clearly_cheaper(c: Candidate, held: Candidate) -> bool:
     return c.usd_per_1000 < held.usd_per_1000 * (1 - HYSTERESIS)
-
-
-def _clearly_in_time(c: Candidate, deadline_ms: float) -> bool:
-    return in_time(c, deadline_ms * (1 - HYSTERESIS))
-
-
-def _why(c: Candidate, pool: Sequence[Candidate], objective: Objective, deadline_ms: float) -> str:
-    if not c.ready:
-        return f"not ready: {c.unready_why or 'does not serve this model'}"
-    winner = pool[0]
-    return _why_won(c, pool, objective, deadline_ms) if c is winner else _why_lost(c, winner, objective, deadline_ms)
-
-
-def _why_won(c: Candidate, pool: Sequence[Candidate], objective: Objective, deadline_ms: float) -> str:
-    if len([other for other in pool if other.ready]) == 1:
-        return "the only node that serves this model now"
-    if objective == "nearest":
-        return f"nearest: {c.network_ms_p50:.1f} ms round trip"
-    if objective == "cheapest":
-        return f"cheapest: ${format_usd(c.usd_per_1000)} per 1,000"
-    if in_time(c, deadline_ms):
-        return f"cheapest in time: {c.total_ms_p95:.0f} of {deadline_ms:.0f} ms at p95"
-    return f"soonest: no node is within {deadline_ms:.0f} ms, this one takes {c.total_ms_p95:.0f} ms at p95"
-
-
-def _why_lost(c: Candidate, winner: Candidate, objective: Objective, deadline_ms: float) -> str:
-    if objective == "nearest":
-        return f"farther: {c.network_ms_p50:.1f} ms against {winner.network_ms_p50:.1f} ms round trip"
-    if objective == "cheapest-in-time" and not in_time(c, deadline_ms):
-        return late_because(c.p_in_time(deadline_ms), c.total, deadline_ms)
-    if c.usd_per_1000 == winner.usd_per_1000:
-        return f"as cheap: {c.total_ms_p95:.0f} ms against {winner.total_ms_p95:.0f} ms at p95"
-    if objective == "cheapest-in-time" and _clearly_cheaper(c, winner):
-        return f"cheaper, but in time by under {HYSTERESIS:.0%}, which does not move traffic"
-    if c.usd_per_1000 < winner.usd_per_1000:
-        return f"cheaper by under {HYSTERESIS:.0%}, which does not move traffic"
-    return f"dearer: ${format_usd(c.usd_per_1000)} against ${format_usd(winner.usd_per_1000)} per 1,000"
 
 
 def late_because(p: float, total: Times, deadline_ms: float) -> str:

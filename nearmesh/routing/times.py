@@ -72,6 +72,11 @@ class Times:
     def p99_ms(self) -> float:
         return self.ms[_P99]
 
+    def gain_ms(self, limit_ms: float) -> float:
+        """By how much it is expected to stay below `limit_ms`; longer ones count as no gain, not as a loss."""
+        at = points(np.asarray(self.ms))
+        return sum(share * max(0.0, limit_ms - float(ms)) for share, ms in zip(CELLS, at, strict=True))
+
     def share_within(self, limit_ms: float) -> float:
         """The chance to take no longer than `limit_ms`."""
         return float(share_within(np.asarray(self.ms), np.asarray(limit_ms)))

@@ -1,7 +1,7 @@
 """The newest snapshot that a machine has seen, in memory and on disk. Implements `RouteSource`.
 
 A snapshot never replaces a newer one, also across restarts: else whoever recorded an old one could bring a removed node
-back.
+back. Nor does a part one that says more: what is not in it would be taken for not being there.
 """
 
 from __future__ import annotations
@@ -37,12 +37,22 @@ class SnapshotKeeper:
     """Belongs to one event loop, but for `save`. `path` None: nothing is kept on disk."""
 
     def __init__(
-        self, ca_pem: bytes, path: Path | None, *, mesh: str = "", clock: Callable[[], float] = time.time
+        self,
+        ca_pem: bytes,
+        path: Path | None,
+        *,
+        mesh: str = "",
+        region: str = "",
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """Reads what an earlier process left; a file that is damaged or was not signed by this mesh counts as none."""
+        """Reads what an earlier process left; a file that is damaged or was not signed by this mesh counts as none.
+
+        `region` is the one whose part is enough; "" takes whole snapshots alone.
+        """
         self._ca_pem = ca_pem
         self._path = path
         self._mesh = mesh
+        self._region = region
         self._clock = clock
         self._routes: SnapshotRoutes | None = None
         self._changes = 1
@@ -63,14 +73,17 @@ class SnapshotKeeper:
         return self._routes
 
     def take(self, signed: pb.SignedSnapshot) -> bool:
-        """Makes it the present one; False if that is what it was. Raises SnapshotRefused."""
+        """Makes it the present one; False if that says as much already. Raises SnapshotRefused."""
         if self.signed == signed:
             return False
-        snapshot = opened(signed, self._ca_pem, mesh=self._mesh, now_s=self._clock())
-        if self._routes and snapshot.generation < self._routes.generation:
+        snapshot = self._opened(signed)
+        known = self._routes
+        if known and snapshot.generation < known.generation:
             raise OlderSnapshot(
-                f"the snapshot is generation {snapshot.generation}, and {self._routes.generation} was seen before"
+                f"the snapshot is generation {snapshot.generation}, and {known.generation} was seen before"
             )
+        if known and _goes_before(known, snapshot):
+            return False
         self._hold(signed, snapshot)
         return True
 
@@ -84,7 +97,7 @@ class SnapshotKeeper:
         try:
             with _saving:
                 kept = self._on_disk(self._path)
-                if kept is None or kept[1].generation <= self._routes.generation:
+                if kept is None or not _goes_before(kept[1], self._routes):
                     write_private(self._path, self.signed.SerializeToString())
         except OSError as error:
             log.warning("the snapshot was not kept in %s: %s", self._path, error)
@@ -107,15 +120,30 @@ class SnapshotKeeper:
         try:
             signed = pb.SignedSnapshot.FromString(path.read_bytes())
             # One whose time is over still says what may not come back.
-            return signed, opened(signed, self._ca_pem, mesh=self._mesh, now_s=self._clock(), expired_too=True)
+            return signed, self._opened(signed, expired_too=True)
         except FileNotFoundError:
             return None
         except (OSError, DecodeError, MeshError) as error:
             log.warning("the snapshot in %s counts as none: %s", path, error)
             return None
 
+    def _opened(self, signed: pb.SignedSnapshot, *, expired_too: bool = False) -> pb.Snapshot:
+        """Raises SnapshotRefused, SnapshotExpired."""
+        now_s = self._clock()
+        snapshot = opened(signed, self._ca_pem, mesh=self._mesh, now_s=now_s, expired_too=expired_too)
+        if snapshot.only_region not in ("", self._region):
+            needed = f"that of {self._region!r}" if self._region else "all of it"
+            raise SnapshotRefused(f"the snapshot is only what {snapshot.only_region!r} needs; here it takes {needed}")
+        return snapshot
+
     def _hold(self, signed: pb.SignedSnapshot, snapshot: pb.Snapshot) -> None:
         self.signed, self._routes = signed, SnapshotRoutes(snapshot)
         self._changes += 1
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _goes_before(known: pb.Snapshot | SnapshotRoutes, offered: pb.Snapshot | SnapshotRoutes) -> bool:
+    """Whether what is known is newer, or says as much of the same moment and more."""
+    more = bool(offered.only_region) and not known.only_region
+    return known.generation > offered.generation or (known.generation == offered.generation and more)

@@ -8,6 +8,7 @@ import grpc
 
 from nearmesh.ids import node_server_name
 from nearmesh.membership import KEEPALIVE, Membership, Renewal
+from nearmesh.routing.table import Endpoint
 from nearmesh.snapshot.follower import MAX_ANSWER_BYTES, Peer, SnapshotFollower
 from nearmesh.snapshot.keeper import SnapshotKeeper
 
@@ -41,12 +42,14 @@ def machine_follower(
 
 def mesh_peers(keeper: SnapshotKeeper, membership: Membership) -> Sequence[Peer]:
     """The other nodes that the snapshot names, the nearest first, as a machine reaches them."""
-    known = keeper.known
-    if known is None:
-        return ()
-    nearest = known.table(membership.region, "mesh").nearest
     return [
         Peer(endpoint.address, node_server_name(membership.mesh, endpoint.node))
-        for endpoint in nearest
-        if endpoint.node != membership.id
+        for endpoint in nearest_nodes(keeper, membership)
     ]
+
+
+def nearest_nodes(keeper: SnapshotKeeper, membership: Membership) -> Sequence[Endpoint]:
+    """The same, with their ids."""
+    known = keeper.known
+    nearest = known.table(membership.region, "mesh").nearest if known else ()
+    return [endpoint for endpoint in nearest if endpoint.node != membership.id]

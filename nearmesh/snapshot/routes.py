@@ -38,6 +38,11 @@ class SnapshotRoutes:
         return self._snapshot.generation
 
     @property
+    def only_region(self) -> str:
+        """Of whose clients alone it has the routes; "" when it has those of all."""
+        return self._snapshot.only_region
+
+    @property
     def issued_at_s(self) -> float:
         """Seconds since the epoch."""
         return self._snapshot.issued_at_s

@@ -1,6 +1,7 @@
 """How a snapshot is signed and what makes one believable: pure, with the time as an argument.
 
-The signature is over the very bytes that travel, so that no two ways to write the same message matter.
+The signature is over the very bytes that travel, so that no two ways to write the same message matter, after a prefix
+that says what they are: the same key signs certificates and more, and none of that may pass for a snapshot.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from nearmesh.v1 import route_pb2 as pb
 MAX_SNAPSHOT_BYTES = 12 * 1024 * 1024
 # Clocks may differ by this much, as for certificates: whose clock is further off cannot check those either.
 LEEWAY_S = 300.0
+# What the key signs elsewhere begins otherwise: certificates with 0x30, JSON with a brace.
+_CONTEXT = b"nearmesh snapshot 1\0"
 
 
 def sealed(snapshot: pb.Snapshot, key: ec.EllipticCurvePrivateKey) -> pb.SignedSnapshot:
     """The snapshot with the signature of the mesh's authority."""
     body = snapshot.SerializeToString(deterministic=True)
-    return pb.SignedSnapshot(snapshot=body, signature=key.sign(body, ec.ECDSA(hashes.SHA256())))
+    return pb.SignedSnapshot(snapshot=body, signature=key.sign(_CONTEXT + body, ec.ECDSA(hashes.SHA256())))
 
 
 def opened(
@@ -69,7 +72,7 @@ def _check_signature(signed: pb.SignedSnapshot, ca_pem: bytes) -> None:
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise SnapshotRefused("the mesh's CA has no EC key, so it signs no snapshots")
     try:
-        key.verify(signed.signature, signed.snapshot, ec.ECDSA(hashes.SHA256()))
+        key.verify(signed.signature, _CONTEXT + signed.snapshot, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature:
         raise SnapshotRefused("the snapshot was not signed by this mesh") from None
 

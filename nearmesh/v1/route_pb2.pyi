@@ -23,7 +23,7 @@ class ResolveRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., region: _Optional[str] = ..., site: _Optional[str] = ..., objective: _Optional[str] = ..., latitude: _Optional[float] = ..., longitude: _Optional[float] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("model", "version", "digest", "region", "objective", "deadline_ms", "candidates", "generation", "demand_per_s", "expires_at_s", "bound", "allowed_regions")
+    __slots__ = ("model", "version", "digest", "region", "objective", "deadline_ms", "candidates", "generation", "demand_per_s", "expires_at_s", "bound", "allowed_regions", "note")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class Route(_message.Message):
     EXPIRES_AT_S_FIELD_NUMBER: _ClassVar[int]
     BOUND_FIELD_NUMBER: _ClassVar[int]
     ALLOWED_REGIONS_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     digest: str
@@ -48,7 +49,8 @@ class Route(_message.Message):
     expires_at_s: float
     bound: bool
     allowed_regions: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., region: _Optional[str] = ..., objective: _Optional[str] = ..., deadline_ms: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., generation: _Optional[int] = ..., demand_per_s: _Optional[float] = ..., expires_at_s: _Optional[float] = ..., bound: _Optional[bool] = ..., allowed_regions: _Optional[_Iterable[str]] = ...) -> None: ...
+    note: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., region: _Optional[str] = ..., objective: _Optional[str] = ..., deadline_ms: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., generation: _Optional[int] = ..., demand_per_s: _Optional[float] = ..., expires_at_s: _Optional[float] = ..., bound: _Optional[bool] = ..., allowed_regions: _Optional[_Iterable[str]] = ..., note: _Optional[str] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("node", "site", "region", "address", "server_name", "ready", "network_ms_p50", "network_ms_p95", "network_measured", "service_ms_p50", "service_ms_p95", "usd_per_hour", "usd_per_1000", "in_time", "why", "network_ms_quantiles", "service_ms_quantiles", "p_in_time", "share", "total_ms_p50", "total_ms_p95", "total_ms_p99", "transfer_usd_per_1000", "spot", "inferences_per_second", "utilization")
@@ -163,10 +165,12 @@ class ListLatenciesRequest(_message.Message):
     def __init__(self, region: _Optional[str] = ...) -> None: ...
 
 class ListLatenciesResponse(_message.Message):
-    __slots__ = ("latencies",)
+    __slots__ = ("latencies", "note")
     LATENCIES_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     latencies: _containers.RepeatedCompositeFieldContainer[Latency]
-    def __init__(self, latencies: _Optional[_Iterable[_Union[Latency, _Mapping]]] = ...) -> None: ...
+    note: str
+    def __init__(self, latencies: _Optional[_Iterable[_Union[Latency, _Mapping]]] = ..., note: _Optional[str] = ...) -> None: ...
 
 class Latency(_message.Message):
     __slots__ = ("region", "node", "network_ms_p50", "network_ms_p95", "measured", "address", "server_name")
@@ -241,7 +245,7 @@ class SignedSnapshot(_message.Message):
     def __init__(self, snapshot: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Snapshot(_message.Message):
-    __slots__ = ("mesh", "generation", "issued_at_s", "expires_at_s", "nodes", "models", "tables", "removed_nodes", "jwks_json")
+    __slots__ = ("mesh", "generation", "issued_at_s", "expires_at_s", "nodes", "models", "tables", "removed_nodes", "jwks_json", "only_region")
     MESH_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     ISSUED_AT_S_FIELD_NUMBER: _ClassVar[int]
@@ -251,6 +255,7 @@ class Snapshot(_message.Message):
     TABLES_FIELD_NUMBER: _ClassVar[int]
     REMOVED_NODES_FIELD_NUMBER: _ClassVar[int]
     JWKS_JSON_FIELD_NUMBER: _ClassVar[int]
+    ONLY_REGION_FIELD_NUMBER: _ClassVar[int]
     mesh: str
     generation: int
     issued_at_s: float
@@ -260,7 +265,8 @@ class Snapshot(_message.Message):
     tables: _containers.RepeatedCompositeFieldContainer[SnapshotTable]
     removed_nodes: _containers.RepeatedScalarFieldContainer[str]
     jwks_json: str
-    def __init__(self, mesh: _Optional[str] = ..., generation: _Optional[int] = ..., issued_at_s: _Optional[float] = ..., expires_at_s: _Optional[float] = ..., nodes: _Optional[_Iterable[_Union[SnapshotNode, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[SnapshotModel, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[SnapshotTable, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[str]] = ..., jwks_json: _Optional[str] = ...) -> None: ...
+    only_region: str
+    def __init__(self, mesh: _Optional[str] = ..., generation: _Optional[int] = ..., issued_at_s: _Optional[float] = ..., expires_at_s: _Optional[float] = ..., nodes: _Optional[_Iterable[_Union[SnapshotNode, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[SnapshotModel, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[SnapshotTable, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[str]] = ..., jwks_json: _Optional[str] = ..., only_region: _Optional[str] = ...) -> None: ...
 
 class SnapshotNode(_message.Message):
     __slots__ = ("id", "site", "region", "public_address", "mesh_address", "usd_per_hour", "spot")

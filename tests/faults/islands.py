@@ -43,11 +43,14 @@ async def started_without_control_plane(mesh: LocalMesh) -> Figures:
 async def _kept(mesh: LocalMesh) -> bool:
     """Whether every node and gateway has a snapshot by which all nodes serve all models."""
     ca_pem = mesh.ca_path.read_bytes()
-    return all(_complete(SnapshotKeeper(ca_pem, mesh.plan.folder / name / SNAPSHOT_FILE)) for name in _machines(mesh))
+    files = [(mesh.plan.folder / name / SNAPSHOT_FILE, region) for name, region in _machines(mesh)]
+    return all(_complete(SnapshotKeeper(ca_pem, path, region=region)) for path, region in files)
 
 
-def _machines(mesh: LocalMesh) -> list[str]:
-    return [child.name for child in (*mesh.nodes.values(), *mesh.gateways.values())]
+def _machines(mesh: LocalMesh) -> list[tuple[str, str]]:
+    """With the region whose part of the snapshot is enough for it."""
+    nodes = [(child.name, "") for child in mesh.nodes.values()]
+    return nodes + [(child.name, region) for region, child in mesh.gateways.items()]
 
 
 def _complete(keeper: SnapshotKeeper) -> bool:

@@ -110,7 +110,7 @@ class IslandMesh:
     def bootstrap(self, name: str, *, fallbacks: bool = True) -> Path:
         """A client's file; without `fallbacks` it names the control plane alone."""
         path = self.folder / f"{name}.json"
-        nodes = tuple(agent.public for agent in self.nodes.values()) if fallbacks else ()
+        nodes = {agent.public: name for name, agent in self.nodes.items()} if fallbacks else {}
         write_bootstrap(path, grpc_bootstrap(self.plane.public, self.ca, self.plane.token(), REGION, fallbacks=nodes))
         return path
 

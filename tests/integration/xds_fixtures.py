@@ -22,7 +22,7 @@ from nearmesh_controlplane.routing.load_reports import LoadReports
 
 from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
 from nearmesh.gateway.access_log import AccessLog, listening, socket_path
-from nearmesh.gateway.bootstrap import GatewayIdentity, write_secrets
+from nearmesh.gateway.bootstrap import CONFIGURES_FILE, GatewayIdentity, write_configures, write_secrets
 from nearmesh.gateway.bootstrap import write_bootstrap as write_envoy
 from nearmesh.gateway.calls import CallTally, Prediction
 from nearmesh.gateway.config import GatewayConfig
@@ -226,12 +226,20 @@ class Gateway:
 
 @asynccontextmanager
 async def gateway(
-    small: SmallMesh, name: str = "gw", *, plaintext: bool = True, admin_port: int = 0
+    small: SmallMesh,
+    name: str = "gw",
+    *,
+    plaintext: bool = True,
+    admin_port: int = 0,
+    configured_by: str = "",
 ) -> AsyncIterator[Gateway]:
-    """Envoy, configured by the mesh's discovery service alone, ready to serve."""
+    """Envoy, configured by the mesh's discovery service alone, ready to serve; by `configured_by`, if that is given."""
     data = small.folder / name
     credentials = machine(small.authority, "gateway", name, data / "credentials")
     certificate, ca = write_secrets(data, credentials)
+    configures = data / CONFIGURES_FILE
+    if not configures.exists():
+        write_configures(data, credentials, MESH, ["localhost"], [])
     port = free_port("127.0.0.1")
     metadata = GatewayMetadata(
         host="127.0.0.1",
@@ -254,8 +262,9 @@ async def gateway(
             mesh=MESH,
             region=REGION,
             site="",
-            control_plane=[small.mesh],
+            control_plane=[configured_by or small.mesh],
             control_plane_names=["localhost"],
+            configures_sds=str(configures),
             calls=socket,
         )
         command = envoy_command(envoy_binary(), write_envoy(data, identity, metadata, admin_port), config)

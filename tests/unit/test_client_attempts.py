@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
 
 import pytest
 from tritonclient.grpc import service_pb2
@@ -11,90 +10,15 @@ from tritonclient.grpc import service_pb2
 from benchmarks.jumping_clock import on_jumping_clock
 from nearmesh import errors
 from nearmesh.client import picker
-from nearmesh.client.attempts import Call, Delivery, deliver
+from nearmesh.client.attempts import Call, deliver
 from nearmesh.client.budget import Budget
 from nearmesh.client.experience import Experience
 from nearmesh.client.receipt import BESIDE, OVERTAKEN
 from nearmesh.client.transport import NotSent
+from tests.client_calls import DEAD, FROZEN, OK, SLOW, Outcome, call
 from tests.client_routes import endpoint, route
-from tests.client_transport import NEVER, Act, ScriptedTransport
+from tests.client_transport import ScriptedTransport
 
-
-class Outcome:
-    """What became of one call."""
-
-    def __init__(
-        self,
-        transport: ScriptedTransport,
-        deadline_s: float,
-        idempotent: bool,
-        experience: Experience | None = None,
-        network_ms: Mapping[str, float] | None = None,
-    ) -> None:
-        self._network_ms = network_ms or {}
-        self.experience = experience or Experience(budget=spent())
-        self.delivery: Delivery | None = None
-        self.error: errors.MeshError | None = None
-        self.took_s = on_jumping_clock(self._run(transport, deadline_s, idempotent))
-
-    async def _run(self, transport: ScriptedTransport, deadline_s: float, idempotent: bool) -> float:
-        clock = asyncio.get_running_loop().time
-        start_s = clock()
-        call = Call(
-            request=service_pb2.ModelInferRequest(model_name="m"),
-            deadline_s=start_s + deadline_s,
-            idempotent=idempotent,
-            plan=self._plan(transport, clock),
-        )
-        try:
-            self.delivery = await deliver(call, transport, self.experience)
-        except errors.MeshError as error:
-            self.error = error
-        took_s = clock() - start_s
-        assert len(asyncio.all_tasks()) == 1, "an attempt was left behind"
-        return took_s
-
-    def _plan(self, transport: ScriptedTransport, clock: Callable[[], float]) -> Callable[[], list[picker.Choice]]:
-        # In alphabetical order of merit; each is expected to take 10 + 20 ms. The letter is the site.
-        found = route(
-            *(
-                endpoint(node, self._network_ms.get(node, 10.0 + index / 10), site=node[0])
-                for index, node in enumerate(sorted(transport._acts))
-            )
-        )
-        experience = self.experience
-        return lambda: picker.order(
-            found,
-            measured={},
-            out=experience.out("m", now_s=clock()),
-            slow=experience.slow("m", now_s=clock()),
-        )
-
-    @property
-    def node(self) -> str:
-        assert self.delivery, self.error
-        return self.delivery.choice.node
-
-
-def spent() -> Budget:
-    """Nothing is left for hedges, nor ever will be."""
-    return Budget(share=0.0, start=0.0)
-
-
-def call(
-    transport: ScriptedTransport,
-    *,
-    deadline_s: float = 5.0,
-    idempotent: bool = True,
-    experience: Experience | None = None,
-) -> Outcome:
-    """Without hedges, unless an experience with a budget is given."""
-    return Outcome(transport, deadline_s, idempotent, experience)
-
-
-OK: Act = (0.03, "ok")
-FROZEN: Act = (NEVER, "ok")
-DEAD: Act = (0.01, errors.Unreachable("reset"))
 # 250 ms beyond the expected 30 ms.
 PATIENCE_S = 0.28
 
@@ -128,7 +52,7 @@ def test_the_next_node_is_asked_at_once_when_one_fails(error: errors.MeshError) 
 
 @pytest.mark.parametrize(
     "error",
-    [errors.InvalidInput("shape"), errors.TooLarge("size"), errors.Unauthenticated("who"), errors.Unsupported("no")],
+    [errors.InvalidInput("shape"), errors.TooLarge("size"), errors.PermissionDenied("role"), errors.Unsupported("no")],
 )
 def test_an_error_that_no_node_can_mend_is_raised_at_once(error: errors.MeshError) -> None:
     transport = ScriptedTransport(a=[(0.01, error)], b=[OK])
@@ -230,7 +154,6 @@ def test_cancelling_the_call_cancels_its_attempts() -> None:
 # ---- hedging: a second request beside one that takes longer than forecast
 
 HEDGE_S = 0.03
-SLOW: Act = (0.2, "ok")
 
 
 def test_a_call_that_takes_longer_than_its_95th_percentile_is_hedged_and_the_first_answer_counts() -> None:
@@ -337,53 +260,3 @@ def test_hedges_stay_within_a_tenth_of_the_calls() -> None:
         asked += len(transport.asked)
     assert experience.tally.hedges == asked - 500
     assert 40 <= experience.tally.hedges <= 52
-
-
-# ---- engines that break
-
-
-BROKEN: Act = (0.01, errors.EngineFailure("broken"))
-
-
-def test_broken_nodes_cost_no_error_while_another_works() -> None:
-    transport = ScriptedTransport(a=[BROKEN], b=[(0.01, errors.MeshError("a bug"))], c=[(0.01, "garbled")], d=[OK])
-    found = call(transport)
-    assert found.node == "d" and found.experience.tally.failovers == 3
-    assert found.delivery and found.delivery.attempts[2].error.startswith("ENGINE_FAILURE: the answer makes no sense")
-
-
-def test_a_request_that_breaks_every_engine_does_not_go_round_the_mesh() -> None:
-    transport = ScriptedTransport(a=[BROKEN], b=[BROKEN], c=[BROKEN], d=[BROKEN], e=[BROKEN])
-    found = call(transport)
-    assert isinstance(found.error, errors.EngineFailure) and transport.asked == ["a", "b", "c", "d"]
-    assert found.experience.out("m", now_s=1000.1) == set()
-
-
-def test_a_node_that_keeps_breaking_is_no_first_choice_any_more() -> None:
-    experience = Experience(budget=spent())
-    for index in range(4):
-        transport = ScriptedTransport(a=[BROKEN], b=[OK])
-        call(transport, experience=experience)
-        assert transport.asked == (["a", "b"] if index < 3 else ["b"])
-    found = experience.statistics(now_s=1000.5)
-    assert found.ejections == 1 and found.nodes["a"].failed == 3
-    assert found.nodes["a"].states == {"m": "ejected"} and found.nodes["b"].states == {"m": "healthy"}
-    assert (found.calls, found.failed, found.nodes["b"].answered) == (4, 0, 4)
-
-
-def test_a_node_far_slower_than_forecast_and_than_its_peers_is_no_first_choice_any_more() -> None:
-    experience = Experience(budget=spent())
-    for index in range(6):
-        transport = ScriptedTransport(a=[SLOW], b=[OK])
-        call(transport, experience=experience)
-        assert transport.asked == (["a"] if index < 5 else ["b"])
-
-
-def test_counts_for_the_control_plane() -> None:
-    experience = Experience(budget=spent())
-    call(ScriptedTransport(a=[DEAD], b=[(0.021, "ok")]), experience=experience)
-    found = {key.node: calls for key, calls in experience.tally.take_unreported().items()}
-    assert (found["a"].failed, found["a"].answered) == (1, 0)
-    assert (found["b"].answered, found["b"].within_p50, found["b"].within_p95, found["b"].late) == (1, 0, 1, 0)
-    assert found["b"].total_ms == pytest.approx(21.0) and found["b"].predicted_ms == pytest.approx(20.1)
-    assert experience.tally.take_unreported() == {}

@@ -314,3 +314,23 @@ def test_who_is_slow_comes_last_where_others_serve_better(slow: dict[str, float]
 
 def test_the_only_node_is_never_too_slow() -> None:
     assert picker.order(route(endpoint("a")), measured={}, slow={"a": math.inf})[0].in_service
+
+
+def test_at_most_five_nodes_are_probed_those_that_calls_go_to_first() -> None:
+    others = [endpoint(f"n{number}", 10 * number, 1.0 + number) for number in range(1, 9)]
+    found = route(
+        endpoint("x", 100, 20.0, share=0.3), *others, endpoint("y", 120, 30.0, share=0.7), objective="cheapest"
+    )
+    assert picker.probed(found, {}) == ["y", "x", "n1", "n2", "n3"]
+    assert picker.probed(route(endpoint("a"), endpoint("b", ready=False)), {}) == ["a"]
+    assert picker.probed(route(), {}) == []
+
+
+def test_for_the_nearest_those_are_probed_that_may_be_nearer_than_is_known() -> None:
+    known = [endpoint(name, 20 + at) for at, name in enumerate("abcdef")]
+    doubtful = endpoint("doubtful", 40)
+    spread = dataclasses.replace(doubtful.candidate, network_times=Times.spread(40, 120))
+    found = route(*known, dataclasses.replace(doubtful, candidate=spread))
+    assert picker.probed(found, {}) == ["doubtful", "a", "b", "c", "d"]
+    measured = {"doubtful": Times.spread(40, 41), "a": Times.spread(20, 21)}
+    assert "doubtful" not in picker.probed(found, measured)

@@ -53,7 +53,7 @@ def test_a_bootstrap_file_names_nodes_too_and_where_a_snapshot_is_kept_is_told_a
     content["xds_servers"].append(content["xds_servers"][0] | {"server_uri": "10.0.0.1:8001"})
     path.write_text(json.dumps(content))
     found = from_bootstrap(path, tmp_path / "state")
-    assert found.fallbacks == ("10.0.0.1:8001",)
+    assert found.fallbacks == {"10.0.0.1:8001": ""}
     (tmp_path / "ca.pem").write_bytes(PEM + b"another")
     other = from_bootstrap(path, tmp_path / "state")
     assert found.snapshot_path and other.snapshot_path
@@ -350,11 +350,11 @@ def test_a_client_in_no_region_is_in_the_one_near_it(connect: Callable[..., Any]
 def test_a_bootstrap_of_several_control_planes_tells_them_from_nodes(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_bytes(PEM)
     path = tmp_path / "bootstrap.json"
-    made = grpc_bootstrap("a:1,b:1", tmp_path / "ca.pem", "token", "europe-west1", fallbacks=("n:8001",))
+    made = grpc_bootstrap("a:1,b:1", tmp_path / "ca.pem", "token", "europe-west1", fallbacks={"n:8001": "n"})
     assert [server["server_uri"] for server in made["xds_servers"]] == ["a:1", "b:1", "n:8001"]
     path.write_text(json.dumps(made))
     found = from_bootstrap(path)
-    assert (found.control_plane, found.fallbacks) == ("a:1,b:1", ("n:8001",))
+    assert (found.control_plane, found.fallbacks) == ("a:1,b:1", {"n:8001": "n"})
 
 
 async def test_of_several_control_planes_the_next_is_asked_when_one_does_not_answer() -> None:

@@ -9,18 +9,28 @@ from typing import Any
 
 import grpc
 import pytest
+from nearmesh_controlplane.registry.authority import Authority
 
 from nearmesh.client.bootstrap import grpc_bootstrap, read_bootstrap, write_bootstrap
 from nearmesh.config import parse
 from nearmesh.errors import ConfigError, InvalidInput
-from nearmesh.gateway.bootstrap import BOOTSTRAP_FILE, GatewayIdentity, envoy_bootstrap, write_secrets
+from nearmesh.gateway.bootstrap import (
+    BOOTSTRAP_FILE,
+    CONFIGURES_FILE,
+    GatewayIdentity,
+    envoy_bootstrap,
+    write_configures,
+    write_secrets,
+)
 from nearmesh.gateway.config import GatewayConfig
 from nearmesh.gateway.envoy import envoy_command
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.gateway.server import EnvoyStart
 from nearmesh.membership import Membership
 from nearmesh.probe import Probe, ServerLiveEcho, Target
-from nearmesh.snapshot import SnapshotKeeper
+from nearmesh.snapshot import SnapshotKeeper, sealed
+from nearmesh.v1 import route_pb2 as pb
+from tests.snapshots import EUROPE, NOW_S, snapshot
 
 METADATA = GatewayMetadata(host="127.0.0.1", port=8001, plaintext=True, certificate_sds="/c.json", ca_sds="/ca.json")
 
@@ -70,13 +80,15 @@ def test_bad_metadata_is_refused_by_name(change: dict[str, Any], words: str) -> 
         GatewayMetadata.parse(METADATA.to_struct() | change)
 
 
-# In the control plane's place.
-ANY_NODE = {"san_type": "URI", "matcher": {"prefix": "spiffe://test/node/"}}
-
-
 def identity(*control_plane: str, name: str = "localhost") -> GatewayIdentity:
     return GatewayIdentity(
-        id="gw", mesh="test", region="here", site="s", control_plane=control_plane, control_plane_names=[name]
+        id="gw",
+        mesh="test",
+        region="here",
+        site="s",
+        control_plane=control_plane,
+        control_plane_names=[name],
+        configures_sds="/cp.json",
     )
 
 
@@ -94,35 +106,64 @@ def test_the_bootstrap_names_the_control_planes_in_order_and_nothing_else() -> N
 
 
 @pytest.mark.parametrize(("name", "kind", "sni"), [("cp.example", "DNS", "cp.example"), ("10.0.0.1", "IP_ADDRESS", "")])
-def test_the_control_planes_name_is_checked(name: str, kind: str, sni: str) -> None:
+def test_the_control_planes_name_is_checked(tmp_path: Path, name: str, kind: str, sni: str) -> None:
     (cluster,) = envoy_bootstrap(identity("a:1", name=name), METADATA)["static_resources"]["clusters"]
     tls = cluster["transport_socket"]["typed_config"]
-    context = tls["common_tls_context"]["combined_validation_context"]["default_validation_context"]
-    assert context["match_typed_subject_alt_names"] == [{"san_type": kind, "matcher": {"exact": name}}, ANY_NODE]
+    secret = tls["common_tls_context"]["validation_context_sds_secret_config"]
+    assert secret["sds_config"]["path_config_source"]["path"] == "/cp.json"
     assert tls["sni"] == sni
+    path = write_configures(tmp_path, tmp_path / "credentials", "test", [name, name], ["n"])
+    (found,) = json.loads(path.read_text())["resources"]
+    assert found["name"] == secret["name"]
+    context = found["validation_context"]
+    assert context["trusted_ca"] == {"filename": str(tmp_path / "credentials" / "ca.pem")}
+    assert context["match_typed_subject_alt_names"] == [
+        {"san_type": kind, "matcher": {"exact": name}},
+        {"san_type": "URI", "matcher": {"exact": "spiffe://test/node/n"}},
+    ]
 
 
-def test_a_control_plane_on_ipv6_is_found_and_named_without_brackets(tmp_path: Path) -> None:
-    membership = Membership(
-        mesh="test",
+def membership(control_plane_mesh: str = "[::1]:7401") -> Membership:
+    return Membership(
+        mesh="mesh",
         kind="gateway",
         id="gw",
         site="s",
-        region="here",
+        region=EUROPE,
         control_plane="[::1]:7400",
-        control_plane_mesh="[::1]:7401",
+        control_plane_mesh=control_plane_mesh,
         jwks_json="{}",
     )
-    EnvoyStart(GatewayConfig(data=tmp_path), membership, SnapshotKeeper(b"", None), tmp_path / "calls.sock")
+
+
+def accepted(folder: Path) -> list[str]:
+    """Who may configure Envoy."""
+    (secret,) = json.loads((folder / CONFIGURES_FILE).read_text())["resources"]
+    return [name["matcher"]["exact"] for name in secret["validation_context"]["match_typed_subject_alt_names"]]
+
+
+def test_a_control_plane_on_ipv6_is_found_and_named_without_brackets(tmp_path: Path) -> None:
+    EnvoyStart(GatewayConfig(data=tmp_path), membership(), SnapshotKeeper(b"", None), tmp_path / "calls.sock")
     cluster, calls = json.loads((tmp_path / BOOTSTRAP_FILE).read_text())["static_resources"]["clusters"]
     (place,) = cluster["load_assignment"]["endpoints"]
     address = place["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
     assert address == {"address": "::1", "port_value": 7401}
     (own,) = calls["load_assignment"]["endpoints"]
     assert own["lb_endpoints"][0]["endpoint"]["address"] == {"pipe": {"path": str(tmp_path / "calls.sock")}}
-    validation = cluster["transport_socket"]["typed_config"]["common_tls_context"]["combined_validation_context"]
-    names = validation["default_validation_context"]["match_typed_subject_alt_names"]
-    assert names == [{"san_type": "IP_ADDRESS", "matcher": {"exact": "::1"}}, ANY_NODE]
+    assert accepted(tmp_path) == ["::1"]
+
+
+def test_p8_a_removed_node_configures_no_envoy_not_even_one_that_has_read_its_address(tmp_path: Path) -> None:
+    authority = Authority.open("mesh", tmp_path / "authority")
+    keeper = SnapshotKeeper(authority.ca_pem, None, mesh="mesh", clock=lambda: NOW_S)
+    keeper.take(sealed(snapshot(), authority.key))
+    start = EnvoyStart(GatewayConfig(data=tmp_path), membership("cp:1"), keeper, tmp_path / "calls.sock")
+    assert accepted(tmp_path) == ["cp", "spiffe://mesh/node/eu", "spiffe://mesh/node/us"]
+    # One that is merely gone keeps its certificate's worth, one that was removed does not.
+    tables = [pb.SnapshotTable(region=EUROPE, nearest=[])]
+    keeper.take(sealed(snapshot(generation=6, tables=tables, removed_nodes=["us"]), authority.key))
+    start.renew()
+    assert accepted(tmp_path) == ["cp", "spiffe://mesh/node/eu"]
 
 
 def test_secrets_are_found_by_path_and_watched(tmp_path: Path) -> None:

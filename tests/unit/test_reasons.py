@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from nearmesh_controlplane.routing.facts import Facts
 from nearmesh_controlplane.routing.planner import Planner
 from nearmesh_controlplane.routing.reasons import verdicts
 
-from nearmesh.routing import Objective, Ranked, Times
+from nearmesh.routing import Objective, Ranked, Times, rank
 from tests.planned import IN_TIME, MODEL, asked, node, serves, world
 
 NEAR, CHEAP = node("near", 2.0, region="here"), node("cheap", 1.0, region="there", spot=True)
@@ -198,3 +199,40 @@ def test_candidates_carry_what_was_decided_by() -> None:
     assert (near.spot, cheap.spot) == (False, True)
     assert (near.share, cheap.share) == (0.0, 1.0)
     assert cheap.network.p50_ms == 90.0 and cheap.service.p50_ms == 10.0 and cheap.usd_per_hour == 1.0
+
+
+def one_world(seed: int) -> Facts:
+    """Six nodes at random, of which one is surely in time."""
+    chance = random.Random(seed)
+    names = [f"n{number}" for number in range(6)]
+    nodes = tuple(node(name, chance.uniform(0.5, 4.0)) for name in names)
+    replicas = {name: serves(chance.uniform(5, 60), p95_ms=chance.uniform(60, 220)) for name in names}
+    replicas["n0"] = serves(10.0)
+    ways = {"here": {name: chance.uniform(1, 190) for name in names} | {"n0": chance.uniform(1, 100)}}
+    return world(nodes, ways, replicas=replicas)
+
+
+def moved(facts: Facts, seed: int) -> Facts:
+    """A moment later: prices and ways by up to a tenth."""
+    chance = random.Random(-seed)
+    nodes = [dataclasses.replace(n, usd_per_hour=n.usd_per_hour * chance.uniform(0.9, 1.1)) for n in facts.nodes]
+    ways = {
+        key: Times(tuple(ms * factor for ms in times.ms))
+        for key, times in facts.network.items()
+        for factor in [chance.uniform(0.9, 1.1)]
+    }
+    return dataclasses.replace(facts, nodes=tuple(nodes), network=ways)
+
+
+@pytest.mark.parametrize("objective", [IN_TIME, "nearest", "cheapest"])
+@pytest.mark.parametrize("seed", range(40))
+def test_who_has_the_route_in_hand_decides_as_the_plan_did(objective: Objective, seed: int) -> None:
+    """Where there is room for everybody: who is chosen, and who is left for whom when things have moved."""
+    planner, facts, chosen = Planner(), one_world(seed), None
+    for at, found in enumerate((facts, moved(facts, seed))):
+        planned = heard(found, planner=planner, objective=objective, now_s=1000.0 * at)
+        (first,) = [name for name, ranked in planned.items() if ranked.candidate.share > 0.5]
+        pool = [ranked.candidate for ranked in planned.values()]
+        ranking = rank(pool, objective, found.models[0].deadline_ms, current=chosen)
+        assert ranking[0].candidate.node == first
+        chosen = first

@@ -20,7 +20,7 @@ from nearmesh.routing import (
     usd_per_1000,
     with_network,
 )
-from nearmesh.routing.rule import NEAR_MS
+from nearmesh.routing.objectives import GRACE, NEAR_MS
 
 DEADLINE_MS = 300.0
 
@@ -58,7 +58,14 @@ CASES: list[tuple[str, list[Candidate], Objective, str]] = [
     ("free is cheapest", [node("a", 10, 1), node("b", 200, 0)], "cheapest-in-time", "b a"),
     ("an unknown speed is dear", [node("a", 10, math.inf), node("b", 200, 5)], "cheapest-in-time", "b a"),
     ("the nearest", [node("a", 30, 1), node("b", 10, 9), node("c", 20, 1)], "nearest", "b c a"),
-    ("equally near: the cheaper", [node("a", 10, 2), node("b", 10, 1)], "nearest", "b a"),
+    ("equally near: the cheaper", [node("a", 10, 2), node("b", 10.4, 1)], "nearest", "b a"),
+    (
+        "near and late comes after those that work",
+        [node("a", 10, 1, service_ms_p95=900.0), node("b", 90)],
+        "nearest",
+        "b a",
+    ),
+    ("all late: the nearest all the same", [node("a", 500, 1), node("b", 400, 9)], "nearest", "b a"),
     ("the cheapest, late or not", [node("a", 10, 2), node("b", 900, 1)], "cheapest", "b a"),
     ("equally cheap: the sooner", [node("a", 20), node("b", 10)], "cheapest", "b a"),
     ("a tie in all is broken by name", [node("b"), node("a")], "cheapest-in-time", "a b"),
@@ -98,19 +105,32 @@ EDGES: list[tuple[str, Candidate, Candidate, Objective, bool]] = [
     ),
     ("dearer by just the share", node("best", 10, 1 - HYSTERESIS), node("now", 10, 1.0), "cheapest-in-time", True),
     ("dearer by more", node("best", 10, 0.999 - HYSTERESIS), node("now", 10, 1.0), "cheapest-in-time", False),
-    ("late while another is in time", node("best", 10, 9), node("now", 301, 1), "cheapest-in-time", False),
-    ("cheaper, in time with room", node("best", 300 - 301 * HYSTERESIS), node("now", 10, 9), "cheapest-in-time", False),
-    ("cheaper, on the edge", node("best", 300 - 299 * HYSTERESIS), node("now", 10, 9), "cheapest-in-time", True),
+    (
+        "late while another is in time",
+        node("best", 10, 9),
+        node("now", 301 * (1 + GRACE), 1),
+        "cheapest-in-time",
+        False,
+    ),
+    ("late by a hair", node("best", 10, 9), node("now", 299 * (1 + GRACE), 1), "cheapest-in-time", True),
+    ("cheaper, and just in time", node("best", 300), node("now", 10, 9), "cheapest-in-time", False),
     ("late, another on the edge", node("best", 299, 1), node("now", 301, 9), "cheapest-in-time", False),
     ("both late, nearly as soon", node("best", 1001 - 1000 * HYSTERESIS), node("now", 1000), "cheapest-in-time", True),
     ("both late, clearly later", node("best", 999 - 1000 * HYSTERESIS), node("now", 1000), "cheapest-in-time", False),
     ("both free", node("best", 10, 0), node("now", 200, 0), "cheapest-in-time", True),
     ("another became free", node("best", 10, 0), node("now", 10, 1), "cheapest-in-time", False),
     ("both speeds unknown", node("best", 10, math.inf), node("now", 20, math.inf), "cheapest-in-time", True),
-    ("farther by less than the share", node("best", 100), node("now", 99.9 + 100 * HYSTERESIS), "nearest", True),
-    ("farther by more", node("best", 100), node("now", 100.1 + 100 * HYSTERESIS), "nearest", False),
-    ("a hair farther", node("best", 1.0), node("now", 1.0 + NEAR_MS - 0.01), "nearest", True),
-    ("more than a hair", node("best", 1.0), node("now", 1.0 + NEAR_MS), "nearest", False),
+    (
+        "farther by less than the share",
+        node("best", 100),
+        node("now", 100 / (1 - HYSTERESIS) - NEAR_MS),
+        "nearest",
+        True,
+    ),
+    ("farther by more", node("best", 100), node("now", 100 / (1 - HYSTERESIS) + NEAR_MS), "nearest", False),
+    ("a hair farther", node("best", 1.0), node("now", 0.99 + 2 * NEAR_MS), "nearest", True),
+    ("more than a hair", node("best", 1.0), node("now", 1.0 + 2 * NEAR_MS), "nearest", False),
+    ("near, but late for all", node("best", 100), node("now", 10, service_ms_p95=900.0), "nearest", False),
     ("cheapest, nearly", node("best", 10, 1.001 - HYSTERESIS), node("now", 900, 1.0), "cheapest", True),
     ("cheapest, clearly not", node("best", 10, 0.5), node("now", 10, 1.0), "cheapest", False),
 ]
@@ -126,11 +146,10 @@ def test_the_present_choice_stays_against_a_near_tie(
     assert order(found) == ("now best other" if kept else "best now other")
 
 
-def test_who_is_on_the_edge_does_not_stand_before_who_is_surely_better() -> None:
-    edge, sure, now = node("edge", 299, 1), node("sure", 100, 2), node("now", 10, 9)
-    found = rank([edge, sure, now], "cheapest-in-time", DEADLINE_MS, current="now")
-    assert order(found) == "sure edge now"
-    assert found[1].why == "cheaper, but in time by under 6%, which does not move traffic"
+def test_who_stays_though_a_hair_late_says_so() -> None:
+    found = rank([node("now", 302, 1), node("sure", 10, 9)], "cheapest-in-time", DEADLINE_MS, current="now")
+    assert order(found) == "now sure" and not found[0].in_time
+    assert found[0].why == "late by under 1% of 300 ms, which does not move traffic"
 
 
 def test_a_node_on_the_edge_of_the_deadline_does_not_come_and_go() -> None:
@@ -139,7 +158,7 @@ def test_a_node_on_the_edge_of_the_deadline_does_not_come_and_go() -> None:
         pool = [node("edge", ms, 1), node("sure", 100, 9)]
         current = rank(pool, "cheapest-in-time", DEADLINE_MS, current=current)[0].candidate.node
         chosen.append(current)
-    assert chosen == ["edge", *["sure"] * 6, "edge"]
+    assert chosen == [*["edge"] * 5, "sure", *["edge"] * 2]
 
 
 def test_a_present_choice_that_cannot_serve_is_not_kept() -> None:

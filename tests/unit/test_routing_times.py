@@ -49,6 +49,14 @@ def test_the_quantiles_of_a_sum() -> None:
     assert found.ms == pytest.approx(true.ms, rel=RELATIVE)
 
 
+@pytest.mark.parametrize("limit_ms", [70.0, 80.0, 95.0, 120.0])
+def test_what_is_expected_to_be_gained_below_a_limit(limit_ms: float) -> None:
+    true = float(np.maximum(0.0, limit_ms - NETWORK).mean())
+    assert measured(NETWORK).gain_ms(limit_ms) == pytest.approx(true, abs=0.5)
+    assert Times.certain(50.0).gain_ms(limit_ms) == pytest.approx(limit_ms - 50.0)
+    assert Times.certain(200.0).gain_ms(limit_ms) == 0.0
+
+
 def test_the_quantiles_of_a_mixture() -> None:
     found = mixture([measured(NETWORK), measured(SERVICE)], [3, 1])
     true = measured(np.concatenate([NETWORK, SERVICE[: len(SERVICE) // 3]]))

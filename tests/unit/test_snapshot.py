@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from nearmesh_controlplane.registry.authority import Authority
 
 from nearmesh.errors import NotFound, NotReady, SnapshotExpired, SnapshotRefused
@@ -37,8 +39,8 @@ class Clock:
         return self.now_s
 
 
-def keeper(authority: Authority, path: Path | None = None, now_s: float = NOW_S) -> SnapshotKeeper:
-    return SnapshotKeeper(authority.ca_pem, path, mesh="mesh", clock=Clock(now_s))
+def keeper(authority: Authority, path: Path | None = None, now_s: float = NOW_S, region: str = "") -> SnapshotKeeper:
+    return SnapshotKeeper(authority.ca_pem, path, mesh="mesh", region=region, clock=Clock(now_s))
 
 
 # Signing and checking
@@ -67,6 +69,13 @@ def test_another_meshs_signature_and_another_meshs_name_are_refused(authority: A
         opened(sealed(snapshot(), stranger.key), authority.ca_pem, mesh="mesh", now_s=NOW_S)
     with pytest.raises(SnapshotRefused, match="of mesh 'other', not 'mesh'"):
         opened(sealed(snapshot(mesh="other"), authority.key), authority.ca_pem, mesh="mesh", now_s=NOW_S)
+
+
+def test_what_the_same_key_signed_for_something_else_is_no_snapshot(authority: Authority) -> None:
+    body = snapshot().SerializeToString(deterministic=True)
+    bare = pb.SignedSnapshot(snapshot=body, signature=authority.key.sign(body, ec.ECDSA(hashes.SHA256())))
+    with pytest.raises(SnapshotRefused, match="not signed"):
+        opened(bare, authority.ca_pem, mesh="mesh", now_s=NOW_S)
 
 
 def test_without_a_ca_nothing_is_believed(signed: pb.SignedSnapshot) -> None:
@@ -164,6 +173,52 @@ def test_p8_a_process_with_an_older_one_does_not_write_over_the_newer_one_of_ano
     other.take(sealed(snapshot(generation=7), authority.key))
     other.save()
     assert keeper(authority, path).routes().generation == 7
+
+
+def part(authority: Authority, region: str, generation: int = 5) -> pb.SignedSnapshot:
+    """As clients of a region are sent it."""
+    tables = [table for table in snapshot().tables if table.region == region]
+    return sealed(snapshot(generation=generation, tables=tables, only_region=region), authority.key)
+
+
+def test_who_answers_for_all_regions_takes_no_part_however_new(
+    authority: Authority, signed: pb.SignedSnapshot, tmp_path: Path
+) -> None:
+    """A node would answer the other regions' clients by the routes of a neighbour, which may be bound otherwise."""
+    path = tmp_path / SNAPSHOT_FILE
+    machine = keeper(authority, path)
+    machine.take(signed)
+    for generation in (5, 6):
+        with pytest.raises(SnapshotRefused, match="only what 'europe-west1' needs; here it takes all of it"):
+            machine.take(part(authority, EUROPE, generation))
+    assert len(machine.routes()) == 2
+    path.write_bytes(part(authority, EUROPE).SerializeToString())
+    assert keeper(authority, path).known is None
+
+
+def test_a_client_takes_its_own_regions_part_and_no_others(authority: Authority) -> None:
+    client = keeper(authority, region=EUROPE)
+    assert client.take(part(authority, EUROPE))
+    with pytest.raises(SnapshotRefused, match="only what 'us-east1' needs; here it takes that of 'europe-west1'"):
+        client.take(part(authority, AMERICA, 6))
+    assert client.take(part(authority, EUROPE, 6))
+
+
+def test_a_part_does_not_replace_the_whole_of_the_same_moment(
+    authority: Authority, signed: pb.SignedSnapshot, tmp_path: Path
+) -> None:
+    path = tmp_path / SNAPSHOT_FILE
+    client, beside = keeper(authority, path, region=EUROPE), keeper(authority, path, region=EUROPE)
+    assert client.take(part(authority, EUROPE))
+    assert client.take(signed)
+    assert not client.take(part(authority, EUROPE))
+    assert len(client.routes()) == 2
+    client.save()
+    # Another process of the same user has the part.
+    beside.take(part(authority, EUROPE))
+    beside.save()
+    assert len(keeper(authority, path, region=EUROPE).routes()) == 2
+    assert client.take(part(authority, EUROPE, 6))
 
 
 def test_an_expired_one_is_known_and_routes_nothing(

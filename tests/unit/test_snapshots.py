@@ -61,6 +61,7 @@ async def test_it_says_who_is_where_and_until_when(mesh: State, snapshots: Snaps
     ]
     assert list(found.removed_nodes) == ["lost"]
     assert found.jwks_json == authority.jwks_json
+    assert found.only_region == ""
     assert [table.region for table in found.tables] == [EUROPE, AMERICA]
     assert [(a.node, a.public_address, a.mesh_address) for a in found.tables[0].addresses] == [
         (1, "127.0.0.1:1", "us:8003")
@@ -130,6 +131,7 @@ async def test_a_client_is_sent_its_own_region_alone_also_one_that_has_no_node(
     await snapshots.refresh()
     found = await present(snapshots, authority, mesh.clock.now_s, AMERICA)
     assert [table.region for table in found.tables] == [AMERICA]
+    assert found.only_region == AMERICA
     waiting = asyncio.create_task(present(snapshots, authority, mesh.clock.now_s, ASIA))
     await asyncio.sleep(0)
     assert not waiting.done()

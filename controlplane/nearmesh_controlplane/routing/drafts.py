@@ -12,8 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nearmesh.routing.objectives import IN_TIME, Objective
-from nearmesh.routing.rule import HYSTERESIS, NEAR_MS
+from nearmesh.routing.objectives import (
+    BROKEN_BELOW,
+    HYSTERESIS,
+    IN_TIME,
+    Objective,
+    distance_ms,
+    staying_distance_ms,
+)
 from nearmesh_controlplane.routing.capacity import UTILIZATIONS
 from nearmesh_controlplane.routing.facts import NodeFacts
 from nearmesh_controlplane.routing.offers import Offers
@@ -35,8 +41,6 @@ UNKNOWN = 10.0
 EQUALLY_DEAR = 1e-3
 # For `nearest`, the distance that weighs as much as the usual cost.
 USUAL_MS = 50.0
-# A node that is in time for fewer than this is left at once, without a ramp.
-BROKEN_BELOW = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +120,10 @@ def _drafted(offers: Offers, objective: Objective, usual: float, weights: _Weigh
     usd = np.where(np.isfinite(offers.usd_per_1000), offers.usd_per_1000, UNKNOWN * usual)
     broken = (standing > 0)[None, :] | ~offers.allowed
     if objective == "nearest":
-        # Round trips that differ by less than this are the same distance. Of nodes equally far the cheaper one.
+        # Of nodes equally far the cheaper one.
         way = weights.way_ms
-        nearer = np.maximum(0.0, way - np.maximum(NEAR_MS, HYSTERESIS * way))
-        base, stay = way * (usual / USUAL_MS) + 1e-6 * usd, nearer * (usual / USUAL_MS) + 1e-6 * usd
+        base = way * (usual / USUAL_MS) + 1e-6 * usd
+        stay = staying_distance_ms(way) * (usual / USUAL_MS) + 1e-6 * usd
         # Near, but late for many while another node is not: `nearest` means one that works.
         ill = weights.ill & (~weights.ill & offers.allowed).any(axis=1, keepdims=True)
         against = staying_against = standing[None, :] + (usual * LATE) * ill
@@ -154,7 +158,7 @@ def _weighed(offers: Offers) -> _Weights:
         staying_late=_lateness(offers.p_staying, takes),
         ill=offers.p_in_time < BROKEN_BELOW,
         takes=np.minimum((way_ms + offers.service[None, :, 2]) / deadline_ms, MOST_DEADLINES),
-        way_ms=np.floor(way_ms / NEAR_MS) * NEAR_MS,
+        way_ms=distance_ms(way_ms),
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nearmesh.routing.costs import usd_per_1000
+from nearmesh.routing.objectives import GRACE
 from nearmesh.routing.times import LEVELS, Times, matrix, points, share_of_sum_within
 from nearmesh_controlplane.routing.capacity import bounds, with_waiting
 from nearmesh_controlplane.routing.columns import View, Which
@@ -25,10 +26,6 @@ Array = npt.NDArray[np.float64]
 # something else keeps it busy. Not in the tail: that is what a burst leaves, which is over before anyone has moved, and
 # whoever moved for it would be a burst to the next node.
 WORSE = 1.5
-# Who is on a node already stays until it would be late there even with this share more of the deadline, so that a node
-# on the edge of it does not win and lose by turns. That is on the side of staying: if those who move had to be in time
-# with something to spare, the cheap nodes at the edge would be shut out.
-GRACE = 0.01
 _P50, _P75 = LEVELS.index(0.5), LEVELS.index(0.75)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nearmesh.routing import IN_TIME, Candidate, Ranked, format_usd
+from nearmesh.routing.objectives import BROKEN_BELOW, HYSTERESIS, NEAR_MS
 from nearmesh.routing.residency import refusal
-from nearmesh.routing.rule import HYSTERESIS, NEAR_MS, late_because
+from nearmesh.routing.rule import late_because
 from nearmesh.routing.times import LEVELS, sum_of
-from nearmesh_controlplane.routing.drafts import BROKEN_BELOW
 from nearmesh_controlplane.routing.facts import Facts, ModelFacts, NodeFacts
 from nearmesh_controlplane.routing.planner import Block, Plan
 from nearmesh_controlplane.routing.stack import TWINS

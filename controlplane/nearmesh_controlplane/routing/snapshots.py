@@ -262,6 +262,7 @@ def _only(snapshot: pb.Snapshot, region: str) -> pb.Snapshot:
         return snapshot
     part = pb.Snapshot()
     part.CopyFrom(snapshot)
+    part.only_region = region
     del part.tables[:]
     part.tables.extend(table for table in snapshot.tables if table.region == region)
     return part

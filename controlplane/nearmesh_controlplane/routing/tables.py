@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nearmesh.routing import Objective
-from nearmesh.routing.rule import HYSTERESIS
+from nearmesh.routing.objectives import HYSTERESIS
 from nearmesh.routing.table import Endpoint, Listener, ModelRoutes, RouteTable, in_steps
 from nearmesh_controlplane.routing.facts import NodeFacts
 from nearmesh_controlplane.routing.planner import Block, Plan
