@@ -158,3 +158,18 @@ async def state(folder: Path, overrides: Iterable[EndpointOverride] = ()) -> Asy
         yield State(db, clock, changes, registry, catalog, measurements, router, prices, residency, wall)
     finally:
         db.close()
+
+
+class CallContext:
+    """As much of a call's context as our servicers ask for."""
+
+    def __init__(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._metadata = metadata
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self._metadata
+
+
+def context(*metadata: tuple[str, str]) -> CallContext:
+    """Of a call with that metadata."""
+    return CallContext(metadata)

@@ -306,7 +306,7 @@ class ControlPlane:
             server,
         )
         self.observed.discovery = AggregatedDiscovery(
-            source=GivenOut(self.router, self.role),
+            source=GivenOut(self.router, self.role, self.router),
             mesh=self.config.mesh,
             verifier=self.authority.verifier(),
             jwks_json=lambda: self.authority.jwks_json,

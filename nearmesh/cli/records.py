@@ -279,6 +279,7 @@ def route(message: route_pb2.Route) -> Record:
         "generation": message.generation,
         "demand_per_s": message.demand_per_s,
         "expires_at_s": message.expires_at_s,
+        "note": message.note,
         "candidates": [candidate(found) for found in message.candidates],
     }
 

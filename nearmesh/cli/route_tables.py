@@ -70,6 +70,7 @@ def _facts(route: Record) -> list[tuple[str, str]]:
     return [
         ("demand", f"{route['demand_per_s']:.3g} requests per second are placed from here"),
         ("decision", decision(route)),
+        *((("note", route["note"]),) if route["note"] else ()),
         *(("accuracy", in_words(found)) for found in route["accuracy"]),
     ]
 

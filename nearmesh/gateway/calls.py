@@ -56,7 +56,9 @@ class Prediction:
 def ended(entry: Any, locate: Locate) -> Ended | None:
     """An `envoy.data.accesslog.v3.HTTPAccessLogEntry` as a call, or None when it counts for nobody."""
     common, response = entry.common_properties, entry.response
-    model, _, objective = common.upstream_cluster.partition("/")
+    # MODEL, MODEL/OBJECTIVE, or MODEL/OBJECTIVE/ and what else there is to say.
+    model, _, more = common.upstream_cluster.partition("/")
+    objective = more.partition("/")[0]
     if entry.request.path != INFER_PATH or not model or model.startswith("_"):
         return None
     status = response.response_trailers.get(STATUS_KEY) or response.response_headers.get(STATUS_KEY, "")

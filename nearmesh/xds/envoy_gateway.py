@@ -38,12 +38,15 @@ from nearmesh.xds.resources import (
     ENDPOINTS,
     LISTENER,
     ROUTES,
+    SEQUENCE_HEADER,
     STREAM_INFER_PATH,
     Resources,
     cluster_name,
+    keeps_sequences,
     model_clusters,
     node_identities,
     packed,
+    sequence_cluster,
     typed,
 )
 
@@ -149,6 +152,7 @@ def _cluster(name: str, mesh: str, metadata: GatewayMetadata) -> bytes:
         "name": name,
         "type": "EDS",
         "eds_cluster_config": {"eds_config": {"ads": {}, "resource_api_version": "V3"}},
+        "lb_policy": "RING_HASH" if keeps_sequences(name) else "ROUND_ROBIN",
         # TCP and TLS handshakes half way round the earth take about 0.6 s.
         "connect_timeout": "1.5s",
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,
@@ -219,6 +223,9 @@ _NO_METHOD = "the gateway offers no method %REQ(:path)%"
 
 
 def _model_routes(model: str, objectives: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    sequence = [_exactly(MODEL_HEADER, model), {"name": SEQUENCE_HEADER, "present_match": True}]
+    for match in ({"path": STREAM_INFER_PATH}, {"prefix": "/"}):
+        yield _forward({**match, "headers": sequence}, sequence_cluster(model), named=True)
     for objective in (*objectives, None):
         headers = [_exactly(MODEL_HEADER, model), *([_exactly(OBJECTIVE_HEADER, objective)] if objective else [])]
         cluster = cluster_name(model, objective)
@@ -236,7 +243,10 @@ def _forward(match: dict[str, Any], cluster: str, *, named: bool = False) -> dic
     The deadline is kept by the stream's duration, not by the route's timeout: that one counts as the node's failure,
     and a client with hopeless deadlines would have nodes ejected for all others.
     """
-    action = {"cluster": cluster, "timeout": "0s", "max_stream_duration": {"grpc_timeout_header_max": "0s"}}
+    action: dict[str, Any] = {"cluster": cluster, "timeout": "0s"}
+    action["max_stream_duration"] = {"grpc_timeout_header_max": "0s"}
+    if keeps_sequences(cluster):
+        action["hash_policy"] = [{"header": {"header_name": SEQUENCE_HEADER}}]
     if match.get("path") == STREAM_INFER_PATH:
         action["idle_timeout"] = "0s"
     else:

@@ -24,12 +24,15 @@ from nearmesh.xds.resources import (
     CLUSTER,
     ENDPOINTS,
     LISTENER,
+    SEQUENCE_HEADER,
     STREAM_INFER_PATH,
     Resources,
     cluster_name,
+    keeps_sequences,
     model_clusters,
     node_identities,
     packed,
+    sequence_cluster,
     typed,
 )
 
@@ -104,7 +107,7 @@ def _cluster(name: str, mesh: str, several: bool) -> bytes:
         "name": name,
         "type": "EDS",
         "eds_cluster_config": {"eds_config": {"ads": {}, "resource_api_version": "V3"}},
-        "lb_policy": "ROUND_ROBIN",
+        "lb_policy": "RING_HASH" if keeps_sequences(name) else "ROUND_ROBIN",
         "transport_socket": {"name": "tls", "typed_config": _tls(mesh)},
     }
     # Ejecting the only node would turn slow answers into none.
@@ -129,8 +132,13 @@ def _tls(mesh: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)
 def model_listener(model: str, objectives: tuple[str, ...]) -> bytes:
-    """Routes by the objective header; a stream is pinned to one node, so it alone is never retried."""
-    routes: list[dict[str, Any]] = []
+    """Routes by the sequence, else by the objective; a stream is pinned to one node, so it alone is never retried."""
+    sequences = {"cluster": sequence_cluster(model), "hash_policy": [{"header": {"header_name": SEQUENCE_HEADER}}]}
+    named = {"headers": [{"name": SEQUENCE_HEADER, "present_match": True}]}
+    routes: list[dict[str, Any]] = [
+        {"match": {"path": STREAM_INFER_PATH, **named}, "route": sequences},
+        {"match": {"prefix": "", **named}, "route": sequences | {"retry_policy": _RETRY}},
+    ]
     for objective in (*objectives, None):
         headers = [{"name": OBJECTIVE_HEADER, "string_match": {"exact": objective}}] if objective else []
         action = {"cluster": cluster_name(model, objective)}

@@ -53,6 +53,7 @@ def read(**fields: Any) -> Ended | None:
     [
         ({}, Ended("m", "", "n", True, 12.5)),
         ({"cluster": "m/nearest"}, Ended("m", "nearest", "n", True, 12.5)),
+        ({"cluster": "m/nearest/sequences"}, Ended("m", "nearest", "n", True, 12.5)),
         ({"status": "14", "trailers": False}, Ended("m", "", "n", False, 12.5)),
         # A node that died said nothing of itself.
         ({"status": "14", "node": ""}, Ended("m", "", "seven", False, 12.5)),

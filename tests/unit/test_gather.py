@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from nearmesh_controlplane.routing.demand import Calls
@@ -14,7 +15,7 @@ from nearmesh_controlplane.routing.replicas import MAX_MS, MAX_PER_S
 
 from nearmesh.package import RoutePolicy
 from nearmesh.routing import Times
-from nearmesh.v1 import node_pb2
+from nearmesh.v1 import node_pb2, route_pb2
 from tests.control_plane_state import LEASE_S, State, replica, state
 
 EUROPE, AMERICA = "europe-west1", "us-east1"
@@ -275,3 +276,38 @@ async def test_how_large_requests_are_is_looked_at_later_also_when_nodes_are_sil
 async def test_who_has_long_been_ready_is_left_out(mesh: State) -> None:
     mesh.clock.now_s += JOINING_S
     assert gatherer(mesh).facts([]).ready_for_s == {}
+
+
+async def test_what_gateways_see_counts_where_a_node_says_less_than_it_takes(
+    mesh: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node that lies about its speed is not sent calls that it answers late."""
+    await mesh.join("door", EUROPE, kind="gateway")
+    found = gatherer(mesh)
+    assert only(found.facts([])).replicas["eu"].service == Times.certain(5.0)
+
+    def tells(kind: Literal["gateway", "clients"]) -> None:
+        for _ in range(40):
+            mesh.clock.now_s += 1.0
+            calls = [
+                route_pb2.CallReport(model="m", node="eu", answered=10, total_ms=4000.0),
+                route_pb2.CallReport(model="m", node="us", answered=10, total_ms=1000.0),
+            ]
+            samples = [route_pb2.LatencySample(node=node, network_ms=[95.0]) for node in ("eu", "us")]
+            request = route_pb2.ReportLatencyRequest(region=EUROPE, calls=calls, samples=samples)
+            mesh.measurements.report(request, kind=kind, reporter="door")
+
+    tells("clients")
+    assert only(found.facts([])).replicas["eu"].service == Times.certain(5.0), "a client may say anything"
+    tells("gateway")
+    replicas = only(found.facts([])).replicas
+    assert replicas["eu"].service.p50_ms == pytest.approx(305.0, abs=10.0)
+    assert replicas["us"].service == Times.certain(5.0)
+    assert "node=eu model=m: by what gateways see, calls take" in caplog.text
+    large = replica()
+    large.answered, large.bytes_in, large.bytes_out = 10, 10_000_000, 1_000
+    await mesh.reports("eu", large)
+    mesh.clock.now_s += LOOK_AGAIN_S
+    assert only(found.facts([])).replicas["eu"].service == Times.certain(5.0), (
+        "a body of a megabyte is on its way longer"
+    )

@@ -119,6 +119,18 @@ async def test_a_node_that_names_no_price_is_free(mesh: State, given: float, kep
     assert mesh.registry.get("n").own_usd_per_hour == kept
 
 
+@pytest.mark.parametrize("nonsense", [math.nan, math.inf, 1e6, 1e300])
+async def test_a_price_that_cannot_be_one_counts_as_not_said(
+    mesh: State, caplog: pytest.LogCaptureFixture, nonsense: float
+) -> None:
+    """A slip makes no node free, and keeps none away."""
+    await mesh.node("n", usd=1.5)
+    await mesh.registry.hello("n", node_pb2.NodeHello(usd_per_hour=nonsense, hardware="other"))
+    found = mesh.registry.get("n")
+    assert (found.own_usd_per_hour, found.hardware) == (1.5, "other")
+    assert "node=n says that it costs" in caplog.text and "1.5 counts, as before" in caplog.text
+
+
 async def test_who_leaves_is_out_until_it_comes_back(mesh: State) -> None:
     await mesh.node("n")
     await mesh.reports("n", draining=True)

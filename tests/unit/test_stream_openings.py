@@ -32,13 +32,14 @@ from nearmesh.xds import ads
 from nearmesh.xds.ads import AggregatedDiscovery
 from nearmesh.xds.resources import CLUSTER, LISTENER
 from nearmesh.xds.subscription import MAX_NAME_CHARACTERS, MAX_NAMES
-from tests.control_plane_state import State, alone, state
+from tests.control_plane_state import State, alone, context, state
 from tests.snapshots import snapshot
 
 EUROPE, ASIA = "europe-west1", "asia-northeast1"
 CLIENT, GATEWAY, NODE = Identity("app", "client"), Identity("door", "gateway"), Identity("n", "node")
 METADATA = GatewayMetadata(host="127.0.0.1", port=8001, plaintext=True, certificate_sds="/c.json", ca_sds="/ca.json")
 UNUSED = cast(Any, None)
+FROM_OUTSIDE = context()
 
 
 @pytest.fixture
@@ -158,10 +159,10 @@ async def test_a_gateway_reports_for_its_own_region(mesh: State) -> None:
     samples = [route_pb2.LatencySample(node="n", network_ms=[5.0])]
     rpc._caller.set(GATEWAY)
     with pytest.raises(PermissionDenied, match="joined for region 'europe-west1', and reports for 'asia-northeast1'"):
-        await servicer.ReportLatency(route_pb2.ReportLatencyRequest(region=ASIA, samples=samples), None)
+        await servicer.ReportLatency(route_pb2.ReportLatencyRequest(region=ASIA, samples=samples), FROM_OUTSIDE)
     node = mesh.registry.get("n")
     assert not mesh.router.network_time(ASIA, node).measured and not mesh.registry.live(mesh.registry.get("door"))
-    await servicer.ReportLatency(route_pb2.ReportLatencyRequest(region=EUROPE, samples=samples), None)
+    await servicer.ReportLatency(route_pb2.ReportLatencyRequest(region=EUROPE, samples=samples), FROM_OUTSIDE)
     assert mesh.registry.live(mesh.registry.get("door"))
 
 
@@ -194,6 +195,7 @@ async def test_how_right_predictions_were_is_told_by_who_leads(mesh: State) -> N
         def check_leads(self) -> None:
             raise NotLeader("another one leads")
 
+    rpc._caller.set(CLIENT)
     await mesh.publish("m")
     told = route_pb2.CallReport(model="m", answered=4, compared=4, within_p50=1, within_p95=4, within_p99=4, late=2)
     told.total_ms, told.predicted_ms = 30.0, 20.0
@@ -203,15 +205,15 @@ async def test_how_right_predictions_were_is_told_by_who_leads(mesh: State) -> N
     parts = (mesh.router, mesh.registry, mesh.catalog, mesh.measurements, mesh.changes, UNUSED)
     servicer = RouteServicer(*parts, alone())
     for model in ("", "m"):
-        (row,) = (await servicer.ListAccuracy(route_pb2.ListAccuracyRequest(model=model), None)).accuracy
+        (row,) = (await servicer.ListAccuracy(route_pb2.ListAccuracyRequest(model=model), FROM_OUTSIDE)).accuracy
         assert (row.region, row.model, row.objective, row.reporter) == (EUROPE, "m", "cheapest-in-time", "clients")
         assert (row.answered, row.compared, row.late, row.within_p50, row.within_p95) == (4, 4, 0.5, 0.25, 1)
         assert row.actual_over_predicted == 1.5
     with pytest.raises(NotFound, match="'nope'"):
-        await servicer.ListAccuracy(route_pb2.ListAccuracyRequest(model="nope"), None)
+        await servicer.ListAccuracy(route_pb2.ListAccuracyRequest(model="nope"), FROM_OUTSIDE)
     following = RouteServicer(*parts, Follower(Self(id="b", incarnation="1", public="", mesh="", http=""), 1))
     with pytest.raises(NotLeader):
-        await following.ListAccuracy(route_pb2.ListAccuracyRequest(), None)
+        await following.ListAccuracy(route_pb2.ListAccuracyRequest(), FROM_OUTSIDE)
 
 
 async def test_a_client_that_is_in_no_region_is_told_of_the_one_near_it(mesh: State) -> None:
@@ -219,9 +221,9 @@ async def test_a_client_that_is_in_no_region_is_told_of_the_one_near_it(mesh: St
     rpc._caller.set(CLIENT)
     await mesh.publish("m")
     oxford = route_pb2.ResolveRequest(model="m", latitude=51.75, longitude=-1.26)
-    assert (await servicer.Explain(oxford, None)).region == "europe-west2"
+    assert (await servicer.Explain(oxford, FROM_OUTSIDE)).region == "europe-west2"
     # Who names a region is taken at its word.
     oxford.region = ASIA
-    assert (await servicer.Explain(oxford, None)).region == ASIA
+    assert (await servicer.Explain(oxford, FROM_OUTSIDE)).region == ASIA
     with pytest.raises(InvalidInput, match="region"):
-        await servicer.Explain(route_pb2.ResolveRequest(model="m", latitude=51.75), None)
+        await servicer.Explain(route_pb2.ResolveRequest(model="m", latitude=51.75), FROM_OUTSIDE)

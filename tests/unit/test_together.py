@@ -77,10 +77,28 @@ async def test_who_follows_gives_out_the_leaders_routes_and_says_who_leads(bench
     bench.leads("other", 4)
     assert bench.plane.followed() is None
     bench.tells()
-    given = GivenOut(bench.mesh.router, bench.plane)
+    given = GivenOut(bench.mesh.router, bench.plane, bench.mesh.router)
     assert [e.node for e in given.table("europe-west1", "public").nearest] == ["eu", "us"]
     with pytest.raises(NotLeader, match="'me' does not lead; 'other' does, at other:1 and other:2"):
         bench.plane.check_leads()
+
+
+async def test_a_rule_of_residency_holds_at_once_also_for_what_the_leader_decided_before_it(bench: Bench) -> None:
+    bench.leads("other", 4)
+    bench.tells()
+    given = GivenOut(bench.mesh.router, bench.plane, bench.mesh.router)
+    before = given.table("europe-west1", "public")
+    assert given.table("europe-west1", "public") is before, "no news"
+    await bench.mesh.residency.set("europe-west1", ["europe-west1"])
+    table = given.table("europe-west1", "public")
+    assert [e.node for e in table.nearest] == ["eu"]
+    assert {tuple(e.node for e in nodes) for nodes in table.models["m"].by_objective.values()} == {("eu",)}
+    assert given.table("us-east1", "public") == bench.plane.followed().table("us-east1", "public")  # type: ignore[union-attr]
+    await bench.mesh.residency.set("europe-west1", ["asia-northeast1"])
+    table = given.table("europe-west1", "public")
+    assert table.nearest == () and set(table.models["m"].by_objective.values()) == {()}, "it never yields"
+    await bench.mesh.residency.set("europe-west1", [])
+    assert given.table("europe-west1", "public") is before
 
 
 async def test_the_same_routes_read_again_are_the_same_object(bench: Bench) -> None:

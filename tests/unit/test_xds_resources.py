@@ -21,7 +21,7 @@ from nearmesh.xds.endpoints import assignment, socket_address
 from nearmesh.xds.envoy_gateway import NEAREST, GatewayResources, gateway_model
 from nearmesh.xds.grpc_client import NOWHERE, client_model
 from nearmesh.xds.index import View
-from nearmesh.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTES, Resources
+from nearmesh.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTES, SEQUENCE_HEADER, Resources, sequence_cluster
 
 OBJECTIVES = ("cheapest-in-time", "nearest", "cheapest")
 METADATA = GatewayMetadata(host="127.0.0.1", port=8001, plaintext=True, certificate_sds="/c.json", ca_sds="/ca.json")
@@ -106,7 +106,7 @@ def test_what_is_no_socket_address(text: str) -> None:
 def test_a_client_gets_a_cluster_for_each_objective_and_one_for_the_policy() -> None:
     found = client_resources(table())
     assert set(found[LISTENER]) == {"digits"}
-    names = {"digits", "digits/cheapest-in-time", "digits/nearest", "digits/cheapest"}
+    names = {"digits", "digits/cheapest-in-time", "digits/nearest", "digits/cheapest", "digits/nearest/sequences"}
     assert set(found[CLUSTER]) == set(found[ENDPOINTS]) == names
     orders = {
         name: "".join(nodes(read(endpoint_pb2.ClusterLoadAssignment, data))) for name, data in found[ENDPOINTS].items()
@@ -116,6 +116,7 @@ def test_a_client_gets_a_cluster_for_each_objective_and_one_for_the_policy() -> 
         "digits/nearest": "cba",
         "digits/cheapest": "abc",
         "digits/cheapest-in-time": "abc",
+        "digits/nearest/sequences": "cba",
     }
 
 
@@ -134,13 +135,31 @@ def test_the_only_endpoint_is_never_ejected(names: str, ejects: bool) -> None:
     assert cluster.HasField("outlier_detection") is ejects
 
 
+def split_off_sequences(routes: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+    """Those of calls that name their sequence, which have to come first, and the others."""
+    found = list(routes)
+    named = [route for route in found if any(h.name == SEQUENCE_HEADER for h in route.match.headers)]
+    assert all(route.route.hash_policy[0].header.header_name == SEQUENCE_HEADER for route in named)
+    assert {route.route.cluster for route in named} == {sequence_cluster("digits")}
+    rest = [route for route in found if route not in named]
+    assert not any(route.route.hash_policy for route in rest)
+    by_model = [route for route in found if route.route.cluster.startswith("digits")]
+    assert by_model[: len(named)] == named
+    return named, rest
+
+
 def test_a_client_retries_all_but_streams_and_finds_its_objective_by_header() -> None:
     listener = read(listener_pb2.Listener, client_resources(table())[LISTENER]["digits"])
     manager = http_connection_manager_pb2.HttpConnectionManager()
     assert listener.api_listener.api_listener.Unpack(manager)
     assert [f.name for f in manager.http_filters] == ["router"]
     seen = []
-    for route in manager.route_config.virtual_hosts[0].routes:
+    by_sequence, routes = split_off_sequences(manager.route_config.virtual_hosts[0].routes)
+    assert [(r.match.path == STREAM, r.route.HasField("retry_policy")) for r in by_sequence] == [
+        (True, False),
+        (False, True),
+    ]
+    for route in routes:
         wanted = [header.string_match.exact for header in route.match.headers]
         streams, retries = route.match.path == STREAM, route.route.HasField("retry_policy")
         assert streams is not retries
@@ -191,6 +210,28 @@ def test_a_gateway_retries_all_but_streams_and_leaves_deadlines_to_the_caller() 
         assert route.route.HasField("retry_policy") is not (route.match.path == STREAM)
         assert route.route.timeout.ToMilliseconds() == 0
         assert route.route.max_stream_duration.HasField("grpc_timeout_header_max")
+
+
+def test_a_sequences_hash_chooses_among_those_who_share_the_nearests_requests_all_alike() -> None:
+    shared = tuple(endpoint(name, share=share) for name, share in zip("abc", (0.9, 0.1, 0.0), strict=True))
+    orders = {"cheapest-in-time": shared[::-1], "nearest": shared, "cheapest": shared[::-1]}
+    routes = ModelRoutes(default_objective="cheapest", by_objective=orders)
+    found = RouteTable(region="here", models={"digits": routes}, nearest=())
+    parts = client_resources(found), gateway_parts(found)
+    for resources in parts:
+        name = sequence_cluster("digits")
+        kept = read(endpoint_pb2.ClusterLoadAssignment, resources[ENDPOINTS][name])
+        assert nodes(kept) == ["a", "b", "c"]
+        assert [(one.priority, one.load_balancing_weight.value) for one in kept.endpoints] == [
+            (0, 100),
+            (0, 100),
+            (1, 1),
+        ]
+        policies = {key: read(cluster_pb2.Cluster, data).lb_policy for key, data in resources[CLUSTER].items()}
+        assert policies.pop(name) == cluster_pb2.Cluster.RING_HASH
+        assert set(policies.values()) == {cluster_pb2.Cluster.ROUND_ROBIN}
+    named, _ = split_off_sequences(routes_of(found))
+    assert len(named) == 2
 
 
 def test_a_gateway_sends_nameless_calls_to_the_nearest_and_refuses_the_repository() -> None:

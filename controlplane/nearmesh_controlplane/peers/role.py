@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import sqlalchemy as sa
+from google.protobuf.message import Message
 
-from nearmesh.routing.table import Listener, RouteSource, RouteTable
+from nearmesh.routing.table import Endpoint, Listener, ModelRoutes, RouteSource, RouteTable
 from nearmesh.snapshot import SnapshotRoutes
 from nearmesh.v1 import route_pb2
 from nearmesh_controlplane import database as tables
@@ -64,6 +66,10 @@ class Role(Protocol):
         """Gives a client's report to the leader, if that is another control plane; whether it was. Raises MeshError."""
         ...
 
+    async def ask_leader(self, method: str, request: Message, asker: str) -> Any:
+        """What the RouteService of the leader answers; None where that is this control plane. Raises MeshError."""
+        ...
+
     def known(self) -> Sequence[Peer]:
         """Every control plane that was there lately, by id."""
         ...
@@ -100,6 +106,9 @@ class Alone:
     async def pass_on(self, request: route_pb2.ReportLatencyRequest, reporter: str) -> bool:
         return False
 
+    async def ask_leader(self, method: str, request: Message, asker: str) -> Any:
+        return None
+
     def known(self) -> Sequence[Peer]:
         return [peer_of(self._me, self._term)]
 
@@ -110,19 +119,58 @@ class Alone:
         return None
 
 
-class GivenOut:
-    """The routes that this control plane gives out: its own, or those of the leader. Implements `RouteSource`."""
+class Rules(Protocol):
+    """Where data may go, as operators have it now."""
 
-    def __init__(self, own: RouteSource, role: Role) -> None:
+    def may_answer(self, model: str, region: str) -> frozenset[str] | None:
+        """The regions that may answer a client region's calls of a model; None: any."""
+        ...
+
+    def may_answer_at_all(self, region: str) -> frozenset[str] | None:
+        """The same for calls that name no model."""
+        ...
+
+
+class GivenOut:
+    """The routes that this control plane gives out: its own, or those of the leader. Implements `RouteSource`.
+
+    What the leader decided may be older than a rule of residency, and such a rule never yields.
+    """
+
+    def __init__(self, own: RouteSource, role: Role, rules: Rules) -> None:
         self._own = own
         self._role = role
+        self._rules = rules
 
     def table(self, region: str, listener: Listener) -> RouteTable:
-        return (self._role.followed() or self._own).table(region, listener)
+        followed = self._role.followed()
+        if followed is None:
+            return self._own.table(region, listener)
+        return self._bound(followed.table(region, listener), region)
 
     async def changed(self, after: int) -> int:
         # The leader's news count as changes as well.
         return await self._own.changed(after)
+
+    def _bound(self, table: RouteTable, region: str) -> RouteTable:
+        """The same object as long as no rule takes a node out: then it is known to be no news."""
+        nearest = _within(table.nearest, self._rules.may_answer_at_all(region))
+        models = {name: _routes_within(r, self._rules.may_answer(name, region)) for name, r in table.models.items()}
+        same = nearest is table.nearest and all(models[name] is routes for name, routes in table.models.items())
+        return table if same else dataclasses.replace(table, models=models, nearest=nearest)
+
+
+def _routes_within(routes: ModelRoutes, rule: frozenset[str] | None) -> ModelRoutes:
+    left = {objective: _within(nodes, rule) for objective, nodes in routes.by_objective.items()}
+    if all(left[objective] is nodes for objective, nodes in routes.by_objective.items()):
+        return routes
+    return dataclasses.replace(routes, by_objective=left)
+
+
+def _within(nodes: tuple[Endpoint, ...], rule: frozenset[str] | None) -> tuple[Endpoint, ...]:
+    if rule is None or all(node.region in rule for node in nodes):
+        return nodes
+    return tuple(node for node in nodes if node.region in rule)
 
 
 def peer_of(me: Self, term: int = 0) -> Peer:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from nearmesh.errors import MeshError, NotLeader
 from nearmesh.snapshot import SnapshotRoutes
@@ -106,13 +107,15 @@ class Together:
         return None if self.decides() else self._followed
 
     async def pass_on(self, request: route_pb2.ReportLatencyRequest, reporter: str) -> bool:
+        return await self.ask_leader("ReportLatency", request, reporter) is not None
+
+    async def ask_leader(self, method: str, request: Message, asker: str) -> Any:
         if self.term():
-            return False
+            return None
         leader = self._leader()
         if leader is None:
             raise NotLeader(self._who_leads())
-        await self._relay.report(leader.public, request, reporter)
-        return True
+        return await self._relay.ask(leader.public, method, request, asker)
 
     def known(self) -> Sequence[Peer]:
         return self._peers

@@ -28,7 +28,7 @@ from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.prices.currencies import USD, Money, check_price
 from nearmesh_controlplane.prices.rules import Price, jumped
 from nearmesh_controlplane.registry.node import Node, priced_without_a_feed
-from nearmesh_controlplane.registry.reports import check_hello, durable, heard_of_leaving, replicas_of
+from nearmesh_controlplane.registry.reports import check_hello, durable, heard_of_leaving, own_price, replicas_of
 from nearmesh_controlplane.registry.rows import change_node, read_all, write_replicas
 
 log = logging.getLogger(__name__)
@@ -239,7 +239,15 @@ class Registry:
     async def hello(self, node_id: str, hello: pb.NodeHello) -> None:
         """Takes over the addresses, and what a node says of its machine and its price. Raises InvalidInput."""
         check_hello(hello)
-        price = hello.usd_per_hour if hello.usd_per_hour > 0 else 0.0
+        price = own_price(hello)
+        if price is None:
+            price = self.get(node_id).own_usd_per_hour
+            log.warning(
+                "node=%s says that it costs %g US dollars per hour, which counts as not said: %g counts, as before",
+                node_id,
+                hello.usd_per_hour,
+                price,
+            )
         await self._update(
             node_id,
             by_leader=True,
@@ -248,7 +256,7 @@ class Registry:
             metrics_address=hello.metrics_address,
             hardware=hello.hardware,
             agent_version=hello.agent_version,
-            own_usd_per_hour=check_price(price),
+            own_usd_per_hour=price,
             spot=hello.spot,
             machine_type=check_machine_type(hello.machine_type),
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from nearmesh.errors import InvalidInput
 from nearmesh.v1 import node_pb2 as pb
+from nearmesh_controlplane.prices.currencies import MAX_AMOUNT
 
 # Of what a node says of its leaving; it is shown to operators.
 MAX_NOTICE_CHARACTERS = 200
@@ -20,6 +21,15 @@ MAX_NAME_CHARACTERS = 255
 def check_hello(hello: pb.NodeHello) -> None:
     """Raises InvalidInput."""
     _check_names(hello.public_address, hello.mesh_address, hello.metrics_address, hello.hardware, hello.agent_version)
+
+
+def own_price(hello: pb.NodeHello) -> float | None:
+    """What a node says that it costs, 0 when it names no price; None for what cannot be one."""
+    given = hello.usd_per_hour
+    if given <= 0:
+        return 0.0
+    # nan fails every comparison.
+    return given if given < MAX_AMOUNT else None
 
 
 def replicas_of(status: pb.NodeStatus) -> dict[str, pb.ReplicaStatus]:

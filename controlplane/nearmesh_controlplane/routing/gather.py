@@ -18,6 +18,7 @@ from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.prices.book import Prices
 from nearmesh_controlplane.registry.node import Node
 from nearmesh_controlplane.registry.nodes import READY, Presence, Registry
+from nearmesh_controlplane.routing.callers import MAX_BYTES
 from nearmesh_controlplane.routing.facts import Facts, Key, ModelFacts, NodeFacts, ReplicaFacts
 from nearmesh_controlplane.routing.latency import Source
 from nearmesh_controlplane.routing.measurements import Measurements
@@ -89,6 +90,10 @@ class Gatherer:
         """The regions that may answer a client region's calls of a model, by the rules as they are now; None: any."""
         return common(self._catalog.policy(model).regions, self._residency.allowed(region))
 
+    def may_answer_at_all(self, region: str) -> frozenset[str] | None:
+        """The same for calls that name no model."""
+        return self._residency.allowed(region)
+
     def network(self, region: str, node: Node) -> tuple[Times, Source]:
         """The round trip between a client region and a node, and who says so."""
         now_s, key = self._clock(), (region, node.id)
@@ -145,15 +150,21 @@ class Gatherer:
     ) -> ModelFacts:
         """The model as it was, where nothing about it is another."""
         policy, known, now_s = self._catalog.policy(name), self._models.get(name), self._clock()
+        # What gateways see of its calls changes by itself.
+        seen_by_gateways = self._measurements.callers.hears(name)
         if known is not None and stale is not None and name not in stale and known[0] == policy and now_s < known[2]:
-            return known[1]
+            if not (seen_by_gateways and math.isinf(known[2])):
+                return known[1]
         # How large requests are is looked at now and then alone: what was said since counts then.
         look_s = self._bytes.get(name, (None, now_s))[1]
         said = {node.id: of for node in nodes if (of := self._said[node.id][1].get(name))}
         found = self._model(name, nodes, said, standing, leaving)
+        if known is not None and known[1] == found:
+            found = known[1]
         # Which of several versions on a node is the one that counts, deployments tell.
         if all(len(replicas) == 1 for replicas in said.values()):
-            self._models[name] = policy, found, look_s if now_s < look_s else math.inf
+            until_s = look_s if now_s < look_s else math.inf
+            self._models[name] = policy, found, min(until_s, now_s + LOOK_AGAIN_S) if seen_by_gateways else until_s
         else:
             self._models.pop(name, None)
         return found
@@ -168,6 +179,8 @@ class Gatherer:
     ) -> ModelFacts:
         policy = self._catalog.policy(name)
         per_s = speeds(nodes, said)
+        request_bytes, answer_bytes = self._moved(name, said)
+        small = request_bytes + answer_bytes <= MAX_BYTES
         replicas: dict[str, ReplicaFacts] = {}
         absent: dict[str, str] = {}
         lost: dict[str, ReplicaFacts] = {}
@@ -176,14 +189,13 @@ class Gatherer:
             if replica is None:
                 absent[node.id] = why
                 continue
-            fact = self._fact(node, replica, per_s.get((node.hardware, replica.variant), 0.0))
+            fact = self._fact(node, replica, per_s.get((node.hardware, replica.variant), 0.0), small)
             (lost if standing[node.id] == "gone" else replicas)[node.id] = fact
         if not replicas:
             # For this model alone, whatever else is live: to try a node that was lost, and may only be cut off from the
             # control plane, is better than an empty route.
             replicas, lost = lost, {}
         absent |= dict.fromkeys(lost, "its session with the control plane is gone")
-        request_bytes, answer_bytes = self._moved(name, said)
         return ModelFacts(
             name=name,
             objective=policy.objective,
@@ -211,12 +223,14 @@ class Gatherer:
         deployed = self._catalog.deployed(model, node.site, node.region, node.id)
         return next((r for r in ready if deployed and r.digest == deployed.digest), ready[0]), ""
 
-    def _fact(self, node: Node, replica: pb.ReplicaStatus, per_s: float) -> ReplicaFacts:
-        key, said = (node.id, replica.digest), words(replica, per_s)
+    def _fact(self, node: Node, replica: pb.ReplicaStatus, per_s: float, small: bool) -> ReplicaFacts:
+        """`small`: the model's messages are, so that what gateways saw of its calls tells of the node."""
+        extra_ms = self._measurements.beyond_claim_ms(node.id, replica) if small else 0.0
+        key, said = (node.id, replica.digest), words(replica, per_s, extra_ms)
         known = self._replicas.get(key)
         if known is not None and known[0] == said:
             return known[1]
-        found = replica_facts(replica, per_s)
+        found = replica_facts(replica, per_s, extra_ms)
         if known is not None and same(known[1], found):
             found = known[1]
         self._replicas[key] = said, found

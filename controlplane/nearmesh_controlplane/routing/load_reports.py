@@ -102,7 +102,7 @@ class LoadReports(lrs_pb2_grpc.LoadReportingServiceServicer):  # type: ignore[mi
 
 
 def calls_of(clusters: Iterable[Any]) -> Iterator[route_pb2.CallReport]:
-    """Calls by model, objective and node: a cluster is called `MODEL` or `MODEL/OBJECTIVE`, a locality ends in a node.
+    """Calls by model, objective and node: a cluster is called MODEL, or MODEL/OBJECTIVE, a locality ends in a node.
 
     Raises InvalidInput when there are too many.
     """
@@ -111,7 +111,8 @@ def calls_of(clusters: Iterable[Any]) -> Iterator[route_pb2.CallReport]:
             raise InvalidInput(
                 f"a load report of more than {MAX_CLUSTERS} clusters or {MAX_LOCALITIES} localities in one is not taken"
             )
-        model, _, objective = (cluster.cluster_service_name or cluster.cluster_name).partition("/")
+        model, _, more = (cluster.cluster_service_name or cluster.cluster_name).partition("/")
+        objective = more.partition("/")[0]
         for found in cluster.upstream_locality_stats:
             yield route_pb2.CallReport(
                 model=model,

@@ -1,5 +1,6 @@
 """Where measurements come in: who may say what is checked here, and then believed as far as `LatencyBook` and
-`DemandBook` do; `AccuracyBook` keeps how right predictions were. It also tells each node whom to measure."""
+`DemandBook` do; `AccuracyBook` keeps how right predictions were, `CallersWord` what gateways see of nodes. It also
+tells each node whom to measure."""
 
 from __future__ import annotations
 
@@ -7,20 +8,22 @@ import asyncio
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from nearmesh.errors import InvalidInput
 from nearmesh.routing import parse_objective
 from nearmesh.v1 import node_pb2, route_pb2
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.registry.node import Node
-from nearmesh_controlplane.registry.nodes import Registry
+from nearmesh_controlplane.registry.nodes import READY, Registry
 from nearmesh_controlplane.routing import accuracy, demand
 from nearmesh_controlplane.routing.accuracy import Accuracy, AccuracyBook
+from nearmesh_controlplane.routing.callers import CallersWord
 from nearmesh_controlplane.routing.coordinates import Coordinates, Point
 from nearmesh_controlplane.routing.demand import Claimant, DemandBook
 from nearmesh_controlplane.routing.latency import LatencyBook
 from nearmesh_controlplane.routing.peers import TURN_S, peers
+from nearmesh_controlplane.routing.replicas import claimed
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +47,9 @@ class Measurements:
         self.latencies = LatencyBook()
         self.demand = DemandBook()
         self.accuracy = AccuracyBook()
+        self.callers = CallersWord()
+        # Of whom gateways were last believed more than itself: for the log.
+        self._contradicted: set[tuple[str, str]] = set()
         self._registry = registry
         self._catalog = catalog
         self._clock = clock
@@ -77,6 +83,8 @@ class Measurements:
             self.demand.report(request.region, asked, kind=kind, reporter=reporter, now_s=now_s, over_s=over_s)
             named = [found if found.objective else self._by_policy(found) for found in calls]
             self.accuracy.report(request.region, named, kind=kind, now_s=now_s)
+            if kind == "gateway":
+                self._hold_against_claims(request, known, reporter, now_s)
 
     def node_status(self, node_id: str, status: node_pb2.NodeStatus) -> None:
         """Takes over what a node counted, and what it measured of others."""
@@ -97,6 +105,20 @@ class Measurements:
                 )
             except InvalidInput as error:
                 log.warning("node=%s measured nonsense of node=%s: %s", node_id, sample.node, error.message)
+
+    def beyond_claim_ms(self, node_id: str, replica: node_pb2.ReplicaStatus) -> float:
+        """By how much longer than it says a node takes, as far as gateways prove it."""
+        pair = (replica.model, node_id)
+        extra_ms = self.callers.extra_ms(pair, claimed(replica), now_s=self._clock())
+        if (extra_ms > 0) != (pair in self._contradicted):
+            self._contradicted ^= {pair}
+            log.warning(
+                "node=%s model=%s: by what gateways see, calls take %.0f ms longer than the node says",
+                node_id,
+                replica.model,
+                extra_ms,
+            )
+        return extra_ms
 
     def utilization(self, node_id: str) -> float:
         """Share of the node that is taken by all it serves, 0 to 1, as it said last; 0 before it said anything."""
@@ -145,6 +167,8 @@ class Measurements:
         serving = self._registry.serving_nodes()
         self.demand.forget((node.id for node in serving), self._catalog.models())
         self.accuracy.forget(self._catalog.models())
+        here = {node.id for node in serving}
+        self.callers.forget(self._catalog.models(), here, now_s=self._clock())
         regions = {node.id: node.region for node in serving}
         self._utilization = {node: share for node, share in self._utilization.items() if node in regions}
         measured = self.latencies.between_regions(regions, now_s=self._clock())
@@ -153,6 +177,29 @@ class Measurements:
         self._learned = measured
         # A tenth of a second of arithmetic is nothing that the loop should wait for.
         self.latencies.infer_by(await asyncio.to_thread(Coordinates, measured))
+
+    def _hold_against_claims(
+        self, request: route_pb2.ReportLatencyRequest, known: Collection[str], gateway: str, now_s: float
+    ) -> None:
+        for calls in request.calls:
+            ready = [
+                claimed(replica)
+                for replica in (self._registry.replicas(calls.node).values() if calls.node in known else ())
+                if replica.model == calls.model and replica.state == READY
+            ]
+            if not ready or not calls.answered:
+                continue
+            region = self._registry.get(calls.node).region
+            way = self.latencies.estimate(request.region, calls.node, region, now_s=now_s).times
+            self.callers.report(
+                (calls.model, calls.node),
+                gateway,
+                own_ms=calls.total_ms / calls.answered - way.p95_ms,
+                calls=calls.answered,
+                # Of several versions the slowest: it is not known which one answered.
+                claim=max(ready, key=lambda times: times.p95_ms),
+                now_s=now_s,
+            )
 
     def _calls(self, reports: Iterable[route_pb2.CallReport]) -> Iterable[accuracy.Calls]:
         models = frozenset(self._catalog.models())

@@ -29,24 +29,31 @@ MAX_PER_S = 1e6
 MAX_MEAN_BYTES = 2**30
 
 
-def words(replica: pb.ReplicaStatus, per_s: float) -> tuple[object, ...]:
+def words(replica: pb.ReplicaStatus, per_s: float, extra_ms: float) -> tuple[object, ...]:
     """All that `replica_facts` goes by: it is worked out again only when some of it is another."""
     return (
         tuple(replica.service_ms_quantiles) or (replica.service_ms_p50, replica.service_ms_p95),
         tuple(replica.queue_ms_quantiles),
         per_s,
         _load_ms(replica),
+        # To a millisecond: it drifts with every report.
+        round(extra_ms),
     )
 
 
-def replica_facts(replica: pb.ReplicaStatus, per_s: float) -> ReplicaFacts:
-    """`per_s` is that of `speeds`, 0 when unknown."""
-    whole = _bounded(Times.of(replica.service_ms_quantiles) or _from_two(replica))
+def replica_facts(replica: pb.ReplicaStatus, per_s: float, extra_ms: float = 0.0) -> ReplicaFacts:
+    """`per_s` is that of `speeds`, 0 when unknown; `extra_ms` what gateways saw beyond what it says."""
+    whole = _bounded(_later(claimed(replica), extra_ms))
     queue = Times.of(replica.queue_ms_quantiles)
     queue = _bounded(queue) if queue else None
     return ReplicaFacts(
         service=_without(whole, queue) if queue else whole, queue=queue, per_s=per_s, load_ms=_load_ms(replica)
     )
+
+
+def claimed(replica: pb.ReplicaStatus) -> Times:
+    """How long a call takes on the node, waiting included, as it says."""
+    return _bounded(Times.of(replica.service_ms_quantiles) or _from_two(replica))
 
 
 def same(a: ReplicaFacts, b: ReplicaFacts) -> bool:
@@ -106,6 +113,10 @@ def _load_ms(replica: pb.ReplicaStatus) -> float:
 
 def _bounded(times: Times) -> Times:
     return times if times.ms[-1] <= MAX_MS else Times(tuple(min(ms, MAX_MS) for ms in times.ms))
+
+
+def _later(times: Times, ms: float) -> Times:
+    return Times(tuple(found + ms for found in times.ms)) if ms > 0 else times
 
 
 def _without(whole: Times, part: Times) -> Times:

@@ -157,6 +157,10 @@ class Router:
         """The regions that may answer a client region's calls of a model; None: any."""
         return self._gatherer.may_answer(model, region)
 
+    def may_answer_at_all(self, region: str) -> frozenset[str] | None:
+        """The same for calls that name no model."""
+        return self._gatherer.may_answer_at_all(region)
+
     def address(self, region: str, node: Node, listener: Listener) -> str:
         """Where clients of `region` reach the node."""
         own = node.public_address if listener == "public" else node.mesh_address

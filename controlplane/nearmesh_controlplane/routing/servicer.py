@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
-from nearmesh.errors import InvalidInput, PermissionDenied
+from google.protobuf.message import Message
+
+from nearmesh.errors import InvalidInput, MeshError, NotFound, PermissionDenied
 from nearmesh.ids import check_label
 from nearmesh.routing import Ranked, parse_objective
 from nearmesh.routing.table import SHARE_STEP, Listener
@@ -17,6 +20,7 @@ from nearmesh.v1 import route_pb2 as pb
 from nearmesh.v1 import route_pb2_grpc
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.peers.relay import RELAYED_KEY
 from nearmesh_controlplane.peers.role import Role
 from nearmesh_controlplane.registry.node import Node
 from nearmesh_controlplane.registry.nodes import Registry
@@ -25,6 +29,8 @@ from nearmesh_controlplane.routing.demand import Claimant
 from nearmesh_controlplane.routing.measurements import Measurements
 from nearmesh_controlplane.routing.router import Decision, Router
 from nearmesh_controlplane.routing.snapshots import Snapshots
+
+log = logging.getLogger(__name__)
 
 # A watcher hears of a changed order or price at once, and of times that merely drifted this often.
 REFRESH_S = 5.0
@@ -58,7 +64,12 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
         return self._answer(request, everyone=False)
 
     async def Explain(self, request: pb.ResolveRequest, context: Any) -> pb.Route:
-        return self._answer(request, everyone=True)
+        told, why_not = await self._ask_leader("Explain", request, context)
+        if told is not None:
+            return cast(pb.Route, told)
+        route = self._answer(request, everyone=True)
+        route.note = why_not and f"{why_not}; nodes that its last snapshot does not name are missing"
+        return route
 
     async def Watch(self, request: pb.ResolveRequest, context: Any) -> AsyncIterator[pb.Route]:
         sent: tuple[Any, ...] = ()
@@ -74,10 +85,11 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
 
     async def ReportLatency(self, request: pb.ReportLatencyRequest, context: Any) -> pb.ReportLatencyResponse:
         from_gateway = caller().role == "gateway"
-        if not from_gateway and await self._role.pass_on(request, caller().name):
+        if not from_gateway and not _relayed(context) and await self._role.pass_on(request, caller().name):
             return pb.ReportLatencyResponse()
+        # Whatever comes this far is for the leader.
+        self._role.check_leads()
         if from_gateway:
-            self._role.check_leads()
             own = self._registry.get(caller().name).region
             if request.region != own:
                 raise PermissionDenied(f"{caller()} joined for region {own!r}, and reports for {request.region!r}")
@@ -88,13 +100,21 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
         return pb.ReportLatencyResponse()
 
     async def ListLatencies(self, request: pb.ListLatenciesRequest, context: Any) -> pb.ListLatenciesResponse:
+        told, why_not = await self._ask_leader("ListLatencies", request, context)
+        if told is not None:
+            return cast(pb.ListLatenciesResponse, told)
         regions = [check_label("region", request.region)] if request.region else self._regions()
         listener: Listener = "mesh" if caller().role == "gateway" else "public"
         pairs = [(region, node) for region in regions for node in self._registry.serving_nodes()]
-        return pb.ListLatenciesResponse(latencies=[self._latency(region, node, listener) for region, node in pairs])
+        found = [self._latency(region, node, listener) for region, node in pairs]
+        note = why_not and f"{why_not}; it knows what was measured, here are estimates"
+        return pb.ListLatenciesResponse(latencies=found, note=note)
 
     async def ListAccuracy(self, request: pb.ListAccuracyRequest, context: Any) -> pb.ListAccuracyResponse:
         # Reports end up with the leader, whoever they were told.
+        told, _ = await self._ask_leader("ListAccuracy", request, context)
+        if told is not None:
+            return cast(pb.ListAccuracyResponse, told)
         self._role.check_leads()
         if request.model:
             self._catalog.versions(request.model)
@@ -108,6 +128,21 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
             # Clients are many, and what they keep is for a bad day; of a large mesh it is much for machines, too.
             paced_s = len(signed.snapshot) / MACHINE_SNAPSHOT_BYTES_PER_S
             await asyncio.sleep(max(paced_s, CLIENT_SNAPSHOT_S) if caller().role in PEOPLE else paced_s)
+
+    async def _ask_leader(self, method: str, request: Message, context: Any) -> tuple[Message | None, str]:
+        """What the leader answers, where that is another control plane; else why it does not, if it should.
+
+        Of people alone: a node and a gateway find it by themselves, and are told of addresses by any.
+        """
+        if caller().role not in PEOPLE or _relayed(context):
+            return None, ""
+        try:
+            return await self._role.ask_leader(method, request, caller().name), ""
+        except (NotFound, InvalidInput):
+            raise
+        except MeshError as error:
+            log.info("the leader was not asked method=%s: %s", method, error.message)
+            return None, f"the control plane that leads cannot be asked ({error.message})"
 
     def _regions(self) -> list[str]:
         return sorted({node.region for node in self._registry.all() if not node.removed})
@@ -202,6 +237,11 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
             utilization=self._measurements.utilization(c.node),
             inferences_per_second=self._router.speed(decision.model, c.node),
         )
+
+
+def _relayed(context: Any) -> bool:
+    """Whether another control plane passed the call on, and takes this one for the leader."""
+    return any(key == RELAYED_KEY for key, _ in context.invocation_metadata())
 
 
 def _accuracy(found: Accuracy) -> pb.Accuracy:

@@ -1,0 +1,115 @@
+"""What a control plane that follows another one says of routes: the leader's word, or what is missing in its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from google.protobuf.message import Message
+from nearmesh_controlplane.peers.relay import RELAYED_KEY
+from nearmesh_controlplane.peers.role import Alone, Self
+from nearmesh_controlplane.routing.servicer import RouteServicer
+
+from nearmesh import rpc
+from nearmesh.errors import MeshError, NotFound, NotLeader, Unreachable
+from nearmesh.rpc import Identity
+from nearmesh.snapshot import SnapshotRoutes
+from nearmesh.v1 import route_pb2 as pb
+from tests.control_plane_state import State, context, state
+from tests.snapshots import EUROPE, snapshot
+
+OPERATOR, GATEWAY = Identity("ann", "operator"), Identity("door", "gateway")
+ASKED = pb.ResolveRequest(model="m", region=EUROPE)
+
+
+class Follower(Alone):
+    """One whose leader answers this, or not at all."""
+
+    def __init__(self, answer: Message | MeshError) -> None:
+        super().__init__(Self(id="b", incarnation="1", public="", mesh="", http=""), 0)
+        self._answer = answer
+        self.asked: list[tuple[str, Message, str]] = []
+
+    def check_leads(self) -> None:
+        raise NotLeader("control plane 'b' does not lead")
+
+    def followed(self) -> Any:
+        return SnapshotRoutes(snapshot())
+
+    async def pass_on(self, request: pb.ReportLatencyRequest, reporter: str) -> bool:
+        return await self.ask_leader("ReportLatency", request, reporter) is not None
+
+    async def ask_leader(self, method: str, request: Message, asker: str) -> Any:
+        self.asked.append((method, request, asker))
+        if isinstance(self._answer, MeshError):
+            raise self._answer
+        return self._answer
+
+
+@pytest.fixture
+async def mesh(tmp_path: Path) -> AsyncIterator[State]:
+    async with state(tmp_path) as found:
+        await found.publish("m")
+        await found.node("eu", EUROPE)
+        rpc._caller.set(OPERATOR)
+        yield found
+
+
+def servicer(mesh: State, role: Follower) -> RouteServicer:
+    unused = cast(Any, None)
+    return RouteServicer(mesh.router, mesh.registry, mesh.catalog, mesh.measurements, mesh.changes, unused, role)
+
+
+ANSWERS: dict[str, tuple[Message, Message]] = {
+    "Explain": (ASKED, pb.Route(model="m", candidates=[pb.Candidate(node="lost", why="too late")])),
+    "ListLatencies": (pb.ListLatenciesRequest(), pb.ListLatenciesResponse(latencies=[pb.Latency(measured=True)])),
+    "ListAccuracy": (pb.ListAccuracyRequest(), pb.ListAccuracyResponse(accuracy=[pb.Accuracy(answered=3)])),
+}
+
+
+@pytest.mark.parametrize("method", ANSWERS)
+async def test_people_hear_what_the_leader_knows_whomever_they_ask(mesh: State, method: str) -> None:
+    request, answer = ANSWERS[method]
+    role = Follower(answer)
+    rpc._caller.set(OPERATOR)
+    assert await getattr(servicer(mesh, role), method)(request, context()) == answer
+    assert role.asked == [(method, request, "ann")]
+
+
+@pytest.mark.parametrize("error", [Unreachable("gone"), NotLeader("nobody leads")])
+async def test_without_the_leader_they_hear_what_is_missing(mesh: State, error: MeshError) -> None:
+    following = servicer(mesh, Follower(error))
+    rpc._caller.set(OPERATOR)
+    route = await following.Explain(ASKED, context())
+    assert [c.node for c in route.candidates] == ["eu", "us"]
+    assert route.note == (
+        f"the control plane that leads cannot be asked ({error.message}); "
+        "nodes that its last snapshot does not name are missing"
+    )
+    found = await following.ListLatencies(pb.ListLatenciesRequest(), context())
+    assert [latency.node for latency in found.latencies] == ["eu"]
+    assert found.note.endswith("it knows what was measured, here are estimates")
+    with pytest.raises(NotLeader):
+        await following.ListAccuracy(pb.ListAccuracyRequest(), context())
+
+
+async def test_what_the_leader_finds_wrong_is_wrong(mesh: State) -> None:
+    rpc._caller.set(OPERATOR)
+    with pytest.raises(NotFound, match="no model"):
+        await servicer(mesh, Follower(NotFound("no model 'm'"))).Explain(ASKED, context())
+
+
+async def test_machines_are_answered_here_and_nothing_is_passed_on_twice(mesh: State) -> None:
+    role = Follower(Unreachable("not to be asked"))
+    following = servicer(mesh, role)
+    rpc._caller.set(GATEWAY)
+    found = await following.ListLatencies(pb.ListLatenciesRequest(region=EUROPE), context())
+    assert (found.latencies[0].address, found.note) == ("eu:8003", "")
+    rpc._caller.set(OPERATOR)
+    again = context((RELAYED_KEY, "1"))
+    assert (await following.Explain(ASKED, again)).note == ""
+    with pytest.raises(NotLeader):
+        await following.ReportLatency(pb.ReportLatencyRequest(region=EUROPE), again)
+    assert role.asked == []
