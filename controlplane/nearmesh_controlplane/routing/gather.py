@@ -150,11 +150,11 @@ class Gatherer:
     ) -> ModelFacts:
         """The model as it was, where nothing about it is another."""
         policy, known, now_s = self._catalog.policy(name), self._models.get(name), self._clock()
-        # What gateways see of its calls changes by itself.
+        # What gateways see of its calls changes by itself, so it holds for no longer than until then.
         seen_by_gateways = self._measurements.callers.hears(name)
-        if known is not None and stale is not None and name not in stale and known[0] == policy and now_s < known[2]:
-            if not (seen_by_gateways and math.isinf(known[2])):
-                return known[1]
+        end_s = now_s if known is None or (seen_by_gateways and math.isinf(known[2])) else known[2]
+        if known is not None and stale is not None and name not in stale and known[0] == policy and now_s < end_s:
+            return known[1]
         # How large requests are is looked at now and then alone: what was said since counts then.
         look_s = self._bytes.get(name, (None, now_s))[1]
         said = {node.id: of for node in nodes if (of := self._said[node.id][1].get(name))}
