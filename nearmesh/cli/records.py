@@ -38,6 +38,7 @@ _ROLLOUT_STATES = {
 }
 _ROLLOUT_PHASES = {
     catalog_pb2.ROLLOUT_PHASE_LOADING: "loading",
+    catalog_pb2.ROLLOUT_PHASE_SCOUTING: "scouting",
     catalog_pb2.ROLLOUT_PHASE_STEPS: "steps",
     catalog_pb2.ROLLOUT_PHASE_ROLLING: "rolling",
 }
@@ -137,6 +138,7 @@ def rollout(message: catalog_pb2.Rollout) -> Record:
         "phase": _ROLLOUT_PHASES.get(message.phase, "unknown"),
         "step": message.step,
         "share": message.share,
+        "scout": message.scout or None,
         "actor": message.actor,
         "created_at_s": message.created_at_s,
         "since_s": message.since_s,

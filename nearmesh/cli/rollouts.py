@@ -130,6 +130,8 @@ def _phase(found: catalog_pb2.Rollout) -> str:
     if found.phase == catalog_pb2.ROLLOUT_PHASE_LOADING:
         loaded = sum(node.state == records.READY for node in found.nodes)
         return f"loading beside the standing version, {loaded} of {len(found.nodes)} nodes have it"
+    if found.phase == catalog_pb2.ROLLOUT_PHASE_SCOUTING:
+        return f"first on {found.scout} alone, {percent(found.share)} of its requests"
     if found.phase == catalog_pb2.ROLLOUT_PHASE_STEPS:
         share = f"{percent(found.share)} of the requests" if found.share else "compared on copies of requests alone"
         return f"step {found.step + 1} of {len(found.steps)}, {share}"

@@ -38,6 +38,7 @@ class RolloutPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROLLOUT_PHASE_LOADING: _ClassVar[RolloutPhase]
     ROLLOUT_PHASE_STEPS: _ClassVar[RolloutPhase]
     ROLLOUT_PHASE_ROLLING: _ClassVar[RolloutPhase]
+    ROLLOUT_PHASE_SCOUTING: _ClassVar[RolloutPhase]
 ROLLOUT_STRATEGY_UNSPECIFIED: RolloutStrategy
 ROLLOUT_STRATEGY_ALL: RolloutStrategy
 ROLLOUT_STRATEGY_ROLLING: RolloutStrategy
@@ -57,6 +58,7 @@ ROLLOUT_PHASE_UNSPECIFIED: RolloutPhase
 ROLLOUT_PHASE_LOADING: RolloutPhase
 ROLLOUT_PHASE_STEPS: RolloutPhase
 ROLLOUT_PHASE_ROLLING: RolloutPhase
+ROLLOUT_PHASE_SCOUTING: RolloutPhase
 
 class PublishRequest(_message.Message):
     __slots__ = ("manifest_json", "blob")
@@ -263,7 +265,7 @@ class ChangeRolloutRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., change: _Optional[_Union[RolloutChange, str]] = ...) -> None: ...
 
 class Rollout(_message.Message):
-    __slots__ = ("id", "model", "version", "digest", "sites", "regions", "replicas", "strategy", "steps", "options", "state", "reason", "phase", "step", "share", "actor", "created_at_s", "ended_at_s", "since_s", "nodes")
+    __slots__ = ("id", "model", "version", "digest", "sites", "regions", "replicas", "strategy", "steps", "options", "state", "reason", "phase", "step", "share", "actor", "created_at_s", "ended_at_s", "since_s", "nodes", "scout")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -284,6 +286,7 @@ class Rollout(_message.Message):
     ENDED_AT_S_FIELD_NUMBER: _ClassVar[int]
     SINCE_S_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
+    SCOUT_FIELD_NUMBER: _ClassVar[int]
     id: int
     model: str
     version: str
@@ -304,7 +307,8 @@ class Rollout(_message.Message):
     ended_at_s: float
     since_s: float
     nodes: _containers.RepeatedCompositeFieldContainer[RolloutNode]
-    def __init__(self, id: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., sites: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., replicas: _Optional[int] = ..., strategy: _Optional[_Union[RolloutStrategy, str]] = ..., steps: _Optional[_Iterable[float]] = ..., options: _Optional[_Union[RolloutOptions, _Mapping]] = ..., state: _Optional[_Union[RolloutState, str]] = ..., reason: _Optional[str] = ..., phase: _Optional[_Union[RolloutPhase, str]] = ..., step: _Optional[int] = ..., share: _Optional[float] = ..., actor: _Optional[str] = ..., created_at_s: _Optional[float] = ..., ended_at_s: _Optional[float] = ..., since_s: _Optional[float] = ..., nodes: _Optional[_Iterable[_Union[RolloutNode, _Mapping]]] = ...) -> None: ...
+    scout: str
+    def __init__(self, id: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., sites: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., replicas: _Optional[int] = ..., strategy: _Optional[_Union[RolloutStrategy, str]] = ..., steps: _Optional[_Iterable[float]] = ..., options: _Optional[_Union[RolloutOptions, _Mapping]] = ..., state: _Optional[_Union[RolloutState, str]] = ..., reason: _Optional[str] = ..., phase: _Optional[_Union[RolloutPhase, str]] = ..., step: _Optional[int] = ..., share: _Optional[float] = ..., actor: _Optional[str] = ..., created_at_s: _Optional[float] = ..., ended_at_s: _Optional[float] = ..., since_s: _Optional[float] = ..., nodes: _Optional[_Iterable[_Union[RolloutNode, _Mapping]]] = ..., scout: _Optional[str] = ...) -> None: ...
 
 class RolloutNode(_message.Message):
     __slots__ = ("node", "site", "standing_version", "changed_over", "state", "detail", "left_out", "pull_bytes", "pulled_bytes", "answered", "failed", "compared", "agreed", "service_ms_p95", "standing_ms_p95", "live")

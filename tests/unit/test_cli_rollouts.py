@@ -145,6 +145,10 @@ def test_rollouts_as_a_table_and_in_full(run: Bench) -> None:
     ("found", "line"),
     [
         (
+            rollout(phase=catalog_pb2.ROLLOUT_PHASE_SCOUTING, scout="a", share=0.05),
+            "digits@1: first on a alone, 5 % of its requests",
+        ),
+        (
             rollout(phase=catalog_pb2.ROLLOUT_PHASE_LOADING, nodes=[rollout_node("a"), rollout_node("b", state=1)]),
             "digits@1: loading beside the standing version, 1 of 2 nodes have it",
         ),

@@ -51,17 +51,39 @@ def at(now_s: float, **more: Any) -> Look:
 # A canary
 
 
-def test_steps_begin_when_every_node_has_it() -> None:
+def test_one_node_goes_first_when_every_node_has_it() -> None:
     one, other = node("a", on_trial=True), node("b", LOADING, on_trial=True)
     assert advanced(rollout(), [one, other], at(5)) == rollout()
-    begun = advanced(rollout(), [one, node("b", on_trial=True)], at(5))
-    assert (begun.phase, begun.step, begun.since_s) == ("steps", 0, 5)
-    # Who is gone is not waited for; who went this moment is.
+    begun = advanced(rollout(), [one, node("b", on_trial=True)], at(5, busiest="b"))
+    assert (begun.phase, begun.step, begun.scout, begun.since_s) == ("scouting", 0, "b", 5)
+    # Who is gone is not waited for; who went this moment is. One alone needs nobody to go first.
     assert advanced(rollout(), [one, node("b", LOADING, expected=False, live=False)], at(5)).phase == "steps"
     assert advanced(rollout(), [one, node("b", LOADING, live=False)], at(5)).phase == "loading"
     # Who serves nothing yet has nothing to hold it against.
     assert advanced(rollout(), [one, node("b", 0, standing="")], at(5)).phase == "steps"
     assert advanced(rollout(), [node("b", 0, standing="")], at(5)).phase == "rolling"
+
+
+SCOUTING = rollout(phase="scouting", scout="b", since_s=100.0)
+
+
+@pytest.mark.parametrize(
+    ("scout", "after_s", "requests", "phase"),
+    [
+        (node("b", on_trial=True), 9.0, 9, "scouting"),
+        (node("b", on_trial=True), 1.0, 10, "steps"),
+        (node("b", on_trial=True), 10.0, 0, "steps"),
+        # It went without a word: whether it is to blame is the judge's to say.
+        (node("b", live=False, lost_s=3.0), 20.0, 50, "scouting"),
+        (node("b", live=False, expected=False, lost_s=5.5), 20.0, 50, "scouting"),
+        # It leaves, or is left out: another one goes first.
+        (node("b", expected=False), 20.0, 50, "loading"),
+        (node("x"), 20.0, 50, "loading"),
+    ],
+)
+def test_how_long_one_node_goes_first(scout: View, after_s: float, requests: int, phase: str) -> None:
+    found = advanced(SCOUTING, [node("a", on_trial=True), scout], at(100 + after_s, requests=requests))
+    assert found.phase == phase
 
 
 @pytest.mark.parametrize(
@@ -194,6 +216,8 @@ TRIAL = OnTrial("new", 0.05, 0.2)
     ("found", "standing", "told"),
     [
         (rollout(), "old", Want("old", OnTrial("new", 0.0, 0.0))),
+        (rollout(phase="scouting", scout="a"), "old", Want("old", TRIAL)),
+        (rollout(phase="scouting", scout="b"), "old", Want("old", OnTrial("new", 0.0, 0.0))),
         (rollout(phase="steps"), "old", Want("old", TRIAL)),
         (rollout(phase="steps", state="paused"), "old", Want("old", TRIAL)),
         (rollout(phase="steps", step=1), "old", Want("old", OnTrial("new", 0.5, 0.2))),

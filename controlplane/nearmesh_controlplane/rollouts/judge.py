@@ -49,6 +49,12 @@ def slow_nodes(rollout: Rollout, views: Sequence[View]) -> list[str]:
     return [view.node for view in views if view.live and _too_slow(rollout, view)]
 
 
+def busiest(nodes: Sequence[NodeEvidence]) -> str:
+    """The node whose standing version was asked most; empty: nobody knows."""
+    most = max(nodes, key=lambda n: n.old.tried, default=None)
+    return most.view.node if most and most.old.tried else ""
+
+
 def requests(nodes: Sequence[NodeEvidence]) -> int:
     """That the new version answered, compared ones too."""
     total = _sum(nodes, new=True)
@@ -61,12 +67,18 @@ def _refused(nodes: Sequence[NodeEvidence]) -> str:
 
 def _lost(rollout: Rollout, nodes: Sequence[NodeEvidence]) -> str:
     told = {*rollout.changed, *rollout.changing}
-    trying = [n.view for n in nodes if n.view.node in told or on_trial(rollout, n.view.node, n.view.standing)]
+    trying = [n.view for n in nodes if n.view.node in told or _is_asked(rollout, n.view)]
     lost = [view for view in trying if LOST_S <= view.lost_s < LOST_TOGETHER_S]
     if not lost or (len(lost) < 2 and any(view.live for view in trying)):
         return ""
     names = ", ".join(view.node for view in lost)
     return f"{names} went away without a word soon after it came there"
+
+
+def _is_asked(rollout: Rollout, view: View) -> bool:
+    if rollout.phase == "scouting":
+        return view.node == rollout.scout
+    return on_trial(rollout, view.node, view.standing)
 
 
 def _failing(limits: Limits, nodes: Sequence[NodeEvidence]) -> str:

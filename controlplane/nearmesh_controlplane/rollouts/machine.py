@@ -1,6 +1,6 @@
 """How a rollout goes on: from what it is at and what its nodes say, what it is at next. Pure.
 
-    running: loading -> steps (one share after the other) -> rolling (node after node) -> done
+    running: loading -> scouting (one node) -> steps (one share after the other) -> rolling (node after node) -> done
     running <-> paused                     by operators
     running, paused -> rolling back        by a breach, or by an operator
     rolling back -> failed, aborted        once every node that is there has what it had
@@ -20,6 +20,8 @@ from nearmesh_controlplane.rollouts.rollout import Rollout, State
 from nearmesh_controlplane.rollouts.views import View
 from nearmesh_controlplane.rollouts.wants import on_trial
 
+# Requests after which a version that ends its process at once would have done so.
+SCOUT_REQUESTS = 10
 # A step that gets fewer requests than it wants ends after so many times its time.
 PATIENCE = 3.0
 # After a canary its version has proven itself; a node that changed over only has to be heard of once more.
@@ -38,6 +40,8 @@ class Look:
     breach: str = ""
     # Requests that the new version answered since the step began, compared ones too.
     requests: int = 0
+    # The node that is asked most; empty: nobody knows.
+    busiest: str = ""
 
 
 def advanced(rollout: Rollout, views: Sequence[View], look: Look) -> Rollout:
@@ -59,7 +63,9 @@ def advanced(rollout: Rollout, views: Sequence[View], look: Look) -> Rollout:
         # A session that broke comes back, or its node is soon no longer expected.
         return rollout
     if rollout.phase == "loading":
-        return _loading(rollout, expected, look.now_s)
+        return _loading(rollout, expected, look)
+    if rollout.phase == "scouting":
+        return _scouting(rollout, views, look)
     if rollout.phase == "steps":
         return _steps(rollout, look)
     return _rolling(rollout, expected, look.now_s)
@@ -100,7 +106,7 @@ def _check_state(rollout: Rollout, what: str, *states: State) -> None:
 # The phases
 
 
-def _loading(rollout: Rollout, expected: Sequence[View], now_s: float) -> Rollout:
+def _loading(rollout: Rollout, expected: Sequence[View], look: Look) -> Rollout:
     """A canary's first: every node that has a standing version brings the new one beside it."""
     trying = [view for view in expected if on_trial(rollout, view.node, view.standing)]
     loading = [view for view in trying if not view.loaded_new]
@@ -110,8 +116,25 @@ def _loading(rollout: Rollout, expected: Sequence[View], now_s: float) -> Rollou
     if len(left_out) < len(loading):
         return rollout
     # Where nothing stands there is nothing to be held against, and nobody to protect.
-    alone = len(left_out) == len(trying)
-    return dataclasses.replace(rollout, phase="rolling" if alone else "steps", step=0, since_s=now_s)
+    having = [view.node for view in trying if view.node not in left_out]
+    if not having:
+        return dataclasses.replace(rollout, phase="rolling", since_s=look.now_s)
+    if len(having) == 1:
+        return dataclasses.replace(rollout, phase="steps", since_s=look.now_s)
+    scout = look.busiest if look.busiest in having else having[0]
+    return dataclasses.replace(rollout, phase="scouting", scout=scout, since_s=look.now_s)
+
+
+def _scouting(rollout: Rollout, views: Sequence[View], look: Look) -> Rollout:
+    """A version that ends its process would end those of all nodes within a moment: one goes first."""
+    scout = next((view for view in views if view.node == rollout.scout), None)
+    if scout is not None and scout.lost_s:
+        return rollout  # The judge's to say.
+    if scout is None or not scout.expected or not on_trial(rollout, scout.node, scout.standing):
+        return dataclasses.replace(rollout, phase="loading", scout="", since_s=look.now_s)
+    if look.requests < SCOUT_REQUESTS and look.now_s - rollout.since_s < rollout.plan.step_s:
+        return rollout
+    return dataclasses.replace(rollout, phase="steps", scout="", step=0, since_s=look.now_s)
 
 
 def _steps(rollout: Rollout, look: Look) -> Rollout:

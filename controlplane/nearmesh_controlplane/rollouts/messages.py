@@ -40,6 +40,7 @@ _STATES: dict[State, pb.RolloutState] = {
 }
 _PHASES: dict[Phase, pb.RolloutPhase] = {
     "loading": pb.ROLLOUT_PHASE_LOADING,
+    "scouting": pb.ROLLOUT_PHASE_SCOUTING,
     "steps": pb.ROLLOUT_PHASE_STEPS,
     "rolling": pb.ROLLOUT_PHASE_ROLLING,
 }
@@ -123,6 +124,7 @@ def rollout_message(rollout: Rollout, nodes: Sequence[pb.RolloutNode] = ()) -> p
         ended_at_s=rollout.ended_at_s,
         since_s=rollout.since_s,
         nodes=nodes,
+        scout=rollout.scout,
     )
 
 

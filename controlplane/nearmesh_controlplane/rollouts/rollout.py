@@ -14,9 +14,9 @@ from nearmesh_controlplane.rollouts.scope import Scope
 Strategy = Literal["all", "rolling", "canary"]
 # "rolling back" ends as "aborted", where an operator asked for it, or as "failed".
 State = Literal["running", "paused", "rolling back", "done", "aborted", "failed"]
-# "loading": the nodes bring the version beside the one that they serve. "steps": a part of the requests goes to it.
-# "rolling": nodes change over.
-Phase = Literal["loading", "steps", "rolling"]
+# "loading": the nodes bring the version beside the one that they serve. "scouting": a part of the requests goes to it on
+# one node alone. "steps": on all of them. "rolling": nodes change over.
+Phase = Literal["loading", "scouting", "steps", "rolling"]
 
 ENDED = ("done", "aborted", "failed")
 
@@ -100,6 +100,8 @@ class Rollout:
     phase: Phase = "loading"
     # Which of the plan's steps it is at.
     step: int = 0
+    # While it is scouting: the node.
+    scout: str = ""
     # When the phase or the step began, or the latest node had changed over.
     since_s: float = 0.0
     ended_at_s: float = 0.0

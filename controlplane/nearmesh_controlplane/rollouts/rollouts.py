@@ -241,7 +241,12 @@ class Rollouts:
         views = followed.watched.views(rollout)
         followed.evidence.observe((rollout.phase, rollout.step), views, judge.slow_nodes(rollout, views))
         nodes = followed.evidence.nodes(views)
-        look = machine.Look(now_s=self._wall(), breach=judge.breach(rollout, nodes), requests=judge.requests(nodes))
+        look = machine.Look(
+            now_s=self._wall(),
+            breach=judge.breach(rollout, nodes),
+            requests=judge.requests(nodes),
+            busiest=judge.busiest(nodes),
+        )
         after = machine.advanced(self._replaced(rollout), views, look)
         if after is not rollout:
             await self._write(rollout, after)

@@ -32,8 +32,9 @@ def want(rollout: Rollout, node: str, standing: str) -> Want:
     if node in rollout.changed or node in rollout.changing or standing == rollout.digest:
         return Want(rollout.digest)
     if on_trial(rollout, node, standing):
-        mirror_share = 0.0 if rollout.phase == "loading" else rollout.plan.mirror_share
-        return Want(standing, OnTrial(rollout.digest, rollout.share, mirror_share))
+        if rollout.phase == "loading" or (rollout.phase == "scouting" and node != rollout.scout):
+            return Want(standing, OnTrial(rollout.digest, 0.0, 0.0))
+        return Want(standing, OnTrial(rollout.digest, rollout.share, rollout.plan.mirror_share))
     return Want(standing)
 
 
