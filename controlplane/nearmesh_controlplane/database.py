@@ -104,6 +104,8 @@ deployments = sa.Table(
     sa.Column("regions", sa.JSON),
     sa.Column("replicas", sa.Integer, nullable=False, default=0, server_default="0"),
     sa.Column("nodes", sa.JSON),
+    # The rollout that brought it; 0: none did.
+    sa.Column("rollout", sa.Integer, nullable=False, default=0, server_default="0"),
     sa.Column("created_at_s", sa.Float, nullable=False),
     sa.Column("actor", sa.String, nullable=False),
 )

@@ -31,7 +31,8 @@ async def test_a_good_version_becomes_the_wanted_one(tmp_path: Path, strategy: s
             ("deploy", "operator/me"),
         ]
         # Nothing of the rollout is left in what nodes are told.
-        assert [(v.version, v.HasField("trial")) for v in found.told("a").versions] == [("2", False)]
+        (told,) = found.told("a").versions
+        assert (told.version, told.HasField("trial"), told.rollout) == ("2", False, f"rollout {ended.id}")
 
 
 async def test_a_canary_gets_its_share_and_no_more(tmp_path: Path) -> None:
@@ -40,6 +41,7 @@ async def test_a_canary_gets_its_share_and_no_more(tmp_path: Path) -> None:
         loading = found.told("a").versions
         assert [(v.version, v.trial.share, v.trial.mirror_share) for v in loading] == [("1", 0, 0), ("2", 0, 0)]
         assert loading[1].HasField("trial")
+        assert [v.rollout for v in loading] == ["deployment 1", "rollout 1"]
         for step, share in enumerate(CANARY.steps):
             await found.until("steps", step)
             await found.pass_s(2)

@@ -85,6 +85,20 @@ async def test_a_cordoned_node_is_asked_for_what_it_has(
     assert wanted(mesh, "a") == {"m": "2"}
 
 
+async def test_a_version_says_who_asks_for_it(mesh: State) -> None:
+    await deploy(mesh, "1")
+
+    def asked_by() -> list[str]:
+        found = wanted_state("a", mesh.registry, mesh.catalog, jwks_json="", registry_url="")
+        return [version.rollout for version in found.versions]
+
+    first = asked_by()
+    await mesh.reports("a", replica("m", "1"))
+    assert asked_by() == first == ["deployment 1"]
+    await deploy(mesh, "1")
+    assert asked_by() == ["deployment 2"], "a version that failed is tried again"
+
+
 async def test_everything_else_that_a_node_is_told(mesh: State) -> None:
     await mesh.registry.remove("b")
     await mesh.reports("a", draining=True)

@@ -46,10 +46,17 @@ class Deployment:
     nodes: tuple[str, ...] = ()
     created_at_s: float
     actor: str
+    # The rollout that brought it; 0: none did.
+    rollout: int = 0
 
     def has(self, node: str) -> bool:
         """Whether a node of the scope is to have it."""
         return not self.scope.replicas or node in self.nodes
+
+    @property
+    def asked_by(self) -> str:
+        """Who asks nodes for it: a version that failed there for somebody else is tried again."""
+        return f"rollout {self.rollout}" if self.rollout else f"deployment {self.id}"
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -270,7 +277,9 @@ def _read_all(connection: sa.Connection) -> tuple[list[Version], list[Deployment
 
 def _deployment(row: sa.Row[Any]) -> Deployment:
     scope = Scope(sites=tuple(row.sites), regions=tuple(row.regions or ()), replicas=row.replicas)
-    own = {name: row._mapping[name] for name in ("id", "model", "version", "digest", "created_at_s", "actor")}
+    own = {
+        name: row._mapping[name] for name in ("id", "model", "version", "digest", "created_at_s", "actor", "rollout")
+    }
     return Deployment(scope=scope, nodes=tuple(row.nodes or ()), **own)
 
 
@@ -315,7 +324,13 @@ def _write_policy(connection: sa.Connection, model: str, policy: RoutePolicy, sp
 
 
 def insert_deployment(
-    connection: sa.Connection, version: Version, scope: Scope, nodes: tuple[str, ...], actor: str, now_s: float
+    connection: sa.Connection,
+    version: Version,
+    scope: Scope,
+    nodes: tuple[str, ...],
+    actor: str,
+    now_s: float,
+    rollout: int = 0,
 ) -> Deployment:
     """Part of a transaction; `Catalog.take` then has it known."""
     values = {
@@ -326,6 +341,7 @@ def insert_deployment(
         "regions": list(scope.regions),
         "replicas": scope.replicas,
         "nodes": list(nodes),
+        "rollout": rollout,
         "created_at_s": now_s,
         "actor": actor,
     }

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from nearmesh.v1 import node_pb2 as pb
-from nearmesh_controlplane.catalog.catalog import Catalog
+from nearmesh_controlplane.catalog.catalog import Catalog, Deployment
 from nearmesh_controlplane.registry.node import Node
 from nearmesh_controlplane.registry.nodes import READY, Registry
 from nearmesh_controlplane.rollouts.rollout import Rollout
-from nearmesh_controlplane.rollouts.wants import Want, want
+from nearmesh_controlplane.rollouts.wants import want
 
 
 def wanted_versions(
@@ -18,27 +18,38 @@ def wanted_versions(
     """By model name, the standing version first. A cordoned node is asked for nothing but what it has already."""
     deployed = catalog.wanted(node.site, node.region, node.id)
     if node.cordoned:
-        kept = {model: Want(_kept(model, replicas)) for model in deployed}
-        return [version for model in kept for version in _versions(model, kept[model], catalog)]
+        kept = {model: digest for model in deployed if (digest := _kept(model, replicas))}
+        return [_version(model, digest, catalog, deployed[model].asked_by) for model, digest in kept.items()]
     rolled = {r.model: r for r in rollouts if r.is_for(node.id, node.site, node.region)}
     found = [
-        pb.WantedVersion(model=model, version=deployment.version, digest=deployment.digest)
+        pb.WantedVersion(model=model, version=deployment.version, digest=deployment.digest, rollout=deployment.asked_by)
         for model, deployment in deployed.items()
         if model not in rolled
     ]
     for model, rollout in rolled.items():
-        standing = deployed[model].digest if model in deployed else ""
-        found += _versions(model, want(rollout, node.id, standing), catalog)
+        found += _on_its_way(rollout, node, deployed.get(model), catalog)
     return sorted(found, key=lambda version: version.model) if rolled else found
 
 
-def _versions(model: str, wanted: Want, catalog: Catalog) -> Iterator[pb.WantedVersion]:
+def _on_its_way(
+    rollout: Rollout, node: Node, deployed: Deployment | None, catalog: Catalog
+) -> Iterator[pb.WantedVersion]:
+    """What a rollout makes of what a node has."""
+    before = deployed.digest if deployed else ""
+    wanted = want(rollout, node.id, before)
     if wanted.standing:
-        yield pb.WantedVersion(model=model, version=catalog.version_of(wanted.standing), digest=wanted.standing)
+        asked_by = deployed.asked_by if deployed and wanted.standing == before else rollout.asked_by
+        yield _version(rollout.model, wanted.standing, catalog, asked_by)
     if wanted.trial:
-        trial = pb.Trial(share=wanted.trial.share, mirror_share=wanted.trial.mirror_share)
-        version = catalog.version_of(wanted.trial.digest)
-        yield pb.WantedVersion(model=model, version=version, digest=wanted.trial.digest, trial=trial)
+        trial = _version(rollout.model, wanted.trial.digest, catalog, rollout.asked_by)
+        trial.trial.share, trial.trial.mirror_share = wanted.trial.share, wanted.trial.mirror_share
+        # Also where both are 0.
+        trial.trial.SetInParent()
+        yield trial
+
+
+def _version(model: str, digest: str, catalog: Catalog, asked_by: str) -> pb.WantedVersion:
+    return pb.WantedVersion(model=model, version=catalog.version_of(digest), digest=digest, rollout=asked_by)
 
 
 def _kept(model: str, replicas: Mapping[str, pb.ReplicaStatus]) -> str:

@@ -160,6 +160,7 @@ def deployment_message(deployment: Deployment) -> pb.Deployment:
         nodes=deployment.nodes,
         created_at_s=deployment.created_at_s,
         actor=deployment.actor,
+        rollout=deployment.rollout,
     )
 
 

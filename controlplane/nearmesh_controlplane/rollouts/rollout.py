@@ -14,8 +14,8 @@ from nearmesh_controlplane.rollouts.scope import Scope
 Strategy = Literal["all", "rolling", "canary"]
 # "rolling back" ends as "aborted", where an operator asked for it, or as "failed".
 State = Literal["running", "paused", "rolling back", "done", "aborted", "failed"]
-# "loading": the nodes bring the version beside the one that they serve. "scouting": a part of the requests goes to it on
-# one node alone. "steps": on all of them. "rolling": nodes change over.
+# "loading": the nodes bring the version beside the one that they serve. "scouting": a part of the requests goes to it
+# on one node, "steps": on all of them. "rolling": nodes change over.
 Phase = Literal["loading", "scouting", "steps", "rolling"]
 
 ENDED = ("done", "aborted", "failed")
@@ -130,6 +130,11 @@ class Rollout:
         if self.plan.strategy != "canary" or self.phase == "loading" or self.state not in ("running", "paused"):
             return 0.0
         return self.plan.steps[min(self.step, len(self.plan.steps) - 1)]
+
+    @property
+    def asked_by(self) -> str:
+        """Who asks nodes for its version, as the deployment will that it comes to."""
+        return f"rollout {self.id}"
 
     def is_for(self, node: str, site: str, region: str) -> bool:
         """Whether the version is to come to that node."""

@@ -316,4 +316,6 @@ def _write(connection: sa.Connection, rollout: Rollout, version: Version) -> tup
         return None
     if after.state != "done":
         return after, None
-    return after, insert_deployment(connection, version, after.scope, after.placed, after.actor, after.ended_at_s)
+    return after, insert_deployment(
+        connection, version, after.scope, after.placed, after.actor, after.ended_at_s, after.id
+    )

@@ -13,6 +13,7 @@ def upgrade() -> None:
     op.add_column("deployments", sa.Column("regions", sa.JSON()))
     op.add_column("deployments", sa.Column("replicas", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("deployments", sa.Column("nodes", sa.JSON()))
+    op.add_column("deployments", sa.Column("rollout", sa.Integer(), nullable=False, server_default="0"))
     op.create_table(
         "rollouts",
         sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
