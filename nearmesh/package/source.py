@@ -29,7 +29,7 @@ _EXTRA = {"version": ("pypi",), "revision": ("hf",), "file": ("pypi", "hf", "oci
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*")
 _HUB_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_OCI_REFERENCE = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+@sha256:[0-9a-f]{64}")
+_OCI_REFERENCE = re.compile(r"(oci://)?[A-Za-z0-9.-]+(:\d{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+@sha256:[0-9a-f]{64}")
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 

@@ -38,6 +38,12 @@ class Variant:
     # What the ONNX file leaves to files beside it, as those above 2 GiB do.
     external: tuple[ExternalData, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.external and self.engine != "onnxruntime":
+            # Its plans are kept by the digest of the one file that they were built from.
+            said = f"variant {self.name!r}: a {self.engine} engine is built from one file, without `external` ones"
+            refuse([Problem(("external",), said)])
+
     @property
     def file(self) -> str:
         """The name of the weights among the package's published files."""

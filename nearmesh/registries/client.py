@@ -87,6 +87,11 @@ class RegistryClient:
                 f"{blob.title or 'a blob'} is {blob.digest} ({blob.size_bytes} bytes), {self} gave {got} ({size})"
             )
 
+    def place(self, digest: str) -> tuple[str, dict[str, str]]:
+        """A blob's address and what the registry wants to be shown there, for whoever reads it in parts."""
+        url = urljoin(f"{self._url}/v2/{self._name}/", f"blobs/{digest}")
+        return url, {"Authorization": self._shown} if self._shown else {}
+
     def has(self, digest: str) -> bool:
         """Whether the blob is there."""
         try:

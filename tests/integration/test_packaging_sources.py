@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import random
@@ -14,7 +15,15 @@ from typing import Any
 
 import pytest
 
-from nearmesh.errors import DigestMismatch, PackageError, Unreachable
+from nearmesh.errors import (
+    DigestMismatch,
+    MeshError,
+    NotFound,
+    PackageError,
+    PermissionDenied,
+    Unauthenticated,
+    Unreachable,
+)
 from nearmesh.package import Source
 from nearmesh.packaging.sources import download, fetch
 from nearmesh.packaging.sources.download import MOST_TRIES
@@ -27,9 +36,10 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"1" * 64
 
 
 @pytest.fixture
-def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
     for name in ("HF_ENDPOINT", "HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     monkeypatch.setattr(download, "_FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(download, "_LONGEST_WAIT_S", 0.001)
     with serving() as found:
@@ -253,7 +263,7 @@ def test_a_registry_that_gives_anybody_a_token(files: Files, tmp_path: Path) -> 
     [
         (manifest(), "int8.onnx", r"has no layer titled 'int8\.onnx'; it has fp32\.onnx, labels\.txt"),
         (manifest(layers=None), "fp32.onnx", "is no manifest with layers; name the digest of one artifact"),
-        (b"no JSON", "fp32.onnx", "the registry's answer is not JSON"),
+        (b"no JSON", "fp32.onnx", "its manifest is not JSON"),
         (b"[]", "fp32.onnx", "is no manifest with layers"),
         (manifest(layers=[7, {"annotations": 7}]), "fp32.onnx", "it has none"),
     ],
@@ -268,22 +278,42 @@ def test_a_layer_or_a_manifest_of_other_bytes(files: Files, tmp_path: Path) -> N
     with pytest.raises(DigestMismatch, match=f"fp32.onnx of .* has sha256 {SHA256}, model.toml expects {'4' * 64}"):
         fetch(Source(oci=reference, file="fp32.onnx", sha256="4" * 64), tmp_path, tmp_path)
     files.contents["/v2/models/digits/manifests/" + reference.partition("@")[2]] = manifest(annotations={})
-    with pytest.raises(DigestMismatch, match="the registry gave a manifest of sha256:"):
+    with pytest.raises(DigestMismatch, match="gave the manifest sha256:"):
         fetch(Source(oci=reference, file="fp32.onnx", sha256=SHA256), tmp_path, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("status", "said"), [(401, "asks for a login"), (403, "without a login"), (404, "check the registry"), (500, "500")]
-)
-def test_what_a_registry_refuses(files: Files, tmp_path: Path, status: int, said: str) -> None:
+def test_a_registry_that_asks_for_a_login(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The login is shown to the registry, and not where a redirect leads."""
+    source = Source(oci=publish(files, manifest()), file="fp32.onnx", sha256=SHA256)
+    basic = base64.b64encode(b"me:secret").decode()
+
+    def guard(path: str, headers: Any) -> tuple[int, dict[str, str]] | None:
+        right = headers.get("authorization") == f"Basic {basic}"
+        return None if right else (401, {"www-authenticate": 'Basic realm="here"'})
+
+    files.guard = guard
+    with pytest.raises(Unauthenticated, match="docker login"):
+        fetch(source, tmp_path, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {files.host: {"auth": basic}}}))
+    with serving() as store:
+        heard: list[str | None] = []
+        store.contents["/blob"] = WEIGHTS
+        store.guard = lambda path, headers: heard.append(headers.get("authorization"))
+        files.redirects[f"/v2/models/digits/blobs/sha256:{SHA256}"] = f"{store.url}/blob"
+        assert fetch(source, tmp_path, tmp_path).read_bytes() == WEIGHTS
+    assert heard == [None]
+
+
+@pytest.mark.parametrize(("status", "kind"), [(403, PermissionDenied), (404, NotFound), (500, Unreachable)])
+def test_what_a_registry_refuses(files: Files, tmp_path: Path, status: int, kind: type[MeshError]) -> None:
     reference = publish(files, manifest())
     files.guard = lambda path, headers: (status, {})
-    with pytest.raises(PackageError, match=said):
+    with pytest.raises(kind, match=f"answered {status} for manifests"):
         fetch(Source(oci=reference, file="fp32.onnx", sha256=SHA256), tmp_path, tmp_path)
 
 
 def test_a_registry_that_is_away(tmp_path: Path) -> None:
     with serving() as gone:
         reference = publish(gone, manifest())
-    with pytest.raises(Unreachable, match="check the network and the registry's name"):
+    with pytest.raises(Unreachable, match="registry 127"):
         fetch(Source(oci=reference, file="fp32.onnx", sha256=SHA256), tmp_path, tmp_path)

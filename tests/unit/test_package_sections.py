@@ -149,6 +149,11 @@ MISTAKES = [
     ("rtol = 0.1", "rtol = -0.1", "online_check.rtol must be 0 or more, got -0.1"),
     ("smallest_agreement = 0.8", "smallest_agreement = 1.1", "online_check.smallest_agreement is a share"),
     ("shape = [-1, 64]", "shape = [-1, 64.0]", "inputs[0].shape[1]: expected int, got 64.0"),
+    (
+        '"digits.onnx" }',
+        '"digits.onnx" }\nengine = "tensorrt"\nexternal = [{ name = "d.bin", source = { path = "d.bin" } }]',
+        "variants[0]: variant 'fp32': a tensorrt engine is built from one file, without `external` ones",
+    ),
     ('file = "evaluation.npz"', 'file = "../evaluation.npz"', "'../evaluation.npz': the package's files lie beside"),
     ('calibration = "calibration.npz"', 'calibration = "a/b.npz"', "'a/b.npz': the package's files lie beside"),
 ]

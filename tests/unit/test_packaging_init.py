@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nearmesh_agent.engines.factory import OnnxEngines
+from nearmesh_agent.serving.memory import weights_bytes
 
 from nearmesh.errors import PackageError
 from nearmesh.package import MANIFEST_FILE, TensorSpec, load
@@ -226,6 +228,16 @@ def test_tensors_in_another_file_come_along(tmp_path: Path) -> None:
     checked = check(folder, tmp_path)
     assert checked.proven == ("fp32",)
     assert [file.title for file in checked.artifact.manifest.files][:2] == ["big.data", "fp32.onnx"]
+    (tmp_path / "node").mkdir()
+    for title, digest in ((file.title, file.digest) for file in checked.artifact.manifest.files):
+        # As a node's store lays them out.
+        (tmp_path / "node" / title).hardlink_to(checked.artifact.blobs[digest])
+    inputs, outputs = read_warmup(folder / "warmup.npz")
+    engine = OnnxEngines(threads=1)(tmp_path / "node", checked.artifact.package)
+    np.testing.assert_allclose(engine.infer(inputs)["y"], outputs["y"], rtol=1e-3)
+    engine.close()
+    sizes = [(folder / name).stat().st_size for name in ("big.onnx", "big.data")]
+    assert weights_bytes(tmp_path / "node", checked.artifact.package) == sum(sizes)
     text = (folder / MANIFEST_FILE).read_text("utf-8")
     (folder / MANIFEST_FILE).write_text(
         text.replace('[[variants.external]]\nname = "big.data"\nsource = { path = "big.data" }', "")

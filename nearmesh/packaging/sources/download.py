@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -66,12 +67,16 @@ def bring(remote: Remote, draft: Path, on_progress: OnProgress = quiet) -> None:
                 time.sleep(backoff.next_s())
 
 
+def needs_httpx() -> None:
+    """Raises PackageError without it."""
+    if importlib.util.find_spec("httpx") is None:
+        raise PackageError("fetching weights needs httpx: pip install 'nearmesh[build]'")
+
+
 def web_client() -> httpx.Client:
     """Follows redirects, but never from HTTPS to HTTP. Raises PackageError without httpx."""
-    try:
-        import httpx
-    except ImportError:
-        raise PackageError("fetching weights needs httpx: pip install 'nearmesh[build]'") from None
+    needs_httpx()
+    import httpx
 
     def refuse_plain(request: httpx.Request) -> None:
         if not is_safe_url(str(request.url)):
