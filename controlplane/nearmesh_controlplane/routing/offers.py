@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +89,11 @@ class _Timing:
     which: Which = b""
 
 
+# Its arrays whose first axis, and whose second one, are the nodes.
+_BY_NODE = ("service", "present", "utilization", "per_s", "per_usd", "unknown")
+_BY_PAIR = ("p_in_time", "p_staying", "network_ms")
+
+
 def pressures(facts: Facts) -> dict[str, float]:
     """By node, its utilization if all demand for what it serves came to it: 0 to 1, upwards to tenths.
 
@@ -155,7 +161,8 @@ class OfferBook:
         given = (replicas, columns.network, model.deadline_ms, columns.pressure)
         # Tuples of the same objects are equal at the speed of comparing addresses.
         if known is None or (known.replicas, known.network, known.deadline_ms, known.pressure) != given:
-            known = _timed(*given, len(view.facts.regions))
+            alike = known is not None and (known.ids, known.which, known.deadline_ms) == (view.ids, which, given[2])
+            known = _again(known, *given) if known and alike else _timed(*given)
         if known.model is not model or known.ids is not view.ids:
             known = replace(known, model=model, ids=view.ids, which=which)
         self._timings[model.name] = known
@@ -167,8 +174,8 @@ def _timed(
     network: tuple[Times, ...],
     deadline_ms: float,
     pressure: tuple[float, ...],
-    regions: int,
 ) -> _Timing:
+    regions = len(network) // len(replicas)
     network_ms = matrix(network).reshape(regions, len(replicas), len(LEVELS))
     alone = matrix([replica.service for replica in replicas]) + np.array([[r.load_ms] for r in replicas])
     per_s = np.array([max(replica.per_s, LEAST_PER_S) for replica in replicas])
@@ -193,6 +200,37 @@ def _timed(
         per_usd=np.array([usd_per_1000(1.0, r.per_s) if r.per_s > 0 else 0.0 for r in replicas]),
         unknown=np.array([r.per_s <= 0 for r in replicas]),
     )
+
+
+def _again(
+    known: _Timing,
+    replicas: tuple[ReplicaFacts, ...],
+    network: tuple[Times, ...],
+    deadline_ms: float,
+    pressure: tuple[float, ...],
+) -> _Timing:
+    """The same as `_timed`, of what is known of the same nodes: each of them is worked out by itself, and most have not
+    changed."""
+    count = len(replicas)
+    if len(network) != len(known.network):
+        return _timed(replicas, network, deadline_ms, pressure)
+    changed = {at for at in range(count) if replicas[at] != known.replicas[at] or pressure[at] != known.pressure[at]}
+    if network is not known.network:
+        changed |= {at % count for at, (new, old) in enumerate(zip(network, known.network, strict=True)) if new != old}
+    if 2 * len(changed) > count:
+        return _timed(replicas, network, deadline_ms, pressure)
+    at = sorted(changed)
+    ways = tuple(network[first + column] for first in range(0, len(network), count) for column in at)
+    part = _timed(tuple(replicas[n] for n in at), ways, deadline_ms, tuple(pressure[n] for n in at))
+    patched: dict[str, Any] = {name: _patched(getattr(known, name), at, getattr(part, name), 0) for name in _BY_NODE}
+    patched |= {name: _patched(getattr(known, name), at, getattr(part, name), 1) for name in _BY_PAIR}
+    return replace(known, replicas=replicas, network=network, pressure=pressure, **patched)
+
+
+def _patched(known: Array, at: list[int], part: Array, axis: int) -> Array:
+    found = known.copy()
+    found[(slice(None),) * axis + (at,)] = part
+    return found
 
 
 def _chances(network: Array, service: Array, deadline_ms: float) -> Array:
