@@ -147,6 +147,12 @@ class SignatureError(MeshError):
     status, reason = StatusCode.DATA_LOSS, "SIGNATURE"
 
 
+class StorageFull(MeshError):
+    """The disk, or what models may take of it, has no room for a version."""
+
+    status, reason = StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL"
+
+
 class SnapshotRefused(MeshError):
     """A snapshot that this mesh did not sign, that is damaged, or that is older than one that was seen."""
 

@@ -59,6 +59,27 @@ class NoticeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """How model versions come to this node's disk, and what may lie there."""
+
+    # What is read for models from outside the node's site, over all of them, megabits per second. Less leaves the link
+    # to inference, and lets a new version wait longer. 0: no limit.
+    bandwidth_mbit_s: float = 0.0
+    # What models may take on the disk. Versions that nobody wants any more then stay until room is needed, the least
+    # recently wanted go first. 0: they go as soon as another one serves; what a rollback needs stays in any case.
+    disk_budget_mib: int = 0
+    # What has to stay free on the disk beside that.
+    min_free_mib: int = 256
+    # Read-only folders with weights that came with the machine, as blobs by digest or as an OCI image layout. They are
+    # used where they lie.
+    baked: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.bandwidth_mbit_s < 0 or self.disk_budget_mib < 0 or self.min_free_mib < 0:
+            raise InvalidInput("bandwidth_mbit_s, disk_budget_mib and min_free_mib must be 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
     """A node's configuration."""
 
@@ -66,6 +87,7 @@ class NodeConfig:
     data: Path
     listen: Listen = field(default_factory=Listen)
     notice: NoticeConfig = field(default_factory=NoticeConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
     # IP that clients and gateways reach this node at. Empty: the listener's own, or this machine's on the way to the
     # control plane; behind a translated address it has to be said.
     advertise_host: str = ""

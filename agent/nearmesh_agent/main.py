@@ -22,6 +22,7 @@ from nearmesh.process import configure_logging, rare_collections, stop_on_signal
 from nearmesh_agent.config import Listen, NodeConfig
 from nearmesh_agent.notice.file import THREAD
 from nearmesh_agent.serving import memory
+from nearmesh_agent.store.threads import READER_THREADS
 
 TOKEN_VARIABLE = "NEARMESH_JOIN_TOKEN"
 # How the names of the threads begin that load engines and run their calls.
@@ -107,7 +108,7 @@ def _server() -> ModuleType:
 
 def _leave_what_hangs() -> None:
     """Ends the process although an engine call, a load or a disk has not come back; the interpreter would wait."""
-    if any(thread.name.startswith((ENGINE_THREADS, THREAD)) for thread in threading.enumerate()):
+    if any(thread.name.startswith((ENGINE_THREADS, THREAD, READER_THREADS)) for thread in threading.enumerate()):
         logging.shutdown()
         os._exit(0)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import start_http_server
@@ -29,6 +28,7 @@ from nearmesh.tokens import TokenVerifier
 from nearmesh.transport.health import SERVICE as HEALTH
 from nearmesh.transport.health import Health
 from nearmesh.transport.server import Server
+from nearmesh.v1 import blob_pb2_grpc
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_agent.address import advertised_host
 from nearmesh_agent.config import NodeConfig
@@ -44,7 +44,10 @@ from nearmesh_agent.serving.servicer import InferenceServicer
 from nearmesh_agent.session.peers import PeerTimes
 from nearmesh_agent.session.reconciler import Reconciler
 from nearmesh_agent.session.session import Session
-from nearmesh_agent.store.store import PULL_TIMEOUT, ModelStore
+from nearmesh_agent.store.blobs import BlobServicer
+from nearmesh_agent.store.peers import MeshPeers
+from nearmesh_agent.store.registry import HttpRegistry
+from nearmesh_agent.store.store import ModelStore
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +61,16 @@ POLICY = {
     "/inference.GRPCInferenceService/RepositoryModelLoad": OPERATORS,
     "/inference.GRPCInferenceService/RepositoryModelUnload": OPERATORS,
     "/grpc.reflection.v1alpha.ServerReflection/": PEOPLE | MACHINES,
+    # Models are the mesh's; they go from node to node, and to nobody else.
+    "/nearmesh.v1.BlobService/": {"node"},
     # In the control plane's place; nothing can be changed here.
     **dict.fromkeys((f"/{ROUTES}/{method}" for method in ROUTE_METHODS), PEOPLE | MACHINES),
     # gRPC's own xDS client cannot send a token as metadata; the servicer looks for it in the first message.
     ADS: EVERYONE,
 }
+
+# From this share on the node is taken by inference, and hands no models to others.
+BUSY_SHARE = 0.85
 
 _INFERENCE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
@@ -82,7 +90,9 @@ class Agent:
         self._renewal = renewal
         self._verifier = TokenVerifier(membership.jwks_json, membership.mesh)
         self._island = Island(membership, renewal, self._verifier, config.data)
-        self._store = ModelStore(config.data / "models")
+        self._store = ModelStore(
+            config.data / "models", config.store, me=membership.id, needed=lambda: self._reconciler.needed()
+        )
         place = Place(node=membership.id, site=membership.site, region=membership.region)
         self._addresses: dict[str, str] = {}
         self._session = Session(
@@ -104,8 +114,10 @@ class Agent:
             on_progress=self._session.report_now,
             tidy=self._tidy,
             drain_s=config.drain_s,
+            pulled=self._store.progress,
         )
         self._peers = PeerTimes(lambda: self._reconciler.wanted.peers, lambda: renewal.current)
+        self._holders = MeshPeers(lambda: self._reconciler.wanted.versions, lambda: renewal.current, membership.id)
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Until `stop` is set. Raises ConfigError when a listener cannot be opened."""
@@ -155,6 +167,7 @@ class Agent:
             async with asyncio.timeout_at(self._leaving.until):
                 await server.stop(0)
                 await self._reconciler.close()
+                self._store.close()
                 await self._node.close()
         except TimeoutError:
             log.warning("some of what was loaded is not closed in time; it ends with the process")
@@ -165,6 +178,8 @@ class Agent:
         )
         server = Server(gatekeeper, self._config.max_message_bytes, metadata=((NODE_KEY, self._membership.id),))
         add_servicers(server, self._servicer, self._node.health)
+        blobs = BlobServicer(self._store.shelf, lambda: self._servicer.utilization >= BUSY_SHARE)
+        blob_pb2_grpc.add_BlobServiceServicer_to_server(blobs, server)
         self._island.add_to(server, gatekeeper)
         for name, address, mesh in (
             ("public", self._config.listen.public, False),
@@ -195,6 +210,8 @@ class Agent:
         status.replicas.extend(self._reconciler.statuses())
         status.peers.extend(self._peers.take())
         status.utilization = self._servicer.utilization
+        status.held.extend(self._store.proven)
+        status.disk_free_bytes = self._store.free_bytes
         return status
 
     def _on_wanted(self, state: pb.WantedState) -> None:
@@ -204,13 +221,25 @@ class Agent:
         self._leaving.wanted(state)
 
     async def _pull(self, model: str, digest: str, registry_url: str) -> Path:
-        found = await self._store.held(digest)
+        wanted = self._reconciler.wanted
+        keys = list(wanted.model_keys_pem)
+        found = await self._store.held(digest, keys)
         if found:
             return found[1]
-        context = self._renewal.current.ssl_context(self._config.data)
-        async with httpx.AsyncClient(base_url=registry_url, verify=context, timeout=PULL_TIMEOUT) as client:
-            _, folder = await self._store.pull(model, digest, client)
+        elsewhere = next((version.registry for version in wanted.versions if version.digest == digest), "")
+        registry = self._registry(elsewhere or f"{registry_url}/{model}", own=not elsewhere)
+        try:
+            _, folder = await self._store.pull(model, digest, registry, peers=self._holders, keys_pem=keys)
+        finally:
+            registry.close()
         return folder
+
+    def _registry(self, url: str, *, own: bool) -> HttpRegistry:
+        """Of a repository, "https://host:port/name"; the mesh's own one asks for this node's certificate."""
+        scheme, _, rest = url.partition("://")
+        host, _, name = rest.partition("/")
+        context = self._renewal.current.ssl_context(self._config.data) if own else None
+        return HttpRegistry(f"{scheme}://{host}", name, context)
 
     async def _tidy(self) -> None:
         await self._store.keep_only(self._reconciler.needed)

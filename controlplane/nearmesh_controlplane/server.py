@@ -44,12 +44,13 @@ from nearmesh_controlplane.prices.currencies import Currencies
 from nearmesh_controlplane.prices.feed import Feed, FeedState
 from nearmesh_controlplane.prices.sources import open_source
 from nearmesh_controlplane.registry.authority import Authority
+from nearmesh_controlplane.registry.holders import Holders
 from nearmesh_controlplane.registry.join import Addresses, Admission
 from nearmesh_controlplane.registry.node import Node
 from nearmesh_controlplane.registry.nodes import Registry
 from nearmesh_controlplane.registry.server_certificate import ServerCertificate
 from nearmesh_controlplane.registry.servicer import NodeServicer
-from nearmesh_controlplane.registry.wanted import wanted_state
+from nearmesh_controlplane.registry.wanted import wanted_state, wanted_versions
 from nearmesh_controlplane.rollouts.agreement import smallest_agreement
 from nearmesh_controlplane.rollouts.calls import RolloutCalls
 from nearmesh_controlplane.rollouts.rollouts import Rollouts
@@ -226,6 +227,11 @@ class ControlPlane:
         self.prices.take(state)
         self.registry.reprice()
 
+    def _wants(self, node: Node) -> set[str]:
+        """Digests of what the node should have."""
+        replicas = self.registry.replicas(node.id)
+        return {v.digest for v in wanted_versions(node, replicas, self.catalog, self.rollouts.running())}
+
     def reach(self, region: str, node: Node) -> node_pb2.Peer:
         """How the nodes of a region reach a node: by the way that the region's clients go."""
         address = self.router.address(region, node, "mesh")
@@ -235,6 +241,7 @@ class ControlPlane:
         """Every gRPC service of the control plane."""
         registry_url = f"https://{self.config.reached_at(self.config.listen.http)}"
         model_key = self.authority.model_key_pem
+        holders = Holders(self.registry, self.changes, self._wants, self.reach)
 
         def wanted(node_id: str) -> Any:
             state = wanted_state(
@@ -245,6 +252,7 @@ class ControlPlane:
                 registry_url=registry_url,
                 peers=self.measurements.peers(node_id),
                 rollouts=self.rollouts.running(),
+                holders=holders.of,
             )
             state.control_planes.extend(peer.mesh for peer in self.role.known())
             state.model_keys_pem.append(model_key)

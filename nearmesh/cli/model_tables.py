@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # Of a digest; enough to tell versions apart at a glance, `--json` has all of it.
 DIGEST_CHARACTERS = 19
+# Of a bar that shows how far a pull has come.
+BAR_CHARACTERS = 12
 # Deployments before that are of interest to the audit log only.
 LATEST = 5
 
@@ -87,7 +89,7 @@ def _print_replicas(record: Record) -> None:
 
 
 def _replica_row(replica: Record) -> tuple[str, ...]:
-    state = replica["state"] if replica["live"] else f"gone (was {replica['state']})"
+    state = replica["state"] + _pulled(replica) if replica["live"] else f"gone (was {replica['state']})"
     state += ", on trial" if replica["on_trial"] else ""
     version = replica["version"] or replica["digest"][:DIGEST_CHARACTERS]
     measured = (NOTHING, NOTHING, NOTHING)
@@ -98,3 +100,13 @@ def _replica_row(replica: Record) -> tuple[str, ...]:
             f"{replica['inferences_per_second']:.0f}",
         )
     return (replica["node"], version, state, replica["variant"] or NOTHING, *measured, replica["detail"])
+
+
+def _pulled(replica: Record) -> str:
+    """How far a pull has come."""
+    if not replica["pull_bytes"]:
+        return ""
+    share = min(1.0, replica["pulled_bytes"] / replica["pull_bytes"])
+    filled = round(share * BAR_CHARACTERS)
+    bar = "━" * filled + "╌" * (BAR_CHARACTERS - filled)
+    return f" {bar} {share:.0%} of {size(replica['pull_bytes'])}"

@@ -197,6 +197,8 @@ def replica(message: catalog_pb2.Replica) -> Record:
         "inferences_per_second": status.inferences_per_second,
         "in_flight": status.in_flight,
         "on_trial": status.on_trial,
+        "pull_bytes": status.pull_bytes,
+        "pulled_bytes": status.pulled_bytes,
     }
 
 

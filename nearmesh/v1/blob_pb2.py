@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16nearmesh/v1/blob.proto\x12\x0bnearmesh.v1\"O\n\x0fReadBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x0e\n\x06wait_s\x18\x04 \x01(\x01\" \n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32T\n\x0b\x42lobService\x12\x45\n\x04Read\x12\x1c.nearmesh.v1.ReadBlobRequest\x1a\x1d.nearmesh.v1.ReadBlobResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16nearmesh/v1/blob.proto\x12\x0bnearmesh.v1\"O\n\x0fReadBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x0e\n\x06wait_s\x18\x04 \x01(\x01\" \n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x1e\n\x0bHereRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"6\n\x0cHereResponse\x12&\n\x06ranges\x18\x01 \x03(\x0b\x32\x16.nearmesh.v1.BlobRange\"9\n\tBlobRange\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04size\x18\x03 \x01(\x03\x32\x91\x01\n\x0b\x42lobService\x12\x45\n\x04Read\x12\x1c.nearmesh.v1.ReadBlobRequest\x1a\x1d.nearmesh.v1.ReadBlobResponse0\x01\x12;\n\x04Here\x12\x18.nearmesh.v1.HereRequest\x1a\x19.nearmesh.v1.HereResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READBLOBREQUEST']._serialized_end=118
   _globals['_READBLOBRESPONSE']._serialized_start=120
   _globals['_READBLOBRESPONSE']._serialized_end=152
-  _globals['_BLOBSERVICE']._serialized_start=154
-  _globals['_BLOBSERVICE']._serialized_end=238
+  _globals['_HEREREQUEST']._serialized_start=154
+  _globals['_HEREREQUEST']._serialized_end=184
+  _globals['_HERERESPONSE']._serialized_start=186
+  _globals['_HERERESPONSE']._serialized_end=240
+  _globals['_BLOBRANGE']._serialized_start=242
+  _globals['_BLOBRANGE']._serialized_end=299
+  _globals['_BLOBSERVICE']._serialized_start=302
+  _globals['_BLOBSERVICE']._serialized_end=447
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,11 @@ class BlobServiceStub:
                 request_serializer=nearmesh_dot_v1_dot_blob__pb2.ReadBlobRequest.SerializeToString,
                 response_deserializer=nearmesh_dot_v1_dot_blob__pb2.ReadBlobResponse.FromString,
                 _registered_method=True)
+        self.Here = channel.unary_unary(
+                '/nearmesh.v1.BlobService/Here',
+                request_serializer=nearmesh_dot_v1_dot_blob__pb2.HereRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_blob__pb2.HereResponse.FromString,
+                _registered_method=True)
 
 
 class BlobServiceServicer:
@@ -52,6 +57,13 @@ class BlobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Here(self, request, context):
+        """Which ranges of some blobs lie on this node's disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BlobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +71,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.Read,
                     request_deserializer=nearmesh_dot_v1_dot_blob__pb2.ReadBlobRequest.FromString,
                     response_serializer=nearmesh_dot_v1_dot_blob__pb2.ReadBlobResponse.SerializeToString,
+            ),
+            'Here': grpc.unary_unary_rpc_method_handler(
+                    servicer.Here,
+                    request_deserializer=nearmesh_dot_v1_dot_blob__pb2.HereRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_blob__pb2.HereResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -88,6 +105,33 @@ class BlobService:
             '/nearmesh.v1.BlobService/Read',
             nearmesh_dot_v1_dot_blob__pb2.ReadBlobRequest.SerializeToString,
             nearmesh_dot_v1_dot_blob__pb2.ReadBlobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Here(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.BlobService/Here',
+            nearmesh_dot_v1_dot_blob__pb2.HereRequest.SerializeToString,
+            nearmesh_dot_v1_dot_blob__pb2.HereResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -21,7 +21,7 @@ from typing import Any
 from nearmesh.devmesh.mesh import LocalMesh, local_mesh
 from nearmesh.devmesh.plan import MODELS, REGIONS, site_of
 from nearmesh.devmesh.tour import tour
-from tests.faults import control_planes, departures, many_models, scenarios
+from tests.faults import control_planes, departures, many_models, pulls, scenarios
 from tests.faults.live import live
 from tests.faults.live_report import broken
 from tests.faults.machine import machine
@@ -34,6 +34,7 @@ LIVE_S, LIVE_SEED = 600.0, 1
 FUZZ_COUNT, FUZZ_SEEDS = 10_000, (7, 8)
 CONTROL_PLANE_AWAY_S = 60.0
 CONTROL_PLANE_FAULTS = 20
+PULL_KILLS = 20
 MANY_MODELS, MANY_ROOM, MANY_REQUESTS = 1000, 50, 10_000
 
 Run = tuple[str, Callable[[LocalMesh], Awaitable[Any]]]
@@ -109,6 +110,9 @@ async def soak(only: str) -> list[dict[str, Any]]:
         name = f"a pair of control planes over PostgreSQL: {CONTROL_PLANE_FAULTS} kills, freezes and restarts"
         if only in name:
             found.append(await _measured(name, lambda: _pair(Path(scratch) / "pair")))
+        name = f"an agent killed {PULL_KILLS} times while it pulls a version"
+        if only in name:
+            found.append(await _measured(name, lambda: _pulls(Path(scratch) / "pulls")))
         name = f"many models: {MANY_MODELS} with memory for {MANY_ROOM}"
         if only in name:
             folder = Path(scratch) / "many"
@@ -130,6 +134,12 @@ async def _live(scratch: Path) -> dict[str, Any]:
 async def _pair(folder: Path) -> dict[str, Any]:
     with postgres() as server:
         return await control_planes.tried(folder, server, CONTROL_PLANE_FAULTS, seed=1)
+
+
+async def _pulls(folder: Path) -> dict[str, Any]:
+    figures = await pulls.killed_while_pulling(folder, PULL_KILLS, seed=2)
+    assert figures["while_pulling"] >= PULL_KILLS // 2, figures
+    return figures
 
 
 async def _many(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from nearmesh.errors import DigestMismatch, MeshError, NotFound, NotReady, Unreachable
+from nearmesh.errors import DigestMismatch, MeshError, NotFound, NotReady, SignatureError, StorageFull, Unreachable
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.table import ReplicaTable
@@ -62,8 +62,10 @@ class Reconciler:
         on_progress: Callable[[], None],
         tidy: Callable[[], Coroutine[Any, Any, None]] | None = None,
         drain_s: float = 0.0,
+        pulled: Callable[[str], tuple[int, int]] = lambda digest: (0, 0),
     ) -> None:
-        """`tidy` runs after a version began to serve: what is not `needed` may leave the disk.
+        """`tidy` runs after a version began to serve: what is not `needed` may leave the disk. `pulled` tells how many
+        bytes a version has that is being pulled, and how many of them are here.
 
         For `drain_s` after a swap the old version answers requests that name it.
         """
@@ -71,6 +73,7 @@ class Reconciler:
         self._source = source
         self._load = load
         self._tidy = tidy
+        self._pulled = pulled
         self._remembered = Remembered(keep)
         self._crashes = Crashes(keep.with_name("crashes.json"))
         self._progress = Progress(on_progress)
@@ -128,7 +131,10 @@ class Reconciler:
         for digest in self._progress:
             replica = self._table.by_digest(digest)
             on_trial = replica.on_trial if replica else _on_trial(self._wishes.get(digest))
-            found.append(self._progress.status(digest, replica, on_trial=on_trial))
+            status = self._progress.status(digest, replica, on_trial=on_trial)
+            if status.state == pb.REPLICA_STATE_PULLING:
+                status.pull_bytes, status.pulled_bytes = self._pulled(digest)
+            found.append(status)
         return found
 
     def ending(self) -> None:
@@ -365,6 +371,8 @@ def _why(error: MeshError | OSError) -> str:
 
 
 def _worth_another_try(error: MeshError | OSError) -> bool:
-    """Bytes that were wrong or missing may come right with another download, a full disk or memory may be emptied; a
-    version that proved wrong stays so."""
-    return isinstance(error, OSError | Unreachable | DigestMismatch | NotFound | NotReady)
+    """Bytes that were wrong, missing or not signed yet may come right with another download, a full disk or memory may
+    be emptied; a version that proved wrong stays so."""
+    return isinstance(
+        error, OSError | Unreachable | DigestMismatch | SignatureError | StorageFull | NotFound | NotReady
+    )

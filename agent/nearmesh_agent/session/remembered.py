@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -38,13 +39,14 @@ class Remembered:
 
     def want(self, state: pb.WantedState) -> None:
         """Takes over a wanted state, so that a restart needs no control plane."""
-        changed = state.versions != self.wanted.versions or state.removed_nodes != self.wanted.removed_nodes
+        changed = _to_keep(state) != _to_keep(self.wanted)
         if changed or self._unsaved:
             self._unsaved = not _kept(self._keep, state)
         self.wanted = state
 
     def serves(self, version: pb.WantedVersion) -> None:
         """It is the standing version of its model now."""
+        (version,) = _lasting([version])
         known = self._served.get(version.model, [])
         if known and known[-1] == version:
             return
@@ -60,6 +62,22 @@ class Remembered:
     def digests(self) -> set[str]:
         """Of all that is remembered."""
         return {version.digest for version in chain(self.wanted.versions, *self._served.values())}
+
+
+def _to_keep(state: pb.WantedState) -> tuple[object, ...]:
+    """What a restart without the control plane must know."""
+    return _lasting(state.versions), list(state.removed_nodes), list(state.model_keys_pem)
+
+
+def _lasting(versions: Iterable[pb.WantedVersion]) -> list[pb.WantedVersion]:
+    """Without who else has them: that changes all the time, and is no news to a disk."""
+    found = []
+    for version in versions:
+        copy = pb.WantedVersion()
+        copy.CopyFrom(version)
+        copy.ClearField("holders")
+        found.append(copy)
+    return found
 
 
 def _read(path: Path) -> pb.WantedState | None:

@@ -1,201 +1,238 @@
-"""Model versions on this node's disk: pulled by digest over the OCI API, verified, and kept for the next start.
+"""Model versions on this node's disk: pulled by digest from nodes or a registry, verified, kept for the next start.
 
-Blobs lie by digest; each version is a folder of hard links to them under the names that the package gives them. What
-is in a version's folder was whole and right when it was put there, and is verified again before it is loaded.
+What is in a version's folder was whole and right when it was put there, and is verified again before it is loaded.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-import httpx
-
-from nearmesh.errors import DigestMismatch, MeshError, NotFound, Unreachable
-from nearmesh.ids import check_digest
-from nearmesh.oci import MANIFEST_TYPE, MAX_MANIFEST_BYTES, Descriptor, Manifest, digest_bytes, digest_file
-from nearmesh.tls import fsync_folder, write_private
+from nearmesh.errors import DigestMismatch, InvalidInput, SignatureError
+from nearmesh.oci import Descriptor, Manifest
+from nearmesh_agent.config import StoreConfig
+from nearmesh_agent.store import proofs
+from nearmesh_agent.store.baked import Baked
+from nearmesh_agent.store.bandwidth import Bandwidth
+from nearmesh_agent.store.budget import Room, evict
+from nearmesh_agent.store.disk import MANIFEST, SIGNATURE, Disk
+from nearmesh_agent.store.pull import SMALL_BYTES, Means, Order, Pull
+from nearmesh_agent.store.shelf import Shelf
+from nearmesh_agent.store.source import NoPeers, Peers, Registry
+from nearmesh_agent.store.threads import READER_THREADS
+from nearmesh_agent.store.transfer import REGISTRY
 
 log = logging.getLogger(__name__)
 
-PULL_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
-
-_MANIFEST = "manifest.json"
+# Of all pulls together. More pulls than that wait for each other's reads.
+READERS, WORKERS = 64, 6
 
 
 class ModelStore:
-    """The versions below one folder."""
+    """The versions below one folder. Belongs to one event loop; `close` ends its threads."""
 
-    def __init__(self, folder: Path) -> None:
-        self._blobs = folder / "blobs"
-        self._versions = folder / "versions"
-        for each in (self._blobs, self._versions):
-            each.mkdir(parents=True, exist_ok=True)
-            for stale in each.glob(".incoming-*"):
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        # While a version is pulled, blobs lie here that no version links to yet: nothing is removed meanwhile.
-        self._pulls = 0
+    def __init__(
+        self,
+        folder: Path,
+        config: StoreConfig | None = None,
+        *,
+        me: str = "",
+        needed: Callable[[], Collection[str]] = frozenset,
+    ) -> None:
+        """`me` is the node's id; `needed` says which versions must stay whatever else has to go."""
+        self._config = config or StoreConfig()
+        self._needed = needed
+        self._disk = Disk(folder)
+        self._baked = Baked(self._config.baked)
+        self.shelf = Shelf(self._whole)
+        self._reads = ThreadPoolExecutor(READERS, thread_name_prefix=READER_THREADS)
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="store")
+        self._means = Means(
+            me=me,
+            disk=self._disk,
+            shelf=self.shelf,
+            baked=self._baked,
+            bandwidth=Bandwidth(self._config.bandwidth_mbit_s * 1e6 / 8),
+            pool=self._pool,
+            reads=self._reads,
+            make_room=self._make_room,
+            claim=self._claim,
+        )
+        # By digest. While a version is pulled, blobs lie here that no version links to yet.
+        self._pulls: dict[str, Pull] = {}
+        self._coming: dict[str, frozenset[str]] = {}
+        self._claimed: set[str] = set()
+        self._freed = asyncio.Event()
         self._removing = asyncio.Lock()
+        self._proven: set[str] = set()
+        # What may still be put on the disk, as of the last time that something changed there.
+        self.free_bytes = self._room().left_bytes
+
+    # What is here.
 
     def find(self, digest: str) -> tuple[Manifest, Path] | None:
-        """The version's manifest and folder if all of it is here and right; what is damaged is put aside."""
-        folder = self._versions / _hex(digest)
-        try:
-            data = (folder / _MANIFEST).read_bytes()
-            if digest_bytes(data) != digest:
-                raise DigestMismatch(f"the stored manifest of {digest} is damaged")
-            manifest = Manifest.from_bytes(data)
-            for file in manifest.files:
-                if digest_file(folder / file.title) != file.digest:
-                    raise DigestMismatch(f"the stored {file.title} of {digest} is damaged")
-        except FileNotFoundError:
-            return None
-        except (MeshError, OSError) as error:
-            log.warning("discarding a damaged version: %s", error)
-            self._discard(folder)
-            return None
-        return manifest, folder
+        """The version's manifest and folder if all of it is here and right; what is damaged is put aside. Blocks."""
+        return self._disk.find(digest)
 
-    async def pull(self, model: str, digest: str, client: httpx.AsyncClient) -> tuple[Manifest, Path]:
-        """The version, from disk or from the registry. Raises DigestMismatch, NotFound, PackageError, Unreachable."""
-        found = await self.held(digest)
+    async def held(self, digest: str, keys_pem: Sequence[str] = ()) -> tuple[Manifest, Path] | None:
+        """As `find`, and signed by one of the keys, if there are any; what is being removed is not found."""
+        async with self._removing:
+            found: tuple[Manifest, Path] | None = await self._in_thread(self._find_proven, digest, keys_pem)
+        (self._proven.add if found else self._proven.discard)(digest)
+        return found
+
+    def _find_proven(self, digest: str, keys_pem: Sequence[str]) -> tuple[Manifest, Path] | None:
+        found = self._disk.find(digest)
+        if found and keys_pem:
+            try:
+                data = (found[1] / SIGNATURE).read_bytes() if (found[1] / SIGNATURE).exists() else b"[]"
+                proofs.check(keys_pem, digest, proofs.from_bytes(data))
+            except SignatureError as error:
+                log.warning("asking for the signature again: %s", error.message)
+                return None
+        return found
+
+    @property
+    def proven(self) -> list[str]:
+        """Digests of versions that were found or pulled, and lie here."""
+        return sorted(self._proven)
+
+    def progress(self, digest: str) -> tuple[int, int]:
+        """Of a version that is being pulled, its bytes and those that are here; zeros when it is not."""
+        pull = self._pulls.get(digest)
+        return (pull.progress.total_bytes, pull.progress.here_bytes) if pull else (0, 0)
+
+    def _whole(self, digest: str) -> Path | None:
+        """What other nodes can have: a blob, or a version's manifest."""
+        try:
+            for path in (self._disk.blob(digest), self._disk.folder(digest) / MANIFEST):
+                if path.is_file():
+                    return path
+        except InvalidInput:
+            return None
+        return self._baked.path(digest)
+
+    # What comes.
+
+    async def pull(
+        self,
+        model: str,
+        digest: str,
+        registry: Registry,
+        *,
+        peers: Peers | None = None,
+        keys_pem: Sequence[str] = (),
+        look: Callable[[Mapping[str, Path]], None] | None = None,
+    ) -> tuple[Manifest, Path]:
+        """The version, from disk, from nodes or from the registry.
+
+        Raises DigestMismatch, NotFound, PackageError, SignatureError, StorageFull, Unreachable, OSError.
+        """
+        found = await self.held(digest, keys_pem)
         if found:
             return found
+        order = Order(
+            model=model, digest=digest, registry=registry, peers=peers or NoPeers(), keys_pem=keys_pem, look=look
+        )
         async with self._removing:
-            self._pulls += 1
+            pull = self._pulls[digest] = Pull(self._means, order)
         try:
-            return await self._pull(model, digest, client)
+            found = await self._pull(pull, order)
         finally:
-            self._pulls -= 1
+            self._pulls.pop(digest, None)
+            self.free_bytes = await self._in_thread(lambda: self._room().left_bytes)
+        self._proven.add(digest)
+        return found
 
-    async def held(self, digest: str) -> tuple[Manifest, Path] | None:
-        """As `find`, in a thread; what is being removed is not found."""
-        async with self._removing:
-            return await asyncio.to_thread(self.find, digest)
+    async def _pull(self, pull: Pull, order: Order) -> tuple[Manifest, Path]:
+        try:
+            return await pull.run()
+        except DigestMismatch as error:
+            if not pull.brought.keys() - {REGISTRY}:
+                raise
+            # Where a version has no chunk index, nobody can say whose part of a large file was wrong.
+            log.warning("pulling again from the registry alone: %s", error.message)
+        alone = Order(
+            model=order.model, digest=order.digest, registry=order.registry, peers=NoPeers(), keys_pem=order.keys_pem
+        )
+        again = self._pulls[order.digest] = Pull(self._means, alone)
+        return await again.run()
+
+    @asynccontextmanager
+    async def _claim(self, digest: str, blobs: Collection[Descriptor]) -> AsyncIterator[None]:
+        """Of two pulls that need the same large blob, the second finds it when the first has it."""
+        large = {blob.digest for blob in blobs if blob.size_bytes > SMALL_BYTES}
+        while self._claimed & large:
+            await self._freed.wait()
+        self._claimed |= large
+        self._coming[digest] = frozenset(blob.digest for blob in blobs)
+        try:
+            yield
+        finally:
+            self._coming.pop(digest, None)
+            self._claimed -= large
+            self._freed.set()
+            self._freed = asyncio.Event()
+
+    # What goes.
 
     async def keep_only(self, needed: Callable[[], Collection[str]]) -> None:
-        """Removes every version that is not `needed`, and the blobs that none links to; not while one is pulled.
+        """Removes versions that are not `needed`, and the blobs that none links to; not while one is pulled.
 
-        `needed` is asked at the last moment. What the disk refuses is logged, and left to the next time.
+        With a disk budget they stay within it, the least recently wanted go. `needed` is asked at the last moment. What
+        the disk refuses is logged, and left to the next time.
         """
         async with self._removing:
             if self._pulls:
                 return
             try:
-                await asyncio.to_thread(self._remove_all_but, {_hex(digest) for digest in needed()})
+                await self._in_thread(self._tidy, set(needed()))
             except OSError as error:
                 log.warning("old versions could not be removed: %s", error)
 
-    def _remove_all_but(self, names: Collection[str]) -> None:
-        for folder in self._versions.iterdir():
-            if folder.name not in names and not folder.name.startswith("."):
-                shutil.rmtree(folder)
-                log.info("removed an old version digest=sha256:%s", folder.name)
-        for blob in self._blobs.iterdir():
-            # A version's files are further links to its blobs; the configuration, which none has, is small to pull.
-            if blob.stat().st_nlink == 1:
-                blob.unlink()
+    def _tidy(self, needed: Collection[str]) -> None:
+        self._disk.wanted(needed)
+        stored, room = self._disk.stored(), self._room()
+        gone = [version for version in stored if version.digest not in needed]
+        if self._config.disk_budget_mib:
+            over = sorted(gone, key=lambda version: version.wanted_at_s)
+            excess = room.used_bytes - room.budget_bytes
+            gone = []
+            while over and excess > 0:
+                gone.append(over.pop(0))
+                excess -= gone[-1].bytes
+        self._remove([version.digest for version in gone], ())
 
-    async def _pull(self, model: str, digest: str, client: httpx.AsyncClient) -> tuple[Manifest, Path]:
-        data = await _get_manifest(client, model, digest)
-        manifest = Manifest.from_bytes(data)
-        for blob in manifest.blobs:
-            await self._pull_blob(client, model, blob)
-        folder = await asyncio.to_thread(self._assemble, manifest, data, digest)
-        log.info("pulled model=%s version=%s digest=%s bytes=%d", model, manifest.version, digest, manifest.size_bytes)
-        return manifest, folder
+    async def _make_room(self, need_bytes: int, name: str) -> None:
+        async with self._removing:
+            needed = {*self._needed(), *self._pulls}
+            await self._in_thread(self._evict, need_bytes, name, needed)
 
-    async def _pull_blob(self, client: httpx.AsyncClient, model: str, blob: Descriptor) -> None:
-        target = self._blobs / _hex(blob.digest)
-        if target.exists() and await asyncio.to_thread(digest_file, target) == blob.digest:
-            return
-        fd, name = tempfile.mkstemp(dir=self._blobs, prefix=".incoming-")
-        draft = Path(name)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                await _download(client, model, blob, file.write)
-                await asyncio.to_thread(_settle, file, draft, target)
-        except BaseException:
-            # Broken off after the rename, there is no draft any more.
-            draft.unlink(missing_ok=True)  # noqa: ASYNC240
-            raise
+    def _evict(self, need_bytes: int, name: str, needed: Collection[str]) -> None:
+        self._disk.wanted(needed)
+        room = self._room()
+        if need_bytes > room.left_bytes:
+            gone = evict(room, need_bytes, self._disk.stored(), needed, name)
+            self._remove([version.digest for version in gone], frozenset().union(*self._coming.values()))
 
-    def _assemble(self, manifest: Manifest, data: bytes, digest: str) -> Path:
-        folder = self._versions / _hex(digest)
-        draft = Path(tempfile.mkdtemp(dir=self._versions, prefix=".incoming-"))
-        for file in manifest.files:
-            os.link(self._blobs / _hex(file.digest), draft / file.title)
-        write_private(draft / _MANIFEST, data, mode=0o644)
-        draft.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.replace(folder)
-        fsync_folder(self._versions)
-        return folder
+    def _remove(self, digests: Collection[str], keep_blobs: Collection[str]) -> None:
+        self._disk.remove(digests, keep_blobs)
+        self._proven.difference_update(digests)
+        self.free_bytes = self._room().left_bytes
 
-    def _discard(self, folder: Path) -> None:
-        """Removes a damaged version with the blobs that it links to, which are the same damaged bytes."""
-        for file in folder.iterdir():
-            for blob in self._blobs.iterdir():
-                if blob.samefile(file):
-                    blob.unlink()
-        shutil.rmtree(folder)
+    def _room(self) -> Room:
+        return self._disk.room(self._config.disk_budget_mib * 2**20, self._config.min_free_mib * 2**20)
 
+    async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments))
 
-async def _get_manifest(client: httpx.AsyncClient, model: str, digest: str) -> bytes:
-    try:
-        response = await client.get(f"/v2/{model}/manifests/{digest}", headers={"Accept": MANIFEST_TYPE})
-    except httpx.HTTPError as error:
-        raise Unreachable(f"the registry did not answer: {error!r}") from None
-    _check_status(response, f"manifest {digest}")
-    data = response.content
-    if len(data) > MAX_MANIFEST_BYTES or digest_bytes(data) != digest:
-        raise DigestMismatch(f"the registry's manifest of {model} is {digest_bytes(data)}, wanted {digest}")
-    return data
-
-
-async def _download(client: httpx.AsyncClient, model: str, blob: Descriptor, write: Callable[[bytes], object]) -> None:
-    """Streams one blob and checks it. Raises DigestMismatch before anyone could use it."""
-    sha, size = hashlib.sha256(), 0
-    try:
-        async with client.stream("GET", f"/v2/{model}/blobs/{blob.digest}") as response:
-            _check_status(response, f"blob {blob.digest}")
-            async for piece in response.aiter_bytes():
-                size += len(piece)
-                if size > blob.size_bytes:
-                    break
-                sha.update(piece)
-                write(piece)
-    except httpx.HTTPError as error:
-        raise Unreachable(f"the registry broke off {blob.title or blob.digest}: {error!r}") from None
-    got = "sha256:" + sha.hexdigest()
-    if got != blob.digest or size != blob.size_bytes:
-        raise DigestMismatch(
-            f"{blob.title or 'config'} is {blob.digest} ({blob.size_bytes} bytes), the registry sent {got} ({size})"
-        )
-
-
-def _settle(file: IO[bytes], draft: Path, target: Path) -> None:
-    """Puts a verified file where it belongs, on disk."""
-    file.flush()
-    os.fsync(file.fileno())
-    draft.chmod(0o644)
-    draft.replace(target)
-    fsync_folder(target.parent)
-
-
-def _check_status(response: httpx.Response, what: str) -> None:
-    if response.status_code == httpx.codes.NOT_FOUND:
-        raise NotFound(f"the registry has no {what}")
-    if response.status_code != httpx.codes.OK:
-        raise Unreachable(f"the registry answered {response.status_code} for {what}")
-
-
-def _hex(digest: str) -> str:
-    return check_digest(digest).removeprefix("sha256:")
+    def close(self) -> None:
+        """Pulls have ended by now. A thread that hangs is not waited for."""
+        for pool in (self._reads, self._pool):
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -28,7 +28,14 @@ from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.prices.currencies import USD, Money, check_price
 from nearmesh_controlplane.prices.rules import Price, jumped
 from nearmesh_controlplane.registry.node import Node, priced_without_a_feed
-from nearmesh_controlplane.registry.reports import check_hello, durable, heard_of_leaving, own_price, replicas_of
+from nearmesh_controlplane.registry.reports import (
+    check_hello,
+    durable,
+    heard_of_leaving,
+    held_of,
+    own_price,
+    replicas_of,
+)
 from nearmesh_controlplane.registry.rows import change_node, read_all, write_replicas
 
 log = logging.getLogger(__name__)
@@ -57,6 +64,8 @@ class _Seen:
     report_at: float = -math.inf
     # By digest, since when its replicas are ready.
     ready_since: dict[str, float] = dataclasses.field(default_factory=dict)
+    # Digests of the versions that lie on its disk.
+    held: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +178,11 @@ class Registry:
         """What the node said last of each version, by digest."""
         return self._replicas.get(node_id, {})
 
+    def held(self, node_id: str) -> frozenset[str]:
+        """Digests of the versions that lie on the node's disk, as it said last."""
+        seen = self._seen.get(node_id)
+        return seen.held if seen else frozenset()
+
     def presence(self, node_id: str) -> Presence:
         if self._told is not None:
             return self._told.get(node_id, UNSEEN).presence
@@ -273,9 +287,11 @@ class Registry:
         changed = new is not old and durable(new) != durable(old)
         if changed:
             await self._db.run_as_leader(write_replicas, node_id, new)
-        changed |= seen.leaving != status.draining
+        held = held_of(status)
+        changed |= seen.leaving != status.draining or seen.held != held
         self._replicas[node_id] = new
         seen.leaving, seen.at_s = status.draining, time.time()
+        seen.held = held
         seen.report, seen.report_at = heard_of_leaving(status), self._clock()
         ready = [replica.digest for replica in status.replicas if replica.state == READY]
         seen.ready_since = {digest: seen.ready_since.get(digest, self._clock()) for digest in ready}

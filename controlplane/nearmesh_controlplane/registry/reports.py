@@ -42,6 +42,11 @@ def replicas_of(status: pb.NodeStatus) -> dict[str, pb.ReplicaStatus]:
     return {replica.digest: replica for replica in status.replicas}
 
 
+def held_of(status: pb.NodeStatus) -> frozenset[str]:
+    """Digests of what lies on its disk. More than anybody has is cut, since nothing but speed depends on it."""
+    return frozenset(digest for digest in status.held[:MAX_REPLICAS] if len(digest) <= MAX_NAME_CHARACTERS)
+
+
 def heard_of_leaving(status: pb.NodeStatus) -> pb.NodeStatus:
     return pb.NodeStatus(
         notice=status.notice[:MAX_NOTICE_CHARACTERS],

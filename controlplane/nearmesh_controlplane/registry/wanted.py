@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_controlplane.catalog.catalog import Catalog, Deployment
@@ -67,11 +67,15 @@ def wanted_state(
     registry_url: str,
     peers: Iterable[pb.Peer] = (),
     rollouts: Iterable[Rollout] = (),
+    holders: Callable[[Node, str], Iterable[pb.Holder]] = lambda node, digest: (),
 ) -> pb.WantedState:
-    """Everything that one node is told. `rollouts` are those that run."""
+    """Everything that one node is told. `rollouts` are those that run; `holders` are whom it can ask for a version."""
     node = registry.get(node_id)
+    versions = wanted_versions(node, registry.replicas(node_id), catalog, rollouts)
+    for version in versions:
+        version.holders.extend(holders(node, version.digest))
     return pb.WantedState(
-        versions=wanted_versions(node, registry.replicas(node_id), catalog, rollouts),
+        versions=versions,
         removed_nodes=sorted(registry.removed_ids()),
         drain=node.draining,
         jwks_json=jwks_json,

@@ -1,9 +1,9 @@
 """What the first request of a model costs that the node has never seen, over a link of known speed.
 
-`python -m benchmarks.pull` publishes a convolutional net with 14 MB of weights on a registry of its own that sends so
-many bytes a second, and in turns (a) opens it with ONNX Runtime and runs it once, from the disk, (b) has a node pull,
-prove and load it and answers one request. It prints JSON: the transfer's time by the link's speed, milliseconds of
-each, as medians and in full, and the ratio of (b) to the transfer and (a) together. Half a minute.
+`python -m benchmarks.pull.first_request` publishes a convolutional net with 14 MB of weights on a registry of its own
+that sends so many bytes a second, and in turns (a) opens it with ONNX Runtime and runs it once, from the disk, (b) has
+a node pull, prove and load it and answers one request. It prints JSON: the transfer's time by the link's speed,
+milliseconds of each, as medians and in full, and the ratio of (b) to the transfer and (a) together. Half a minute.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.serving import memory
 from nearmesh_agent.serving.node import ServingNode
 from nearmesh_agent.serving.responses import Place
+from nearmesh_agent.store.bandwidth import Bandwidth
 from nearmesh_agent.store.store import ModelStore
 
 from benchmarks.cold import bare_ms, write_package
-from nearmesh.oci import MANIFEST_TYPE
 from nearmesh.packaging.build import Artifact, build
 
 ROUNDS = 7
@@ -36,49 +34,55 @@ MEGABYTES_PER_SECOND = 20.0
 _PIECE_BYTES = 64 * 1024
 
 
-class SlowRegistry(httpx.AsyncBaseTransport):
-    """The pull API over a link of known speed: a transport, so that nothing but the speed is measured."""
+class SlowRegistry:
+    """A registry over a link of known speed, in memory, so that nothing but the speed is measured."""
 
     def __init__(self, artifact: Artifact, bytes_per_second: float) -> None:
         self._artifact = artifact
-        self._bytes_per_second = bytes_per_second
+        self._link = Bandwidth(bytes_per_second)
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        name = request.url.path.rpartition("/")[2]
-        if name == self._artifact.digest:
-            data: bytes = self._artifact.manifest_bytes
-            return httpx.Response(200, content=data, headers={"Content-Type": MANIFEST_TYPE})
-        blob = self._artifact.blobs[name]
-        data = blob if isinstance(blob, bytes) else await asyncio.to_thread(blob.read_bytes)
-        return httpx.Response(200, stream=_Paced(data, self._bytes_per_second))
+    def manifest(self, reference: str) -> bytes:
+        return self._artifact.manifest_bytes
+
+    def open(self, digest: str, offset: int, size: int, wait_s: float) -> Paced:
+        blob = self._artifact.blobs[digest]
+        data = blob if isinstance(blob, bytes) else blob.read_bytes()
+        return Paced(memoryview(data)[offset : offset + size], self._link)
+
+    def break_off(self) -> None:
+        pass
 
 
-class _Paced(httpx.AsyncByteStream):
-    def __init__(self, data: bytes, bytes_per_second: float) -> None:
+class Paced:
+    """A range, as fast as the link brings it to all readers together."""
+
+    def __init__(self, data: memoryview, link: Bandwidth) -> None:
         self._data = data
-        self._bytes_per_second = bytes_per_second
+        self._link = link
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        started_s = time.perf_counter()
-        for start in range(0, len(self._data), _PIECE_BYTES):
-            due_s = started_s + (start + _PIECE_BYTES) / self._bytes_per_second
-            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-            yield self._data[start : start + _PIECE_BYTES]
+    def readinto(self, view: memoryview) -> int:
+        count = min(len(view), len(self._data), _PIECE_BYTES)
+        time.sleep(self._link.take(count))
+        view[:count], self._data = self._data[:count], self._data[count:]
+        return count
+
+    def close(self) -> None:
+        pass
 
 
 async def from_zero_ms(scratch: Path, artifact: Artifact, given: np.ndarray, bytes_per_second: float) -> float:
     """Pulled, proven, loaded, and one request answered, on a node with an empty disk."""
     store = ModelStore(scratch / "models")
     node = ServingNode(NodeConfig(data=scratch), Place(node="n", site="s", region="r"), OnnxEngines())
-    transport = SlowRegistry(artifact, bytes_per_second)
+    registry = SlowRegistry(artifact, bytes_per_second)
     started_s = time.perf_counter()
-    async with httpx.AsyncClient(base_url="https://registry", transport=transport) as client:
-        _, folder = await store.pull("conv", artifact.digest, client)
+    _, folder = await store.pull("conv", artifact.digest, registry)
     replica = await node.load(folder, artifact.digest)
     await replica.infer({"x": given})
     took_ms = (time.perf_counter() - started_s) * 1000
     await replica.close()
     await node.close()
+    store.close()
     return took_ms
 
 
