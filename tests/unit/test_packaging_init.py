@@ -319,6 +319,10 @@ def test_no_name(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no ONNX": (lambda path: (path.write_bytes(b"\xff" * 99), path)[1], "is not an ONNX model"),
+    "a pointer": (
+        lambda path: (path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"), path)[1],
+        r"is a Git LFS pointer instead of the file \(oid sha256:1, size 9\): run `git lfs pull`",
+    ),
     "an empty file": (lambda path: (path.write_bytes(b""), path)[1], "is not an ONNX model, or one without nodes"),
     "an opset of the future": (lambda path: classifier(path, opset=99), "it uses opset 99 of ai.onnx, ONNX Runtime"),
     "an IR version of the future": (

@@ -17,7 +17,7 @@ from nearmesh.packaging.init.rows import Rows
 from nearmesh.packaging.init.runtime import OLDEST_OPSET, Array
 from nearmesh.packaging.init.trial import Trial
 
-# Names that say nothing of the model: its folder's may.
+# Words of names that say nothing of the model: its folder's may.
 _GENERIC = {"model", "network", "net", "graph", "onnx", "weights", "export", "fp32", "fp16", "int8", "best", "last"}
 _MOST_ROWS = 32
 # "out" as a word of its own.
@@ -34,9 +34,8 @@ class Description:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    # 0: no batch axis, and `why_alone` says why.
+    # 0: no batch axis; a hint says why.
     max_batch: int
-    why_alone: str
     rtol: float
     atol: float
     hints: tuple[str, ...]
@@ -55,7 +54,6 @@ def describe(facts: Facts, trial: Trial) -> Description:
         inputs=inputs,
         outputs=outputs,
         max_batch=most_rows(trial) if batched else 0,
-        why_alone=trial.rows.why_not,
         rtol=rtol,
         atol=atol,
         hints=tuple(_hints(facts, trial)),

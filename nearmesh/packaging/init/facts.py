@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from nearmesh.errors import PackageError
 from nearmesh.package import DType
 from nearmesh.packaging.graph import DTYPES, external_files
+from nearmesh.packaging.sources.instead import what_came_instead
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, ValueInfoProto
@@ -77,6 +78,8 @@ def load(path: Path, *, with_external: bool = False) -> ModelProto:
         from google.protobuf.message import DecodeError
     except ImportError:
         raise PackageError("reading an ONNX file needs onnx: pip install 'nearmesh[build]'") from None
+    if instead := what_came_instead(path):
+        raise PackageError(f"{path} is {instead}")
     try:
         model = onnx.load_model(str(path), load_external_data=with_external)
     except (DecodeError, ValueError) as error:

@@ -61,7 +61,8 @@ def bring(remote: Remote, draft: Path, on_progress: OnProgress = quiet) -> None:
             except _Again as error:
                 has = draft.stat().st_size
                 failed = 1 if has > had else failed + 1
-                had = has
+                # The most so far: a server that begins anew each time brings nothing new.
+                had = max(had, has)
                 if failed >= MOST_TRIES:
                     raise Unreachable(f"{remote.name}: {error}; {_what_now(has)}") from None
                 time.sleep(backoff.next_s())
