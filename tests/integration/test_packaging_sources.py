@@ -86,6 +86,14 @@ def test_a_server_without_ranges_gives_all_of_it_again(files: Files, tmp_path: P
     assert fetch(from_url(files), tmp_path, tmp_path).read_bytes() == WEIGHTS
 
 
+def test_a_server_that_begins_anew_each_time_and_never_ends_is_given_up(files: Files, tmp_path: Path) -> None:
+    files.ignores_ranges = True
+    files.cuts["/weights.onnx"] = [2_000_000, 1_000_000] * 10
+    with pytest.raises(Unreachable, match="check the network and try again"):
+        fetch(from_url(files), tmp_path, tmp_path)
+    assert len(files.asked) == MOST_TRIES
+
+
 @pytest.mark.parametrize("left", [b"wrong" * 1000, WEIGHTS[:-1] + b"\0", WEIGHTS + b"more"])
 def test_what_was_left_and_is_wrong_is_thrown_away(files: Files, tmp_path: Path, left: bytes) -> None:
     (tmp_path / "drafts").mkdir()

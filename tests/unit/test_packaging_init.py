@@ -13,9 +13,9 @@ from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.serving.memory import weights_bytes
 
 from nearmesh.errors import PackageError
-from nearmesh.package import MANIFEST_FILE, TensorSpec, load
+from nearmesh.package import MANIFEST_FILE, TensorSpec, Warmup, load
 from nearmesh.packaging.build import build
-from nearmesh.packaging.check import check
+from nearmesh.packaging.check import check, differs
 from nearmesh.packaging.init import init
 from nearmesh.packaging.init.describe import _follows, name_of, tolerance
 from nearmesh.packaging.init.facts import read
@@ -397,6 +397,23 @@ def test_a_remedy_for_an_operator_that_is_missing() -> None:
 )
 def test_tolerances(array: Any, expected: tuple[float, float]) -> None:
     assert tolerance({"y": array}) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "said"),
+    [
+        (np.array([1.0]), np.array([1.0005]), ""),
+        (np.array([1.0]), np.array([1.1]), "off by up to 0.1"),
+        (np.array([1.0]), np.array([1.0, 1.0]), "shape [1] instead of [2]"),
+        (np.array([np.nan]), np.array([np.nan]), "off by up to nan"),
+        (np.array([3]), np.array([4]), "off by up to 1"),
+        (np.array([True]), np.array([True]), ""),
+        (np.array(["ü"], object), np.array(["ü".encode()]), ""),
+        (np.array([b"a"], object), np.array([b"b"]), "other bytes"),
+    ],
+)
+def test_what_differs_from_a_warm_up(answer: Any, expected: Any, said: str) -> None:
+    assert differs(answer, expected, Warmup(file="w.npz")) == said
 
 
 def test_any_name_can_be_written() -> None:
