@@ -25,6 +25,9 @@ class Files:
     statuses: dict[str, list[int]] = field(default_factory=dict)
     # By path, after how many bytes the next answers are cut.
     cuts: dict[str, list[int]] = field(default_factory=dict)
+    # By path, after how many bytes the next answer waits for `go`.
+    holds: dict[str, int] = field(default_factory=dict)
+    go: threading.Event = field(default_factory=threading.Event)
     # Answers with all of a file, whatever range is asked for.
     ignores_ranges: bool = False
     # Called with each request's path and headers; what it returns, if anything, is answered: status and headers.
@@ -98,7 +101,18 @@ def _send(
     request.end_headers()
     cuts = files.cuts.get(request.path.partition("?")[0]) if files else None
     sent = body[: cuts.pop(0)] if cuts else body
-    request.wfile.write(sent)
+    try:
+        if hold := files.holds.pop(request.path, 0) if files else 0:
+            assert files is not None
+            request.wfile.write(sent[:hold])
+            files.go.wait()
+            request.wfile.write(sent[hold:])
+        else:
+            request.wfile.write(sent)
+    except OSError:
+        # The other side is gone.
+        request.close_connection = True
+        return
     if files:
         files.sent[request.path] += len(sent)
     if len(sent) < len(body):

@@ -6,7 +6,9 @@ import base64
 import hashlib
 import json
 import random
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,6 +80,29 @@ def test_a_later_call_goes_on_where_the_network_went_away(files: Files, tmp_path
     files.sent.clear()
     assert fetch(from_url(files), tmp_path, tmp_path).read_bytes() == WEIGHTS
     assert 0 < files.sent["/weights.onnx"] <= 1_000_000 + download._PIECE_BYTES
+
+
+def test_a_download_that_was_killed_is_gone_on_with(files: Files, tmp_path: Path) -> None:
+    files.holds["/weights.onnx"] = 2_000_000
+    code = (
+        "import sys; from pathlib import Path; from nearmesh.package import Source; "
+        "from nearmesh.packaging.sources import fetch; "
+        "fetch(Source(url=sys.argv[1], sha256=sys.argv[2]), Path(), Path(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", code, f"{files.url}/weights.onnx", SHA256, str(tmp_path)]
+    draft = tmp_path / "drafts" / SHA256
+    with subprocess.Popen(command) as process:
+        try:
+            deadline_s = time.monotonic() + 30
+            while not draft.exists() or draft.stat().st_size < 1_000_000:
+                assert process.poll() is None and time.monotonic() < deadline_s
+                time.sleep(0.01)
+        finally:
+            process.kill()
+    files.go.set()
+    kept = draft.stat().st_size
+    assert fetch(from_url(files), tmp_path, tmp_path).read_bytes() == WEIGHTS
+    assert files.asked[-1] == ("/weights.onnx", f"bytes={kept}-")
 
 
 def test_a_server_without_ranges_gives_all_of_it_again(files: Files, tmp_path: Path) -> None:
