@@ -123,9 +123,10 @@ class Call:
             if missing:
                 if not self._looked:
                     self._look()
-                if missing > self._stream.receive_window:
+                short = missing - self._stream.coming - self._stream.receive_window
+                if short > 0:
                     # What is needed for it to become complete: a message may be larger than the window.
-                    self._stream.lend(missing - self._stream.receive_window)
+                    self._stream.lend(short)
         except Exception as error:
             self._give_up(error)
         else:

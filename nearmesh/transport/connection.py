@@ -196,6 +196,7 @@ class Connection:
         self._data_left -= size
         stream, over = self._data_for, not self._data_left
         if stream is not None and (size or over):
+            stream.coming = self._data_left
             self._deliver(stream, data[at : at + size], over and self._data_ends)
         at += size
         if over:

@@ -66,6 +66,7 @@ class Stream:
         "_pending",
         "_room",
         "_uncredited",
+        "coming",
         "gone",
         "headers",
         "number",
@@ -84,6 +85,8 @@ class Stream:
         # What the peer has room for, and what it may still send.
         self.window = window
         self.receive_window = receive_window
+        # Of a frame that has begun, what is yet to come: the window has paid for it.
+        self.coming = 0
         # The caller may say more.
         self.remote_open = remote_open
         self.receiver: Receiver | None = None

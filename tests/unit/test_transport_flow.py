@@ -326,3 +326,13 @@ def test_an_answer_that_waits_is_told_from_one_that_is_over() -> None:
     pair.client.increment_flow_control_window(15, 1)
     pair.exchange()
     assert [event.stream_id for event in pair.of(h2.events.StreamEnded)] == [1]
+
+
+def test_what_is_to_come_of_a_frame_is_known() -> None:
+    """Its room is spent when it begins: whoever lends room for the rest of a message need not lend for that again."""
+    pair = Pair(window_bytes=10_000)
+    heard = pair.ask(end=False)
+    frame = data(1, bytes(1000))
+    for part, coming in ((frame[:509], 500), (frame[509:1008], 1), (frame[1008:], 0), (frame, 0)):
+        pair.node.give(part)
+        assert heard.stream.coming == coming

@@ -79,6 +79,12 @@ class Service:
         sizes = [len(request) async for request in requests]
         return b"%d %d" % (len(sizes), sum(sizes))
 
+    async def hold(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
+        """Takes none until it is released; then how many there were."""
+        self.begun.set()
+        await self.release.wait()
+        return b"%d" % len([request async for request in requests])
+
     async def chat(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         self.begun.set()
         try:
@@ -113,6 +119,7 @@ def handlers(service: Service) -> dict[str, Any]:
     found = {name: one(getattr(service, name.lower()), **plain) for name in ("Echo", "Fail", "Wait")}
     found["Produce"] = grpc.unary_stream_rpc_method_handler(service.produce, **plain)
     found["Collect"] = grpc.stream_unary_rpc_method_handler(service.collect, **plain)
+    found["Hold"] = grpc.stream_unary_rpc_method_handler(service.hold, **plain)
     found["Hear"] = grpc.stream_unary_rpc_method_handler(service.hear, **plain)
     found["Chat"] = grpc.stream_stream_rpc_method_handler(service.chat, **plain)
     found["Parsed"] = one(

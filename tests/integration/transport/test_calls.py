@@ -106,6 +106,27 @@ async def test_messages_may_be_larger_than_a_window(channel: grpc.aio.Channel, s
     assert found == b"3 %d" % (2 * size + 1)
 
 
+async def test_who_sends_faster_than_it_is_taken_waits(running: Running, channel: grpc.aio.Channel) -> None:
+    """A window of messages waits in memory, whatever frames they come in, and never the whole of a large upload."""
+    sent, too_much = 0, asyncio.Event()
+
+    async def upload() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for sent in range(1, 101):
+            if sent > 60:
+                too_much.set()
+            yield bytes(MIB)
+
+    call = channel.stream_unary(SERVICE + "Hold")(upload(), timeout=SOON_S)
+    await happened(running.service.begun)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await too_much.wait()
+    assert 30 <= sent <= 60
+    running.service.release.set()
+    assert await call == b"100"
+
+
 async def test_a_method_may_answer_before_it_has_heard_everything(channel: grpc.aio.Channel) -> None:
     async def endless() -> AsyncIterator[bytes]:
         yield b"first"
