@@ -329,7 +329,7 @@ async def test_a_wrong_configuration_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "mesh.toml").write_text('mesh = "m"\ndata = "d"\nleases = 1')
     code, _, error = await _run("--config", str(tmp_path / "mesh.toml"))
     assert code == 1
-    assert error.splitlines() == [f"Error: {tmp_path}/mesh.toml: unknown key 'leases'; did you mean 'lease_s'?"]
+    assert error.splitlines() == [f"Error: {tmp_path}/mesh.toml:3: unknown key 'leases'; did you mean 'lease_s'?"]
 
 
 async def test_the_first_operators_token_comes_from_the_machine_itself(plane: ControlPlane) -> None:
