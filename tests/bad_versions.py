@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-Kind = Literal["good", "wrong", "slow", "raising", "hanging", "aborting", "dying", "refusing", "leaking"]
+Kind = Literal["good", "wrong", "slow", "raising", "hanging", "aborting", "dying", "refusing"]
 
 # What comes before the answer of a version, for any request but the warm-up's; of one that is `dying`, before anything.
 _BEFORE: dict[Kind, str] = {
@@ -22,7 +22,6 @@ _BEFORE: dict[Kind, str] = {
     "aborting": "os.abort()",
     "dying": "pass",
     "refusing": "raise ValueError('not as I like it')",
-    "leaking": "LEAKED.append(np.ones(2**20))",
 }
 
 _TOML = """
@@ -46,7 +45,6 @@ import time
 
 import numpy as np
 
-LEAKED = []
 {first}
 
 

@@ -1,6 +1,7 @@
-"""Swaps a model again and again under traffic, in a process of its own, and prints what became of memory and requests.
+"""Swaps a model again and again under traffic, with trials in between, and prints what became of memory and requests.
 
-`python -m tests.hot_swaps FOLDER` prints JSON: resident bytes `before` and `after`, and how often each answer came.
+In a process of its own, `python -m tests.hot_swaps FOLDER`. It prints JSON: resident bytes `before` and `after`, and
+how often each answer came.
 """
 
 from __future__ import annotations
@@ -50,16 +51,30 @@ class Deployer:
 
     async def deploy(self, version: int, *, alone: bool = True) -> None:
         """Returns when it serves; if `alone`, when every other version is gone."""
-        wanted = pb.WantedVersion(model="m", version=str(version), digest=digest(version))
-        self.reconciler.want(pb.WantedState(versions=[wanted]))
+        await self._want(version, alone=alone)
+
+    async def try_out(self, standing: int, trial: int) -> None:
+        """Returns when `trial` is beside the other, for half of the requests."""
+        await self._want(standing, trial)
+
+    async def _want(self, standing: int, trial: int = 0, *, alone: bool = False) -> None:
+        wanted = [
+            pb.WantedVersion(model="m", version=str(number), digest=digest(number))
+            for number in (standing, trial)
+            if number
+        ]
+        if trial:
+            wanted[1].trial.share = wanted[1].trial.mirror_share = 0.5
+        self.reconciler.want(pb.WantedState(versions=wanted))
         async with asyncio.timeout(30):
-            while not self._serves(version, alone=alone):
+            while not self._there([version.digest for version in wanted], alone=alone):
                 self._moved.clear()
                 await self._moved.wait()
 
-    def _serves(self, version: int, *, alone: bool) -> bool:
+    def _there(self, digests: list[str], *, alone: bool) -> bool:
         states = {status.digest: status.state for status in self.reconciler.statuses()}
-        return states.get(digest(version)) == pb.REPLICA_STATE_READY and (len(states) == 1 or not alone)
+        ready = all(states.get(each) == pb.REPLICA_STATE_READY for each in digests)
+        return ready and (len(states) == 1 or not alone)
 
 
 def settled() -> int:
@@ -86,7 +101,13 @@ async def swap(folder: Path) -> dict[str, object]:
             callers = [tasks.create_task(caller()) for _ in range(3)]
             before = 0
             for number in range(1, SWAPS + 1):
-                await deployer.deploy(1 + number % 2)
+                new = 1 + number % 2
+                if number % 3:
+                    # By way of a trial, which one in three does not pass at first.
+                    await deployer.try_out(3 - new, new)
+                if number % 3 == 2:
+                    await deployer.deploy(3 - new)
+                await deployer.deploy(new)
                 if number == SETTLED_AFTER:
                     before = settled()
             after = settled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -202,3 +203,31 @@ async def test_what_a_trial_was_asked_and_how_it_agreed_is_reported(tried: Node)
     tried.loaded[1].idle_s = 3.5
     status = tried.status("m-2")
     assert (status.compared, status.agreed, status.idle_s, status.on_trial) == (7, 5, 3.5, True)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_was_wanted_before_the_last_wish_is_what_serves_and_is_on_trial(node: Node, seed: int) -> None:
+    chance = random.Random(seed)
+    node.held = True
+    for _ in range(30):
+        standing, trial = chance.sample(["m-1", "m-2", "m-3"], 2)
+        trial = trial if chance.random() < 0.6 else ""
+        wish = [standing] if chance.random() < 0.9 else []
+        node.want(*wish, trial=trial, share=0.5)
+        for replica in node.loaded:
+            if chance.random() < 0.3:
+                replica.let_go.set()
+        for _ in range(chance.randint(0, 12)):
+            await asyncio.sleep(0)
+    node.want(standing, trial=trial, share=0.5)
+    node.held = False
+    for replica in node.loaded:
+        replica.let_go.set()
+    await until(lambda: node.states() == dict.fromkeys(filter(None, (standing, trial)), READY))
+    await until(lambda: node.table.standing("m") is not None and node.answers() == standing[-1])
+    found = node.table.trial_beside(node.table.get("m"))
+    assert (found.replica.version if found else "") == trial[-1:]
+    assert [replica.on_trial for replica in node.table] == [replica.version != standing[-1] for replica in node.table]
+    await still(node, node.states, node.answers)
+    here = {id(replica) for replica in node.table}
+    assert all(replica.closed for replica in node.loaded if id(replica) not in here)

@@ -58,7 +58,7 @@ class Beside:
         outcome = await self._attempts.within(work(trial), turn_s)
         if outcome.error is None:
             return outcome.answer
-        call.replica, call.begun_s = standing, time.perf_counter()
+        call.replica, call.handed_on_s = standing, time.perf_counter()
         if outcome.reason in FAULTS:
             self._missed(call, trial, outcome)
             return await work(standing)

@@ -122,14 +122,12 @@ class Inference:
         call.replica = self._open(replica)
         # Whoever carries the state of a sequence along has it from one version, and no other could go on with it.
         trial = None if replica.package.sequence else self._table.trial_beside(replica)
-        if trial is None:
-            return await self._run(call, asked, replica)
-        if turn_s := self._beside.turn_s(call, replica, trial, trial.requests):
+        if trial and (turn_s := self._beside.turn_s(call, replica, trial, trial.requests)):
             return await self._beside.answer(call, replica, trial.replica, turn_s, partial(self._run, call, asked))
-        answer = await self._run(call, asked, replica)
-        if trial.mirrored.next():
-            self.mirror.offer(replica, trial.replica, call.request, call.outputs)
-        return answer
+        computed = await self._compute(call, asked, replica)
+        if trial and trial.mirrored.next():
+            self.mirror.offer(replica, trial.replica, call.request, computed.answer.outputs)
+        return self._respond(call, asked, replica, computed)
 
     async def _run(self, call: Call, asked: Asked, replica: Replica) -> Any:
         return self._respond(call, asked, replica, await self._compute(call, asked, replica))
@@ -150,7 +148,6 @@ class Inference:
     def _respond(self, call: Call, asked: Asked, replica: Replica, computed: Computed) -> Any:
         """Writes the answer, and counts it."""
         answer, answered_s = computed.answer, computed.answered_s
-        call.outputs = answer.outputs
         response = begun(replica, call.request.message)
         if asked.receipt:
             self._place.sign(response, replica, answer, (answered_s - call.started_s) * 1000, call.attempt())
@@ -282,7 +279,7 @@ class Inference:
             answers = self._stream(call, asked, trial.replica)
             begins, first = await self._beside.first(call, trial.replica, turn_s, answers)
         if not begins:
-            call.replica, call.begun_s = standing, time.perf_counter()
+            call.replica, call.handed_on_s = standing, time.perf_counter()
             answers = self._stream(call, asked, standing)
         async with aclosing(answers):
             if first is not None:

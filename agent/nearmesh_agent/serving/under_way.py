@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from nearmesh_agent.engines.base import Array
 from nearmesh_agent.serving.queue import Answer
 from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.wire import Received
@@ -16,6 +15,7 @@ def first_attempt() -> int:
     return 1
 
 
+# Neither is frozen: they are made for every request, and a frozen one takes three times as long to make.
 @dataclass(slots=True)
 class Call:
     """Times are of `time.perf_counter`."""
@@ -25,22 +25,22 @@ class Call:
     timeout_s: float | None
     # Who is to answer, as far as that is known.
     replica: Replica | None = None
-    # When that one got it; later than `started_s` where another one had its turn before.
-    begun_s: float = 0.0
+    # When the standing version got it after another one had had its turn.
+    handed_on_s: float = 0.0
     # Which attempt of its caller, or of a gateway for it, this is; looked up for a receipt alone.
     attempt: Callable[[], int] = first_attempt
-    # Every output of the latest engine call for it.
-    outputs: Mapping[str, Array] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.begun_s = self.started_s
+    @property
+    def begun_s(self) -> float:
+        """When the replica that answers got it."""
+        return self.handed_on_s or self.started_s
 
     def left_s(self, now_s: float) -> float | None:
         """Until its deadline; None if it has none."""
         return None if self.timeout_s is None else self.timeout_s - (now_s - self.started_s)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Computed:
     """What the engine gave, still to be written."""
 
