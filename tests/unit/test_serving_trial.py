@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from nearmesh_agent.serving.trial import Share, patience_s
+from nearmesh_agent.serving.trial import Share, patience_s, together_s
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.25, 1 / 3, 0.5, 0.999, 1.0])
@@ -47,15 +47,23 @@ def test_a_share_may_change_in_the_middle():
         (None, 0.1, 1.5),
         (30.0, 0.1, 1.5),
         (30.0, 0.0, 1.0),
-        # Half a second: what the standing one needs and half as much again, 10 ms and a twentieth stay for it.
-        (0.5, 0.1, 0.5 - 0.15 - 0.01 - 0.025),
+        # Less: twice what the standing one needs, 20 ms and a tenth stay for it.
+        (0.6, 0.1, 0.6 - 0.2 - 0.02 - 0.06),
+        (0.05, 0.002, 0.05 - 0.004 - 0.02 - 0.005),
         # No time for both: the standing version gets all of it.
-        (0.2, 0.1, 0.0),
+        (0.4, 0.1, 0.0),
         (0.0, 0.1, 0.0),
         (-1.0, 0.1, 0.0),
         (0.02, 0.0, 0.0),
-        (0.025, 0.0, 0.025 - 0.01 - 0.00125),
     ],
 )
 def test_a_trial_may_take_what_the_standing_version_can_spare(left_s, p95_s, patience):
     assert patience_s(left_s, p95_s) == pytest.approx(patience)
+
+
+@pytest.mark.parametrize(
+    ("left_s", "p95_s", "together"),
+    [(None, 0.1, 1.5), (30.0, 0.1, 1.5), (0.2, 0.1, 0.16), (0.02, 0.1, 0.0), (-1.0, 0.1, 0.0)],
+)
+def test_where_the_standing_version_works_as_well_a_trial_may_take_nearly_all(left_s, p95_s, together):
+    assert together_s(left_s, p95_s) == pytest.approx(together)

@@ -14,11 +14,11 @@ from nearmesh_agent.serving.replica import Replica
 # Shares are counted in whole parts of this many, so that they add up exactly however long a trial goes on.
 _WHOLE = 1_000_000
 
-# Of what is left of a request's time, what stays for the standing version: its 95th percentile and half of it again,
-# some milliseconds for the change of hands, and a share of all the rest for the way back.
-_STANDING_P95S, _CHANGE_S, _WAY_BACK = 1.5, 0.01, 0.05
+# Of what is left of a request's time, what stays for the standing version: twice its 95th percentile, some milliseconds
+# for the change of hands on a busy machine, and a share of all for the way back.
+_STANDING_P95S, _CHANGE_S, _WAY_BACK = 2.0, 0.02, 0.1
 # The version on trial is asked only where it gets so much time: with less, a version that is just as fast would fail.
-_TRIAL_P95S = 2.0
+_TRIAL_P95S, _LEAST_S = 2.0, 0.005
 # However far away the deadline is: nobody waits longer for a version that hangs.
 _MOST_P95S, _MOST_S = 5.0, 1.0
 
@@ -82,7 +82,7 @@ def patience_s(left_s: float | None, standing_p95_s: float) -> float:
         return most_s
     kept_s = _STANDING_P95S * standing_p95_s + _CHANGE_S + _WAY_BACK * left_s
     found_s = min(left_s - kept_s, most_s)
-    return found_s if found_s >= _TRIAL_P95S * standing_p95_s + _CHANGE_S else 0.0
+    return found_s if found_s >= _TRIAL_P95S * standing_p95_s + _LEAST_S else 0.0
 
 
 def together_s(left_s: float | None, standing_p95_s: float) -> float:
