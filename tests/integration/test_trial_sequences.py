@@ -162,6 +162,16 @@ async def test_a_sequence_stays_with_a_trial_that_becomes_the_standing_version()
         assert await ask(stub, step(1, 0)) == ("1", 2)
 
 
+async def test_p4_the_standing_version_goes_on_with_the_sequences_of_a_trial_that_is_taken_back():
+    async with beside(SUMS, Sums(1.0), Sums(10.0)) as running, stub_of(running) as stub:
+        await ask(stub, step(1, 0, start=True))
+        assert await ask(stub, step(1, 1, start=True)) == ("2", 10)
+        trial = running.table.remove("sha256:2")
+        assert await ask(stub, step(2, 1)) == ("1", 3)
+        assert len(trial.holds) == 0
+        assert await ask(stub, step(3, 1, end=True)) == ("1", 6)
+
+
 async def test_what_is_wrong_with_a_step_changes_nothing():
     async with beside(SUMS, Sums(1.0), Sums(10.0)) as running, stub_of(running) as stub:
         await ask(stub, step(1, 0, start=True))

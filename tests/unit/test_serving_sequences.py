@@ -270,6 +270,11 @@ def test_another_version_may_keep_up_with_a_sequence_and_holds_nothing(sequences
     assert begin(sequences, voice, go_on(1)).state["before"].tolist() == [5.0]
     assert sequences.spare(key(1), now_s=5.0) is spare
     assert sequences.spare(key(1), now_s=10.1) is None
+    sequences.hand_over(key(1))
+    assert (len(voice.holds), len(other.holds)) == (0, 1)
+    assert sequences.begin(key(1), go_on(1), other, now_s=0.0).state["before"].tolist() == [7.0]
+    advance(sequences, voice, go_on(1), 5.0)
+    sequences.keep_spare(key(1), other, outputs)
     # One that failed a step cannot go on.
     sequences.keep_spare(key(1), other, None)
     assert sequences.spare(key(1), now_s=0.0) is None

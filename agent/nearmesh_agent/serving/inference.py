@@ -207,11 +207,20 @@ class Inference:
             able = trial and trial.replica.package.sequence
             if trial and able and self._beside.turn_s(call, replica, trial, trial.sequences):
                 return await self._on_both(call, key, asked, sequences, trial.replica, Spare(replica, {}))
-        elif (spare := sequences.spare(key, now_s=time.monotonic())) and not self._table.serving(replica):
-            _check_version(replica, message)
+        elif (spare := self._spare(message, key, replica, sequences)) and replica.on_trial:
             return await self._on_both(call, key, asked, sequences, replica, spare)
+        elif spare and not spare.replica.closed:
+            # The trial was taken back, and its sequences need not wait for their end.
+            sequences.hand_over(key)
+            replica = spare.replica
         computed = await self._step_on(call, key, asked, sequences, replica)
         return self._respond(call, asked, replica, computed)
+
+    def _spare(self, message: Any, key: Key, replica: Replica, sequences: Sequences) -> Spare | None:
+        """The standing version, where it has kept up with a sequence that another one began."""
+        if message.model_version or self._table.serving(replica):
+            return None
+        return sequences.spare(key, now_s=time.monotonic())
 
     async def _step_on(self, call: Call, key: Key, asked: Asked, sequences: Sequences, replica: Replica) -> Computed:
         step, message = asked.step, call.request.message
@@ -332,9 +341,5 @@ def _check_held(replica: Replica, message: Any) -> None:
             f"the version of {replica.name!r} that the sequence began with has left this node; start it again with "
             "sequence_start"
         )
-    _check_version(replica, message)
-
-
-def _check_version(replica: Replica, message: Any) -> None:
     if message.model_version not in ("", replica.version):
         raise InvalidInput(f"version {message.model_version!r} given; the sequence began with {replica.version!r}")

@@ -107,6 +107,15 @@ class Sequences:
             spare = None if outputs is None else Spare(replica, _state(replica, outputs))
             self._kept[key] = replace(kept, spare=spare)
 
+    def hand_over(self, key: Key) -> None:
+        """The other version goes on with the sequence, as if it had begun it."""
+        kept = self._kept[key]
+        assert kept.spare is not None
+        other = kept.spare.replica
+        other.holds.take()
+        kept.replica.holds.give_back()
+        self._kept[key] = replace(kept, replica=other, state=kept.spare.state, spare=None)
+
     def begin(self, key: Key, step: Step, replica: Replica, *, now_s: float) -> Kept | None:
         """What a request goes on with; None at its sequence's start, where all state is zeros.
 
