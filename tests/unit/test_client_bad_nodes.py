@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2
 
 from nearmesh import errors
+from nearmesh.client import picker
 from nearmesh.client.experience import Experience
+from nearmesh.client.picker import Endpoint
+from nearmesh.client.sequences import Sequence
 from tests.client_calls import DEAD, OK, SLOW, call, spent
+from tests.client_routes import endpoint, route
 from tests.client_transport import Act, ScriptedTransport
 
 DENIED: Act = (0.01, errors.Unauthenticated("an unknown key"))
@@ -79,3 +87,63 @@ def test_counts_for_the_control_plane() -> None:
     assert (found["b"].answered, found["b"].within_p50, found["b"].within_p95, found["b"].late) == (1, 0, 1, 0)
     assert found["b"].total_ms == pytest.approx(21.0) and found["b"].predicted_ms == pytest.approx(20.1)
     assert experience.tally.take_unreported() == {}
+
+
+class Stream:
+    """A node's stream, as much as a sequence asks of it: it answers, or does not know the token."""
+
+    def __init__(self, node: str, accepts: bool) -> None:
+        self._node, self._accepts = node, accepts
+
+    async def write(self, request: Any) -> None:
+        return None
+
+    async def read(self) -> Any:
+        if not self._accepts:
+            nothing = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAUTHENTICATED, nothing, nothing, "an unknown key")
+        return service_pb2.ModelStreamInferResponse(
+            infer_response=service_pb2.ModelInferResponse(model_name=self._node)
+        )
+
+    def cancel(self) -> None:
+        return None
+
+
+class Streams:
+    """Nodes by name, and whether each knows the token."""
+
+    def __init__(self, **accepts: bool) -> None:
+        self._accepts = accepts
+        self.asked: list[str] = []
+
+    def stream(self, endpoint: Endpoint) -> Stream:
+        self.asked.append(endpoint.node)
+        return Stream(endpoint.node, self._accepts[endpoint.node])
+
+    def sequence(self) -> Sequence:
+        found = route(*(endpoint(node, 10.0 + at) for at, node in enumerate(self._accepts)))
+        return Sequence(
+            self,  # type: ignore[arg-type]
+            Experience(),
+            lambda: found,
+            lambda: picker.order(found, measured={}),
+            lambda inputs, outputs: service_pb2.ModelInferRequest(model_name="m"),
+            5.0,
+        )
+
+
+async def test_a_sequence_begins_at_a_node_that_knows_the_tokens_key() -> None:
+    streams = Streams(a=False, b=True)
+    async with streams.sequence() as sequence:
+        answer = await sequence.infer({})
+        assert (sequence.node, streams.asked) == ("b", ["a", "b"])
+        assert [bool(attempt.error) for attempt in answer.receipt.attempts] == [True, False]
+
+
+async def test_a_sequence_with_a_token_that_nobody_believes_is_refused_soon() -> None:
+    streams = Streams(a=False, b=False, c=False, d=True)
+    async with streams.sequence() as sequence:
+        with pytest.raises(errors.Unauthenticated):
+            await sequence.infer({})
+    assert streams.asked == ["a", "b", "c"]
