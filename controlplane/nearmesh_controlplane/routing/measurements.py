@@ -112,12 +112,11 @@ class Measurements:
         extra_ms = self.callers.extra_ms(pair, claimed(replica), now_s=self._clock())
         if (extra_ms > 0) != (pair in self._contradicted):
             self._contradicted ^= {pair}
-            log.warning(
-                "node=%s model=%s: by what gateways see, calls take %.0f ms longer than the node says",
-                node_id,
-                replica.model,
-                extra_ms,
-            )
+            if extra_ms > 0:
+                said = "node=%s model=%s: by what gateways see, calls take %.0f ms longer than the node says"
+                log.warning(said, node_id, replica.model, extra_ms)
+            else:
+                log.info("node=%s model=%s: its own word on its speed counts again", node_id, replica.model)
         return extra_ms
 
     def utilization(self, node_id: str) -> float:
