@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import nearmesh
 from nearmesh import addresses
-from nearmesh.errors import ConfigError
+from nearmesh.errors import ConfigError, MeshError
 from nearmesh.membership import Membership, Renewal, member
 from nearmesh.process import only_one
 from nearmesh.rpc import EVERYONE, MACHINES, NODE_KEY, OPERATORS, PEOPLE, Gatekeeper
@@ -227,7 +227,14 @@ class Agent:
         if found:
             return found[1]
         elsewhere = next((version.registry for version in wanted.versions if version.digest == digest), "")
-        registry = self._registry(elsewhere or f"{registry_url}/{model}", own=not elsewhere)
+        if elsewhere:
+            try:
+                return await self._pulled(model, digest, self._registry(elsewhere, own=False), keys)
+            except MeshError as error:
+                log.warning("%s has no digest=%s to give: %s; asking the mesh", elsewhere, digest, error.message)
+        return await self._pulled(model, digest, self._registry(f"{registry_url}/{model}", own=True), keys)
+
+    async def _pulled(self, model: str, digest: str, registry: HttpRegistry, keys: list[str]) -> Path:
         try:
             _, folder = await self._store.pull(model, digest, registry, peers=self._holders, keys_pem=keys)
         finally:

@@ -88,6 +88,8 @@ versions = sa.Table(
     sa.Column("version", sa.String, nullable=False),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("created_at_s", sa.Float, nullable=False),
+    # Another registry that nodes pull it from; empty: the mesh's own.
+    sa.Column("registry", sa.String, nullable=False, server_default=""),
     sa.UniqueConstraint("model", "version"),
 )
 

@@ -256,6 +256,8 @@ class ControlPlane:
             )
             state.control_planes.extend(peer.mesh for peer in self.role.known())
             state.model_keys_pem.append(model_key)
+            for version in state.versions:
+                version.registry = self.catalog.registry_of(version.digest)
             return state
 
         node_pb2_grpc.add_NodeServiceServicer_to_server(

@@ -34,13 +34,19 @@ _key = click.option(
 @click.command()
 @click.argument("target", metavar="NAME@VERSION")
 @click.argument("place", metavar="oci://HOST/NAME[:TAG]")
+@click.option(
+    "--nodes/--no-nodes", "nodes", default=None, help="Whether nodes pull the version from there from now on."
+)
 @json_option
 @pass_session
-def push(session: Session, target: str, place: str, as_json: bool) -> None:
+def push(session: Session, target: str, place: str, nodes: bool | None, as_json: bool) -> None:
     """Copy a version to another registry.
 
     As it is, so that its digest stays the same, and with its signature. Without a TAG it gets its version as one.
     Logins come from where `docker login` keeps them; files that are there already are not sent again.
+
+    With --nodes, nodes pull this version from there, which has to let anybody read it; where they cannot, they pull it
+    from the mesh. --no-nodes takes that back.
     """
     from nearmesh.registries.reference import Reference, tag_of
 
@@ -54,6 +60,9 @@ def push(session: Session, target: str, place: str, as_json: bool) -> None:
 
         with transfer_bar(f"pushing to {to.host}") as on_progress:
             signed = copy(source, version.digest, registry, tag, on_progress)
+    if nodes is not None:
+        registry_url = f"{to.url}/{to.name}" if nodes else ""
+        session.ask(lambda admin: admin.pull_from(version.model, version.version, registry_url))
     if as_json:
         print_json({"registry": to.host, "name": to.name, "tag": tag, "digest": version.digest, "signed": signed})
     else:

@@ -104,6 +104,7 @@ def version(message: catalog_pb2.ModelVersion) -> Record:
         "digest": message.digest,
         "size_bytes": message.size_bytes,
         "created_at_s": message.created_at_s,
+        "registry": message.registry,
     }
 
 

@@ -224,6 +224,11 @@ class AdminClient:
             call = catalog_pb2_grpc.CatalogServiceStub(channel).Publish.future(parts, metadata=self._metadata)
             return await self._translated(_finished(call))
 
+    async def pull_from(self, model: str, version: str, registry: str) -> catalog_pb2.ModelVersion:
+        """Nodes pull the version from there ("https://host/name"); empty: from the mesh again. Raises NotFound."""
+        request = catalog_pb2.PullFromRequest(model=model, version=version, registry=registry)
+        return await self._call(self._catalog.PullFrom, request)
+
     async def registry(self) -> catalog_pb2.RegistryResponse:
         """Where versions are pulled from, and the keys that they are signed by."""
         return await self._call(self._catalog.Registry, catalog_pb2.RegistryRequest())

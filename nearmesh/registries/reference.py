@@ -53,6 +53,15 @@ class Reference:
         return f"{SCHEME}{self.host}/{self.name}" + (f"@{self.digest}" if self.digest else f":{self.wanted}")
 
 
+def check_repository(url: str) -> str:
+    """Returns `url` if it is "http(s)://HOST[:PORT]/NAME". Raises InvalidInput."""
+    scheme, _, rest = url.partition("://")
+    found = Reference.parse(SCHEME + rest) if scheme in ("http", "https") else None
+    if found is None or rest != f"{found.host}/{found.name}":
+        raise InvalidInput(f"{url!r} is not such as https://registry.example.net/team/model")
+    return url
+
+
 def tag_of(version: str) -> str:
     """A version's name as a tag: what tags may not have becomes '_'."""
     return version.replace("+", "_")

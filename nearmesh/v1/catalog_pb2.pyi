@@ -107,18 +107,30 @@ class RegistryResponse(_message.Message):
     def __init__(self, url: _Optional[str] = ..., model_keys_pem: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
-    __slots__ = ("model", "version", "digest", "size_bytes", "created_at_s")
+    __slots__ = ("model", "version", "digest", "size_bytes", "created_at_s", "registry")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_S_FIELD_NUMBER: _ClassVar[int]
+    REGISTRY_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     digest: str
     size_bytes: int
     created_at_s: float
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., created_at_s: _Optional[float] = ...) -> None: ...
+    registry: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., created_at_s: _Optional[float] = ..., registry: _Optional[str] = ...) -> None: ...
+
+class PullFromRequest(_message.Message):
+    __slots__ = ("model", "version", "registry")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REGISTRY_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    registry: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., registry: _Optional[str] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

@@ -49,6 +49,11 @@ class CatalogServiceStub:
                 request_serializer=nearmesh_dot_v1_dot_catalog__pb2.RegistryRequest.SerializeToString,
                 response_deserializer=nearmesh_dot_v1_dot_catalog__pb2.RegistryResponse.FromString,
                 _registered_method=True)
+        self.PullFrom = channel.unary_unary(
+                '/nearmesh.v1.CatalogService/PullFrom',
+                request_serializer=nearmesh_dot_v1_dot_catalog__pb2.PullFromRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_catalog__pb2.ModelVersion.FromString,
+                _registered_method=True)
         self.List = channel.unary_unary(
                 '/nearmesh.v1.CatalogService/List',
                 request_serializer=nearmesh_dot_v1_dot_catalog__pb2.ListModelsRequest.SerializeToString,
@@ -111,6 +116,13 @@ class CatalogServiceServicer:
 
     def Registry(self, request, context):
         """Where versions are pulled from, and the keys that they are signed by.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PullFrom(self, request, context):
+        """Has nodes pull a version from another registry that has it, or from the mesh's own again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,6 +197,11 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.Registry,
                     request_deserializer=nearmesh_dot_v1_dot_catalog__pb2.RegistryRequest.FromString,
                     response_serializer=nearmesh_dot_v1_dot_catalog__pb2.RegistryResponse.SerializeToString,
+            ),
+            'PullFrom': grpc.unary_unary_rpc_method_handler(
+                    servicer.PullFrom,
+                    request_deserializer=nearmesh_dot_v1_dot_catalog__pb2.PullFromRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_catalog__pb2.ModelVersion.SerializeToString,
             ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
@@ -308,6 +325,33 @@ class CatalogService:
             '/nearmesh.v1.CatalogService/Registry',
             nearmesh_dot_v1_dot_catalog__pb2.RegistryRequest.SerializeToString,
             nearmesh_dot_v1_dot_catalog__pb2.RegistryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullFrom(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.CatalogService/PullFrom',
+            nearmesh_dot_v1_dot_catalog__pb2.PullFromRequest.SerializeToString,
+            nearmesh_dot_v1_dot_catalog__pb2.ModelVersion.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,11 +20,14 @@ from click.testing import CliRunner, Result
 from nearmesh import signature
 from nearmesh.chunks import ChunkIndex
 from nearmesh.cli.main import main
+from nearmesh.errors import InvalidInput
 from nearmesh.oci import INDEX_TYPE, MANIFEST_TYPE, digest_bytes, digest_file
 from nearmesh.packaging.build import Artifact, build
+from nearmesh.v1 import node_pb2
+from nearmesh.v1.node_pb2_grpc import NodeServiceStub
 from tests.docker_registry import docker_registry, program
 from tests.integration.adding_model import adding
-from tests.integration.mesh_processes import MESH, ControlPlane, control_plane
+from tests.integration.mesh_processes import MESH, ControlPlane, control_plane, node
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -376,3 +379,43 @@ async def test_versions_and_places_that_are_none(plane: ControlPlane, artifact: 
     assert "is not oci://" in await refused(plane, "model", "push", "tuned@1", "ghcr.io/tuned")
     assert "registry 127.0.0.1:1/tuned" in await refused(plane, "model", "pull", "oci://127.0.0.1:1/tuned")
     assert "no model 'nothing'" in await refused(plane, "model", "verify", "nothing")
+
+
+# ---- what nodes are told
+
+
+async def test_nodes_are_told_the_key_that_versions_are_signed_by(plane: ControlPlane, tmp_path: Path) -> None:
+    credentials = await plane.machine(tmp_path, "listener")
+    session = NodeServiceStub(plane.mesh_channel(credentials.channel_credentials())).Session()
+    await session.write(node_pb2.NodeReport(hello=node_pb2.NodeHello(public_address="127.0.0.1:1")))
+    told = await session.read()
+    session.cancel()
+    assert list(told.model_keys_pem) == [plane.authority.model_key_pem]
+
+
+async def test_nodes_pull_from_another_registry_and_from_the_mesh_where_they_cannot(
+    plane: ControlPlane, registry: str, tmp_path: Path
+) -> None:
+    for name in ("elsewhere", "nowhere"):
+        async with plane.operator() as operator:
+            made = await operator.publish(tuned(tmp_path / name, "1", name))
+            await operator.deploy(name, "1")
+        if name == "elsewhere":
+            await done(plane, "model", "push", "elsewhere@1", f"oci://{registry}/for-nodes", "--nodes")
+            # The mesh itself has it no more.
+            stored(plane, made.digest).unlink()
+        else:
+            async with plane.operator() as operator:
+                await operator.pull_from("nowhere", "1", "http://127.0.0.1:1/nowhere")
+    (shown,) = (await done(plane, "model", "show", "elsewhere"))["versions"]
+    assert shown["registry"] == f"http://{registry}/for-nodes"
+    async with node(plane, tmp_path / "node", "puller") as agent:
+        await agent.serves("elsewhere", "1")
+        await agent.serves("nowhere", "1")
+        assert "asking the mesh" in agent.log
+    async with plane.operator() as operator:
+        assert not (await operator.pull_from("nowhere", "1", "")).registry
+        with pytest.raises(InvalidInput, match="is not such as"):
+            await operator.pull_from("nowhere", "1", "ftp://host/name")
+        entry, *_ = await operator.audit()
+        assert (entry.action, entry.detail) == ("pull-from", "the mesh's own registry")

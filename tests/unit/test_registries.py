@@ -28,7 +28,7 @@ from nearmesh.oci import MANIFEST_TYPE, Descriptor, Manifest, digest_bytes
 from nearmesh.registries import credentials, transfer
 from nearmesh.registries.client import RegistryClient
 from nearmesh.registries.credentials import Login
-from nearmesh.registries.reference import Reference, tag_of
+from nearmesh.registries.reference import Reference, check_repository, tag_of
 from nearmesh.tls import new_key
 from tests.fake_registry import CONFIG, DIGEST, FILES, MANIFEST
 
@@ -90,6 +90,20 @@ def test_no_names(text: str) -> None:
 
 def test_versions_as_tags() -> None:
     assert [tag_of(version) for version in ("1.0", "1.0+gpu")] == ["1.0", "1.0_gpu"]
+
+
+@pytest.mark.parametrize("url", ["https://h/m", "http://127.0.0.1:5000/a/b"])
+def test_places_that_nodes_pull_from(url: str) -> None:
+    assert check_repository(url) == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "h/m", "ftp://h/m", "https://h", "https://h/", "https://h/m:1", "https://h/m/", "https://u@h/m", "oci://h/m"],
+)
+def test_no_places(url: str) -> None:
+    with pytest.raises(InvalidInput):
+        check_repository(url)
 
 
 # ---- logins

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from nearmesh.errors import AlreadyExists, InvalidInput, NotFound
 from nearmesh.oci import Manifest
 from nearmesh.package import RoutePolicy
+from nearmesh.registries.reference import check_repository
 from nearmesh.routing import parse_objective
 from nearmesh.routing.residency import check_regions
 from nearmesh_controlplane import database as tables
@@ -31,6 +32,8 @@ class Version:
     version: str
     size_bytes: int
     created_at_s: float
+    # "https://host:port/name" of another registry that nodes pull it from; empty: the mesh's own.
+    registry: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +126,11 @@ class Catalog:
         """The name of the version with that digest; empty when it is not in the catalog."""
         found = self._versions.get(digest)
         return found.version if found else ""
+
+    def registry_of(self, digest: str) -> str:
+        """Where nodes pull the version from; empty for the mesh's own registry."""
+        found = self._versions.get(digest)
+        return found.registry if found else ""
 
     def deployed(self, model: str, site: str, region: str = "", node: str = "") -> Deployment | None:
         """The newest deployment of `model` that covers the site, if the node is to have it."""
@@ -249,6 +257,18 @@ class Catalog:
         return await self.deploy(model, earlier.version, present.scope, actor, present.nodes)
 
     @whole
+    async def pull_from(self, model: str, version: str, registry: str) -> Version:
+        """Nodes pull the version from another registry, or with an empty one from the mesh's own again.
+
+        Raises NotFound, InvalidInput.
+        """
+        found = dataclasses.replace(self.version(model, version), registry=registry and check_repository(registry))
+        await self._db.run(_set_registry, found)
+        self._versions[found.digest] = found
+        self._changes.bump()
+        return found
+
+    @whole
     async def set_policy(
         self, model: str, objective: str, deadline_ms: float, regions: tuple[str, ...] | None = None
     ) -> RoutePolicy:
@@ -297,6 +317,11 @@ def _insert_version(connection: sa.Connection, version: Version, policy: RoutePo
         policy = dataclasses.replace(policy, regions=_policy(known).regions)
     _write_policy(connection, version.model, policy, {})
     return policy
+
+
+def _set_registry(connection: sa.Connection, version: Version) -> None:
+    row = tables.versions.c.digest == version.digest
+    connection.execute(sa.update(tables.versions).where(row).values(registry=version.registry))
 
 
 def _change_policy(connection: sa.Connection, model: str, changes: Mapping[str, Any]) -> RoutePolicy:

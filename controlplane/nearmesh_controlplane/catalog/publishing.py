@@ -91,6 +91,13 @@ class Publisher:
         await self._copied(version)
         return version
 
+    @whole
+    async def pull_from(self, request: pb.PullFromRequest) -> Version:
+        """Has nodes pull a version from elsewhere. Raises NotFound, InvalidInput."""
+        version = await self._catalog.pull_from(request.model, request.version, request.registry)
+        await self._record("pull-from", version, version.registry or "the mesh's own registry")
+        return version
+
     def _check(self, manifest: Manifest) -> None:
         if signature.signed_by(manifest.version):
             raise InvalidInput(f"version {manifest.version!r}: names such as this are those of signatures")
@@ -164,8 +171,11 @@ class Publisher:
     async def _add(self, manifest: Manifest, digest: str, store: Callable[[], Awaitable[None]]) -> Version:
         """Records a version whose blobs are all there."""
         version = await self._catalog.add(manifest, digest, self._package(manifest).route, store)
-        await self._audit.record(caller(), "publish", f"{version.model}@{version.version}", digest)
+        await self._record("publish", version, digest)
         return version
+
+    async def _record(self, action: str, version: Version, detail: str) -> None:
+        await self._audit.record(caller(), action, f"{version.model}@{version.version}", detail)
 
     def _package(self, manifest: Manifest) -> Package:
         """The version's model.toml, checked against its manifest. Raises PackageError."""

@@ -41,6 +41,9 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
     async def Registry(self, request: pb.RegistryRequest, context: Any) -> pb.RegistryResponse:
         return self._source
 
+    async def PullFrom(self, request: pb.PullFromRequest, context: Any) -> pb.ModelVersion:
+        return _version_message(await self._publisher.pull_from(request))
+
     async def List(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[self._model(name) for name in self._catalog.models()])
 
@@ -99,4 +102,5 @@ def _version_message(version: Version) -> pb.ModelVersion:
         digest=version.digest,
         size_bytes=version.size_bytes,
         created_at_s=version.created_at_s,
+        registry=version.registry,
     )
