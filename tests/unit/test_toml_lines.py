@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import Any
 
@@ -116,5 +117,5 @@ def test_each_key_stands_on_the_line_that_is_found_for_it(document: dict[str, An
     for at in places(tomllib.loads(text)):
         number = lines.find(at)
         if isinstance(at[-1], str) and number is not None:
-            bare = at[-1].isascii() and at[-1].replace("-", "").replace("_", "").isalnum()
+            bare = re.fullmatch(r"[A-Za-z0-9_-]+", at[-1])
             assert (at[-1] if bare else '"') in written[number - 1]
