@@ -32,6 +32,7 @@ from nearmesh.v1 import blob_pb2_grpc
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_agent.address import advertised_host
 from nearmesh_agent.config import NodeConfig
+from nearmesh_agent.engines import early
 from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.island import ADS, Island
 from nearmesh_agent.leaving import Leaving
@@ -236,7 +237,9 @@ class Agent:
 
     async def _pulled(self, model: str, digest: str, registry: HttpRegistry, keys: list[str]) -> Path:
         try:
-            _, folder = await self._store.pull(model, digest, registry, peers=self._holders, keys_pem=keys)
+            _, folder = await self._store.pull(
+                model, digest, registry, peers=self._holders, keys_pem=keys, look=self._look
+            )
         finally:
             registry.close()
         return folder
@@ -247,6 +250,10 @@ class Agent:
         host, _, name = rest.partition("/")
         context = self._renewal.current.ssl_context(self._config.data) if own else None
         return HttpRegistry(f"{scheme}://{host}", name, context)
+
+    def _look(self, files: Mapping[str, Path]) -> None:
+        """While a version's weights come. Raises PackageError."""
+        early.check(files, providers=self._config.providers, allow_python=self._config.allow_python)
 
     async def _tidy(self) -> None:
         await self._store.keep_only(self._reconciler.needed)

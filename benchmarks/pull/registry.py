@@ -13,6 +13,7 @@ import numpy as np
 import uvloop
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.catalog.layout import Layout
+from nearmesh_controlplane.catalog.signing import Signing
 from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.registry.authority import Authority
@@ -43,7 +44,14 @@ async def main(asked: dict[str, Any]) -> None:
     await catalog.add(manifest, digest_bytes(data), RoutePolicy(), _stored)
     certificate = ServerCertificate(authority, folder / "server", "127.0.0.1")
     server = HttpsServer(
-        application(layout, catalog, mesh=MESH, verifier=authority.verifier(), removed=frozenset),
+        application(
+            layout,
+            catalog,
+            Signing(MESH, authority.model_key, layout),
+            mesh=MESH,
+            verifier=authority.verifier(),
+            removed=frozenset,
+        ),
         address=f"127.0.0.1:{port}",
         certificate=certificate.folder / Credentials.CERTIFICATE,
         key=certificate.folder / Credentials.KEY,

@@ -127,6 +127,16 @@ def test_models(run: Bench) -> None:
     assert json.loads(run("model", "show", "digits", "--json").stdout) == found[0]
 
 
+def test_how_far_a_pull_has_come(run: Bench) -> None:
+    pulling = replica("node-a", node_pb2.REPLICA_STATE_PULLING)
+    pulling.status.pull_bytes, pulling.status.pulled_bytes = 1_000_000_000, 430_000_000
+    run.pretend(replica_list=[pulling])
+    shown = " ".join(run("model", "show", "digits").stdout.split())
+    assert "pulling ━━━━━╌╌╌╌╌╌╌ 43% of 1.0 GB" in shown
+    (found,) = json.loads(run("model", "list", "--json").stdout)[0]["replicas"]
+    assert (found["state"], found["pull_bytes"], found["pulled_bytes"]) == ("pulling", 1_000_000_000, 430_000_000)
+
+
 def test_rollback_that_cannot_be(run: Bench) -> None:
     done = run("model", "rollback", "digits")
     assert (done.exit_code, done.stderr) == (1, "error: 'digits' has been deployed in one version only (1)\n")

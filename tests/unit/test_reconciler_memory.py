@@ -10,6 +10,7 @@ import pytest
 from nearmesh_agent.session import remembered
 
 from nearmesh.errors import NotReady, Unreachable, WarmupFailed
+from nearmesh.v1 import node_pb2 as pb
 from tests.steered_node import FAILED, PULLING, READY, Node, digest, steered, still, until
 
 
@@ -142,3 +143,28 @@ async def test_a_version_that_a_change_of_mind_took_away_while_it_was_brought_ba
     await still(after, after.states)
     assert "bug while bringing" not in caplog.text
     await after.reconciler.close()
+
+
+async def test_who_else_has_a_version_is_no_news_to_the_disk(node: Node, tmp_path: Path) -> None:
+    def wanted(*holders: str) -> pb.WantedState:
+        found = [pb.Holder(node=name, address=f"{name}:8003") for name in holders]
+        return pb.WantedState(versions=[pb.WantedVersion(model="m", version="1", digest=digest("m-1"), holders=found)])
+
+    node.reconciler.want(wanted("a"))
+    await until(lambda: node.states() == {"m-1": READY})
+    before = _inodes(tmp_path)
+    node.reconciler.want(wanted("a", "b"))
+    assert [holder.node for holder in node.reconciler.wanted.versions[0].holders] == ["a", "b"]
+    assert _inodes(tmp_path) == before
+
+
+def _inodes(folder: Path) -> dict[str, int]:
+    """A file that is written anew is another one."""
+    return {path.name: path.stat().st_ino for path in folder.glob("*.pb")}
+
+
+async def test_the_keys_that_versions_are_signed_by_are_remembered(node: Node, tmp_path: Path) -> None:
+    node.want("m-1")
+    state = pb.WantedState(versions=node.reconciler.wanted.versions, model_keys_pem=["key"])
+    node.reconciler.want(state)
+    assert list(Node(tmp_path).reconciler.wanted.model_keys_pem) == ["key"]

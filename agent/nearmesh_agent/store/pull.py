@@ -97,8 +97,9 @@ class Pull:
 
     async def run(self) -> tuple[Manifest, Path]:
         """Raises DigestMismatch, NotFound, PackageError, SignatureError, StorageFull, Unreachable, OSError."""
-        data = await self._in_thread(self._manifest)
-        proof = await self._in_thread(self._proofs)
+        loop = asyncio.get_running_loop()
+        data = await loop.run_in_executor(self._means.reads, self._manifest)
+        proof = await loop.run_in_executor(self._means.reads, self._proofs)
         manifest = Manifest.from_bytes(data)
         async with self._means.claim(self._order.digest, manifest.blobs):
             return await self._bring_all(manifest, data, proof)
