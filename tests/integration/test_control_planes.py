@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from nearmesh import signature
 from nearmesh.client import connect
 from nearmesh.client.admin import AdminClient
 from nearmesh.errors import Unreachable
@@ -108,6 +109,13 @@ async def test_what_was_published_is_on_every_disk_when_it_is_acknowledged(both:
             address = f"https://{other.http}/v2/{made.manifest.model}/blobs/{weights}"
             assert (await client.get(address, headers={"nearmesh-asked-by": "test"})).status_code == 404
             assert digest_bytes((await client.get(address)).content) == weights
+            # Each signs by itself, and both alike.
+            tag = f"/v2/{made.manifest.model}/manifests/{signature.tag(made.digest)}"
+            one, two = [(await client.get(f"https://{each.http}{tag}")).content for each in (plane, other)]
+            ((payload, signed),) = signature.signatures(one)
+            text = (await client.get(f"https://{other.http}/v2/{made.manifest.model}/blobs/{payload.digest}")).content
+            signature.check([plane.authority.model_key_pem], made.digest, text, signed)
+            assert one == two
 
 
 def _blob(plane: ControlPlane, digest: str) -> Path:

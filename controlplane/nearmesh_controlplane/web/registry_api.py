@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 # OCI error codes by HTTP status.
 _CODES = {400: "DIGEST_INVALID", 401: "UNAUTHORIZED", 403: "DENIED", 404: "NAME_UNKNOWN", 405: "UNSUPPORTED"}
+# What a path that ends so did not find.
+_UNKNOWN = {"manifests": "MANIFEST_UNKNOWN", "blobs": "BLOB_UNKNOWN"}
 
 
 # Copies what is missing of a model from other control planes, if there are any.
@@ -219,16 +221,16 @@ def _token(authorization: str) -> str:
     )
 
 
-def _error(status: int, message: str) -> Response:
-    body = {"errors": [{"code": _CODES.get(status, "UNKNOWN"), "message": message}]}
+def _error(status: int, message: str, code: str | None = None) -> Response:
+    body = {"errors": [{"code": code or _CODES.get(status, "UNKNOWN"), "message": message}]}
     # What makes registry tools ask for, or show, a password.
     asked = {"WWW-Authenticate": 'Basic realm="nearmesh"'} if status == 401 else {}
     return Response(json.dumps(body), status_code=status, media_type="application/json", headers=asked)
 
 
-def _mesh_error(_request: Request, error: Any) -> Response:
+def _mesh_error(request: Request, error: Any) -> Response:
     status = 404 if isinstance(error, NotFound) else 400 if isinstance(error, InvalidInput) else 500
-    return _error(status, error.message)
+    return _error(status, error.message, _UNKNOWN.get(request.url.path.split("/")[-2]) if status == 404 else None)
 
 
 def _http_error(_request: Request, error: Any) -> Response:
