@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
 from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.serving.replica import Replica
 from tritonclient.grpc import service_pb2_grpc
 
 from nearmesh.v1 import node_pb2 as pb
 from tests.hot_swaps import Deployer, digest
-from tests.integration.mesh_processes import added, question
+from tests.integration.mesh_processes import question
 from tests.serving_node import Running, serving_node
-
-REQUESTS_PER_S = 50.0
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What became of the requests."""
-
-    versions: Counter[str] = field(default_factory=Counter)
-    errors: list[str] = field(default_factory=list)
-    wrong: list[tuple[str, float]] = field(default_factory=list)
-    took_s: list[float] = field(default_factory=list)
+from tests.steady_traffic import Traffic
 
 
 class TrialNode:
@@ -70,27 +55,10 @@ class TrialNode:
         request.parameters["nearmesh_receipt"].bool_param = receipt
         return await self.stub.ModelInfer(request, timeout=timeout_s)
 
-    async def traffic(self, seconds: float, *, per_s: float = REQUESTS_PER_S, timeout_s: float = 1.0) -> Traffic:
-        """Requests that come whatever became of those before them. Version N has to add N."""
-        found = Traffic()
-
-        async def one() -> None:
-            started_s = time.monotonic()
-            try:
-                answer = await self.ask(timeout_s=timeout_s)
-            except grpc.aio.AioRpcError as error:
-                found.errors.append(f"{error.code().name}: {error.details()}")
-                return
-            found.took_s.append(time.monotonic() - started_s)
-            found.versions[answer.model_version] += 1
-            if added(answer) != float(answer.model_version):
-                found.wrong.append((answer.model_version, added(answer)))
-
-        async with asyncio.TaskGroup() as tasks:
-            started_s = time.monotonic()
-            for number in range(round(seconds * per_s)):
-                await asyncio.sleep(max(0.0, started_s + number / per_s - time.monotonic()))
-                tasks.create_task(one())
+    async def traffic(self, seconds: float, **options: float) -> Traffic:
+        """Once all of it has been answered."""
+        found = Traffic(self.stub, **options)
+        await found.run(seconds)
         return found
 
 
