@@ -354,3 +354,9 @@ def test_a_price_changes_no_chance_and_what_no_price_changes_is_not_worked_out_a
     alone = world((CHEAP,), {"here": {"cheap": 90.0}}, demand=asked(here=1.0))
     fewer = planner.plan(alone, 3.0).blocks[MODEL, IN_TIME]
     assert fewer.offers.nodes == (CHEAP,) and fewer.shares.tolist() == [[1.0]]
+
+
+def test_who_wants_the_nearest_does_not_want_to_wait_there_for_long() -> None:
+    replicas = {"near": serves(40.0, 25.0), "cheap": serves(40.0, 25.0)}
+    facts = world((NEAR, CHEAP), WAYS, replicas=replicas, demand={("here", MODEL, "nearest"): 20.0})
+    assert shares(plan_once(facts), objective="nearest") == {"near": 0.875, "cheap": 0.125}
