@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import uvloop
 from nearmesh_controlplane.catalog.catalog import Catalog
-from nearmesh_controlplane.catalog.layout import Layout
 from nearmesh_controlplane.catalog.signing import Signing
 from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
@@ -24,6 +23,7 @@ from nearmesh_controlplane.web.registry_api import application
 from nearmesh import chunks
 from nearmesh.devmesh.ports import free_ports
 from nearmesh.oci import CONFIG_TYPE, WEIGHT_CONFIG_TYPE, WEIGHT_TYPE, Descriptor, Manifest, digest_bytes, digest_file
+from nearmesh.oci_layout import Layout
 from nearmesh.package import RoutePolicy
 from nearmesh.process import stop_on_signals
 from nearmesh.tls import Credentials

@@ -16,6 +16,7 @@ from envoy.service.load_stats.v3 import lrs_pb2_grpc
 from grpc_health.v1 import health_pb2_grpc
 from starlette.routing import Route
 
+from nearmesh.oci_layout import Layout
 from nearmesh.process import only_one, rare_collections
 from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper
 from nearmesh.snapshot import SnapshotRoutes
@@ -27,7 +28,6 @@ from nearmesh.xds.ads import AggregatedDiscovery
 from nearmesh_controlplane.admin import AdminServicer
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.catalog import Catalog
-from nearmesh_controlplane.catalog.layout import Layout
 from nearmesh_controlplane.catalog.publishing import Publisher
 from nearmesh_controlplane.catalog.servicer import CatalogServicer
 from nearmesh_controlplane.catalog.signing import Signing

@@ -10,7 +10,7 @@ import click
 from nearmesh.cli.deploy import Where, deploy, detach_option, roll_out, rollback, rollout, site_option, timeout_option
 from nearmesh.cli.fetching import fetch_bars
 from nearmesh.cli.model_author import check, init, schema
-from nearmesh.cli.model_registry import key, pull, push, verify
+from nearmesh.cli.model_registry import export, key, pull, push, verify
 from nearmesh.cli.model_tables import print_model, print_models
 from nearmesh.cli.output import print_json, size
 from nearmesh.cli.session import Session, json_option, pass_session
@@ -25,7 +25,7 @@ def model() -> None:
     """Make models of ONNX files, publish them, deploy them, roll them back."""
 
 
-for _command in (init, check, schema, push, pull, verify, key, deploy, rollback, rollout):
+for _command in (init, check, schema, push, pull, export, verify, key, deploy, rollback, rollout):
     model.add_command(_command)
 
 

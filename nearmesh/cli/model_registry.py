@@ -1,4 +1,4 @@
-"""`nearmesh model push`, `pull`, `verify` and `key`: versions in other registries, and who signed them."""
+"""`nearmesh model push`, `pull`, `export`, `verify` and `key`: versions in other registries, and who signed them."""
 
 from __future__ import annotations
 
@@ -103,6 +103,43 @@ def pull(session: Session, place: str, key_path: Path | None, as_json: bool) -> 
         print_json(records.version(version))
     else:
         click.echo(f"{name} is published: {size(version.size_bytes)}, {version.digest}")
+
+
+@click.command()
+@click.argument("targets", metavar="NAME[@VERSION]...", nargs=-1, required=True)
+@click.option(
+    "--into",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The layout's folder; made if it is not there, added to if it is.",
+)
+@json_option
+@pass_session
+def export(session: Session, targets: tuple[str, ...], folder: Path, as_json: bool) -> None:
+    """Copy versions into a folder, with their signatures.
+
+    The folder is an OCI image layout: what nodes take from `[store] baked` without a pull, and what an image with
+    weights is made of (deploy/images). Without a VERSION the newest one; files that are there already stay.
+    """
+    from nearmesh.registries.reference import tag_of
+
+    records = []
+    for target in targets:
+        version, where = session.ask(lambda admin, target=target: _found(admin, target))  # type: ignore[misc]
+        with _transfer(), _own(session, where, version.model) as source:
+            from nearmesh.registries import transfer
+            from nearmesh.registries.folder import Folder
+
+            with transfer_bar(f"exporting {version.model}@{version.version}") as on_progress:
+                into = Folder(folder, version.model)
+                signed = transfer.push(source, version.digest, into, tag_of(version.version), on_progress)
+        records.append({"model": version.model, "version": version.version, "digest": version.digest, "signed": signed})
+    if as_json:
+        print_json({"folder": str(folder), "versions": records})
+    else:
+        for record in records:
+            click.echo(f"{record['model']}@{record['version']} is in {folder}: {record['digest']}")
 
 
 @click.command()

@@ -7,15 +7,29 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nearmesh import signature
 from nearmesh.errors import DigestMismatch, NotFound, PackageError, SignatureError
 from nearmesh.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor, Manifest, digest_bytes
-from nearmesh.registries.client import RegistryClient
+from nearmesh.registries.client import Opened, RegistryClient
 
 # Told how many bytes of how many are done.
 OnProgress = Callable[[int, int], None]
+
+
+class Target(Protocol):
+    """Where a version is copied to: a registry or a folder."""
+
+    def has(self, digest: str) -> bool: ...
+
+    def upload(self, blob: Descriptor, opened: Opened) -> None: ...
+
+    def manifest(self, reference: str) -> bytes: ...
+
+    def put_manifest(self, reference: str, data: bytes, media_type: str = MANIFEST_TYPE) -> bool:
+        """Whether the place keeps track of what it refers to."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +45,7 @@ class Pulled:
         return digest_bytes(self.manifest_bytes)
 
 
-def push(source: RegistryClient, digest: str, target: RegistryClient, tag: str, on_progress: OnProgress) -> bool:
+def push(source: RegistryClient, digest: str, target: Target, tag: str, on_progress: OnProgress) -> bool:
     """Copies a version, as it is, and its signatures; whether it has any. Raises NotFound, DigestMismatch."""
     data = source.manifest(digest)
     _copy_blobs(source, target, Manifest.from_bytes(data).blobs, on_progress)
@@ -82,9 +96,7 @@ def check_files(source: RegistryClient, manifest: Manifest, on_progress: OnProgr
             on_progress(done, manifest.size_bytes)
 
 
-def _copy_blobs(
-    source: RegistryClient, target: RegistryClient, blobs: Iterable[Descriptor], on_progress: OnProgress
-) -> None:
+def _copy_blobs(source: RegistryClient, target: Target, blobs: Iterable[Descriptor], on_progress: OnProgress) -> None:
     todo = [blob for blob in blobs if not target.has(blob.digest)]
     done, total = 0, sum(blob.size_bytes for blob in todo)
     on_progress(done, total)
@@ -107,7 +119,7 @@ def _counted(source: RegistryClient, blob: Descriptor, on_bytes: Callable[[int],
         on_bytes(done)
 
 
-def _push_signatures(source: RegistryClient, target: RegistryClient, digest: str) -> bool:
+def _push_signatures(source: RegistryClient, target: Target, digest: str) -> bool:
     """Beside the version, under cosign's tag; and where it is found by what it refers to."""
     tag = signature.tag(digest)
     try:
@@ -122,7 +134,7 @@ def _push_signatures(source: RegistryClient, target: RegistryClient, digest: str
     return True
 
 
-def _list_referrer(target: RegistryClient, digest: str, data: bytes, body: Mapping[str, Any]) -> None:
+def _list_referrer(target: Target, digest: str, data: bytes, body: Mapping[str, Any]) -> None:
     """What the distribution specification has clients do where a registry has no referrers API: an index that has the
     digest of what is referred to as its tag."""
     tag = digest.replace(":", "-")

@@ -16,7 +16,6 @@ from nearmesh_agent.store import planner as planners
 from nearmesh_agent.store.registry import HttpRegistry
 from nearmesh_agent.store.source import Registry, fill, read_all
 from nearmesh_agent.store.store import ModelStore
-from nearmesh_controlplane.catalog.layout import Layout
 from nearmesh_controlplane.catalog.signing import Signing
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.web.registry_api import application
@@ -24,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nearmesh.errors import DigestMismatch, NotFound
 from nearmesh.oci import Manifest, digest_bytes
+from nearmesh.oci_layout import Layout
 from nearmesh.package import RoutePolicy
 from tests.control_plane_state import state, stored
 from tests.fake_registry import CONFIG, DIGEST, FILES, MANIFEST, FakeRegistry

@@ -1,7 +1,7 @@
 """The three wheels: what is in them, and whether the agent's is all that another machine needs to join.
 
-Needs pip and the package index that it is set to. The other machine is a virtual environment of its own, in which
-only the agent's wheel was installed; its processes see neither this checkout nor this environment.
+Needs pip and the package index that it is set to. The other machine is a virtual environment of its own, made as the
+agent's image is, from what the image is built from; its processes see neither this checkout nor this environment.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 def clean_environment() -> dict[str, str]:
     """This process's environment without what would lead Python to this checkout."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    found = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    # An image starts quicker with compiled files, a test does not live long enough.
+    return found | {"PIP_NO_COMPILE": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +81,16 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def machine(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The bin folder of another machine: a virtual environment in which the agent's wheel alone was installed."""
-    folder = tmp_path_factory.mktemp("machine")
-    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
-    agent = next(wheels.glob("nearmesh_agent-*.whl"))
-    pins = ("--constraint", ROOT / "requirements.txt")
-    pip = (*PIP, "--python", folder / "bin" / "python")
-    run(*pip, "install", "--no-compile", "--find-links", wheels, *pins, f"{agent}[cpu]", cwd=folder)
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The bin folder of another machine, installed by the same script as the agent's image."""
+    context, folder = tmp_path_factory.mktemp("context"), tmp_path_factory.mktemp("machine") / "nearmesh"
+    for path in (ROOT / ".dockerignore").read_text().splitlines():
+        if path.startswith("!"):
+            source, target = ROOT / path[1:], context / path[1:]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copied = shutil.copytree if source.is_dir() else shutil.copy
+            copied(source, target)
+    run("sh", "deploy/images/install.sh", folder, "cpu", cwd=context)
     yield folder / "bin"
     # A few hundred megabytes that pytest would keep for three runs.
     shutil.rmtree(folder)

@@ -6,6 +6,8 @@ import configparser
 import dataclasses
 import itertools
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from tests.commands import check_command
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 EXAMPLES: dict[str, type[Any]] = {"mesh.toml": MeshConfig, "node.toml": NodeConfig, "gateway.toml": GatewayConfig}
+IMAGES = DEPLOY / "images"
+DOCKERFILES = sorted(path.name for path in IMAGES.glob("*.Dockerfile"))
 UNITS = sorted(path.name for path in (DEPLOY / "systemd").iterdir())
 
 # A key that shows its default: "#key = ...", or the head of such a table.
@@ -73,3 +77,33 @@ def test_the_join_tokens_lie_where_each_service_looks() -> None:
     node = tomllib.loads((DEPLOY / "node.toml").read_text())
     assert f"/etc/nearmesh/{node['join_token_file']}" in page
     assert "--token-file /etc/nearmesh/gateway.token" in unit and "/etc/nearmesh/gateway.token" in page
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_hadolint_finds_nothing_in_an_image(name: str) -> None:
+    command = [Path(sys.executable).with_name("hadolint"), "--no-color", IMAGES / name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_an_image_is_made_of_what_its_context_has() -> None:
+    ignored = (DEPLOY.parent / ".dockerignore").read_text().splitlines()
+    let_in = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    copied = _copied("agent.Dockerfile")
+    assert copied and all((DEPLOY.parent / path).exists() for path in copied)
+    assert all(any(Path(path).is_relative_to(one) for one in let_in) for path in copied)
+
+
+def test_weights_are_in_a_layer_of_their_own_where_the_agent_looks() -> None:
+    lines = (IMAGES / "agent.Dockerfile").read_text().splitlines()
+    (weights,) = [line.split()[-1] for line in lines if line.startswith("COPY --link --from=weights")]
+    node = config.load(NodeConfig, IMAGES / "node.toml")
+    assert [str(path) for path in node.store.baked] == [weights]
+    assert set(_copied("weights.Dockerfile")) == {"oci-layout", "index.json", "blobs"}
+
+
+def _copied(dockerfile: str) -> list[str]:
+    """What it takes from its context."""
+    lines = (IMAGES / dockerfile).read_text().splitlines()
+    words = [line.split()[1:-1] for line in lines if line.startswith("COPY ") and "--from=" not in line]
+    return [word for line in words for word in line if not word.startswith("--")]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from nearmesh_controlplane.catalog import known_chunks
-from nearmesh_controlplane.catalog.layout import Layout
 
 from nearmesh.chunks import CHUNKS_TYPE, Chunk, ChunkIndex
 from nearmesh.errors import Incomplete
 from nearmesh.oci import CONFIG_TYPE, WEIGHT_TYPE, Descriptor, Manifest, digest_bytes
+from nearmesh.oci_layout import Layout
 
 ONE, TWO, THREE = b"a" * 50, b"b" * 60, b"c" * 70
 

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from nearmesh_controlplane.catalog.layout import REF_NAME, Layout
 
 from nearmesh.errors import DigestMismatch, InvalidInput, NotFound, TooLarge
 from nearmesh.oci import MANIFEST_TYPE, WEIGHT_TYPE, Descriptor, digest_bytes
+from nearmesh.oci_layout import REF_NAME, Layout
 
 DATA = b"some bytes of a model" * 100
 BLOB = Descriptor(WEIGHT_TYPE, digest_bytes(DATA), len(DATA))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nearmesh.chunks import Chunk, ChunkIndex
 from nearmesh.errors import Incomplete, MeshError
 from nearmesh.oci import Manifest, digest_bytes
-from nearmesh_controlplane.catalog.layout import Layout
+from nearmesh.oci_layout import Layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from nearmesh import package as packages
 from nearmesh import signature
 from nearmesh.errors import Incomplete, InvalidInput, PackageError, TooLarge
 from nearmesh.oci import MANIFEST_TYPE, Descriptor, Manifest, digest_bytes
+from nearmesh.oci_layout import BlobWriter, Layout
 from nearmesh.package import MANIFEST_FILE, Package
 from nearmesh.rpc import caller
 from nearmesh.v1 import catalog_pb2 as pb
@@ -22,7 +23,6 @@ from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog import known_chunks
 from nearmesh_controlplane.catalog.catalog import Catalog, Version
 from nearmesh_controlplane.catalog.known_chunks import Stretch
-from nearmesh_controlplane.catalog.layout import BlobWriter, Layout
 from nearmesh_controlplane.catalog.signing import Signing
 from nearmesh_controlplane.database import whole
 

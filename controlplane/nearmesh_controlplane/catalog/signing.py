@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from nearmesh import signature
 from nearmesh.oci import MANIFEST_TYPE, Descriptor
-from nearmesh_controlplane.catalog.layout import Layout
+from nearmesh.oci_layout import Layout
 
 
 class Signing:

@@ -21,8 +21,8 @@ from typing import Any
 from nearmesh.backoff import Backoff
 from nearmesh.errors import DigestMismatch, MeshError, NotFound, Unreachable
 from nearmesh.oci import MANIFEST_TYPE, MAX_MANIFEST_BYTES, Descriptor, Manifest, digest_bytes
+from nearmesh.oci_layout import Layout
 from nearmesh_controlplane.catalog.catalog import Catalog, Version
-from nearmesh_controlplane.catalog.layout import Layout
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.peers.role import Peer, Role
 from nearmesh_controlplane.registry.authority import Authority

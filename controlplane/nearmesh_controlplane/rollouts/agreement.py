@@ -7,9 +7,9 @@ import logging
 from nearmesh import package as packages
 from nearmesh.errors import MeshError
 from nearmesh.oci import Manifest
+from nearmesh.oci_layout import Layout
 from nearmesh.package import MANIFEST_FILE
 from nearmesh_controlplane.catalog.catalog import Version
-from nearmesh_controlplane.catalog.layout import Layout
 
 log = logging.getLogger(__name__)
 

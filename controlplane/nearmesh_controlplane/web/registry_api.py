@@ -27,9 +27,9 @@ from nearmesh import signature
 from nearmesh.errors import InvalidInput, MeshError, NotFound, PermissionDenied, Unauthenticated
 from nearmesh.ids import MachineId, check_digest
 from nearmesh.oci import INDEX_TYPE, MANIFEST_TYPE
+from nearmesh.oci_layout import Layout
 from nearmesh.tokens import TokenVerifier
 from nearmesh_controlplane.catalog.catalog import Catalog
-from nearmesh_controlplane.catalog.layout import Layout
 from nearmesh_controlplane.catalog.signing import Signing
 from nearmesh_controlplane.peers.mirror import ASKED_BY
 from nearmesh_controlplane.web.peer import PEER_URIS

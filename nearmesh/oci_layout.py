@@ -115,6 +115,15 @@ class Layout:
                 others = [other for other in index["manifests"] if other["annotations"] != entry["annotations"]]
                 self._write("index.json", index | {"manifests": [*others, entry]})
 
+    def named(self, ref: str) -> bytes:
+        """The manifest that the index has under that name. Raises NotFound."""
+        with self._index:
+            index = json.loads((self._folder / "index.json").read_bytes())
+        for entry in index["manifests"]:
+            if entry["annotations"].get(REF_NAME) == ref:
+                return self.path(entry["digest"]).read_bytes()
+        raise NotFound(f"{self._folder} has no manifest {ref!r}")
+
     def _path(self, digest: str) -> Path:
         return self._blobs / check_digest(digest).removeprefix("sha256:")
 
