@@ -21,7 +21,7 @@ from typing import Any
 from nearmesh.devmesh.mesh import LocalMesh, local_mesh
 from nearmesh.devmesh.plan import MODELS, REGIONS, site_of
 from nearmesh.devmesh.tour import tour
-from tests.faults import control_planes, departures, many_models, pulls, scenarios
+from tests.faults import control_planes, departures, many_models, matrix, pulls, scenarios
 from tests.faults.live import live
 from tests.faults.live_report import broken
 from tests.faults.machine import machine
@@ -59,6 +59,7 @@ def runs() -> Iterator[Run]:
             )
         yield f"frozen node: from {region}", _with(scenarios.frozen_node, region, "file-type")
         yield f"lost sequences: from {region}", _with(scenarios.lost_sequences, region)
+    yield "versions come and go: the matrix of phases and faults, 50 calls a second", _matrix
     yield "control plane away", _with(scenarios.killed_control_plane, "europe-west1", CONTROL_PLANE_AWAY_S)
 
 
@@ -71,6 +72,11 @@ async def _nearest(mesh: LocalMesh) -> dict[str, Any]:
     wrong = [row for row in rows if not row.correct or row.site != site_of(row.region)]
     assert not wrong, wrong
     return {"rows": len(rows), "wrong": 0}
+
+
+async def _matrix(mesh: LocalMesh) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="nearmesh-matrix-") as scratch:
+        return await matrix.run(mesh, Path(scratch))
 
 
 async def _measured(name: str, run: Callable[[], Awaitable[Any]]) -> dict[str, Any]:

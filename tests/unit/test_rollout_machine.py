@@ -54,7 +54,8 @@ def at(now_s: float, **more: Any) -> Look:
 def test_one_node_goes_first_when_every_node_has_it() -> None:
     one, other = node("a", on_trial=True), node("b", LOADING, on_trial=True)
     assert advanced(rollout(), [one, other], at(5)) == rollout()
-    begun = advanced(rollout(), [one, node("b", on_trial=True)], at(5, busiest="b"))
+    assert advanced(rollout(), [one, one], at(1.9)) == rollout(), "who is asked is not known at once"
+    begun = advanced(rollout(), [one, node("b", on_trial=True)], at(5, asked={"a": 1, "b": 2}))
     assert (begun.phase, begun.step, begun.scout, begun.since_s) == ("scouting", 0, "b", 5)
     # Who is gone is not waited for; who went this moment is. One alone needs nobody to go first.
     assert advanced(rollout(), [one, node("b", LOADING, expected=False, live=False)], at(5)).phase == "steps"
@@ -84,6 +85,16 @@ SCOUTING = rollout(phase="scouting", scout="b", since_s=100.0)
 def test_how_long_one_node_goes_first(scout: View, after_s: float, requests: int, phase: str) -> None:
     found = advanced(SCOUTING, [node("a", on_trial=True), scout], at(100 + after_s, requests=requests))
     assert found.phase == phase
+
+
+@pytest.mark.parametrize(
+    ("asked", "phase", "scout"),
+    [({}, "steps", ""), ({"a": 4, "b": 1}, "steps", ""), ({"a": 5, "b": 1}, "scouting", "a")],
+)
+def test_who_goes_first_is_one_that_is_asked(asked: dict[str, int], phase: str, scout: str) -> None:
+    views = [node("a", on_trial=True), node("b", on_trial=True)]
+    found = advanced(SCOUTING, views, at(110, requests=1, asked=asked))
+    assert (found.phase, found.scout) == (phase, scout)
 
 
 @pytest.mark.parametrize(

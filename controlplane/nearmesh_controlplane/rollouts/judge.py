@@ -49,10 +49,9 @@ def slow_nodes(rollout: Rollout, views: Sequence[View]) -> list[str]:
     return [view.node for view in views if view.live and _too_slow(rollout, view)]
 
 
-def busiest(nodes: Sequence[NodeEvidence]) -> str:
-    """The node whose standing version was asked most; empty: nobody knows."""
-    most = max(nodes, key=lambda n: n.old.tried, default=None)
-    return most.view.node if most and most.old.tried else ""
+def asked(nodes: Sequence[NodeEvidence]) -> dict[str, int]:
+    """Requests to the standing version, by node."""
+    return {n.view.node: n.old.tried for n in nodes}
 
 
 def requests(nodes: Sequence[NodeEvidence]) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nearmesh.errors import InvalidInput
 from nearmesh_controlplane.rollouts.rollout import Rollout, State
@@ -22,6 +22,9 @@ from nearmesh_controlplane.rollouts.wants import on_trial
 
 # Requests after which a version that ends its process at once would have done so.
 SCOUT_REQUESTS = 10
+# So long nodes are watched before one is chosen to go first, which has to be one that is asked. Another one that is asked
+# so many times more goes first in its place.
+WATCHED_S, MUCH_MORE = 2.0, 4
 # A step that gets fewer requests than it wants ends after so many times its time.
 PATIENCE = 3.0
 # After a canary its version has proven itself; a node that changed over only has to be heard of once more.
@@ -40,8 +43,8 @@ class Look:
     breach: str = ""
     # Requests that the new version answered since the step began, compared ones too.
     requests: int = 0
-    # The node that is asked most; empty: nobody knows.
-    busiest: str = ""
+    # Requests that each node's standing version was to answer since then.
+    asked: Mapping[str, int] = field(default_factory=dict)
 
 
 def advanced(rollout: Rollout, views: Sequence[View], look: Look) -> Rollout:
@@ -113,7 +116,7 @@ def _loading(rollout: Rollout, expected: Sequence[View], look: Look) -> Rollout:
     left_out = {view.node: _why(view) for view in loading if view.still_s > rollout.plan.node_limit_s}
     if left_out:
         rollout = _without(rollout, left_out)
-    if len(left_out) < len(loading):
+    if len(left_out) < len(loading) or look.now_s - rollout.since_s < WATCHED_S:
         return rollout
     # Where nothing stands there is nothing to be held against, and nobody to protect.
     having = [view.node for view in trying if view.node not in left_out]
@@ -121,7 +124,7 @@ def _loading(rollout: Rollout, expected: Sequence[View], look: Look) -> Rollout:
         return dataclasses.replace(rollout, phase="rolling", since_s=look.now_s)
     if len(having) == 1:
         return dataclasses.replace(rollout, phase="steps", since_s=look.now_s)
-    scout = look.busiest if look.busiest in having else having[0]
+    scout = max(having, key=lambda node: look.asked.get(node, 0))
     return dataclasses.replace(rollout, phase="scouting", scout=scout, since_s=look.now_s)
 
 
@@ -132,8 +135,13 @@ def _scouting(rollout: Rollout, views: Sequence[View], look: Look) -> Rollout:
         return rollout  # The judge's to say.
     if scout is None or not scout.expected or not on_trial(rollout, scout.node, scout.standing):
         return dataclasses.replace(rollout, phase="loading", scout="", since_s=look.now_s)
-    if look.requests < SCOUT_REQUESTS and look.now_s - rollout.since_s < rollout.plan.step_s:
-        return rollout
+    if look.requests < SCOUT_REQUESTS:
+        if look.now_s - rollout.since_s < rollout.plan.step_s:
+            return rollout
+        having = [view.node for view in views if view.expected and on_trial(rollout, view.node, view.standing)]
+        busiest = max(having, key=lambda node: look.asked.get(node, 0))
+        if look.asked.get(busiest, 0) > MUCH_MORE * look.asked.get(scout.node, 0):
+            return dataclasses.replace(rollout, scout=busiest, since_s=look.now_s)
     return dataclasses.replace(rollout, phase="steps", scout="", step=0, since_s=look.now_s)
 
 

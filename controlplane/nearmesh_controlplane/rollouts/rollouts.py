@@ -239,13 +239,13 @@ class Rollouts:
     async def _go_on(self, rollout: Rollout) -> None:
         followed = self._follow(rollout)
         views = followed.watched.views(rollout)
-        followed.evidence.observe((rollout.phase, rollout.step), views, judge.slow_nodes(rollout, views))
+        followed.evidence.observe((rollout.phase, rollout.step, rollout.scout), views, judge.slow_nodes(rollout, views))
         nodes = followed.evidence.nodes(views)
         look = machine.Look(
             now_s=self._wall(),
             breach=judge.breach(rollout, nodes),
             requests=judge.requests(nodes),
-            busiest=judge.busiest(nodes),
+            asked=judge.asked(nodes),
         )
         after = machine.advanced(self._replaced(rollout), views, look)
         if after is not rollout:
