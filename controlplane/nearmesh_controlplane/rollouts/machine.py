@@ -22,8 +22,8 @@ from nearmesh_controlplane.rollouts.wants import on_trial
 
 # Requests after which a version that ends its process at once would have done so.
 SCOUT_REQUESTS = 10
-# So long nodes are watched before one is chosen to go first, which has to be one that is asked. Another one that is asked
-# so many times more goes first in its place.
+# So long nodes are watched before one is chosen to go first, which has to be one that is asked. Another one that is
+# asked so many times more goes first in its place.
 WATCHED_S, MUCH_MORE = 2.0, 4
 # A step that gets fewer requests than it wants ends after so many times its time.
 PATIENCE = 3.0
