@@ -127,6 +127,8 @@ def headline(found: catalog_pb2.Rollout) -> str:
 
 
 def _phase(found: catalog_pb2.Rollout) -> str:
+    if found.nodes and not any(node.live for node in found.nodes):
+        return "none of its nodes is there; it goes on when one is"
     if found.phase == catalog_pb2.ROLLOUT_PHASE_LOADING:
         loaded = sum(node.state == records.READY for node in found.nodes)
         return f"loading beside the standing version, {loaded} of {len(found.nodes)} nodes have it"

@@ -152,6 +152,10 @@ def test_rollouts_as_a_table_and_in_full(run: Bench) -> None:
             rollout(phase=catalog_pb2.ROLLOUT_PHASE_LOADING, nodes=[rollout_node("a"), rollout_node("b", state=1)]),
             "digits@1: loading beside the standing version, 1 of 2 nodes have it",
         ),
+        (
+            rollout(nodes=[rollout_node("a", live=False)]),
+            "digits@1: none of its nodes is there; it goes on when one is",
+        ),
         (rollout(share=0.0), "digits@1: step 2 of 2, compared on copies of requests alone"),
         (
             rollout(
