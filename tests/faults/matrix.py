@@ -99,7 +99,7 @@ def cells() -> list[Cell]:
     return made + [Cell(name=f"bad version: {kind}", bad=kind) for kind in BAD]
 
 
-SHORT = ("canary, steps; control plane killed", "rollback of what is done; nothing", "bad version: wrong")
+SHORT = ("canary, steps; control plane killed", "bad version: aborting")
 
 
 class Matrix:
@@ -129,7 +129,7 @@ class Matrix:
             steps = STEPS if canary else ()
             await admin.deploy(MODEL, wanted, strategy=cell.strategy, steps=steps, options=OPTIONS)
         if not cell.bad:
-            met = await self._until(lambda found: found.phase == cell.phase or bool(found.ended_at_s))
+            met = await self._until(lambda found: _is_at(found, cell) or bool(found.ended_at_s))
             assert not met.ended_at_s or not (cell.word or cell.kill), f"{cell.name}: it had ended before: {met}"
             await self._disturb(cell)
             ended = await self._until(lambda found: bool(found.ended_at_s))
@@ -254,6 +254,12 @@ class Matrix:
         return {"of_it": len(mine), "taken_back_after_s": took_s, "reason": ended.reason}
 
 
+def _is_at(found: pb.Rollout, cell: Cell) -> bool:
+    """Of a rolling one, in its middle."""
+    some = cell.strategy != "rolling" or any(node.changed_over for node in found.nodes)
+    return found.phase == cell.phase and some
+
+
 def _ready(status: node_pb2.ReplicaStatus) -> bool:
     return status.state == node_pb2.REPLICA_STATE_READY and not status.on_trial
 
@@ -303,6 +309,8 @@ async def run(mesh: LocalMesh, folder: Path, names: Iterable[str] | None = None)
     chosen = [cell for cell in cells() if names is None or cell.name in set(names)]
     async with matrix(mesh, folder) as found:
         figures = {cell.name: _rounded(await found.run(cell)) for cell in chosen}
+    # Nodes that ended were started again.
+    mesh.write_state()
     return {"rate": RATE * len(WAYS), "requests": sum(one["requests"] for one in figures.values()), "cells": figures}
 
 
