@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-Kind = Literal["good", "wrong", "slow", "raising", "hanging", "aborting", "dying", "refusing"]
+Kind = Literal["good", "wrong", "slow", "raising", "hanging", "aborting", "dying", "stuck", "refusing"]
 
-# What comes before the answer of a version, for any request but the warm-up's; of one that is `dying`, before anything.
+# What comes before the answer of a version, for any request but the warm-up's.
 _BEFORE: dict[Kind, str] = {
     "good": "pass",
     "wrong": "x = x + 100",
@@ -21,8 +21,12 @@ _BEFORE: dict[Kind, str] = {
     "hanging": "threading.Event().wait()",
     "aborting": "os.abort()",
     "dying": "pass",
+    "stuck": "pass",
     "refusing": "raise ValueError('not as I like it')",
 }
+
+# What comes first of all, when it is loaded. A thread that never came back would keep the test's own process.
+_FIRST: dict[Kind, str] = {"dying": "os.abort()", "stuck": "time.sleep(5)"}
 
 _TOML = """
 name = "{name}"
@@ -72,12 +76,13 @@ def version(
 ) -> Path:
     """Writes the package; its warm-up expects `expected` to be added, by default what is.
 
-    A `dying` one ends the process that loads it, an `aborting` one the process that asks it anything.
+    A `dying` one ends the process that loads it, an `aborting` one the process that asks it anything; a `stuck` one
+    takes seconds to load.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = _TOML.format(name=name, version=version, add=add, kind=kind, memory_bytes=memory_bytes)
     (folder / "model.toml").write_text(text + more)
-    first = "os.abort()" if kind == "dying" else ""
+    first = _FIRST.get(kind, "")
     before = _BEFORE[kind].format(slow_s=slow_s)
     (folder / "steps.py").write_text(_STEPS.format(first=first, before=before, add=add, warm=_WARM))
     given = np.array([_WARM], np.float32)

@@ -74,7 +74,8 @@ class Node:
         self.pull_waits: dict[str, asyncio.Event] = {}
         self.load_waits: dict[str, asyncio.Event] = {}
         self.pulls: list[str] = []
-        self.busy = False
+        # Of loads, and whether they are of a version on trial.
+        self.busy: set[bool] = set()
         # Whether replicas stay open until they are let go.
         self.held = False
         # What had to stay on disk each time that a version began to serve.
@@ -101,14 +102,14 @@ class Node:
         self.kept.append(self.reconciler.needed())
 
     async def _load(self, folder: Path, digest: str, *, on_trial: bool = False) -> Any:
-        assert not self.busy, "two loads at a time"
-        self.busy = True
+        assert on_trial not in self.busy, "two loads at a time"
+        self.busy.add(on_trial)
         try:
             if digest in self.load_waits:
                 await self.load_waits[digest].wait()
             await asyncio.sleep(0)
         finally:
-            self.busy = False
+            self.busy.discard(on_trial)
         if error := self.load_errors.get(digest):
             raise error
         found = FakeReplica(folder.name, digest[-1], digest, on_trial=on_trial)

@@ -20,7 +20,7 @@ from tests.hot_swaps import digest
 from tests.integration.mesh_processes import added, question
 from tests.trial_node import TrialNode, trial_node
 
-READY, FAILED = pb.REPLICA_STATE_READY, pb.REPLICA_STATE_FAILED
+READY, FAILED, LOADING = pb.REPLICA_STATE_READY, pb.REPLICA_STATE_FAILED, pb.REPLICA_STATE_LOADING
 
 
 def versions(folder: Path, kind: Kind = "good", **more: Any) -> None:
@@ -222,6 +222,28 @@ async def test_p6_under_overload_with_a_trial_refusals_are_early_and_what_is_acc
         refused = [error for error in found.errors if error.startswith("RESOURCE_EXHAUSTED")]
         assert found.wrong == [] and len(refused) + len(late) == len(found.errors)
         assert len(late) <= 32 and sum(found.versions.values()) >= 40
+
+
+async def test_a_trial_that_hangs_when_it_is_loaded_holds_up_no_other_load(tmp_path: Path) -> None:
+    versions(tmp_path, "stuck")
+    version(tmp_path / "v3", "3", add=3.0)
+    async with trial_node(tmp_path) as node:
+        await node.want(1)
+        loading = asyncio.create_task(node.want(1, 2, share=1.0))
+        async with asyncio.timeout(2):
+            while node.state(2) != LOADING:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        # One that has to be healed, or to come back into memory, does.
+        standing = node.replica(1)
+        assert standing is not None
+        await standing.deactivate()
+        assert (await node.ask(timeout_s=2.0)).model_version == "1"
+        # Another version takes over.
+        started_s = time.monotonic()
+        await node.want(3)
+        assert (await node.ask()).model_version == "3" and time.monotonic() - started_s < 3
+        assert node.replica(2) is None
+        loading.cancel()
 
 
 async def test_a_trial_with_other_inputs_is_no_trouble_for_callers(tmp_path: Path) -> None:

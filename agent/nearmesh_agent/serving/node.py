@@ -44,17 +44,18 @@ class ServingNode:
         self._on_change = on_change
         self._told = asyncio.Event()
         self._occupancy = Occupancy()
-        # Not asyncio's own, whose threads the loop waits for at its end: a load may take minutes, or hang.
-        self._loader = ThreadPoolExecutor(thread_name_prefix=LOADER_THREADS)
+        self._loader = _loader()
 
     async def load(self, folder: Path, digest: str, *, on_trial: bool = False) -> Replica:
         """A version, proven; one `on_trial` gets the memory that is free. Raises as `Residency.bring`."""
+        # A thread of its own: one on trial may hang, and has no thread of others to take along.
+        executor = _loader(1) if on_trial else self._loader
         return await Replica.load(
             folder,
             digest,
             engine_factory=self._engines,
             config=self._limits,
-            executor=self._loader,
+            executor=executor,
             occupancy=self._occupancy,
             bring=self.residency.bring,
             on_trial=on_trial,
@@ -77,3 +78,8 @@ class ServingNode:
     def _changed(self) -> None:
         self._told.set()
         self._on_change()
+
+
+def _loader(threads: int | None = None) -> ThreadPoolExecutor:
+    """Not asyncio's own, whose threads the loop waits for at its end: a load may take minutes, or hang."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=LOADER_THREADS)

@@ -49,6 +49,8 @@ class Residency:
         # When the load began that is under way.
         self._began_s = 0.0
         self._turn = asyncio.Lock()
+        # Bytes that versions will take which are loaded beside everything else.
+        self._set_aside: dict[Replica, int] = {}
 
     async def bring(self, replica: Replica, folder: Path) -> None:
         """Makes room for a new version, proves it, and takes charge of it.
@@ -56,19 +58,19 @@ class Residency:
         Raises as `Replica.load`, ConfigError for what is larger than the budget, NotReady while there is no room. One
         on trial pushes nothing out that is in use, nor the version that it is beside: ConfigError if there is no room.
         """
+        beside = replica.on_trial
         async with self._turn:
             await self._make_room(replica)
+            if beside:
+                self._set_aside[replica] = replica.footprint.needed_bytes
+            else:
+                await self._prove(replica, folder)
+        if beside:
+            # A version that is being tried may hang here already; no other load is to wait for it.
             try:
-                async with asyncio.timeout(HANGS_AFTER_S):
-                    await replica.activate(folder)
-                self._check_fits(replica, replica.footprint.loaded_bytes)
-            except TimeoutError:
-                raise EngineFailure(_HANGS) from None
-            except ConfigError:
-                await replica.close()
-                raise
-            replica.wake = self._wake
-            self._replicas.append(replica)
+                await self._prove(replica, folder)
+            finally:
+                del self._set_aside[replica]
         try:
             # What it measured may be more than was estimated.
             await self._shrink(keep=replica)
@@ -80,6 +82,19 @@ class Residency:
             # Whoever asked for it has changed their mind; nobody else would close it.
             await replica.close()
             raise
+
+    async def _prove(self, replica: Replica, folder: Path) -> None:
+        try:
+            async with asyncio.timeout(HANGS_AFTER_S):
+                await replica.activate(folder)
+            self._check_fits(replica, replica.footprint.loaded_bytes)
+        except TimeoutError:
+            raise EngineFailure(_HANGS) from None
+        except ConfigError:
+            await replica.close()
+            raise
+        replica.wake = self._wake
+        self._replicas.append(replica)
 
     async def load(self, replica: Replica) -> None:
         """In memory once this returns, and allowed to be. Raises NotReady, or what the load raises."""
@@ -95,8 +110,8 @@ class Residency:
 
     @property
     def used_bytes(self) -> int:
-        """What all versions in memory take."""
-        return sum(replica.held_bytes for replica in self._here())
+        """What all versions in memory take, and what is set aside for those on their way."""
+        return sum(replica.held_bytes for replica in self._here()) + sum(self._set_aside.values())
 
     async def run(self) -> None:
         """Takes idle versions out of memory, and frees what could not be freed before, for ever."""

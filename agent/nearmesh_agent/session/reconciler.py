@@ -85,8 +85,9 @@ class Reconciler:
         self._tidying: set[asyncio.Task[None]] = set()
         # Standing versions that are new here, until they are proven.
         self._new: dict[str, asyncio.TimerHandle] = {}
-        # Loading takes all cores for a moment; one at a time leaves some for serving.
-        self._one_at_a_time = asyncio.Lock()
+        # Loading takes all cores for a moment; one at a time leaves some for serving. One that is to be tried may hang
+        # at it, and nothing else is to wait for it.
+        self._one_at_a_time = {on_trial: asyncio.Lock() for on_trial in (False, True)}
 
     @property
     def wanted(self) -> pb.WantedState:
@@ -300,7 +301,7 @@ class Reconciler:
             self._table.expect(version.model, "being loaded")
         self._set(version, pb.REPLICA_STATE_PULLING)
         folder = await self._source(version.model, version.digest, self.wanted.registry_url)
-        async with self._one_at_a_time:
+        async with self._one_at_a_time[on_trial]:
             self._set(version, pb.REPLICA_STATE_LOADING)
             self._crashes.begin(version, crashes.LOADING, self._bound(version))
             try:
