@@ -6,7 +6,7 @@ One connection carries what its window lets be under way in a round trip; a link
 
 from __future__ import annotations
 
-FIRST, MOST = 4, 16
+FIRST, MOST = 6, 16
 GROWTH = 1.5
 # What more connections have to bring to be worth it.
 GAIN = 1.08
