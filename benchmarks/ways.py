@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
-from nearmesh_agent.engines.choice import CPU, choose_variant
 from nearmesh_agent.engines.onnx.engine import OnnxEngine
 from tritonclient.grpc import service_pb2_grpc
 
@@ -102,7 +101,7 @@ class InProcess:
 def weights(model: str) -> Path:
     """The file of the variant that a CPU node serves; downloaded if it is not in the cache."""
     folder = CHECKOUT / "models" / model
-    return fetch(choose_variant(load(folder), (CPU,)).source, folder, default_cache())
+    return fetch(load(folder).reference().source, folder, default_cache())
 
 
 def _engine(model: str) -> OnnxEngine:

@@ -46,6 +46,7 @@ class FakeAdmin:
             ),
         ]
         self.never_ends = False
+        self.report_json = ""
         self.expires_at_s = 0.0
         self.candidates = [
             candidate("node-a", True, 0.0000228, "nearest: 10.0 ms round trip", share=1.0),
@@ -118,11 +119,19 @@ class FakeAdmin:
                 return found
         raise NotFound(f"no node {name!r};\n the mesh has some")
 
+    async def publish(self, artifact: Any, on_progress: Any = None) -> catalog_pb2.ModelVersion:
+        manifest = artifact.manifest
+        self.done.append(("publish", manifest.model, sorted(file.title for file in manifest.files)))
+        return catalog_pb2.ModelVersion(
+            model=manifest.model, version=manifest.version, digest=artifact.digest, size_bytes=manifest.size_bytes
+        )
+
     async def models(self) -> list[catalog_pb2.Model]:
         return [await self.model("digits")]
 
     async def model(self, name: str) -> catalog_pb2.Model:
         version = catalog_pb2.ModelVersion(model=name, version="1", digest=DIGEST, size_bytes=1_234_567, created_at_s=1)
+        version.report_json = self.report_json
         return catalog_pb2.Model(
             name=name,
             versions=[version],

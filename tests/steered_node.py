@@ -41,6 +41,7 @@ class FakeReplica:
     let_go: asyncio.Event = field(default_factory=asyncio.Event)
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
     variant: str = "fp32"
+    variant_why: str = ""
     fault: str = ""
     unloaded: bool = False
     active: bool = True

@@ -80,6 +80,14 @@ class StoreConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """What an operator decides about one model on this node."""
+
+    # The variant that serves here; of a pipeline, in each step that has it. Empty: the fastest of those that run here.
+    variant: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
     """A node's configuration."""
 
@@ -101,6 +109,8 @@ class NodeConfig:
     machine_type: str = ""
     # Names this kind of machine; nodes that share it count as equally fast. Empty: taken from the processor.
     hardware: str = ""
+    # By model, what differs from the rule here: [models.NAME].
+    models: dict[str, ModelConfig] = field(default_factory=dict)
     # ONNX Runtime execution providers, best first; each must be usable or the node does not start serving a model.
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     # Threads inside one engine call. 0: one, with as many calls at a time as there are cores, and all cores for a

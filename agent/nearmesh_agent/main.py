@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import logging
 import os
 import shutil
@@ -131,6 +132,25 @@ def serve(folders: tuple[Path, ...], listen: str) -> None:
     except MeshError as error:
         raise click.ClickException(error.message) from None
     _leave_what_hangs()
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("cases", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("answers", type=click.Path(path_type=Path))
+@click.option("--variant", "variants", multiple=True, metavar="[STEP:]NAME", help="The one to run; may be repeated.")
+def evaluate(folder: Path, cases: Path, answers: Path, variants: tuple[str, ...]) -> None:
+    """Answer the CASES of an .npz file by the package in FOLDER, as a node would.
+
+    The answers go to the file ANSWERS, how fast they were to stdout: what `nearmesh model evaluate` asks for.
+    """
+    chosen = {step: name for step, _, name in (variant.rpartition(":") for variant in variants)}
+    try:
+        _server()
+        found = importlib.import_module("nearmesh_agent.evaluate").of_folder(folder, cases, answers, chosen)
+    except MeshError as error:
+        raise click.ClickException(error.message) from None
+    click.echo(json.dumps(found))
 
 
 async def _serve_alone(folders: tuple[Path, ...], listen: str) -> None:

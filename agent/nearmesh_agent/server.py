@@ -42,6 +42,7 @@ from nearmesh_agent.serving.metrics import ServingMetrics
 from nearmesh_agent.serving.node import ServingNode
 from nearmesh_agent.serving.responses import Place
 from nearmesh_agent.serving.servicer import InferenceServicer
+from nearmesh_agent.serving.variants import BestVariants
 from nearmesh_agent.session.peers import PeerTimes
 from nearmesh_agent.session.reconciler import Reconciler
 from nearmesh_agent.session.session import Session
@@ -270,14 +271,15 @@ def add_servicers(server: Server, servicer: InferenceServicer, status: Health) -
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(described, server)
 
 
-def engines_of(config: NodeConfig) -> OnnxEngines:
+def engines_of(config: NodeConfig) -> BestVariants:
     """What loads versions on this node."""
-    return OnnxEngines(
+    engines = OnnxEngines(
         providers=config.providers,
         threads=config.threads,
         plans=config.data / "plans",
         allow_python=config.allow_python,
     )
+    return BestVariants(engines, {name: model.variant for name, model in config.models.items() if model.variant})
 
 
 def infer_handler(servicer: InferenceServicer) -> Any:

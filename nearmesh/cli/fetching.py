@@ -10,14 +10,32 @@ from typing import TYPE_CHECKING
 from nearmesh.cli.output import console, size
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
+    from rich.progress import Progress, TaskID
 
-    from nearmesh.packaging.sources import OnProgress
+
+class Bars:
+    """What is being done, and a line for each file that is on its way."""
+
+    def __init__(self, progress: Progress, doing: str) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+        self._doing = progress.add_task(doing, total=None, came="")
+
+    def doing(self, what: str) -> None:
+        """Says so on the first line."""
+        self._progress.update(self._doing, description=what)
+
+    def __call__(self, name: str, done: int, total: int | None) -> None:
+        """So far has a file come."""
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(f"fetching {name}", total=total, came="")
+        came = size(done) + (f" of {size(total)}" if total else "")
+        self._progress.update(self._tasks[name], completed=done, total=total, came=came)
 
 
 @contextmanager
-def fetch_bars(folder: Path) -> Iterator[OnProgress]:
-    """A line for each file that is on its way, on a terminal alone."""
+def fetch_bars(folder: Path) -> Iterator[Bars]:
+    """On a terminal alone."""
     from rich.progress import BarColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (
@@ -27,14 +45,5 @@ def fetch_bars(folder: Path) -> Iterator[OnProgress]:
         TransferSpeedColumn(),
     )
     screen = console(err=True)
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
-        bars.add_task(f"checking {folder}", total=None, came="")
-        tasks: dict[str, TaskID] = {}
-
-        def show(name: str, done: int, total: int | None) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(f"fetching {name}", total=total, came="")
-            came = size(done) + (f" of {size(total)}" if total else "")
-            bars.update(tasks[name], completed=done, total=total, came=came)
-
-        yield show
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        yield Bars(progress, f"checking {folder}")

@@ -15,6 +15,7 @@ from nearmesh.cli.model_tables import print_model, print_models
 from nearmesh.cli.output import print_json, size
 from nearmesh.cli.session import Session, json_option, pass_session
 from nearmesh.cli.transfer_bar import transfer_bar
+from nearmesh.cli.variants import evaluate, quantize
 
 if TYPE_CHECKING:
     from nearmesh.packaging.build import Artifact
@@ -29,9 +30,14 @@ for _command in (init, check, schema, push, pull, export, verify, key, deploy, r
     model.add_command(_command)
 
 
+model.add_command(quantize)
+model.add_command(evaluate)
+
+
 @model.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--deploy", "and_deploy", is_flag=True, help="Deploy it as well.")
+@click.option("--without", multiple=True, metavar="VARIANT", help="Leave this variant out; may be repeated.")
 @site_option
 @detach_option
 @timeout_option
@@ -41,6 +47,7 @@ def publish(
     session: Session,
     folder: Path,
     and_deploy: bool,
+    without: tuple[str, ...],
     site: tuple[str, ...],
     detach: bool,
     limit_s: float | None,
@@ -48,16 +55,17 @@ def publish(
 ) -> None:
     """Upload the package in FOLDER as a version.
 
-    Fetches the weights that model.toml names, checks everything, and uploads what the control plane lacks: of a large
-    file that it has in another version only the parts that are new. Versions never change: publishing the same files
-    again changes nothing, and other files need another `version` in model.toml.
+    Fetches the weights that model.toml names, makes the variants that it describes, tries them on its evaluation set,
+    and uploads what the control plane lacks: of a large file that it has in another version only the parts that are
+    new. A variant that is not good enough is refused, with its figures. Versions never change: publishing the same
+    files again changes nothing, and other files need another `version` in model.toml.
     """
     from nearmesh.cli import records
 
     if site and not and_deploy:
         raise click.UsageError("--site goes with --deploy")
     session.place  # noqa: B018 - a mesh that is not there is told before minutes of fetching
-    artifact = _build(folder)
+    artifact = _release(folder, without)
     name = f"{artifact.manifest.model}@{artifact.manifest.version}"
     with transfer_bar(f"uploading {name}") as on_progress:
         version = session.ask(lambda admin: admin.publish(artifact, on_progress))
@@ -71,11 +79,11 @@ def publish(
         roll_out(session, version.model, version.version, where, detach=detach, limit_s=limit_s, as_json=as_json)
 
 
-def _build(folder: Path) -> Artifact:
-    from nearmesh.packaging.build import build
+def _release(folder: Path, without: tuple[str, ...]) -> Artifact:
+    from nearmesh.packaging.release import release
 
-    with fetch_bars(folder) as on_progress:
-        return build(folder, on_progress=on_progress)
+    with fetch_bars(folder) as bars:
+        return release(folder, without=without, on_step=bars.doing, on_progress=bars)
 
 
 @model.command("list")

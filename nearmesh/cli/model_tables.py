@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nearmesh.cli.output import NOTHING, Number, moment, ms, print_table, size
+from nearmesh.cli.report_table import print_report
 
 if TYPE_CHECKING:
     from nearmesh.cli.records import Record
@@ -56,6 +57,7 @@ def print_model(record: Record) -> None:
     click.echo(f"{record['model']}: {record['objective']} within {ms(record['deadline_ms'])} ms{bound}\n")
     _print_versions(record)
     click.echo()
+    _print_variants(record)
     _print_deployments(record)
     click.echo()
     _print_replicas(record)
@@ -67,6 +69,14 @@ def _print_versions(record: Record) -> None:
         for v in record["versions"]
     ]
     print_table(("version", "digest", Number("size"), "published, UTC"), rows, title="Versions, newest first")
+
+
+def _print_variants(record: Record) -> None:
+    """Of the newest version, if anything was measured of it."""
+    newest = record["versions"][0] if record["versions"] else {}
+    if newest.get("report"):
+        print_report(newest["report"], title=f"Variants of {newest['version']}")
+        click.echo()
 
 
 def _print_deployments(record: Record) -> None:
@@ -83,7 +93,7 @@ def _where(deployment: Record) -> str:
 
 def _print_replicas(record: Record) -> None:
     measured = (Number("service p50, ms"), Number("p95, ms"), Number("inferences per s"))
-    columns = ("node", "version", "state", "variant", *measured, "detail")
+    columns = ("node", "version", "state", "variant", "why", *measured, "detail")
     rows = [_replica_row(replica) for replica in record["replicas"]]
     print_table(columns, rows, title="Nodes", empty="no node has it")
 
@@ -99,7 +109,8 @@ def _replica_row(replica: Record) -> tuple[str, ...]:
             ms(replica["service_ms_p95"]),
             f"{replica['inferences_per_second']:.0f}",
         )
-    return (replica["node"], version, state, replica["variant"] or NOTHING, *measured, replica["detail"])
+    variant = (replica["variant"] or NOTHING, replica["variant_why"])
+    return (replica["node"], version, state, *variant, *measured, replica["detail"])
 
 
 def _pulled(replica: Record) -> str:

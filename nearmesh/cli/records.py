@@ -5,6 +5,7 @@ The names are a promise to programs: they are added to, never changed.
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -105,6 +106,7 @@ def version(message: catalog_pb2.ModelVersion) -> Record:
         "size_bytes": message.size_bytes,
         "created_at_s": message.created_at_s,
         "registry": message.registry,
+        "report": json.loads(message.report_json) if message.report_json else None,
     }
 
 
@@ -193,6 +195,7 @@ def replica(message: catalog_pb2.Replica) -> Record:
         "live": message.live,
         "detail": status.detail,
         "variant": status.variant,
+        "variant_why": status.variant_why,
         "service_ms_p50": status.service_ms_p50,
         "service_ms_p95": status.service_ms_p95,
         "inferences_per_second": status.inferences_per_second,

@@ -15,6 +15,7 @@ from nearmesh.packaging.graph import check_graph
 from nearmesh.packaging.layout import published_files
 from nearmesh.packaging.sources import OnProgress, default_cache, quiet
 from nearmesh.packaging.warmup import check_warmup
+from nearmesh.report import REPORT_FILE
 
 # The chunk index among the files that other tools unpack.
 CHUNKS_FILE = "nearmesh.chunks.json"
@@ -33,19 +34,31 @@ class Artifact:
     blobs: Mapping[str, Path | bytes]
 
 
-def build(folder: Path, cache: Path | None = None, *, draft: bool = False, on_progress: OnProgress = quiet) -> Artifact:
+def build(
+    folder: Path,
+    cache: Path | None = None,
+    *,
+    draft: bool = False,
+    more: Mapping[str, Path] | None = None,
+    without: Collection[str] = (),
+    on_progress: OnProgress = quiet,
+) -> Artifact:
     """Fetches what the package in `folder` lacks, checks it, and makes its artifact.
 
     Weights that are downloaded are kept in `cache`, by default `default_cache()`. With `draft`, what the author has yet
-    to fill in may be missing. Raises PackageError, DigestMismatch, Unreachable.
+    to fill in may be missing. `more` are files by their published names: variants that were made, and what was measured
+    of all (`release` finds them). Variants named by `without` stay out. Raises PackageError, DigestMismatch,
+    Unreachable.
     """
     package = load(folder)
     if package.unfilled and not draft:
         raise PackageError(f"{folder / MANIFEST_FILE}: fill in {_and(package.unfilled)} before it is published")
-    files = _files(package, folder, cache or default_cache(), on_progress)
+    left_out = _left_out(package, without)
+    files = _files(package, folder, cache or default_cache(), on_progress) | dict(more or {})
+    files = {name: path for name, path in files.items() if name not in left_out}
     _check(package, files)
     # In the order of their names, so that moving a line in model.toml moves no layer.
-    weights = package.sources.keys()
+    weights = {name for variant in (*package.made_variants, *package.variants) for name in variant.sources}
     layers = {name: _layer(name, files[name], weights) for name in sorted(files)}
     blobs: dict[str, Path | bytes] = {layer.digest: files[name] for name, layer in layers.items()}
     index = _chunks(layers, files, blobs)
@@ -69,7 +82,8 @@ def _and(keys: Iterable[str]) -> str:
 
 def _files(package: Package, folder: Path, cache: Path, on_progress: OnProgress) -> dict[str, Path]:
     """Each published file by its name in the artifact."""
-    _check_names([MANIFEST_FILE, CHUNKS_FILE, *package.files, *(name for v in package.variants for name in v.sources)])
+    given = [name for variant in package.variants for name in variant.sources]
+    _check_names([MANIFEST_FILE, CHUNKS_FILE, REPORT_FILE, *package.files, *given])
     return published_files(package, folder, cache, on_progress=on_progress)
 
 
@@ -81,9 +95,21 @@ def _check_names(names: list[str]) -> None:
             raise PackageError(f"{name!r}: the package's files lie beside model.toml, without folders")
 
 
+def _left_out(package: Package, without: Collection[str]) -> set[str]:
+    """Files of the variants of these names. Raises PackageError where a graph would be left with none."""
+    variants = (*package.made_variants, *package.variants)
+    for step in {variant.step for variant in variants}:
+        if all(variant.name in without for variant in variants if variant.step == step):
+            raise PackageError(
+                f"without {', '.join(without)} there is no variant left{f' of step {step!r}' * bool(step)}"
+            )
+    return {name for variant in variants if variant.name in without for name in variant.sources}
+
+
 def _check(package: Package, files: Mapping[str, Path]) -> None:
-    for variant in package.variants:
-        check_graph(package, variant, files[variant.file])
+    for variant in (*package.made_variants, *package.variants):
+        if variant.file in files:
+            check_graph(package, variant, files[variant.file])
     for step in package.steps:
         if step.file:
             _check_code(files[step.file])

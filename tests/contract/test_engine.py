@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 import pytest
-from nearmesh_agent.engines.choice import CPU, Layout, choose_variant
+from nearmesh_agent.engines.choice import CPU, Layout, candidates
 from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.engines.onnx import wide
 from nearmesh_agent.engines.onnx.engine import OnnxEngine
@@ -246,7 +246,7 @@ def test_variants(tmp_path):
     fast = Variant(name="fast", hardware="CUDAExecutionProvider", source=Source(path="fast.onnx"))
     package = adder(tmp_path)
     both = replace(package, variants=(fast, *package.variants))
-    assert choose_variant(both, [CPU]).name == "fp32"
+    assert [variant.name for variant in candidates(both, [CPU])] == ["fp32"]
     engine = OnnxEngines(threads=1)(tmp_path, both)
     assert engine.variant == "fp32"
     engine.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nearmesh_agent.config import NodeConfig
+from nearmesh_agent.config import ModelConfig, NodeConfig
 from nearmesh_controlplane.config import EndpointOverride, MeshConfig
 
 from nearmesh import config
@@ -45,6 +45,9 @@ def test_the_defaults_that_it_shows_are_the_defaults(name: str) -> None:
         assert override == EndpointOverride(client_region="us-east1", node="node-1", address="203.0.113.20:8001")
         assert shown.currencies == {"EUR": 1.08}
         shown = dataclasses.replace(shown, endpoint_override=(), currencies={})
+    if isinstance(shown, NodeConfig):
+        assert shown.models == {"NAME": ModelConfig()}
+        shown = dataclasses.replace(shown, models={})
     assert shown == plain
 
 

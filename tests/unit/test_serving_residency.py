@@ -17,7 +17,7 @@ from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.residency import Residency
 
 from nearmesh.errors import ConfigError, DeadlineExceeded, EngineFailure, InvalidInput, NotReady
-from nearmesh.package import Source, Step, Variant
+from nearmesh.package import Quantize, Source, Step, Variant
 from tests.gated_engine import Gate
 from tests.tiny_models import package, spec
 
@@ -297,6 +297,8 @@ def test_weights_are_those_that_one_node_loads(tmp_path):
     source = Source(path="x.onnx")
     both = (Variant(name="fp32", source=source), Variant(name="int8", source=source))
     assert weights_bytes(tmp_path, package("p", plain.inputs, plain.outputs, variants=both)) == 100
+    made = (Quantize(variant="int8", kind="int8-dynamic"),)
+    assert weights_bytes(tmp_path, package("p", plain.inputs, plain.outputs, quantize=made)) == 100
     steps = (Step(name="one"), Step(name="two"))
     each = tuple(Variant(name="fp32", source=source, step=step.name) for step in steps)
     assert weights_bytes(tmp_path, package("p", plain.inputs, plain.outputs, variants=each, steps=steps)) == 12

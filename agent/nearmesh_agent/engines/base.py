@@ -26,6 +26,11 @@ class Engine(Protocol):
         """The package's variant that was loaded."""
         ...
 
+    # Why this variant, in a few words; set by who chose it. So is how long opening it alone took: choosing may have
+    # taken longer, once.
+    variant_why: str
+    opened_s: float | None
+
     @property
     def providers(self) -> tuple[str, ...]:
         """What executes it, best first."""

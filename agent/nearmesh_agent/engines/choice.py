@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from nearmesh.errors import PackageError
 from nearmesh.package import Package, Variant
+from nearmesh.report import Report
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -18,23 +19,78 @@ GPU = frozenset({CUDA, TENSORRT, "NvTensorRTRTXExecutionProvider"})
 GPU_INSTANCES = 2
 
 
-def choose_variant(
-    package: Package, providers: Sequence[str], *, step: str = "", libraries: Collection[str] = ()
-) -> Variant:
-    """The first variant (of a pipeline's `step`), in the package's own order, whose hardware is among `providers`.
+# How many times as fast as a variant another one has to be to be taken in its place: less could be the moment's doing,
+# and what is made from another one is hardly ever as exact.
+WORTH = 1.1
+
+
+def candidates(
+    package: Package,
+    providers: Sequence[str],
+    *,
+    step: str = "",
+    libraries: Collection[str] = (),
+    without: Collection[str] = (),
+) -> tuple[Variant, ...]:
+    """The variants (of a pipeline's `step`) whose hardware is among `providers`: made ones, then given ones.
 
     A variant for TensorRT comes first only if its library is among `libraries`, those that this node can use; otherwise
-    it comes last, since ONNX Runtime executes its file as well. Raises PackageError when there is none.
+    it comes last, since ONNX Runtime executes its file as well. Files of `without` are not to be had. Raises
+    PackageError when there is none.
     """
-    variants = [variant for variant in package.variants if variant.step == step]
-    fitting = [variant for variant in variants if variant.hardware == "any" or variant.hardware in providers]
-    if fitting:
-        usable = (variant for variant in fitting if variant.engine == "onnxruntime" or variant.engine in libraries)
-        return next(usable, fitting[0])
-    wanted = ", ".join(f"{variant.name} ({variant.hardware})" for variant in variants)
-    raise PackageError(
-        f"no variant of {package.name!r} runs here: it has {wanted}; the node has {', '.join(providers)}"
-    )
+    of_step = [v for v in (*package.made_variants, *package.variants) if v.step == step and v.file not in without]
+    fitting = [variant for variant in of_step if variant.hardware in ("any", *providers)]
+    if not fitting:
+        wanted = ", ".join(f"{variant.name} ({variant.hardware})" for variant in of_step) or "none left"
+        raise PackageError(
+            f"no variant of {package.name!r} runs here: it has {wanted}; the node has {', '.join(providers)}"
+        )
+    return tuple(sorted(fitting, key=lambda variant: not _usable(variant, libraries)))
+
+
+def _usable(variant: Variant, libraries: Collection[str]) -> bool:
+    return variant.engine == "onnxruntime" or variant.engine in libraries
+
+
+def to_compare(package: Package, found: Sequence[Variant], libraries: Collection[str]) -> tuple[Variant, ...]:
+    """Those of the candidates whose speed decides: the reference first, if it is one of them.
+
+    A plan that this node can build decides by itself: how fast it is shows only when it has been built.
+    """
+    if found[0].engine != "onnxruntime":
+        return (found[0],)
+    reference = package.reference(found[0].step).name
+    ours = [variant for variant in found if variant.engine == "onnxruntime" or variant.engine not in libraries]
+    return tuple(sorted(ours, key=lambda variant: variant.name != reference))
+
+
+def is_worth(seconds: float, instead_of_s: float) -> bool:
+    """Whether a variant that takes so long for a call is taken in the place of another one."""
+    return seconds * WORTH <= instead_of_s
+
+
+def why(chosen: str, seconds: Mapping[str, float], *, report: Report | None = None, step: str = "") -> str:
+    """For people, why a variant was taken among those that were timed; `seconds` has each one's fastest call."""
+    others = sorted((name for name in seconds if name != chosen), key=lambda name: seconds[name])
+    if not others:
+        return ""
+    words = []
+    for other in others:
+        gain = seconds[other] / max(seconds[chosen], 1e-9)
+        words.append(f"{gain:.1f} times as fast as {other} here")
+    return "; ".join(words) + _judged(chosen, report, step)
+
+
+def _judged(chosen: str, report: Report | None, step: str) -> str:
+    """What it scored, and of how much."""
+    ours = report.of(chosen, step) if report else None
+    reference = next((v for v in report.variants if v.step == step and v.agreement is None), None) if report else None
+    if report is None or ours is None or reference is None or ours.metric is None or reference.metric is None:
+        return ""
+    name = report.metric.rpartition(":")[2]
+    if ours is reference:
+        return f", {name} {ours.metric:.3f}"
+    return f", {name} {ours.metric:.3f} of {reference.metric:.3f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,10 @@
-"""How many cores this process may use: what the scheduler and its control group leave, not what the machine has."""
+"""What the processor gives this process: how many cores its scheduler and control group leave, and 8 bits' pitfalls."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 _GROUPS = Path("sys/fs/cgroup")
@@ -26,6 +27,17 @@ def cores_of(affinity: int, quotas: Iterable[str]) -> int:
         if quota.isdecimal() and period.isdecimal() and int(period):
             least = min(least, int(quota) / int(period))
     return max(1, int(least))
+
+
+@cache
+def eight_bits_overflow(root: Path = Path("/")) -> bool:
+    """Whether ONNX Runtime's fast sums of 8-bit products are too narrow here: on x86 without instructions for them.
+
+    Its slower kernels are exact; processors with VNNI need them not, and would lose speed.
+    """
+    lines = (line for line in _read(root / "proc/cpuinfo").splitlines() if line.startswith("flags"))
+    flags = set(next(lines, "").split())
+    return "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 def _quotas(root: Path) -> Iterator[str]:

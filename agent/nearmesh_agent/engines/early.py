@@ -8,7 +8,7 @@ from pathlib import Path
 from nearmesh import package as packages
 from nearmesh.errors import PackageError
 from nearmesh.package import MANIFEST_FILE
-from nearmesh_agent.engines.choice import choose_variant
+from nearmesh_agent.engines.choice import candidates
 
 
 def check(files: Mapping[str, Path], *, providers: Sequence[str], allow_python: bool) -> None:
@@ -24,4 +24,4 @@ def check(files: Mapping[str, Path], *, providers: Sequence[str], allow_python: 
                 "its setting `allow_python` is false"
             )
     for name in sorted({variant.step for variant in package.variants}):
-        choose_variant(package, providers, step=name)
+        candidates(package, providers, step=name)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import onnxruntime
 
-from nearmesh.errors import EngineFailure
+from nearmesh.errors import EngineFailure, PackageError
 from nearmesh.package import Package, Step, Variant
+from nearmesh.report import read_report
 from nearmesh_agent.engines.base import Engine
-from nearmesh_agent.engines.choice import CPU, TENSORRT, Layout, choose_variant, lay_out
+from nearmesh_agent.engines.choice import CPU, TENSORRT, Layout, candidates, lay_out, to_compare
 from nearmesh_agent.engines.cores import usable_cores
 from nearmesh_agent.engines.onnx.engine import OnnxEngine
 from nearmesh_agent.engines.onnx.session import Provider
@@ -34,8 +35,10 @@ _NO_FOLDER = "this node has no folder for plans"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxEngines:
-    """An EngineFactory: loads a package's first variant that this node's providers can run."""
+    """An EngineFactory: loads the variants that it is told, or a package's first that this node's providers can run."""
 
+    # By step ("" for a package without), the variant that is loaded, whatever hardware it says it is for.
+    variants: Mapping[str, str] = field(default_factory=dict)
     # Execution providers, best first; each must be there. The CPU runs what the others cannot.
     providers: tuple[str, ...] = (CPU,)
     # Cores for one engine call; 0: one, with as many calls at a time as there are cores.
@@ -64,8 +67,7 @@ class OnnxEngines:
 
     def _load(self, folder: Path, package: Package, step: Step | None = None) -> OnnxEngine | TensorRtEngine:
         libraries = self._libraries(package)
-        usable = [name for name, library in libraries.items() if not isinstance(library, str)]
-        variant = choose_variant(package, self.providers, step=step.name if step else "", libraries=usable)
+        variant = self._variant(folder, package, step.name if step else "", libraries)
         path, planned = folder / variant.file, variant.engine != "onnxruntime"
         engine = OnnxEngine.load(
             path,
@@ -83,10 +85,33 @@ class OnnxEngines:
             return TensorRtEngine(engine, None, why_not=error.message)
         return TensorRtEngine(engine, source)
 
+    def options(self, folder: Path, package: Package, step: str = "") -> tuple[Variant, ...]:
+        """What may be loaded of a step, the reference first; among several, speed decides. Raises PackageError."""
+        usable = _usable(self._libraries(package))
+        found = candidates(package, self.providers, step=step, libraries=usable, without=not_to_be_had(folder, package))
+        return to_compare(package, found, usable)
+
+    def _variant(
+        self, folder: Path, package: Package, step: str, libraries: Mapping[str, PlanLibrary | str]
+    ) -> Variant:
+        told = self.variants.get(step)
+        if told is None:
+            without = not_to_be_had(folder, package)
+            return candidates(package, self.providers, step=step, libraries=_usable(libraries), without=without)[0]
+        there = [v for v in (*package.made_variants, *package.variants) if v.step == step]
+        for variant in there:
+            if variant.name == told:
+                return variant
+        names = ", ".join(variant.name for variant in there)
+        raise PackageError(
+            f"{package.name!r} has no variant {told!r}{f' of step {step!r}' if step else ''}, but {names}"
+        )
+
     def _libraries(self, package: Package) -> dict[str, PlanLibrary | str]:
         """Those that the package's variants name, or why this node cannot use them."""
         found: dict[str, PlanLibrary | str] = {}
-        for name in {variant.engine for variant in package.variants} - {"onnxruntime"}:
+        variants = (*package.made_variants, *package.variants)
+        for name in {variant.engine for variant in variants} - {"onnxruntime"}:
             try:
                 found[name] = self.find_library(name)
             except EngineFailure as error:
@@ -129,6 +154,27 @@ class OnnxEngines:
         kept = PlanStore(self.plans, most_bytes=self.plans_bytes).provider_folder(key)
         options = tensorrt_options(key, kept)
         return [(name, options) if name == TENSORRT else name for name in self.providers]
+
+
+def not_to_be_had(folder: Path, package: Package) -> set[str]:
+    """Files of variants that this version came without, and of those made ones that nobody has found good enough.
+
+    Raises PackageError for a report that cannot be read.
+    """
+    report = read_report(folder)
+    passed = {v.label for v in report.variants if v.passed} if report else set()
+    made = {
+        variant.file
+        for variant in package.made_variants
+        if (f"{variant.step}:{variant.name}" if variant.step else variant.name) not in passed
+    }
+    # Without a report nothing was left out: a file that is missing is a mistake, and is named when it is opened.
+    gone = {v.file for v in (*package.made_variants, *package.variants) if report and not (folder / v.file).exists()}
+    return made | gone
+
+
+def _usable(libraries: Mapping[str, PlanLibrary | str]) -> list[str]:
+    return [name for name, library in libraries.items() if not isinstance(library, str)]
 
 
 def tensorrt_options(key: PlanKey, folder: Path) -> dict[str, str]:

@@ -24,6 +24,7 @@ class Description(NamedTuple):
     variant: str = ""
     providers: tuple[str, ...] = ()
     instances: int = 0
+    variant_why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Loaded:
     @property
     def description(self) -> Description:
         engine = self.engine
-        return Description(engine.name, engine.variant, engine.providers, engine.instances)
+        why = str(getattr(engine, "variant_why", ""))
+        return Description(engine.name, engine.variant, engine.providers, engine.instances, why)
 
     @property
     def in_flight(self) -> int:

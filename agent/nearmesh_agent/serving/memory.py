@@ -74,7 +74,7 @@ class Footprint:
 def weights_bytes(folder: Path, package: Package) -> int:
     """Of the files that one node loads: the largest variant, of a pipeline that of each step."""
     largest: dict[str, int] = {}
-    for variant in package.variants:
+    for variant in (*package.made_variants, *package.variants):
         size = sum(path.stat().st_size for name in variant.sources if (path := folder / name).exists())
         largest[variant.step] = max(largest.get(variant.step, 0), size)
     return sum(largest.values())

@@ -174,7 +174,8 @@ class Replica:
         """In a thread."""
         started = self._clock()
         engine = self._make()
-        self.load_s = self._clock() - started
+        opened_s = getattr(engine, "opened_s", None)
+        self.load_s = self._clock() - started if opened_s is None else opened_s
         return engine
 
     def _check(self, folder: Path | None, engine: Engine) -> None:
@@ -261,6 +262,11 @@ class Replica:
     @property
     def variant(self) -> str:
         return self._description().variant
+
+    @property
+    def variant_why(self) -> str:
+        """Why this variant, in a few words."""
+        return self._description().variant_why
 
     @property
     def providers(self) -> tuple[str, ...]:

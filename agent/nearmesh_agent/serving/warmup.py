@@ -13,6 +13,7 @@ from nearmesh_agent.engines.base import Array
 from nearmesh_agent.serving.inputs import complete
 
 _INPUT, _OUTPUT = "input.", "output."
+NO_ALLOWANCE: Mapping[str, float] = {}
 
 
 def cases(folder: Path, package: Package) -> Iterator[tuple[Warmup, dict[str, Array], dict[str, Array]]]:
@@ -26,44 +27,71 @@ def cases(folder: Path, package: Package) -> Iterator[tuple[Warmup, dict[str, Ar
         yield warmup, complete(package, given), expected
 
 
-def check(warmup: Warmup, outputs: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
-    """Raises WarmupFailed, which names the tensor and the largest difference, unless all outputs are close enough."""
+def check(
+    warmup: Warmup,
+    outputs: Mapping[str, Array],
+    expected: Mapping[str, Array],
+    allowance: Mapping[str, float] = NO_ALLOWANCE,
+) -> None:
+    """Raises WarmupFailed, which names the tensor and the largest difference, unless all outputs are close enough.
+
+    By `allowance` an output may be further off than the package's tolerance says: what quantizing has cost there.
+    """
     for name, array in expected.items():
-        if name not in outputs:
-            raise WarmupFailed(f"{warmup.file}: output {name!r} is expected, the model has {sorted(outputs)}")
-        _compare(warmup, name, outputs[name], array)
+        further = beyond(warmup, name, outputs, array)
+        if further > allowance.get(name, 0.0):
+            left, right = outputs[name].astype(np.float64), array.astype(np.float64)
+            raise WarmupFailed(
+                f"{_where(warmup, name)} differs from what is expected by up to {np.abs(left - right).max():.6g} "
+                f"(rtol {warmup.rtol:g}, atol {warmup.atol:g}"
+                + (f", and {allowance[name]:.3g} that the variant may differ)" if name in allowance else ")")
+            )
 
 
-def _compare(warmup: Warmup, name: str, got: Array, expected: Array) -> None:
-    where = f"{warmup.file}: output {name!r}"
+def beyond(warmup: Warmup, name: str, outputs: Mapping[str, Array], expected: Array) -> float:
+    """By how much the worst value is further off than the package's tolerance; 0 if none is.
+
+    Raises WarmupFailed where no tolerance would help: no such output, another shape, other bytes, NaN.
+    """
+    where = _where(warmup, name)
+    if name not in outputs:
+        raise WarmupFailed(f"{warmup.file}: output {name!r} is expected, the model has {sorted(outputs)}")
+    got = outputs[name]
     if got.shape != expected.shape:
         raise WarmupFailed(f"{where} has shape {list(got.shape)}, expected {list(expected.shape)}")
     if got.dtype == object or expected.dtype == object:
         if got.tolist() != expected.tolist():
             raise WarmupFailed(f"{where} is not the expected bytes")
-        return
+        return 0.0
     left, right = got.astype(np.float64), expected.astype(np.float64)
-    # A NaN is close to nothing, not even to a NaN that was expected.
+    # A NaN is close to nothing, not even to a NaN that was expected; infinities only to themselves.
     if np.allclose(left, right, rtol=warmup.rtol, atol=warmup.atol):
-        return
-    nan = int(np.count_nonzero(np.isnan(left)))
+        return 0.0
     with np.errstate(invalid="ignore"):
-        difference = np.nanmax(np.abs(left - right), initial=0.0)
-    raise WarmupFailed(
-        f"{where} differs from what is expected by up to {difference:.6g} (rtol {warmup.rtol:g}, atol {warmup.atol:g})"
-        + (f"; {nan} of {left.size} values are NaN" if nan else "")
-    )
+        difference = np.where(left == right, 0.0, np.abs(left - right))
+        further = difference - warmup.atol - warmup.rtol * np.abs(right)
+    if not np.isfinite(difference).all():
+        nan = int(np.count_nonzero(np.isnan(left)))
+        raise WarmupFailed(
+            f"{where} differs from what is expected by up to {np.nanmax(difference, initial=0.0):.6g} "
+            f"(rtol {warmup.rtol:g}, atol {warmup.atol:g})" + (f"; {nan} of {left.size} values are NaN" if nan else "")
+        )
+    return float(further.max(initial=0.0))
+
+
+def _where(warmup: Warmup, name: str) -> str:
+    return f"{warmup.file}: output {name!r}"
 
 
 def _read(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: _as_tensor(archive[name]) for name in archive.files}
+            return {name: as_tensor(archive[name]) for name in archive.files}
     except UNREADABLE_ARCHIVE as error:
         raise PackageError(f"{path.name} is not an .npz archive of arrays: {error}") from None
 
 
-def _as_tensor(array: Array) -> Array:
+def as_tensor(array: Array) -> Array:
     """BYTES stand in the archive as fixed-width strings, since it may hold no Python objects."""
     if array.dtype.kind not in "SU":
         return array

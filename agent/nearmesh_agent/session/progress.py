@@ -60,7 +60,7 @@ class Progress:
 
 def _measure(status: pb.ReplicaStatus, replica: Replica) -> None:
     stats = replica.stats()
-    status.variant = replica.variant
+    status.variant, status.variant_why = replica.variant, replica.variant_why
     status.service_ms_p50, status.service_ms_p95 = stats.service.p50_ms, stats.service.p95_ms
     if stats.service.p50_ms:
         status.service_ms_quantiles.extend(stats.service.ms)

@@ -13,16 +13,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 
 from nearmesh import package as packages
 from nearmesh import signature
-from nearmesh.errors import Incomplete, InvalidInput, PackageError, TooLarge
+from nearmesh.errors import Incomplete, InvalidInput, NotFound, PackageError, TooLarge
 from nearmesh.oci import MANIFEST_TYPE, Descriptor, Manifest, digest_bytes
 from nearmesh.oci_layout import BlobWriter, Layout
 from nearmesh.package import MANIFEST_FILE, Package
+from nearmesh.report import check_published
 from nearmesh.rpc import caller
 from nearmesh.v1 import catalog_pb2 as pb
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog import known_chunks
 from nearmesh_controlplane.catalog.catalog import Catalog, Version
 from nearmesh_controlplane.catalog.known_chunks import Stretch
+from nearmesh_controlplane.catalog.reports import Reports, differ_in_report_alone, report_of
 from nearmesh_controlplane.catalog.signing import Signing
 from nearmesh_controlplane.database import whole
 
@@ -57,6 +59,8 @@ class Publisher:
         self._audit = audit
         self._max_blob_bytes = max_blob_bytes
         self._copied = copied
+        # What was measured of the versions that are here.
+        self.reports = Reports(layout)
 
     async def lacks(self, request: pb.LacksRequest) -> pb.LacksResponse:
         """Which of the blobs and chunks have to be sent. Raises InvalidInput."""
@@ -75,6 +79,8 @@ class Publisher:
             raise InvalidInput("publishing begins with the manifest")
         manifest, digest = Manifest.from_bytes(first.manifest_json), digest_bytes(first.manifest_json)
         self._check(manifest)
+        if measured := await self._measured_elsewhere(manifest, digest):
+            return measured
         known = self._catalog.check_new(manifest, digest)
         own = Descriptor(MANIFEST_TYPE, digest, len(first.manifest_json))
         missing = await asyncio.to_thread(self._missing, (own, *manifest.blobs))
@@ -97,6 +103,17 @@ class Publisher:
         version = await self._catalog.pull_from(request.model, request.version, request.registry)
         await self._record("pull-from", version, version.registry or "the mesh's own registry")
         return version
+
+    async def _measured_elsewhere(self, manifest: Manifest, digest: str) -> Version | None:
+        """The published version of that name, if it has the same files but for the report on its variants."""
+        try:
+            known = self._catalog.version(manifest.model, manifest.version)
+        except NotFound:
+            return None
+        if known.digest == digest:
+            return None
+        same = await asyncio.to_thread(differ_in_report_alone, self._layout, known.digest, manifest)
+        return known if same else None
 
     def _check(self, manifest: Manifest) -> None:
         if signature.signed_by(manifest.version):
@@ -170,7 +187,10 @@ class Publisher:
     @whole
     async def _add(self, manifest: Manifest, digest: str, store: Callable[[], Awaitable[None]]) -> Version:
         """Records a version whose blobs are all there."""
-        version = await self._catalog.add(manifest, digest, self._package(manifest).route, store)
+        package = self._package(manifest)
+        digests = {file.title: file.digest for file in manifest.files}
+        check_published(package, digests, report_of(self._layout, manifest))
+        version = await self._catalog.add(manifest, digest, package.route, store)
         await self._record("publish", version, digest)
         return version
 

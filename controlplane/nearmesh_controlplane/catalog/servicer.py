@@ -48,7 +48,10 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         return pb.ListModelsResponse(models=[self._model(name) for name in self._catalog.models()])
 
     async def Get(self, request: pb.GetModelRequest, context: Any) -> pb.Model:
-        return self._model(request.model)
+        model = self._model(request.model)
+        for version in model.versions:
+            version.report_json = await self._publisher.reports.text(version.digest)
+        return model
 
     async def Deploy(self, request: pb.DeployRequest, context: Any) -> pb.Deployment:
         return await self._calls.deploy(request)

@@ -24,6 +24,8 @@ class OnnxEngine:
     ) -> None:
         """`outputs` are all of the graph's unless given; without `wide` lone calls are as any other."""
         self.variant = variant
+        self.variant_why = ""
+        self.opened_s: float | None = None
         self.instances = layout.instances
         self.providers = session.providers
         self.inputs: Mapping[str, GraphTensor] = session.inputs

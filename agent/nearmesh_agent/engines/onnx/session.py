@@ -14,6 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 from nearmesh.errors import ConfigError, EngineFailure, InvalidInput, PackageError
 from nearmesh_agent.engines.base import Array
 from nearmesh_agent.engines.choice import GPU
+from nearmesh_agent.engines.cores import eight_bits_overflow
 
 # An execution provider, alone or with its options, as ONNX Runtime takes them.
 Provider = str | tuple[str, dict[str, str]]
@@ -124,6 +125,8 @@ def _options(threads: int, *, spinning: bool) -> Any:
     # Errors come back as exceptions; what a caller got wrong does not belong into the node's log.
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    # Without it, sums of products of 8 bits overflow on such processors, and answers are wrong.
+    options.add_session_config_entry("session.x64quantprecision", "1" if eight_bits_overflow() else "0")
     if spinning:
         # Until the next call they sleep.
         options.add_session_config_entry("session.force_spinning_stop", "1")

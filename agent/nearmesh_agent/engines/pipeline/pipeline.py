@@ -84,6 +84,8 @@ class Pipeline:
     ) -> None:
         self._package, self._stages, self._resources = package, stages, resources
         self.variant = ",".join(f"{step}:{graph.variant}" for step, graph in graphs.items())
+        self.variant_why = ""
+        self.opened_s: float | None = None
         self.providers = tuple(dict.fromkeys(name for graph in graphs.values() for name in graph.providers))
         own = package.instances or usable_cores()
         self.instances: int = min((graph.instances for graph in graphs.values()), default=own)

@@ -157,6 +157,8 @@ class TensorRtEngine:
         """Without a source ONNX Runtime serves for good, and `why_not` says why."""
         self._fallback, self._source = fallback, source
         self.variant = fallback.variant
+        self.variant_why = ""
+        self.opened_s: float | None = None
         # As many callers as ONNX Runtime takes; those beyond the plan's lanes wait for each other.
         self.instances = fallback.instances
         self.input_names, self.output_names = fallback.input_names, fallback.output_names
