@@ -83,6 +83,13 @@ def test_failures(new: tuple[int, int], old: tuple[int, int], taken: bool) -> No
     assert bool(judge.breach(rollout(), [found])) is taken
 
 
+def test_a_standing_version_that_is_not_asked_any_more_is_known_by_what_it_did_before() -> None:
+    new, ever = Counts(answered=980, failed=20), Counts(answered=98_000, failed=2_000)
+    assert judge.breach(rollout(), [counted(new)])
+    assert judge.breach(rollout(), [counted(new, old_ever=ever)]) == ""
+    assert judge.breach(rollout(), [counted(new, Counts(answered=10_000), old_ever=ever)]), "of late it did better"
+
+
 def test_failures_of_all_nodes_count_together() -> None:
     each = counted(Counts(answered=19, failed=1), Counts(answered=400))
     assert judge.breach(rollout(), [each]) == ""

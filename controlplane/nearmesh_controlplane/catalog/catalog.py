@@ -84,6 +84,8 @@ class Catalog:
         # What follows from them and is asked for each node at each change: the models, and what a site should have.
         self._models: list[str] | None = None
         self._wanted: dict[tuple[str, str], dict[str, Deployment]] = {}
+        # Whether any deployment is for chosen nodes alone; most meshes have none.
+        self._chooses = False
         # Two publishers of one version must not both find its name free.
         self._adding = asyncio.Lock()
 
@@ -98,6 +100,7 @@ class Catalog:
         """Versions or deployments are others: what follows from them is found anew, and who waits is woken."""
         self._models = None
         self._wanted = {}
+        self._chooses = any(deployment.scope.replicas for deployment in self._deployments)
         self._changes.bump()
 
     # What is asked
@@ -142,17 +145,18 @@ class Catalog:
         if found is None:
             newest = {d.model: d for d in self._deployments if d.scope.covers(site, region)}
             found = self._wanted[site, region] = dict(sorted(newest.items()))
-        # Most deployments are for every node of their place.
-        if all(d.has(node) for d in found.values()):
+        if not self._chooses:
             return found
         return {model: d for model, d in found.items() if d.has(node)}
 
-    def in_force(self, places: Iterable[tuple[str, str]]) -> dict[int, Deployment]:
-        """The deployments by which any node in these sites and regions goes, by number."""
+    def choosing(self, places: Iterable[tuple[str, str]]) -> dict[int, Deployment]:
+        """The deployments to chosen nodes by which any node in these sites and regions goes, by number."""
+        if not self._chooses:
+            return {}
         found: dict[int, Deployment] = {}
         for site, region in places:
             self.wanted(site, region)
-            found |= {d.id: d for d in self._wanted[site, region].values()}
+            found |= {d.id: d for d in self._wanted[site, region].values() if d.scope.replicas}
         return found
 
     def deployments(self, model: str) -> list[Deployment]:

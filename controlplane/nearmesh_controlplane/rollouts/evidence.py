@@ -73,6 +73,8 @@ class NodeEvidence:
     view: View
     new: Counts = Counts()
     old: Counts = Counts()
+    # Of the standing version since it was loaded, as last heard.
+    old_ever: Counts = Counts()
     # How many reports in a row said that the new version is too slow.
     slow: int = 0
 
@@ -127,6 +129,7 @@ class Evidence:
                     view=view,
                     new=new.since if new else Counts(),
                     old=old.since if old else Counts(),
+                    old_ever=old.last if old else Counts(),
                     slow=new.slow if new else 0,
                 )
             )

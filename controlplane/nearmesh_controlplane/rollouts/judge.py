@@ -23,6 +23,8 @@ from nearmesh_controlplane.rollouts.wants import on_trial
 FAILED = node_pb2.REPLICA_STATE_FAILED
 
 LEAST_FAILURES = 3
+# Requests to the standing version in this step, from which on it is judged by them alone.
+LEAST_STANDING = 100
 LEAST_COMPARED = 5
 # Reports in a row, one a second: a hiccup of a node is over by then. The count of requests keeps one slow answer after
 # the warm-up from being a 95th percentile.
@@ -84,6 +86,9 @@ def _failing(limits: Limits, nodes: Sequence[NodeEvidence]) -> str:
     new, old = _sum(nodes, new=True), _sum(nodes, new=False)
     if new.failed < LEAST_FAILURES:
         return ""
+    if old.tried < LEAST_STANDING:
+        # Every node has changed over, or the standing version is asked little: what it did before stands for it.
+        old = sum((n.old_ever for n in nodes), Counts())
     if surely_larger_by(new.failed, new.tried, old.failed, old.tried) <= limits.error_rate:
         return ""
     return (

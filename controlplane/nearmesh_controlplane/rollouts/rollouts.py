@@ -286,8 +286,8 @@ class Rollouts:
     async def _repair(self) -> None:
         """Versions of which so many replicas are wanted have so many, also when a node has left."""
         places = {(node.site, node.region) for node in self._registry.serving_nodes()}
-        for deployment in self._catalog.in_force(places).values():
-            if not deployment.scope.replicas or self.active(deployment.model):
+        for deployment in self._catalog.choosing(places).values():
+            if self.active(deployment.model):
                 continue
             found = self._placed(deployment.model, deployment.digest, deployment.scope, deployment.nodes)
             if set(found) - set(deployment.nodes):
