@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import importlib
 import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -57,6 +59,9 @@ def main(context: click.Context, /, path: Path | None, token: str | None, log_le
     if context.invoked_subcommand is not None:
         return
     memory.use_one_arena()
+    if sys.__stderr__:
+        # The native runtime of a model may crash: where it was is in the log then, and nowhere else.
+        faulthandler.enable(sys.__stderr__)
     try:
         node = _node_config(path, {name: value for name, value in settings.items() if value is not None})
         uvloop.run(_run(node, _token(token, node)))

@@ -14,7 +14,7 @@ from nearmesh.packaging.build import build
 from nearmesh.tls import write_private
 from nearmesh.v1 import node_pb2 as pb
 from tests.bad_versions import Kind, version
-from tests.integration.mesh_processes import ControlPlane, Node, added, control_plane, node, question
+from tests.integration.mesh_processes import ControlPlane, Node, added, control_plane, node, question, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -42,13 +42,18 @@ async def agent(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]
 async def _deployed(plane: ControlPlane, agent: Node, number: str) -> None:
     async with plane.operator() as operator:
         await operator.deploy("m", number)
-    await agent.says("m", lambda r: r.status.digest == DIGESTS[number] and r.status.state == READY)
+
+        async def alone() -> bool:
+            return [(r.version, r.status.state) for r in (await operator.model("m")).replicas] == [(number, READY)]
+
+        await until(alone, what=f"version {number} alone is there")
 
 
 async def test_a_version_that_ends_the_process_when_it_is_loaded_leaves_the_one_before_in_place(agent: Node) -> None:
     async with agent.plane.operator() as operator:
         await operator.deploy("m", "3")
     assert await agent.exit_code() == -signal.SIGABRT
+    await agent.logged("Fatal Python error: Aborted")
     # As systemd, Kubernetes or `nearmesh dev` would.
     await agent.start()
     await agent.serves("m", "1", within_s=10)
