@@ -22,6 +22,7 @@ WEIGHTS_MIB = 48
 # The pull takes some seconds, whatever machine this is.
 MBIT_S = 160.0
 _TAKEN_UP = re.compile(r"taken up model=heavy blob=(\S+) chunks=(\d+)")
+_FROM_REGISTRY = re.compile(r"pulled model=heavy .* the_registry=(\d+)")
 _LINE = re.compile(rb"^(\d+) sha256:[0-9a-f]{64}\n", re.MULTILINE)
 
 
@@ -59,6 +60,31 @@ async def killed_while_pulling(folder: Path, kills: int, seed: int) -> dict[str,
             assert _check_whole(agent, artifact)
             found["taken_up"] += _check_taken_up(agent, journals)
     return found
+
+
+async def killed_sharer(folder: Path) -> dict[str, Any]:
+    """Three agents of a site pull at once, and one is killed half way: the others take its share over."""
+    artifact = await asyncio.to_thread(heavy, folder / "package", WEIGHTS_MIB)
+    store = {"bandwidth_mbit_s": MBIT_S / 2}
+    async with (
+        control_plane(folder / "plane") as plane,
+        node(plane, folder / "a", "a", site="s", store=store) as a,
+        node(plane, folder / "b", "b", site="s", store=store) as b,
+        node(plane, folder / "c", "c", site="s", store=store) as c,
+    ):
+        async with plane.operator() as operator:
+            await operator.publish(artifact)
+            await operator.deploy("heavy", "1")
+        await _come_to(c, artifact, _chunks(artifact) / 2)
+        began_s = time.monotonic()
+        await c.kill()
+        await asyncio.gather(a.serves("heavy", "1", within_s=60), b.serves("heavy", "1", within_s=60))
+        seconds = time.monotonic() - began_s
+        read = [int(size) for each in (a, b) for size in _FROM_REGISTRY.findall(each.log)]
+        assert len(read) == 2, (a.log, b.log)
+        # What the dead one had and had not handed on is read anew.
+        assert sum(read) <= 1.4 * artifact.manifest.size_bytes, read
+        return {"seconds": seconds, "times_the_size": sum(read) / artifact.manifest.size_bytes}
 
 
 def _chunks(artifact: Artifact) -> int:

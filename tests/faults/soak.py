@@ -119,6 +119,9 @@ async def soak(only: str) -> list[dict[str, Any]]:
         name = f"an agent killed {PULL_KILLS} times while it pulls a version"
         if only in name:
             found.append(await _measured(name, lambda: _pulls(Path(scratch) / "pulls")))
+        name = "an agent killed while it shares a pull with two others"
+        if only in name:
+            found.append(await _measured(name, lambda: pulls.killed_sharer(Path(scratch) / "sharer")))
         name = f"many models: {MANY_MODELS} with memory for {MANY_ROOM}"
         if only in name:
             folder = Path(scratch) / "many"

@@ -142,11 +142,15 @@ async def test_a_node_that_is_busy_is_asked_again(three: Site) -> None:
     assert second.registry.reads == [] and not busy
 
 
-async def test_while_the_registry_is_away_a_node_gives_everything(three: Site) -> None:
+async def test_a_registry_that_goes_away_is_no_matter_while_a_node_gives_everything(three: Site) -> None:
     first, second, _ = three.nodes.values()
     await three.pull(first)
     first.whole = True
-    second.registry.error = Unreachable("away")
+
+    def away(digest: str, offset: int, size: int) -> None:
+        raise Unreachable("away")
+
+    second.registry.before = away
     await three.pull(second)
 
 

@@ -22,7 +22,8 @@ from nearmesh_agent.store.baked import Baked
 from nearmesh_agent.store.bandwidth import Bandwidth
 from nearmesh_agent.store.budget import Room, evict
 from nearmesh_agent.store.disk import MANIFEST, SIGNATURE, Disk
-from nearmesh_agent.store.pull import SMALL_BYTES, Means, Order, Pull
+from nearmesh_agent.store.order import SMALL_BYTES, Means, Order
+from nearmesh_agent.store.pull import Pull
 from nearmesh_agent.store.shelf import Shelf
 from nearmesh_agent.store.source import NoPeers, Peers, Registry
 from nearmesh_agent.store.threads import READER_THREADS
@@ -154,7 +155,7 @@ class ModelStore:
         try:
             return await pull.run()
         except DigestMismatch as error:
-            if not pull.brought.keys() - {REGISTRY}:
+            if not pull.progress.brought.keys() - {REGISTRY}:
                 raise
             # Where a version has no chunk index, nobody can say whose part of a large file was wrong.
             log.warning("pulling again from the registry alone: %s", error.message)
