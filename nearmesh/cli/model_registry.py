@@ -12,10 +12,10 @@ import click
 from nearmesh.cli.output import note, print_json, size
 from nearmesh.cli.session import Session, json_option, pass_session
 from nearmesh.cli.transfer_bar import transfer_bar
-from nearmesh.errors import ConfigError, NotFound
+from nearmesh.errors import ConfigError, DigestMismatch, Incomplete, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from nearmesh.client.admin import AdminClient
     from nearmesh.registries.client import RegistryClient
@@ -79,30 +79,51 @@ def push(session: Session, target: str, place: str, nodes: bool | None, as_json:
 def pull(session: Session, place: str, key_path: Path | None, as_json: bool) -> None:
     """Publish a version from another registry here.
 
-    Everything is proven before it is published: the manifest, each file's digest, and with --key the signature. From
-    then on the version has this mesh's signature. Logins come from where `docker login` keeps them.
+    Everything is proven before it is published: with --key the signature, then the manifest, and each file's digest.
+    From then on the version has this mesh's signature. What the mesh has of it already, in other versions, is not
+    fetched. Logins come from where `docker login` keeps them.
     """
     from nearmesh.cli import records
     from nearmesh.registries.reference import Reference
 
     reference = Reference.parse(place)
     session.place  # noqa: B018 - a mesh that is not there is told before minutes of fetching
-    with _transfer(), _other(reference) as source, tempfile.TemporaryDirectory(dir=_cache(), prefix=".pull-") as folder:
-        from nearmesh.registries import transfer
+    with _transfer(), _other(reference) as source:
+        from nearmesh.oci import digest_bytes
+        from nearmesh.registries.transfer import check_signature
 
-        with transfer_bar(f"pulling from {reference.host}") as on_progress:
-            pulled = transfer.pull(source, reference.wanted, Path(folder), on_progress)
+        digest = digest_bytes(source.manifest(reference.wanted))
         if key_path:
-            transfer.check_signature(source, pulled.digest, [_pem(key_path)])
+            check_signature(source, digest, [_pem(key_path)])
         else:
             note("No --key was given, so that nobody looked who signed it.")
-        name = f"{pulled.manifest.model}@{pulled.manifest.version}"
-        with transfer_bar(f"uploading {name}") as on_progress:
-            version = session.ask(lambda admin: admin.publish(pulled, on_progress))
+        version, fetched = _pulled(session, source, digest)
     if as_json:
-        print_json(records.version(version))
+        print_json(records.version(version) | {"fetched_bytes": fetched})
     else:
-        click.echo(f"{name} is published: {size(version.size_bytes)}, {version.digest}")
+        said = f"{size(version.size_bytes)}, of which {size(fetched)} were fetched; {version.digest}"
+        click.echo(f"{version.model}@{version.version} is published: {said}")
+
+
+def _pulled(session: Session, source: RegistryClient, digest: str) -> tuple[catalog_pb2.ModelVersion, int]:
+    """The version as it is published here, and how many bytes came from the registry."""
+    from nearmesh.registries.fetching import Lacks, pull
+
+    def lacks(digests: Sequence[str], chunks: bool) -> frozenset[str]:
+        return session.ask(lambda admin: admin.lacks(digests, chunks=chunks))
+
+    def take(lacks: Lacks | None) -> tuple[catalog_pb2.ModelVersion, int]:
+        with tempfile.TemporaryDirectory(dir=_cache(), prefix=".pull-") as folder:
+            with transfer_bar(f"pulling from {source}") as fetching:
+                found = pull(source, digest, Path(folder), fetching, lacks)
+            with transfer_bar(f"uploading {found.manifest.model}@{found.manifest.version}") as uploading:
+                return session.ask(lambda admin: admin.publish(found, uploading)), fetching.done_bytes
+
+    try:
+        return take(lacks)
+    except (DigestMismatch, Incomplete):
+        # What the mesh had has gone or is damaged, and there is a hole in its place; or it is wrong there as well.
+        return take(None)
 
 
 @click.command()

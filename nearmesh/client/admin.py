@@ -185,7 +185,8 @@ class AdminClient:
     async def publish(self, artifact: Publishable, on_progress: OnProgress | None = None) -> catalog_pb2.ModelVersion:
         """Uploads what the control plane lacks of a version; answered when all of it is on its disk, and signed.
 
-        Raises AlreadyExists when the version's name is taken by other contents, PackageError, TooLarge.
+        Raises AlreadyExists when the version's name is taken by other contents, PackageError, TooLarge, and
+        Incomplete when the artifact itself has not all that is lacking.
         """
         index = await asyncio.to_thread(upload.chunk_index, artifact)
         lacking = await self._lacking(artifact, index)
@@ -193,6 +194,8 @@ class AdminClient:
             return await self._upload(artifact, upload.steps(artifact.manifest, index, lacking), on_progress)
         except Incomplete:
             # What it had has gone or is damaged.
+            if any(blob.digest not in artifact.blobs for blob in artifact.manifest.blobs):
+                raise
             return await self._upload(artifact, upload.steps(artifact.manifest, index, None), on_progress)
 
     async def _lacking(self, artifact: Publishable, index: ChunkIndex) -> Lacking | None:

@@ -1,21 +1,17 @@
-"""A version from one registry to another or to disk, with its signatures; and the proof that it is what was signed."""
+"""A version from one registry to another, with its signatures; and the proof that it is what was signed."""
 
 from __future__ import annotations
 
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from nearmesh import signature
+from nearmesh.client.upload import OnProgress
 from nearmesh.errors import DigestMismatch, NotFound, PackageError, SignatureError
 from nearmesh.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor, Manifest, digest_bytes
 from nearmesh.registries.client import Opened, RegistryClient
-
-# Told how many bytes of how many are done.
-OnProgress = Callable[[int, int], None]
 
 
 class Target(Protocol):
@@ -32,42 +28,12 @@ class Target(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Pulled:
-    """A version that came from a registry: what `AdminClient.publish` takes."""
-
-    manifest: Manifest
-    manifest_bytes: bytes
-    blobs: Mapping[str, Path | bytes]
-
-    @property
-    def digest(self) -> str:
-        return digest_bytes(self.manifest_bytes)
-
-
 def push(source: RegistryClient, digest: str, target: Target, tag: str, on_progress: OnProgress) -> bool:
     """Copies a version, as it is, and its signatures; whether it has any. Raises NotFound, DigestMismatch."""
     data = source.manifest(digest)
     _copy_blobs(source, target, Manifest.from_bytes(data).blobs, on_progress)
     target.put_manifest(tag, data)
     return _push_signatures(source, target, digest)
-
-
-def pull(source: RegistryClient, reference: str, folder: Path, on_progress: OnProgress) -> Pulled:
-    """Fetches a version into a folder; everything is proven by then. Raises NotFound, PackageError, DigestMismatch."""
-    data = source.manifest(reference)
-    manifest = Manifest.from_bytes(data)
-    done, total = 0, manifest.size_bytes
-    blobs: dict[str, Path | bytes] = {}
-    for blob in manifest.blobs:
-        path = folder / blob.digest.removeprefix("sha256:")
-        with path.open("wb") as file:
-            for piece in source.pieces(blob):
-                file.write(piece)
-                done += len(piece)
-                on_progress(done, total)
-        blobs[blob.digest] = path
-    return Pulled(manifest, data, blobs)
 
 
 def check_signature(source: RegistryClient, digest: str, keys_pem: Iterable[str]) -> None:

@@ -325,8 +325,25 @@ async def test_a_version_goes_to_another_registry_and_comes_back(
         stranger.write_text(other.authority.model_key_pem)
         assert "not by any" in await refused(other, "model", "pull", f"{place}:1", "--key", str(stranger))
         pulled = await done(other, "model", "pull", f"{place}:1", "--key", str(pem))
-        assert pulled["digest"] == artifact.digest
+        assert pulled["digest"] == artifact.digest and pulled["fetched_bytes"] > 8_000_000
         assert (await done(other, "model", "verify", "tuned"))["digest"] == artifact.digest
+        # Of the next version only the new head is fetched.
+        second = tuned(tmp_path / "2", "2")
+        await sent(plane, second)
+        await done(plane, "model", "push", "tuned@2", place)
+        pulled = await done(other, "model", "pull", f"{place}:2", "--key", str(pem))
+        assert 150_000 < pulled["fetched_bytes"] <= LARGEST_SHARE * second.manifest.size_bytes
+        assert (await done(other, "model", "verify", "tuned@2"))["digest"] == second.digest
+        # Where the older file is damaged, all of it is.
+        third = tuned(tmp_path / "3", "3")
+        await sent(plane, third)
+        await done(plane, "model", "push", "tuned@3", place)
+        for made in (artifact, second):
+            weights = next(file for file in made.manifest.files if file.title == "fp32.onnx")
+            stored(other, weights.digest).write_bytes(bytes(weights.size_bytes))
+        pulled = await done(other, "model", "pull", f"{place}:3", "--key", str(pem))
+        assert pulled["fetched_bytes"] >= 8_000_000
+        assert (await done(other, "model", "verify", "tuned@3"))["digest"] == third.digest
 
 
 async def test_skopeo_takes_a_version_from_us_to_a_registry(

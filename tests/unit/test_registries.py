@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from nearmesh import signature
+from nearmesh.chunks import CHUNKS_TYPE, Chunk, ChunkIndex
 from nearmesh.errors import (
     ConfigError,
     DigestMismatch,
@@ -24,8 +25,8 @@ from nearmesh.errors import (
     Unauthenticated,
     Unreachable,
 )
-from nearmesh.oci import MANIFEST_TYPE, Descriptor, Manifest, digest_bytes
-from nearmesh.registries import credentials, transfer
+from nearmesh.oci import CONFIG_TYPE, MANIFEST_TYPE, WEIGHT_TYPE, Descriptor, Manifest, digest_bytes
+from nearmesh.registries import credentials, fetching, transfer
 from nearmesh.registries.client import RegistryClient
 from nearmesh.registries.credentials import Login
 from nearmesh.registries.reference import Reference, check_repository, tag_of
@@ -178,6 +179,8 @@ class Registry:
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    ranges: bool = True
+    sent_bytes: int = 0
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path
@@ -209,7 +212,14 @@ class Registry:
             self.manifests[name] = self.manifests[digest_bytes(request.read())] = request.read()
             return httpx.Response(201, headers={"OCI-Subject": "x"} if self.referrers else {})
         data = {"manifests": self.manifests, "blobs": self.blobs}[kind].get(name)
-        return httpx.Response(404) if data is None else httpx.Response(200, content=data)
+        if data is None:
+            return httpx.Response(404)
+        self.sent_bytes += len(data)
+        if self.ranges and (wanted := request.headers.get("Range")):
+            first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+            self.sent_bytes += last + 1 - first - len(data)
+            return httpx.Response(206, content=data[first : last + 1])
+        return httpx.Response(200, content=data)
 
 
 def filled(**more: str) -> Registry:
@@ -256,7 +266,7 @@ def test_what_is_there_already_is_not_sent_again() -> None:
 
 def test_a_version_is_pulled_to_disk(tmp_path: Path) -> None:
     with opened(filled()) as source:
-        pulled = transfer.pull(source, "1", tmp_path, unseen)
+        pulled = fetching.pull(source, "1", tmp_path, unseen)
     assert (pulled.digest, pulled.manifest_bytes) == (DIGEST, MANIFEST)
     for blob in pulled.manifest.blobs:
         path = pulled.blobs[blob.digest]
@@ -266,7 +276,7 @@ def test_a_version_is_pulled_to_disk(tmp_path: Path) -> None:
 def test_a_login_is_asked_for_once(tmp_path: Path) -> None:
     registry = filled(wants="bearer")
     with opened(registry, LOGIN) as source:
-        transfer.pull(source, "1", tmp_path, unseen)
+        fetching.pull(source, "1", tmp_path, unseen)
     assert registry.asked.count("GET /token") == 1
 
 
@@ -334,7 +344,7 @@ def test_p5_a_tampered_file_is_refused(tmp_path: Path, data: bytes, said: str) -
     registry.blobs[WEIGHTS] = data
     with opened(registry) as source, opened(target) as to:
         with pytest.raises(DigestMismatch, match=said):
-            transfer.pull(source, "1", tmp_path, unseen)
+            fetching.pull(source, "1", tmp_path, unseen)
         with pytest.raises(DigestMismatch, match=said):
             transfer.check_files(source, Manifest.from_bytes(MANIFEST), unseen)
         with pytest.raises(DigestMismatch, match=said):
@@ -348,9 +358,9 @@ def test_p5_a_tampered_manifest_is_refused(tmp_path: Path) -> None:
     registry.manifests = {**registry.manifests, "1": other, DIGEST: other}
     with opened(registry) as source:
         with pytest.raises(DigestMismatch, match="gave the manifest"):
-            transfer.pull(source, DIGEST, tmp_path, unseen)
+            fetching.pull(source, DIGEST, tmp_path, unseen)
         # By its tag it may be another version: it is one that nobody signed.
-        pulled = transfer.pull(source, "1", tmp_path, unseen)
+        pulled = fetching.pull(source, "1", tmp_path, unseen)
         with pytest.raises(SignatureError, match="is not signed"):
             transfer.check_signature(source, pulled.digest, [PEM])
 
@@ -359,7 +369,7 @@ def test_what_is_no_model_is_not_pulled(tmp_path: Path) -> None:
     registry = filled()
     registry.manifests["1"] = SIGNED.manifest
     with opened(registry) as source, pytest.raises(PackageError, match="artifact type"):
-        transfer.pull(source, "1", tmp_path, unseen)
+        fetching.pull(source, "1", tmp_path, unseen)
 
 
 (PAYLOAD,) = (digest for digest, data in SIGNED.blobs.items() if b"critical" in data)
@@ -415,3 +425,77 @@ def test_one_good_signature_among_others_is_enough() -> None:
     registry.blobs |= made.blobs
     with opened(registry) as source:
         transfer.check_signature(source, DIGEST, [PEM])
+
+
+# ---- what is there already is not fetched
+
+PARTS = [bytes([number]) * (1000 + number) for number in range(6)]
+LARGE = b"".join(PARTS)
+CUT = tuple(
+    Chunk(sum(len(part) for part in PARTS[:number]), len(part), digest_bytes(part)) for number, part in enumerate(PARTS)
+)
+CHUNKS = ChunkIndex({digest_bytes(LARGE): CUT}).to_bytes()
+
+
+def chunked(**more: bool) -> Registry:
+    """A registry with a version of one large file."""
+    blobs = {digest_bytes(data): data for data in (CONFIG, LARGE, CHUNKS, b"name")}
+    files = tuple(Descriptor(WEIGHT_TYPE, digest_bytes(data), len(data), title) for title, data in CONTENTS.items())
+    index = Descriptor(CHUNKS_TYPE, digest_bytes(CHUNKS), len(CHUNKS), "chunks.json")
+    made = Manifest("m", "2", Descriptor(CONFIG_TYPE, digest_bytes(CONFIG), len(CONFIG)), files, index).to_bytes()
+    return Registry(blobs=blobs, manifests={"2": made}, **more)
+
+
+CONTENTS = {"fp32.onnx": LARGE, "model.toml": b"name"}
+
+
+def lacks(blobs: set[bytes], parts: set[int]) -> fetching.Lacks:
+    def found(digests: Sequence[str], chunks: bool) -> frozenset[str]:
+        wanted = {CUT[number].digest for number in parts} if chunks else {digest_bytes(blob) for blob in blobs}
+        assert wanted <= set(digests)
+        return frozenset(wanted)
+
+    return found
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("parts", [{0}, {2, 3}, {0, 2, 3, 5}, {5}, set(range(6))])
+def test_only_the_lacking_chunks_are_fetched(tmp_path: Path, parts: set[int], ranges: bool) -> None:
+    registry, told = chunked(ranges=ranges), [(0, 0)]
+    with opened(registry) as source:
+        pulled = fetching.pull(
+            source, "2", tmp_path, lambda done, total: told.append((done, total)), lacks({LARGE}, parts)
+        )
+    path = pulled.blobs[digest_bytes(LARGE)]
+    assert isinstance(path, Path)
+    data = path.read_bytes()
+    assert len(data) == len(LARGE) and digest_bytes(b"name") not in pulled.blobs
+    for number, chunk in enumerate(CUT):
+        expected = PARTS[number] if number in parts else bytes(chunk.size_bytes)
+        assert data[chunk.offset : chunk.end] == expected
+    wanted = sum(len(PARTS[number]) for number in parts)
+    assert told[-1] == (wanted, wanted)
+    if ranges:
+        assert registry.sent_bytes == wanted + len(CHUNKS) + len(registry.manifests["2"])
+
+
+def test_who_has_everything_fetches_nothing(tmp_path: Path) -> None:
+    registry = chunked()
+    with opened(registry) as source:
+        fetching.pull(source, "2", tmp_path, unseen, lambda digests, chunks: frozenset())
+    assert registry.sent_bytes == len(CHUNKS) + len(registry.manifests["2"])
+
+
+@pytest.mark.parametrize("spoiled", [LARGE[:3000] + b"x" + LARGE[3001:], LARGE[:2500]])
+def test_p5_a_chunk_that_is_another_is_refused(tmp_path: Path, spoiled: bytes) -> None:
+    registry = chunked()
+    registry.blobs[digest_bytes(LARGE)] = spoiled
+    with opened(registry) as source, pytest.raises(DigestMismatch, match="the chunk at 2001 is"):
+        fetching.pull(source, "2", tmp_path, unseen, lacks({LARGE}, {2, 3}))
+
+
+def test_a_tampered_index_is_refused(tmp_path: Path) -> None:
+    registry = chunked()
+    registry.blobs[digest_bytes(CHUNKS)] = CHUNKS.replace(b"1000", b"1001")
+    with opened(registry) as source, pytest.raises(DigestMismatch, match=r"chunks\.json is"):
+        fetching.pull(source, "2", tmp_path, unseen)
