@@ -139,7 +139,7 @@ class Disk:
         kept = {hex_of(digest) for digest in keep_blobs}
         for blob in self.blobs.iterdir():
             # What a version has is a further link to its blobs.
-            if blob.name not in kept and blob.stat().st_nlink == 1:
+            if blob.name not in kept and _links(blob) == 1:
                 blob.unlink()
 
     # What it takes.
@@ -150,7 +150,7 @@ class Disk:
         for folder in [*self._version_folders(), *self.drafts.iterdir()]:
             entry = found.setdefault(f"sha256:{folder.name}", [0.0, 0.0])
             entry[0] += _exclusive_bytes(folder)
-            entry[1] = max(entry[1], folder.stat().st_mtime)
+            entry[1] = max(entry[1], _wanted_at_s(folder))
         return [Stored(digest, int(size), wanted_at_s) for digest, (size, wanted_at_s) in found.items()]
 
     def wanted(self, digests: Collection[str]) -> None:
@@ -164,8 +164,7 @@ class Disk:
                     pass
 
     def room(self, budget_bytes: int, min_free_bytes: int) -> Room:
-        used = sum(blob.stat().st_size for blob in self.blobs.iterdir())
-        used += sum(draft.stat().st_size for draft in self.drafts.glob("*/*"))
+        used = sum(_bytes(path) for folder in (self.blobs, *_entries(self.drafts)) for path in _entries(folder))
         return Room(used, shutil.disk_usage(self.blobs).free, budget_bytes, min_free_bytes)
 
     def missing_bytes(self, digest: str, blobs: Collection[Descriptor]) -> int:
@@ -179,8 +178,39 @@ class Disk:
 
 def _exclusive_bytes(folder: Path) -> int:
     """What nothing else links to: a blob and this folder's link to it; of a draft, all of it."""
-    entries = (found for found in map(os.lstat, folder.iterdir()) if stat.S_ISREG(found.st_mode))
-    return sum(entry.st_size for entry in entries if entry.st_nlink <= 2)
+    return sum(_bytes(path) for path in _entries(folder) if _links(path) <= 2)
+
+
+# Drafts become blobs, and folders go, while they are counted.
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except OSError:
+        return None
+
+
+def _bytes(path: Path) -> int:
+    found = _status(path)
+    return found.st_size if found and stat.S_ISREG(found.st_mode) else 0
+
+
+def _links(path: Path) -> int:
+    found = _status(path)
+    return found.st_nlink if found else 0
+
+
+def _wanted_at_s(folder: Path) -> float:
+    found = _status(folder)
+    return found.st_mtime if found else 0.0
 
 
 def hex_of(digest: str) -> str:
