@@ -91,7 +91,7 @@ class Inference:
             raise
 
     def _count(self, call: Call, error: BaseException) -> None:
-        took_ms = (time.perf_counter() - call.started_s) * 1000
+        took_ms = (time.perf_counter() - call.begun_s) * 1000
         outcome = error.reason if isinstance(error, MeshError) else _OTHERS.get(type(error), MeshError.reason)
         replica = call.replica or self._meant(call.request.message)
         if replica is None:
