@@ -47,6 +47,7 @@ from nearmesh_agent.session.peers import PeerTimes
 from nearmesh_agent.session.reconciler import Reconciler
 from nearmesh_agent.session.session import Session
 from nearmesh_agent.store.blobs import BlobServicer
+from nearmesh_agent.store.metrics import StoreMetrics
 from nearmesh_agent.store.peers import MeshPeers
 from nearmesh_agent.store.registry import HttpRegistry
 from nearmesh_agent.store.store import ModelStore
@@ -92,9 +93,6 @@ class Agent:
         self._renewal = renewal
         self._verifier = TokenVerifier(membership.jwks_json, membership.mesh)
         self._island = Island(membership, renewal, self._verifier, config.data)
-        self._store = ModelStore(
-            config.data / "models", config.store, me=membership.id, needed=lambda: self._reconciler.needed()
-        )
         place = Place(node=membership.id, site=membership.site, region=membership.region)
         self._addresses: dict[str, str] = {}
         self._session = Session(
@@ -106,6 +104,17 @@ class Agent:
         )
         self._node = ServingNode(config, place, engines_of(config), on_change=self._session.report_now)
         self._servicer = self._node.servicer
+        metrics = StoreMetrics(self._node.metrics.registry)
+        self._store = ModelStore(
+            config.data / "models",
+            config.store,
+            me=membership.id,
+            needed=lambda: self._reconciler.needed(),
+            brought=metrics.brought,
+        )
+        self._blobs = BlobServicer(
+            self._store.shelf, lambda: self._servicer.utilization >= BUSY_SHARE, given=metrics.given
+        )
         self._leaving = Leaving(self._servicer, grace_s=config.grace_s, report_now=self._session.report_now)
         self._notices = sources(config.notice)
         self._reconciler = Reconciler(
@@ -180,8 +189,7 @@ class Agent:
         )
         server = Server(gatekeeper, self._config.max_message_bytes, metadata=((NODE_KEY, self._membership.id),))
         add_servicers(server, self._servicer, self._node.health)
-        blobs = BlobServicer(self._store.shelf, lambda: self._servicer.utilization >= BUSY_SHARE)
-        blob_pb2_grpc.add_BlobServiceServicer_to_server(blobs, server)
+        blob_pb2_grpc.add_BlobServiceServicer_to_server(self._blobs, server)
         self._island.add_to(server, gatekeeper)
         for name, address, mesh in (
             ("public", self._config.listen.public, False),

@@ -11,6 +11,8 @@ import pytest
 from nearmesh_agent.config import StoreConfig
 from nearmesh_agent.store import planner as planners
 from nearmesh_agent.store import transfer as transfers
+from nearmesh_agent.store.metrics import StoreMetrics
+from prometheus_client import CollectorRegistry
 
 from nearmesh.errors import DigestMismatch, PackageError, StorageFull, Unreachable
 from tests.fake_registry import FakeReader, FakeRegistry
@@ -299,3 +301,29 @@ async def test_two_versions_with_one_large_file_fetch_it_once(tmp_path: Path) ->
         node.registry.manifests[second.digest] = second.manifest
         await asyncio.gather(found.pull(node), found.pull(node, second))
         assert found.sent_bytes(first.blob) == SIZE
+
+
+async def test_prometheus_is_told_where_versions_came_from_and_where_they_went(tmp_path: Path) -> None:
+    first, registry = Model.of(SIZE), CollectorRegistry()
+    second = Model(first.weights[: 10 * MIB] + bytes(2 * MIB), version="2")
+    metrics = StoreMetrics(registry)
+
+    def pulled(source: str) -> float:
+        return registry.get_sample_value("nearmesh_pulled_bytes_total", {"source": source}) or 0.0
+
+    async with site(tmp_path, first) as found:
+        giver = found.add("giver")
+        giver.servicer._given = metrics.given
+        me = found.add("me")
+        me.store._brought = metrics.brought
+        await found.pull(giver)
+        giver.whole = True
+        assert (pulled("node"), registry.get_sample_value("nearmesh_given_bytes_total")) == (0, 0)
+        await found.pull(me)
+        assert pulled("node") > SIZE and pulled("registry") == 0
+        assert registry.get_sample_value("nearmesh_given_bytes_total") == pulled("node")
+        giver.whole = giver.pulling = False
+        me.registry = second.registry()
+        await found.pull(me, second)
+        assert pulled("disk") == 10 * MIB
+        assert 2 * MIB <= pulled("registry") < 3 * MIB

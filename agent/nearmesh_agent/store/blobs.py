@@ -39,10 +39,16 @@ MOST_RANGES = 10_000
 class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
     """Answers nodes of the mesh."""
 
-    def __init__(self, shelf: Shelf, busy: Callable[[], bool] = lambda: False) -> None:
-        """`busy`: the node has its hands full with inference."""
+    def __init__(
+        self,
+        shelf: Shelf,
+        busy: Callable[[], bool] = lambda: False,
+        given: Callable[[int], None] = lambda size_bytes: None,
+    ) -> None:
+        """`busy`: the node has its hands full with inference. `given` hears how many bytes are handed on."""
         self._shelf = shelf
         self._busy = busy
+        self._given = given
         self._reads = 0
 
     async def Read(self, request: pb.ReadBlobRequest, context: Any) -> AsyncIterator[pb.ReadBlobResponse]:
@@ -52,6 +58,7 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
         wait_s = min(request.wait_s, MOST_WAIT_S) if request.wait_s > 0 else 0.0
         with self._one_more():
             async for data in self._range(digest, request.offset, request.offset + request.size, wait_s):
+                self._given(len(data))
                 yield pb.ReadBlobResponse(data=data)
                 if self._busy():
                     await asyncio.sleep(SLOWLY_S)

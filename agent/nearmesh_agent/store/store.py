@@ -45,10 +45,15 @@ class ModelStore:
         *,
         me: str = "",
         needed: Callable[[], Collection[str]] = frozenset,
+        brought: Callable[[Mapping[str, int]], None] = lambda sizes: None,
     ) -> None:
-        """`me` is the node's id; `needed` says which versions must stay whatever else has to go."""
+        """`me` is the node's id; `needed` says which versions must stay whatever else has to go.
+
+        `brought` hears at the end of each pull how many bytes came from where.
+        """
         self._config = config or StoreConfig()
         self._needed = needed
+        self._brought = brought
         self._disk = Disk(folder)
         self._baked = Baked(self._config.baked)
         self.shelf = Shelf(self._whole)
@@ -153,7 +158,7 @@ class ModelStore:
 
     async def _pull(self, pull: Pull, order: Order) -> tuple[Manifest, Path]:
         try:
-            return await pull.run()
+            return await self._run(pull)
         except DigestMismatch as error:
             if not pull.progress.brought.keys() - {REGISTRY}:
                 raise
@@ -163,7 +168,13 @@ class ModelStore:
             model=order.model, digest=order.digest, registry=order.registry, peers=NoPeers(), keys_pem=order.keys_pem
         )
         again = self._pulls[order.digest] = Pull(self._means, alone)
-        return await again.run()
+        return await self._run(again)
+
+    async def _run(self, pull: Pull) -> tuple[Manifest, Path]:
+        try:
+            return await pull.run()
+        finally:
+            self._brought(pull.progress.brought)
 
     @asynccontextmanager
     async def _claim(self, digest: str, blobs: Collection[Descriptor]) -> AsyncIterator[None]:
