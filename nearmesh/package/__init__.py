@@ -8,13 +8,14 @@ from nearmesh.package.serving import Batching, RoutePolicy, Sequence, State, War
 from nearmesh.package.source import Source
 from nearmesh.package.steps import Step
 from nearmesh.package.tensor_spec import DType, TensorSpec
-from nearmesh.package.variants import ExternalData, Quantize, Variant
+from nearmesh.package.variants import Asset, ExternalData, Quantize, Variant
 
 __all__ = [
     "MANIFEST_FILE",
     "MAX_INSTANCES",
     "PLACEHOLDER",
     "UNREADABLE_ARCHIVE",
+    "Asset",
     "Batching",
     "DType",
     "Evaluation",

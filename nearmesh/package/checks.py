@@ -135,6 +135,8 @@ def _steps(package: Package) -> Iterator[Problem]:
         if package.variants or package.steps:
             at = ("steps", names.index(missing)) if missing in names else ("variants",)
             yield Problem(at, f"step {missing!r} has neither `python` nor a variant")
+    if package.assets and not any(step.python for step in package.steps):
+        yield Problem(("assets",), "[[assets]] are for functions, and no step has one (`python`)")
     if package.decoupled and not (package.steps and package.steps[-1].python):
         yield Problem(("decoupled",), "a decoupled model ends with a `python` step, which yields its answers")
 

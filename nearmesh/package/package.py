@@ -12,7 +12,7 @@ from nearmesh.package.serving import Batching, RoutePolicy, Sequence, Warmup
 from nearmesh.package.source import Source
 from nearmesh.package.steps import Step
 from nearmesh.package.tensor_spec import TensorSpec
-from nearmesh.package.variants import Quantize, Variant
+from nearmesh.package.variants import Asset, Quantize, Variant
 from nearmesh.toml_lines import At
 
 # With this begins what an author still has to fill in.
@@ -53,6 +53,8 @@ class Package:
     memory_bytes: int = 0
     # Labels of the outputs' last axis, one a line, for people; a file of the folder.
     labels: str | None = None
+    # What the functions of a pipeline read.
+    assets: tuple[Asset, ...] = ()
     # Variants that are made from others, best first.
     quantize: tuple[Quantize, ...] = ()
     # What variants are tried on, and how good they have to be.
@@ -102,8 +104,9 @@ class Package:
 
     @property
     def sources(self) -> dict[str, Source]:
-        """By the name among the published files, where the files of the given variants come from."""
-        return {name: source for variant in self.variants for name, source in variant.sources.items()}
+        """By the name among the published files, where the files of the given variants and the assets come from."""
+        found = {name: source for variant in self.variants for name, source in variant.sources.items()}
+        return found | {asset.name: asset.source for asset in self.assets}
 
     def named_files(self) -> Iterator[tuple[At, str]]:
         """Every file that model.toml names, or that is named after what it says, with the keys that do."""
@@ -118,6 +121,8 @@ class Package:
             yield ("variants", i, "name"), variant.file
             for j, data in enumerate(variant.external):
                 yield ("variants", i, "external", j, "name"), data.name
+        for i, asset in enumerate(self.assets):
+            yield ("assets", i, "name"), asset.name
         for i, made in enumerate(self.quantize):
             yield ("quantize", i, "variant"), made.made.file
             if made.calibration is not None:

@@ -1,4 +1,4 @@
-"""`[[variants]]` and `[[quantize]]`: the builds of a version that are given, and those that are made from them."""
+"""`[[variants]]`, `[[quantize]]`, `[[assets]]`: the builds that are given, those made of them, what functions read."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ class ExternalData:
     """A file beside the weights, to which the ONNX file leaves some or all of its tensors."""
 
     # As the ONNX file names it; no folders.
+    name: str
+    source: Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asset:
+    """A file that the functions of a pipeline read, such as a tokenizer; they find it beside their own."""
+
+    # Among the published files; no folders.
     name: str
     source: Source
 

@@ -83,6 +83,7 @@ def _and(keys: Iterable[str]) -> str:
 def _files(package: Package, folder: Path, cache: Path, on_progress: OnProgress) -> dict[str, Path]:
     """Each published file by its name in the artifact."""
     given = [name for variant in package.variants for name in variant.sources]
+    given += [asset.name for asset in package.assets]
     _check_names([MANIFEST_FILE, CHUNKS_FILE, REPORT_FILE, *package.files, *given])
     return published_files(package, folder, cache, on_progress=on_progress)
 

