@@ -156,6 +156,11 @@ MISTAKES = [
     ),
     ('file = "evaluation.npz"', 'file = "../evaluation.npz"', "'../evaluation.npz': the package's files lie beside"),
     ('calibration = "calibration.npz"', 'calibration = "a/b.npz"', "'a/b.npz': the package's files lie beside"),
+    (
+        'licence = "MIT"',
+        'licence = "MIT"\nassets = [{ name = "t.json", source = { path = "t.json" } }]',
+        "[[assets]] are for functions, and no step has one (`python`)",
+    ),
 ]
 
 

@@ -123,6 +123,20 @@ def test_what_was_built_is_what_a_node_runs(folder, tmp_path):
     assert as_a_node(tmp_path / "node", artifact.package, {"text": TEXT[:1]})["shout"].tolist() == [b"HI!!!!"]
 
 
+def test_functions_find_assets_beside_them(folder, tmp_path):
+    """By the names that model.toml gives them, wherever they come from."""
+    (folder / "mark-2026.txt").write_text("?\n", "utf-8")
+    (folder / "steps.py").write_text(CODE.replace("labels.txt", "mark.txt"), "utf-8")
+    asset = '[[assets]]\nname = "mark.txt"\nsource = { path = "mark-2026.txt" }\n'
+    (folder / "model.toml").write_text(MANIFEST + asset, "utf-8")
+    recorded(folder)
+    artifact = build(folder, tmp_path)
+    assert "mark.txt" in [layer.title for layer in artifact.manifest.files]
+    (tmp_path / "node").mkdir()
+    lay_out({layer.title: artifact.blobs[layer.digest] for layer in artifact.manifest.files}, tmp_path / "node")
+    assert as_a_node(tmp_path / "node", artifact.package, {"text": TEXT[:1]})["shout"].tolist() == [b"HI????"]
+
+
 def test_a_file_may_be_left_out_while_it_is_made(folder, tmp_path):
     package = load(folder)
     assert "warmup.npz" not in published_files(package, folder, tmp_path, without=["warmup.npz"])
@@ -136,6 +150,11 @@ def replace(folder, right, wrong):
     (folder / "model.toml").write_text(text.replace(right, wrong, 1), "utf-8")
 
 
+def add_asset(folder, name, path="labels.txt"):
+    asset = f'[[assets]]\nname = "{name}"\nsource = {{ path = "{path}" }}\n'
+    (folder / "model.toml").write_text(MANIFEST + asset, "utf-8")
+
+
 MISTAKES = {
     "the code is missing": (lambda f: (f / "steps.py").unlink(), r"steps\.py: no such file; model.toml names it"),
     "code that is no Python": (lambda f: (f / "steps.py").write_text("def f(:"), r"steps\.py is not Python: invalid"),
@@ -143,6 +162,9 @@ MISTAKES = {
     "code in a folder": (lambda f: replace(f, "steps.py:count", "../steps.py:count"), "without folders"),
     "weights that are no ONNX": (lambda f: (f / "double.onnx").write_bytes(b"\xff" * 99), "is not an ONNX model"),
     "weights that are empty": (lambda f: (f / "double.onnx").write_bytes(b""), "an ONNX model without nodes"),
+    "an asset in a folder": (lambda f: add_asset(f, "up/mark.txt"), "'up/mark.txt': the package's files lie beside"),
+    "an asset named as another file": (lambda f: add_asset(f, "steps.py"), "would be named 'steps.py'"),
+    "an asset that is missing": (lambda f: add_asset(f, "m.txt", "n.txt"), r"n\.txt: no such file"),
     "a warm-up of something else": (
         lambda f: np.savez(f / "warmup.npz", **{"input.text": np.array([b"a"]), "output.shout": np.ones(2)}),
         r"output.shout is float64 \[2\], model.toml says BYTES \[-1\]",
