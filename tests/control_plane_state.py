@@ -14,6 +14,7 @@ from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.config import EndpointOverride
 from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.idle.book import IdleBook
 from nearmesh_controlplane.peers.role import Alone, Self
 from nearmesh_controlplane.prices.book import Prices
 from nearmesh_controlplane.prices.currencies import Currencies
@@ -57,6 +58,7 @@ class State:
     router: Router
     prices: Prices
     residency: ResidencyRules
+    idle: IdleBook
     # Seconds since the epoch, by which prices end.
     wall: Clock
 
@@ -153,9 +155,11 @@ async def state(folder: Path, overrides: Iterable[EndpointOverride] = ()) -> Asy
         await registry.restore()
         await catalog.restore()
         measurements = Measurements(registry, catalog, clock)
-        gatherer = Gatherer(registry, catalog, measurements, residency, prices, clock)
+        idle = IdleBook(db, changes, catalog, wall)
+        await idle.restore()
+        gatherer = Gatherer(registry, catalog, measurements, residency, prices, clock, idle.kept)
         router = Router("mesh", registry, catalog, gatherer, changes, overrides, clock=clock)
-        yield State(db, clock, changes, registry, catalog, measurements, router, prices, residency, wall)
+        yield State(db, clock, changes, registry, catalog, measurements, router, prices, residency, idle, wall)
     finally:
         db.close()
 

@@ -146,6 +146,7 @@ class Agent:
                         tasks.create_task(self._peers.run()),
                         tasks.create_task(self._island.run()),
                     ]
+                    self._node.residency.idle_rules = idle_rules(self._reconciler.wanted)
                     self._reconciler.resume()
                     log.info(
                         "serving node=%s public=%s mesh=%s metrics=%s",
@@ -227,6 +228,7 @@ class Agent:
     def _on_wanted(self, state: pb.WantedState) -> None:
         self._verifier.update(state.jwks_json)
         self._renewal.learn(state.control_planes)
+        self._node.residency.idle_rules = idle_rules(state)
         self._reconciler.want(state)
         self._leaving.wanted(state)
 
@@ -266,6 +268,11 @@ class Agent:
 
     async def _tidy(self) -> None:
         await self._store.keep_only(self._reconciler.needed)
+
+
+def idle_rules(state: pb.WantedState) -> dict[str, float]:
+    """By digest, when a version that nobody asks for leaves memory, where the mesh has a rule for it."""
+    return {version.digest: version.idle_unload_s for version in state.versions if version.idle_unload_s > 0}
 
 
 def add_servicers(server: Server, servicer: InferenceServicer, status: Health) -> None:

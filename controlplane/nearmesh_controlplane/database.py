@@ -165,6 +165,24 @@ residency = sa.Table(
     sa.Column("regions", sa.JSON, nullable=False),
 )
 
+# What becomes of a model that nobody asks for, and what has become of it. A model without a row is never given up.
+idle = sa.Table(
+    "idle",
+    metadata,
+    sa.Column("model", sa.String, primary_key=True),
+    sa.Column("unload_after_s", sa.Float, nullable=False),
+    sa.Column("scale_to_zero_after_s", sa.Float, nullable=False),
+    sa.Column("keep", sa.Integer, nullable=False),
+    # A policy that an operator set is not overwritten by the next published package.
+    sa.Column("by_operator", sa.Boolean, nullable=False, default=False),
+    # Asleep: the deployment by which it was the wanted one when its replicas left, and, as JSON list, the nodes that
+    # keep it. 0: it is awake. A newer deployment wakes it.
+    sa.Column("deployment", sa.Integer, nullable=False, default=0),
+    sa.Column("nodes", sa.JSON, nullable=False, default=list),
+    # When it fell asleep or woke, seconds since the epoch.
+    sa.Column("since_s", sa.Float, nullable=False, default=0.0),
+)
+
 audit = sa.Table(
     "audit",
     metadata,

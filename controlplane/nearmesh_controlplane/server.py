@@ -34,6 +34,9 @@ from nearmesh_controlplane.catalog.signing import Signing
 from nearmesh_controlplane.config import MeshConfig
 from nearmesh_controlplane.database import Database, settled
 from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.idle.book import IdleBook
+from nearmesh_controlplane.idle.calls import IdleCalls
+from nearmesh_controlplane.idle.scaler import Scaler
 from nearmesh_controlplane.peers import told
 from nearmesh_controlplane.peers.mirror import Mirror
 from nearmesh_controlplane.peers.relay import Relay
@@ -106,6 +109,8 @@ class ControlPlane:
     registry: Registry
     catalog: Catalog
     rollouts: Rollouts
+    idle: IdleBook
+    scaler: Scaler
     layout: Layout
     signing: Signing
     mirror: Mirror
@@ -161,7 +166,9 @@ class ControlPlane:
             name=config.name,
         )
         await rollouts.restore()
-        gatherer = Gatherer(registry, catalog, measurements, residency, prices, clock=time.monotonic)
+        idle = IdleBook(db, changes, catalog)
+        await idle.restore()
+        gatherer = Gatherer(registry, catalog, measurements, residency, prices, clock=time.monotonic, kept=idle.kept)
         router = Router(
             config.mesh, registry, catalog, gatherer, changes, config.endpoint_override, clock=time.monotonic
         )
@@ -183,9 +190,22 @@ class ControlPlane:
                 ("rollouts",): rollouts.restore,
                 ("transfer_prices",): prices.restore,
                 ("residency",): residency.restore,
+                ("idle",): idle.restore,
             },
         )
         rollouts.leads = role.decides
+        scaler = Scaler(
+            idle,
+            registry,
+            catalog,
+            measurements,
+            residency,
+            router,
+            audit,
+            lambda model: rollouts.active(model) is not None,
+            name=config.name,
+            leads=role.decides,
+        )
         admission = Admission(
             db,
             registry,
@@ -204,6 +224,8 @@ class ControlPlane:
             registry=registry,
             catalog=catalog,
             rollouts=rollouts,
+            idle=idle,
+            scaler=scaler,
             layout=layout,
             signing=Signing(config.mesh, authority.model_key, layout),
             mirror=mirror,
@@ -230,7 +252,8 @@ class ControlPlane:
     def _wants(self, node: Node) -> set[str]:
         """Digests of what the node should have."""
         replicas = self.registry.replicas(node.id)
-        return {v.digest for v in wanted_versions(node, replicas, self.catalog, self.rollouts.running())}
+        running, kept = self.rollouts.running(), self.idle.wanted
+        return {v.digest for v in wanted_versions(node, replicas, self.catalog, running, kept)}
 
     def reach(self, region: str, node: Node) -> node_pb2.Peer:
         """How the nodes of a region reach a node: by the way that the region's clients go."""
@@ -253,6 +276,8 @@ class ControlPlane:
                 peers=self.measurements.peers(node_id),
                 rollouts=self.rollouts.running(),
                 holders=holders.of,
+                kept=self.idle.wanted,
+                unload_after_s=lambda model: self.idle.policy(model).unload_after_s,
             )
             state.control_planes.extend(peer.mesh for peer in self.role.known())
             state.model_keys_pem.append(model_key)
@@ -274,7 +299,14 @@ class ControlPlane:
         )
         route_pb2_grpc.add_RouteServiceServicer_to_server(
             RouteServicer(
-                self.router, self.registry, self.catalog, self.measurements, self.changes, self.snapshots, self.role
+                self.router,
+                self.registry,
+                self.catalog,
+                self.measurements,
+                self.changes,
+                self.snapshots,
+                self.role,
+                self.scaler.ask,
             ),
             server,
         )
@@ -288,6 +320,7 @@ class ControlPlane:
                     self.audit,
                     self.config.max_blob_bytes,
                     self.mirror.copied,
+                    self.idle,
                 ),
                 self.registry,
                 catalog_pb2.RegistryResponse(url=registry_url, model_keys_pem=[model_key]),
@@ -299,6 +332,7 @@ class ControlPlane:
                     self.changes,
                     lambda version: smallest_agreement(self.layout, version),
                 ),
+                idle=IdleCalls(self.idle, self.audit),
             ),
             server,
         )
@@ -371,6 +405,7 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
                     tasks.create_task(plane.role.run()),
                     tasks.create_task(plane.mirror.run()),
                     tasks.create_task(plane.rollouts.run()),
+                    tasks.create_task(plane.scaler.run()),
                 ]
                 if plane.feed:
                     background.append(tasks.create_task(plane.feed.run(plane.take_prices)))

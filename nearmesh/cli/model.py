@@ -9,6 +9,7 @@ import click
 
 from nearmesh.cli.deploy import Where, deploy, detach_option, roll_out, rollback, rollout, site_option, timeout_option
 from nearmesh.cli.fetching import fetch_bars
+from nearmesh.cli.idle import idle
 from nearmesh.cli.model_author import check, init, schema
 from nearmesh.cli.model_registry import export, key, pull, push, verify
 from nearmesh.cli.model_tables import print_model, print_models
@@ -26,7 +27,7 @@ def model() -> None:
     """Make models of ONNX files, publish them, deploy them, roll them back."""
 
 
-for _command in (init, check, schema, push, pull, export, verify, key, deploy, rollback, rollout):
+for _command in (init, check, schema, push, pull, export, verify, key, deploy, rollback, rollout, idle):
     model.add_command(_command)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nearmesh.cli.idle import print_idle, span
 from nearmesh.cli.output import NOTHING, Number, moment, ms, print_table, size
 from nearmesh.cli.report_table import print_report
 
@@ -54,7 +55,9 @@ def _is_bound(deployment: Record) -> bool:
 def print_model(record: Record) -> None:
     """Everything about one model."""
     bound = f", only in {', '.join(record['regions'])}" if record["regions"] else ""
-    click.echo(f"{record['model']}: {record['objective']} within {ms(record['deadline_ms'])} ms{bound}\n")
+    click.echo(f"{record['model']}: {record['objective']} within {ms(record['deadline_ms'])} ms{bound}")
+    print_idle(record)
+    click.echo()
     _print_versions(record)
     click.echo()
     _print_variants(record)
@@ -93,7 +96,7 @@ def _where(deployment: Record) -> str:
 
 def _print_replicas(record: Record) -> None:
     measured = (Number("service p50, ms"), Number("p95, ms"), Number("inferences per s"))
-    columns = ("node", "version", "state", "variant", "why", *measured, "detail")
+    columns = ("node", "version", "state", "idle", "variant", "why", *measured, "detail")
     rows = [_replica_row(replica) for replica in record["replicas"]]
     print_table(columns, rows, title="Nodes", empty="no node has it")
 
@@ -101,6 +104,8 @@ def _print_replicas(record: Record) -> None:
 def _replica_row(replica: Record) -> tuple[str, ...]:
     state = replica["state"] + _pulled(replica) if replica["live"] else f"gone (was {replica['state']})"
     state += ", on trial" if replica["on_trial"] else ""
+    state += ", cold" if replica["cold"] and replica["state"] == "ready" else ""
+    idle = span(replica["idle_s"]) if replica["idle_s"] >= 1 else NOTHING
     version = replica["version"] or replica["digest"][:DIGEST_CHARACTERS]
     measured = (NOTHING, NOTHING, NOTHING)
     if replica["inferences_per_second"]:
@@ -110,7 +115,7 @@ def _replica_row(replica: Record) -> tuple[str, ...]:
             f"{replica['inferences_per_second']:.0f}",
         )
     variant = (replica["variant"] or NOTHING, replica["variant_why"])
-    return (replica["node"], version, state, *variant, *measured, replica["detail"])
+    return (replica["node"], version, state, idle, *variant, *measured, replica["detail"])
 
 
 def _pulled(replica: Record) -> str:

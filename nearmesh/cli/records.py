@@ -201,6 +201,9 @@ def replica(message: catalog_pb2.Replica) -> Record:
         "inferences_per_second": status.inferences_per_second,
         "in_flight": status.in_flight,
         "on_trial": status.on_trial,
+        "cold": status.cold,
+        "load_ms": status.load_ms,
+        "idle_s": status.idle_s,
         "pull_bytes": status.pull_bytes,
         "pulled_bytes": status.pulled_bytes,
     }
@@ -223,6 +226,18 @@ def model(message: catalog_pb2.Model) -> Record:
         "versions": [version(found) for found in message.versions],
         "deployments": [deployment(found) for found in message.deployments],
         "replicas": [replica(found) for found in message.replicas],
+        "idle": idle(message.idle),
+        "asleep": message.asleep,
+        "asleep_since_s": message.asleep_since_s,
+        "kept": list(message.kept),
+    }
+
+
+def idle(message: catalog_pb2.IdlePolicy) -> Record:
+    return {
+        "unload_after_s": message.unload_after_s,
+        "scale_to_zero_after_s": message.scale_to_zero_after_s,
+        "keep": message.keep,
     }
 
 

@@ -327,6 +327,22 @@ class AdminClient:
         )
         return await self._call(self._admin.SetPolicy, request)
 
+    async def set_idle(
+        self,
+        model: str,
+        *,
+        unload_after_s: float | None = None,
+        scale_to_zero_after_s: float | None = None,
+        keep: int | None = None,
+    ) -> catalog_pb2.IdlePolicy:
+        """What becomes of a model that nobody asks for; None leaves a value as it is. Raises NotFound, InvalidInput."""
+        given = {"unload_after_s": unload_after_s, "scale_to_zero_after_s": scale_to_zero_after_s, "keep": keep}
+        request = catalog_pb2.SetIdleRequest(model=model)
+        for name, value in given.items():
+            if value is not None:
+                setattr(request, name, value)
+        return await self._call(self._catalog.SetIdle, request)
+
     async def set_residency(self, client_region: str, regions: Iterable[str]) -> admin_pb2.Residency:
         """Binds the clients of a region to `regions`; none take the rule back. Raises InvalidInput, NotFound."""
         request = admin_pb2.SetResidencyRequest(client_region=client_region, regions=regions)

@@ -145,12 +145,13 @@ class Mesh:
         made again only if it cannot have left this machine.
 
         Raises NotFound (unknown model or version), InvalidInput (wrong name, shape, dtype or value), TooLarge,
-        Unauthenticated and PermissionDenied at once; DeadlineExceeded, or the last node's error, at the deadline.
+        Unauthenticated and PermissionDenied at once, as NotReady with `retry_after_ms` where no node has the model any
+        more and bringing it back takes longer; DeadlineExceeded, or the last node's error, at the deadline.
         """
         clock = asyncio.get_running_loop().time
         start_s = clock()
         request = make_request(model, inputs, outputs, version=version, parameters=parameters)
-        route = await self._route(model, objective, deadline_s)
+        route = await self._served_route(model, objective, deadline_s)
         limit_s = default_deadline_s(route) if deadline_s is None else deadline_s
         key = (model, objective or "")
         call = Call(
@@ -198,7 +199,7 @@ class Mesh:
         A node that cannot be reached is passed over. Raises NotFound for an unknown model, and as `infer` when no
         route comes within `deadline_s`.
         """
-        route = await self._route(model, objective, deadline_s)
+        route = await self._served_route(model, objective, deadline_s)
         choices = self._planner.plan(route, (model, objective or ""))
         placed = await asyncio.gather(*(self._reached(choice) for choice in choices if choice.weight))
         if any(placed):
@@ -221,7 +222,7 @@ class Mesh:
 
         Raises as `infer`; its calls raise SequenceLost when the node is lost.
         """
-        route = await self._route(model, objective, deadline_s)
+        route = await self._served_route(model, objective, deadline_s)
         key = (model, objective or "")
         sequence = Sequence(
             self._channels,
@@ -238,6 +239,17 @@ class Mesh:
         if objective is not None:
             routing.parse_objective(objective)
         return await self._routes.get(model, objective or "", MIN_DEADLINE_S if deadline_s is None else deadline_s)
+
+    async def _served_route(self, model: str, objective: str | None, deadline_s: float | None) -> Route:
+        """For a call: a model that no node has since nobody asked for it is brought back. Raises NotReady."""
+        clock = asyncio.get_running_loop().time
+        start_s = clock()
+        route = await self._route(model, objective, deadline_s)
+        if route.served:
+            return route
+        limit_s = default_deadline_s(route) if deadline_s is None else deadline_s
+        await self._routes.bring_back(model, objective or "", limit_s - (clock() - start_s))
+        return self._routes.latest(route, model, objective or "")
 
     async def _reached(self, choice: Choice) -> bool:
         with suppress(MeshError):

@@ -91,6 +91,11 @@ class Route:
             message=message,
         )
 
+    @property
+    def served(self) -> bool:
+        """Some node has the model and is ready."""
+        return any(endpoint.candidate.ready for endpoint in self.endpoints)
+
     def keeping(self, left: Collection[Endpoint]) -> Route:
         """With nodes that were in it until lately, as not ready: after a restart the control plane may know few.
 

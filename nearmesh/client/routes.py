@@ -20,7 +20,7 @@ from nearmesh.client.control import ControlPlanes
 from nearmesh.client.picker import Endpoint, Route
 from nearmesh.client.settings import ConnectSettings, Token
 from nearmesh.client.tasks import end
-from nearmesh.errors import InvalidInput, MeshError, NotFound, PermissionDenied, Unauthenticated, Unreachable
+from nearmesh.errors import InvalidInput, MeshError, NotFound, NotReady, PermissionDenied, Unauthenticated, Unreachable
 from nearmesh.rpc import from_rpc_error
 from nearmesh.snapshot import SnapshotKeeper
 from nearmesh.v1 import route_pb2
@@ -33,6 +33,9 @@ _FIRST_RETRY_S, _MAX_RETRY_S = 0.2, 5.0
 
 # The control plane has this long to answer before the snapshot is asked for a first route.
 CONTROL_PLANE_FIRST_S = 1.0
+
+# While a model is brought back it is asked for again no sooner.
+FIRST_LOOK_S = 0.2
 
 # A node that has left a route is kept as a last resort for this long: no longer than a removed one may be asked.
 LEFT_KEPT_S = 25.0
@@ -48,6 +51,8 @@ class _Watched:
     route: Route | None = None
     error: MeshError | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    # Set while the route names a node that is ready.
+    served: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     # The control plane tells, now.
     current: bool = False
@@ -62,6 +67,10 @@ class _Watched:
         self.seen = {node: (e, last_s) for node, (e, last_s) in self.seen.items() if last_s > now_s - LEFT_KEPT_S}
         left = [endpoint for endpoint, _ in self.seen.values() if endpoint.node not in removed]
         self.route, self.error = route.keeping(left), None
+        if route.served:
+            self.served.set()
+        else:
+            self.served.clear()
         self.changed.set()
 
     def lost(self, error: MeshError) -> None:
@@ -106,6 +115,44 @@ class Routes:
             assert watched.error is not None
             raise watched.error
         return watched.route
+
+    async def bring_back(self, model: str, objective: str, timeout_s: float) -> None:
+        """Where no node has the model since nobody asked for it for long: asks for it, and waits until one has.
+
+        Raises NotReady with the time that it takes where that is more than there is. Returns where nobody brings it.
+        """
+        watched, loop = self._watch(model, objective), asyncio.get_running_loop()
+        end_s = loop.time() + timeout_s
+        while not watched.served.is_set():
+            left_s = end_s - loop.time()
+            takes_s = await self._asked_back((model, objective), max(left_s, FIRST_LOOK_S)) / 1000
+            if not takes_s:
+                return
+            if takes_s > end_s - loop.time():
+                raise NotReady(
+                    f"no node has {model!r} at present, since nobody asked for it for long; it is being brought back, "
+                    f"which takes about {takes_s:.1f} s, and the call has {max(0.0, end_s - loop.time()):.1f} s left",
+                    retry_after_ms=max(1, round(1000 * takes_s)),
+                )
+            await _within(watched.served, min(max(takes_s, FIRST_LOOK_S), end_s - loop.time()))
+
+    async def _asked_back(self, key: Key, timeout_s: float) -> float:
+        """In how many milliseconds somebody has it; 0 where somebody has, or nobody knows."""
+        request = self._request(key)
+        address = self._control_planes.address
+        metadata = self._token.metadata(asyncio.get_running_loop().time())
+        try:
+            route = await self._control_planes.routes(address).Resolve(request, timeout=timeout_s, metadata=metadata)
+        except grpc.aio.AioRpcError as failure:
+            raise_if_cancelled(failure)
+            log.debug("nobody was asked to bring model=%s back: %s", key[0], from_rpc_error(failure))
+            return 0.0
+        return 0.0 if route.candidates else route.ready_in_ms
+
+    def _request(self, key: Key) -> route_pb2.ResolveRequest:
+        return route_pb2.ResolveRequest(
+            model=key[0], objective=key[1], region=self._settings.region, site=self._settings.site
+        )
 
     def latest(self, route: Route, model: str, objective: str) -> Route:
         """The newest route for the key that `route` came from."""
@@ -174,9 +221,7 @@ class Routes:
         return False
 
     async def _follow(self, key: Key, watched: _Watched, backoff: Backoff, address: str) -> None:
-        request = route_pb2.ResolveRequest(
-            model=key[0], objective=key[1], region=self._settings.region, site=self._settings.site
-        )
+        request = self._request(key)
         metadata = self._token.metadata(asyncio.get_running_loop().time())
         async for message in self._control_planes.routes(address).Watch(request, metadata=metadata):
             watched.current = True

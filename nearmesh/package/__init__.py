@@ -4,7 +4,7 @@ from nearmesh.package.checks import MAX_INSTANCES
 from nearmesh.package.judging import Evaluation, Gate, OnlineCheck
 from nearmesh.package.package import PLACEHOLDER, Package
 from nearmesh.package.reading import MANIFEST_FILE, UNREADABLE_ARCHIVE, checked, load, parse, read_labels
-from nearmesh.package.serving import Batching, RoutePolicy, Sequence, State, Warmup
+from nearmesh.package.serving import Batching, Idle, RoutePolicy, Sequence, State, Warmup
 from nearmesh.package.source import Source
 from nearmesh.package.steps import Step
 from nearmesh.package.tensor_spec import DType, TensorSpec
@@ -21,6 +21,7 @@ __all__ = [
     "Evaluation",
     "ExternalData",
     "Gate",
+    "Idle",
     "OnlineCheck",
     "Package",
     "Quantize",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nearmesh.config import refuse
 from nearmesh.package import checks
 from nearmesh.package.judging import Evaluation, Gate, OnlineCheck
-from nearmesh.package.serving import Batching, RoutePolicy, Sequence, Warmup
+from nearmesh.package.serving import Batching, Idle, RoutePolicy, Sequence, Warmup
 from nearmesh.package.source import Source
 from nearmesh.package.steps import Step
 from nearmesh.package.tensor_spec import TensorSpec
@@ -41,6 +41,7 @@ class Package:
     batching: Batching = field(default_factory=Batching)
     sequence: Sequence | None = None
     route: RoutePolicy = field(default_factory=RoutePolicy)
+    idle: Idle = field(default_factory=Idle)
     # Pre- and post-processing around graphs, in one request; empty: the variants are the model.
     steps: tuple[Step, ...] = ()
     # One request may get several answers (over ModelStreamInfer): the last step's function yields them.

@@ -101,3 +101,39 @@ class RoutePolicy:
 
     def __post_init__(self) -> None:
         check_regions("route.regions", self.regions)
+
+
+# More replicas than any model has that nobody asks for.
+MAX_KEPT = 1000
+# A model that nobody asks for is given up no sooner: a control plane hears of requests once a second.
+LEAST_ASLEEP_S = 2.0
+MAX_IDLE_S = 1e8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idle:
+    """What becomes of a model that nobody asks for, unless an operator says otherwise."""
+
+    # It leaves a node's memory when nobody asked that node for so long; the next request loads it. 0: the node's own
+    # rule.
+    unload_after_s: float = 0.0
+    # Its replicas leave all nodes but `keep` when nobody in the mesh asked for so long. 0: never.
+    scale_to_zero_after_s: float = 0.0
+    # 0 is for clients that use the SDK alone: others find no route then.
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        refuse(self._problems())
+
+    def _problems(self) -> Iterator[Problem]:
+        for key, value in (
+            ("unload_after_s", self.unload_after_s),
+            ("scale_to_zero_after_s", self.scale_to_zero_after_s),
+        ):
+            if not 0 <= value <= MAX_IDLE_S:
+                yield Problem((key,), f"idle.{key} is 0 (never) to {MAX_IDLE_S:g} s, got {value:g}")
+        if 0 < self.scale_to_zero_after_s < LEAST_ASLEEP_S:
+            said = f"idle.scale_to_zero_after_s is {LEAST_ASLEEP_S:g} s or more, or 0 for never"
+            yield Problem(("scale_to_zero_after_s",), f"{said}; got {self.scale_to_zero_after_s:g}")
+        if not 0 <= self.keep <= MAX_KEPT:
+            yield Problem(("keep",), f"idle.keep is 0 to {MAX_KEPT} replicas, got {self.keep}")

@@ -151,7 +151,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "versions", "deployments", "replicas", "objective", "deadline_ms", "regions")
+    __slots__ = ("name", "versions", "deployments", "replicas", "objective", "deadline_ms", "regions", "idle", "asleep", "kept", "asleep_since_s")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     DEPLOYMENTS_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +159,10 @@ class Model(_message.Message):
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     REGIONS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_FIELD_NUMBER: _ClassVar[int]
+    ASLEEP_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    ASLEEP_SINCE_S_FIELD_NUMBER: _ClassVar[int]
     name: str
     versions: _containers.RepeatedCompositeFieldContainer[ModelVersion]
     deployments: _containers.RepeatedCompositeFieldContainer[Deployment]
@@ -166,7 +170,35 @@ class Model(_message.Message):
     objective: str
     deadline_ms: float
     regions: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., deployments: _Optional[_Iterable[_Union[Deployment, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., objective: _Optional[str] = ..., deadline_ms: _Optional[float] = ..., regions: _Optional[_Iterable[str]] = ...) -> None: ...
+    idle: IdlePolicy
+    asleep: bool
+    kept: _containers.RepeatedScalarFieldContainer[str]
+    asleep_since_s: float
+    def __init__(self, name: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., deployments: _Optional[_Iterable[_Union[Deployment, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., objective: _Optional[str] = ..., deadline_ms: _Optional[float] = ..., regions: _Optional[_Iterable[str]] = ..., idle: _Optional[_Union[IdlePolicy, _Mapping]] = ..., asleep: _Optional[bool] = ..., kept: _Optional[_Iterable[str]] = ..., asleep_since_s: _Optional[float] = ...) -> None: ...
+
+class IdlePolicy(_message.Message):
+    __slots__ = ("model", "unload_after_s", "scale_to_zero_after_s", "keep")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    UNLOAD_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    SCALE_TO_ZERO_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    unload_after_s: float
+    scale_to_zero_after_s: float
+    keep: int
+    def __init__(self, model: _Optional[str] = ..., unload_after_s: _Optional[float] = ..., scale_to_zero_after_s: _Optional[float] = ..., keep: _Optional[int] = ...) -> None: ...
+
+class SetIdleRequest(_message.Message):
+    __slots__ = ("model", "unload_after_s", "scale_to_zero_after_s", "keep")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    UNLOAD_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    SCALE_TO_ZERO_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    unload_after_s: float
+    scale_to_zero_after_s: float
+    keep: int
+    def __init__(self, model: _Optional[str] = ..., unload_after_s: _Optional[float] = ..., scale_to_zero_after_s: _Optional[float] = ..., keep: _Optional[int] = ...) -> None: ...
 
 class Replica(_message.Message):
     __slots__ = ("node", "version", "status", "live")

@@ -94,6 +94,11 @@ class CatalogServiceStub:
                 request_serializer=nearmesh_dot_v1_dot_catalog__pb2.ChangeRolloutRequest.SerializeToString,
                 response_deserializer=nearmesh_dot_v1_dot_catalog__pb2.Rollout.FromString,
                 _registered_method=True)
+        self.SetIdle = channel.unary_unary(
+                '/nearmesh.v1.CatalogService/SetIdle',
+                request_serializer=nearmesh_dot_v1_dot_catalog__pb2.SetIdleRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_catalog__pb2.IdlePolicy.FromString,
+                _registered_method=True)
 
 
 class CatalogServiceServicer:
@@ -180,6 +185,13 @@ class CatalogServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetIdle(self, request, context):
+        """What becomes of a model that nobody asks for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CatalogServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -242,6 +254,11 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.ChangeRollout,
                     request_deserializer=nearmesh_dot_v1_dot_catalog__pb2.ChangeRolloutRequest.FromString,
                     response_serializer=nearmesh_dot_v1_dot_catalog__pb2.Rollout.SerializeToString,
+            ),
+            'SetIdle': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetIdle,
+                    request_deserializer=nearmesh_dot_v1_dot_catalog__pb2.SetIdleRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_catalog__pb2.IdlePolicy.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -568,6 +585,33 @@ class CatalogService:
             '/nearmesh.v1.CatalogService/ChangeRollout',
             nearmesh_dot_v1_dot_catalog__pb2.ChangeRolloutRequest.SerializeToString,
             nearmesh_dot_v1_dot_catalog__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetIdle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.CatalogService/SetIdle',
+            nearmesh_dot_v1_dot_catalog__pb2.SetIdleRequest.SerializeToString,
+            nearmesh_dot_v1_dot_catalog__pb2.IdlePolicy.FromString,
             options,
             channel_credentials,
             insecure,

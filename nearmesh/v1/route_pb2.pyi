@@ -23,7 +23,7 @@ class ResolveRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., region: _Optional[str] = ..., site: _Optional[str] = ..., objective: _Optional[str] = ..., latitude: _Optional[float] = ..., longitude: _Optional[float] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("model", "version", "digest", "region", "objective", "deadline_ms", "candidates", "generation", "demand_per_s", "expires_at_s", "bound", "allowed_regions", "note")
+    __slots__ = ("model", "version", "digest", "region", "objective", "deadline_ms", "candidates", "generation", "demand_per_s", "expires_at_s", "bound", "allowed_regions", "note", "ready_in_ms")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class Route(_message.Message):
     BOUND_FIELD_NUMBER: _ClassVar[int]
     ALLOWED_REGIONS_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    READY_IN_MS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     digest: str
@@ -50,7 +51,8 @@ class Route(_message.Message):
     bound: bool
     allowed_regions: _containers.RepeatedScalarFieldContainer[str]
     note: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., region: _Optional[str] = ..., objective: _Optional[str] = ..., deadline_ms: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., generation: _Optional[int] = ..., demand_per_s: _Optional[float] = ..., expires_at_s: _Optional[float] = ..., bound: _Optional[bool] = ..., allowed_regions: _Optional[_Iterable[str]] = ..., note: _Optional[str] = ...) -> None: ...
+    ready_in_ms: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., region: _Optional[str] = ..., objective: _Optional[str] = ..., deadline_ms: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., generation: _Optional[int] = ..., demand_per_s: _Optional[float] = ..., expires_at_s: _Optional[float] = ..., bound: _Optional[bool] = ..., allowed_regions: _Optional[_Iterable[str]] = ..., note: _Optional[str] = ..., ready_in_ms: _Optional[float] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("node", "site", "region", "address", "server_name", "ready", "network_ms_p50", "network_ms_p95", "network_measured", "service_ms_p50", "service_ms_p95", "usd_per_hour", "usd_per_1000", "in_time", "why", "network_ms_quantiles", "service_ms_quantiles", "p_in_time", "share", "total_ms_p50", "total_ms_p95", "total_ms_p99", "transfer_usd_per_1000", "spot", "inferences_per_second", "utilization")

@@ -155,7 +155,7 @@ async def test_the_audit_follows_a_cancelled_call_and_knows_who_called(tmp_path:
         )
         rollouts = rollouts_of(mesh)
         calls = RolloutCalls(rollouts, mesh.catalog, mesh.registry, audit, mesh.changes, lambda version: 0.0)
-        catalog = CatalogServicer(mesh.catalog, unused, mesh.registry, unused, calls=calls)
+        catalog = CatalogServicer(mesh.catalog, unused, mesh.registry, unused, calls=calls, idle=unused)
         rpc._caller.set(ME)
         await cancelled(mesh.db, CALLS[name](admin, catalog))
         action = ACTIONS.get(name, name)

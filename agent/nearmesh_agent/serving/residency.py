@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class Residency:
         """`idle_unload_s` of 0: a version that nobody asks for stays until another needs its memory."""
         self.budget_bytes = budget_bytes
         self._idle_unload_s = idle_unload_s
+        # By digest, what the mesh says instead of that.
+        self.idle_rules: Mapping[str, float] = {}
         self._clock = clock
         self._replicas: list[Replica] = []
         # Models that an operator took out of memory, versions to come included.
@@ -122,14 +125,13 @@ class Residency:
                 await replica.endings.tidy()
 
     async def unload_idle(self) -> None:
-        """Those that nobody has asked for `idle_unload_s`."""
-        if not self._idle_unload_s:
-            return
+        """Those that nobody has asked for as long as the mesh's rule for them says, or else the node's own."""
         for replica in self._here():
             # One on trial has to show what it can do, and gets few requests.
             if not replica.active or replica.in_use or replica.on_trial:
                 continue
-            if replica.idle_s >= self._idle_unload_s:
+            limit_s = self.idle_rules.get(replica.digest, self._idle_unload_s)
+            if limit_s and replica.idle_s >= limit_s:
                 await self._evict(replica)
 
     async def close(self) -> None:

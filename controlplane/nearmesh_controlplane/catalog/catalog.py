@@ -182,11 +182,17 @@ class Catalog:
 
     @whole
     async def add(
-        self, manifest: Manifest, digest: str, policy: RoutePolicy, store: Callable[[], Awaitable[None]]
+        self,
+        manifest: Manifest,
+        digest: str,
+        policy: RoutePolicy,
+        store: Callable[[], Awaitable[None]],
+        also: Callable[[sa.Connection], None] = lambda connection: None,
     ) -> Version:
         """Records a version whose blobs are all in the layout; `store` adds the manifest once its name proved free.
 
-        Raises AlreadyExists, and then nothing was stored.
+        What the package says of other things `also` writes, in the same transaction. Raises AlreadyExists, and then
+        nothing was stored.
         """
         async with self._adding:
             known = self.check_new(manifest, digest)
@@ -201,7 +207,7 @@ class Catalog:
                 created_at_s=time.time(),
             )
             try:
-                self._policies[version.model] = await self._db.run(_insert_version, version, policy)
+                self._policies[version.model] = await self._db.run(_insert_version, version, policy, also)
             except sa.exc.IntegrityError:
                 # Another control plane was faster.
                 await self.restore()
@@ -311,7 +317,9 @@ def _policy(row: sa.Row[Any]) -> RoutePolicy:
     return RoutePolicy(objective=row.objective, deadline_ms=row.deadline_ms, regions=tuple(row.regions or ()))
 
 
-def _insert_version(connection: sa.Connection, version: Version, policy: RoutePolicy) -> RoutePolicy:
+def _insert_version(
+    connection: sa.Connection, version: Version, policy: RoutePolicy, also: Callable[[sa.Connection], None]
+) -> RoutePolicy:
     row = {name: getattr(version, name) for name in ("digest", "model", "version", "size_bytes", "created_at_s")}
     connection.execute(sa.insert(tables.versions).values(**row))
     known = _policy_row(connection, version.model)
@@ -320,6 +328,7 @@ def _insert_version(connection: sa.Connection, version: Version, policy: RoutePo
     if known is not None and known.regions_by_operator:
         policy = dataclasses.replace(policy, regions=_policy(known).regions)
     _write_policy(connection, version.model, policy, {})
+    also(connection)
     return policy
 
 

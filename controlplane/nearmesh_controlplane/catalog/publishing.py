@@ -27,6 +27,8 @@ from nearmesh_controlplane.catalog.known_chunks import Stretch
 from nearmesh_controlplane.catalog.reports import Reports, differ_in_report_alone, report_of
 from nearmesh_controlplane.catalog.signing import Signing
 from nearmesh_controlplane.database import whole
+from nearmesh_controlplane.idle.book import IdleBook
+from nearmesh_controlplane.idle.store import take_package
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +53,10 @@ class Publisher:
         audit: Audit,
         max_blob_bytes: int,
         copied: Copied = by_nobody,
+        idle: IdleBook | None = None,
     ) -> None:
-        """`copied` waits until other control planes have a version as well."""
+        """`copied` waits until other control planes have a version as well; `idle` reads what packages say of that."""
+        self._idle = idle
         self._catalog = catalog
         self._layout = layout
         self._signing = signing
@@ -190,7 +194,10 @@ class Publisher:
         package = self._package(manifest)
         digests = {file.title: file.digest for file in manifest.files}
         check_published(package, digests, report_of(self._layout, manifest))
-        version = await self._catalog.add(manifest, digest, package.route, store)
+        also = functools.partial(take_package, model=manifest.model, policy=package.idle)
+        version = await self._catalog.add(manifest, digest, package.route, store, also)
+        if self._idle:
+            await self._idle.restore()
         await self._record("publish", version, digest)
         return version
 

@@ -9,6 +9,7 @@ from nearmesh.v1 import catalog_pb2 as pb
 from nearmesh.v1 import catalog_pb2_grpc
 from nearmesh_controlplane.catalog.catalog import Catalog, Version
 from nearmesh_controlplane.catalog.publishing import Publisher
+from nearmesh_controlplane.idle.calls import IdleCalls
 from nearmesh_controlplane.registry.nodes import Registry
 from nearmesh_controlplane.rollouts.calls import RolloutCalls, deployment_message
 
@@ -24,8 +25,10 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         source: pb.RegistryResponse,
         *,
         calls: RolloutCalls,
+        idle: IdleCalls,
     ) -> None:
         """`source`: where versions are pulled from, and by which keys they are signed; `calls` answers what deploys."""
+        self._idle = idle
         self._catalog = catalog
         self._publisher = publisher
         self._registry = registry
@@ -72,9 +75,12 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
     async def ChangeRollout(self, request: pb.ChangeRolloutRequest, context: Any) -> pb.Rollout:
         return await self._calls.change(request)
 
+    async def SetIdle(self, request: pb.SetIdleRequest, context: Any) -> pb.IdlePolicy:
+        return await self._idle.set(request)
+
     def _model(self, name: str) -> pb.Model:
         policy = self._catalog.policy(name)
-        return pb.Model(
+        found = pb.Model(
             name=name,
             versions=[_version_message(version) for version in self._catalog.versions(name)],
             deployments=[deployment_message(deployment) for deployment in self._catalog.deployments(name)],
@@ -83,6 +89,8 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
             deadline_ms=policy.deadline_ms,
             regions=policy.regions,
         )
+        self._idle.describe(found)
+        return found
 
     def _replicas(self, model: str) -> list[pb.Replica]:
         return [

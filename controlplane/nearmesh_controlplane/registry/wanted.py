@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh_controlplane.catalog.catalog import Catalog, Deployment
@@ -11,16 +11,26 @@ from nearmesh_controlplane.registry.nodes import READY, Registry
 from nearmesh_controlplane.rollouts.rollout import Rollout
 from nearmesh_controlplane.rollouts.wants import want
 
+# The nodes that are to have a model which is asleep; None: all that it is deployed to.
+Kept = Callable[[str], Collection[str] | None]
+
 
 def wanted_versions(
-    node: Node, replicas: Mapping[str, pb.ReplicaStatus], catalog: Catalog, rollouts: Iterable[Rollout] = ()
+    node: Node,
+    replicas: Mapping[str, pb.ReplicaStatus],
+    catalog: Catalog,
+    rollouts: Iterable[Rollout] = (),
+    kept: Kept = lambda model: None,
 ) -> list[pb.WantedVersion]:
     """By model name, the standing version first. A cordoned node is asked for nothing but what it has already."""
-    deployed = catalog.wanted(node.site, node.region, node.id)
-    if node.cordoned:
-        kept = {model: digest for model in deployed if (digest := _kept(model, replicas))}
-        return [_version(model, digest, catalog, deployed[model].asked_by) for model, digest in kept.items()]
     rolled = {r.model: r for r in rollouts if r.is_for(node.id, node.site, node.region)}
+    everything = catalog.wanted(node.site, node.region, node.id)
+    # What a rollout is about is not asleep.
+    let_go = {m for m in everything if m not in rolled and (own := kept(m)) is not None and node.id not in own}
+    deployed = {m: d for m, d in everything.items() if m not in let_go} if let_go else everything
+    if node.cordoned:
+        has = {model: digest for model in deployed if (digest := _kept(model, replicas))}
+        return [_version(model, digest, catalog, deployed[model].asked_by) for model, digest in has.items()]
     found = [
         pb.WantedVersion(model=model, version=deployment.version, digest=deployment.digest, rollout=deployment.asked_by)
         for model, deployment in deployed.items()
@@ -68,11 +78,17 @@ def wanted_state(
     peers: Iterable[pb.Peer] = (),
     rollouts: Iterable[Rollout] = (),
     holders: Callable[[Node, str], Iterable[pb.Holder]] = lambda node, digest: (),
+    kept: Kept = lambda model: None,
+    unload_after_s: Callable[[str], float] = lambda model: 0.0,
 ) -> pb.WantedState:
-    """Everything that one node is told. `rollouts` are those that run; `holders` are whom it can ask for a version."""
+    """Everything that one node is told. `rollouts` are those that run; `holders` are whom it can ask for a version.
+
+    `unload_after_s` is when a model leaves memory that nobody asks for, 0 for the node's own rule.
+    """
     node = registry.get(node_id)
-    versions = wanted_versions(node, registry.replicas(node_id), catalog, rollouts)
+    versions = wanted_versions(node, registry.replicas(node_id), catalog, rollouts, kept)
     for version in versions:
+        version.idle_unload_s = unload_after_s(version.model)
         version.holders.extend(holders(node, version.digest))
     return pb.WantedState(
         versions=versions,

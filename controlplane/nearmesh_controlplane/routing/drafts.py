@@ -35,6 +35,9 @@ SOONER, MOST_DEADLINES = 10.0, 50.0
 DEAREST_PARTS = 50
 # A node whose speed nobody knows, in multiples of the usual cost.
 UNKNOWN = 10.0
+# What is not in memory has to be cheaper by so much than what is, even where its load leaves time enough: else requests
+# that another node answers at once would wait for it.
+COLD = 1.25
 # What the whole deadline weighs between nodes that cost the same, in multiples of the cheapest: less than prices that
 # differ at all. Of the usual cost it would outweigh them, as soon as one node somewhere is far dearer than all others.
 EQUALLY_DEAR = 1e-3
@@ -122,6 +125,8 @@ class Drafter:
 
 def _drafted(offers: Offers, objective: Objective, usual: float, weights: _Weights, standing: Array) -> Draft:
     usd = np.where(np.isfinite(offers.usd_per_1000), offers.usd_per_1000, UNKNOWN * usual)
+    if offers.cold.any():
+        usd = np.where(offers.cold[None, :], COLD * usd, usd)
     broken = (standing > 0)[None, :] | ~offers.allowed
     if objective == "nearest":
         # Of nodes equally far the cheaper one.

@@ -43,13 +43,16 @@ class Gatherer:
         residency: ResidencyRules,
         prices: Prices,
         clock: Callable[[], float],
+        kept: Callable[[str], frozenset[str] | None] = lambda model: None,
     ) -> None:
+        """`kept` are the nodes that keep a model which is asleep; None where it is awake."""
         self._registry = registry
         self._catalog = catalog
         self._measurements = measurements
         self._residency = residency
         self._prices = prices
         self._clock = clock
+        self._kept = kept
         # By node and digest: what the node said, as it said it, and what that means.
         self._replicas: dict[tuple[str, str], tuple[tuple[object, ...], ReplicaFacts]] = {}
         self._network: dict[tuple[str, str], tuple[Times, Source, float]] = {}
@@ -60,8 +63,8 @@ class Gatherer:
         # What each node said last, as the registry has it and by model; what else models hang on; and the models.
         self._said: dict[str, tuple[Mapping[str, pb.ReplicaStatus], dict[str, list[pb.ReplicaStatus]]]] = {}
         self._basis: tuple[object, ...] = ()
-        # Each with the policy that it was made by, and until when it holds.
-        self._models: dict[str, tuple[RoutePolicy, ModelFacts, float]] = {}
+        # Each with the policy that it was made by, until when it holds, and who alone keeps it.
+        self._models: dict[str, tuple[RoutePolicy, ModelFacts, float, frozenset[str] | None]] = {}
         self._nodes: dict[str, tuple[Node, Presence, NodeFacts]] = {}
 
     def facts(self, asked_regions: Iterable[str]) -> Facts:
@@ -153,18 +156,21 @@ class Gatherer:
         # What gateways see of its calls changes by itself, so it holds for no longer than until then.
         seen_by_gateways = self._measurements.callers.hears(name)
         end_s = now_s if known is None or (seen_by_gateways and math.isinf(known[2])) else known[2]
-        if known is not None and stale is not None and name not in stale and known[0] == policy and now_s < end_s:
+        kept = self._kept(name)
+        fresh = known is not None and known[0] == policy and known[3] == kept and now_s < end_s
+        if known is not None and fresh and stale is not None and name not in stale:
             return known[1]
         # How large requests are is looked at now and then alone: what was said since counts then.
         look_s = self._bytes.get(name, (None, now_s))[1]
         said = {node.id: of for node in nodes if (of := self._said[node.id][1].get(name))}
-        found = self._model(name, nodes, said, standing, leaving)
+        found = self._model(name, nodes, said, standing, leaving, kept)
         if known is not None and known[1] == found:
             found = known[1]
         # Which of several versions on a node is the one that counts, deployments tell.
         if all(len(replicas) == 1 for replicas in said.values()):
             until_s = look_s if now_s < look_s else math.inf
-            self._models[name] = policy, found, min(until_s, now_s + LOOK_AGAIN_S) if seen_by_gateways else until_s
+            until_s = min(until_s, now_s + LOOK_AGAIN_S) if seen_by_gateways else until_s
+            self._models[name] = policy, found, until_s, kept
         else:
             self._models.pop(name, None)
         return found
@@ -176,6 +182,7 @@ class Gatherer:
         said: Mapping[str, list[pb.ReplicaStatus]],
         standing: Mapping[str, Presence],
         leaving: Collection[str],
+        kept: frozenset[str] | None = None,
     ) -> ModelFacts:
         policy = self._catalog.policy(name)
         per_s = speeds(nodes, said)
@@ -186,6 +193,8 @@ class Gatherer:
         lost: dict[str, ReplicaFacts] = {}
         for node in nodes:
             replica, why = self._replica(name, node, said.get(node.id, []), leaving)
+            if kept is not None and node.id not in kept:
+                replica, why = None, f"nobody asked for long, so it is kept by {', '.join(sorted(kept)) or 'no node'}"
             if replica is None:
                 absent[node.id] = why
                 continue

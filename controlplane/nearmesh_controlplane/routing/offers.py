@@ -50,6 +50,8 @@ class Offers:
     # US dollars; the whole of it, shape (regions, nodes), and what of it the node itself costs.
     usd_per_1000: Array
     transfer_usd_per_1000: Array
+    # Not in memory, shape (nodes,).
+    cold: npt.NDArray[np.bool_]
     # Whether owners' rules let a region's requests go to a node.
     allowed: npt.NDArray[np.bool_]
 
@@ -83,6 +85,7 @@ class _Timing:
     per_s: Array
     per_usd: Array
     unknown: npt.NDArray[np.bool_]
+    cold: npt.NDArray[np.bool_]
     # Of the facts that it was last asked for by: the model, all nodes, and which of them serve it.
     model: ModelFacts | None = None
     ids: tuple[str, ...] = ()
@@ -90,7 +93,7 @@ class _Timing:
 
 
 # Its arrays whose first axis, and whose second one, are the nodes.
-_BY_NODE = ("service", "present", "utilization", "per_s", "per_usd", "unknown")
+_BY_NODE = ("service", "present", "utilization", "per_s", "per_usd", "unknown", "cold")
 _BY_PAIR = ("p_in_time", "p_staying", "network_ms")
 
 
@@ -142,6 +145,7 @@ class OfferBook:
             utilization=timing.utilization,
             usd_per_1000=np.where(timing.unknown, np.inf, columns.usd_per_hour * timing.per_usd)[None, :] + transfer,
             transfer_usd_per_1000=transfer,
+            cold=timing.cold,
             allowed=view.allowed(model, columns),
         )
 
@@ -199,6 +203,7 @@ def _timed(
         per_s=per_s,
         per_usd=np.array([usd_per_1000(1.0, r.per_s) if r.per_s > 0 else 0.0 for r in replicas]),
         unknown=np.array([r.per_s <= 0 for r in replicas]),
+        cold=np.array([r.load_ms > 0 for r in replicas]),
     )
 
 

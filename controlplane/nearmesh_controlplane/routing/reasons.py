@@ -84,10 +84,10 @@ class _View:
     def _able(self, node: NodeFacts, candidate: Candidate, winner: Candidate) -> Ranked:
         in_time = self._chance(node.id) >= IN_TIME
         if node.standing != "live":
-            return Ranked(candidate, in_time, f"tried last: {_DOUBTS[node.standing]}")
+            return Ranked(candidate, in_time, f"tried last: {_DOUBTS[node.standing]}" + self._cold(node))
         wins = self._target(node.id) > 0 or candidate is winner
         why = self._why_won(candidate) if wins else self._why_lost(candidate, winner)
-        return Ranked(candidate, in_time, why + self._on_its_way(node))
+        return Ranked(candidate, in_time, why + self._cold(node) + self._on_its_way(node))
 
     def unable(self, node: NodeFacts) -> Ranked:
         """A node that does not serve the model, or must not."""
@@ -256,6 +256,10 @@ class _View:
         if by <= HYSTERESIS:
             return f"{better} by under {HYSTERESIS:.0%}, which does not move traffic"
         return f"{better} by {by:.0%}, but what there is to gain is too little to move traffic now"
+
+    def _cold(self, node: NodeFacts) -> str:
+        load_ms = self._model.replicas[node.id].load_ms if node.id in self._model.replicas else 0.0
+        return f"; cold: about {max(load_ms / 1000, 0.1):.1f} s to load" if load_ms else ""
 
     def _on_its_way(self, node: NodeFacts) -> str:
         assert self._block is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
 from google.protobuf.message import Message
@@ -39,6 +39,11 @@ CLIENT_SNAPSHOT_S = 60.0
 MACHINE_SNAPSHOT_BYTES_PER_S = 64 * 1024
 
 
+async def nothing_sleeps(_model: str, _region: str) -> float:
+    """Where no model is ever given up."""
+    return 0.0
+
+
 class RouteServicer(route_pb2_grpc.RouteServiceServicer):
     """Answers who asks for a route, or for the reason of one."""
 
@@ -51,7 +56,10 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
         changes: Generation,
         snapshots: Snapshots,
         role: Role,
+        bring_back: Callable[[str, str], Awaitable[float]] = nothing_sleeps,
     ) -> None:
+        """`bring_back` a model that no node has, for a client's region: in how many milliseconds, 0 if not at all."""
+        self._bring_back = bring_back
         self._router = router
         self._registry = registry
         self._catalog = catalog
@@ -61,7 +69,15 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
         self._role = role
 
     async def Resolve(self, request: pb.ResolveRequest, context: Any) -> pb.Route:
-        return self._answer(request, everyone=False)
+        route = self._answer(request, everyone=False)
+        if route.candidates:
+            return route
+        # A client asks when it has found nobody: this is the request that a model which is asleep wakes for.
+        told, _ = await self._ask_leader("Resolve", request, context)
+        if told is not None:
+            return cast(pb.Route, told)
+        route.ready_in_ms = await self._bring_back(request.model, client_region(request))
+        return route
 
     async def Explain(self, request: pb.ResolveRequest, context: Any) -> pb.Route:
         told, why_not = await self._ask_leader("Explain", request, context)
