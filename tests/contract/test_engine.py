@@ -363,3 +363,11 @@ def test_a_package_with_steps_is_a_pipeline(tmp_path):
     assert engine.infer({"left": ones, "right": ones})["total"].tolist() == (2 * ones).tolist()
     assert engine.variant == "add:fp32"
     engine.close()
+
+
+@pytest.mark.parametrize("overflow", [True, False])
+def test_p5_sums_of_8_bits_are_exact_where_the_processor_would_not_be(tmp_path, monkeypatch, overflow):
+    adder(tmp_path)
+    monkeypatch.setattr("nearmesh_agent.engines.onnx.session.eight_bits_overflow", lambda: overflow)
+    options = Session.open(tmp_path / "fp32.onnx", [CPU])._session.get_session_options()
+    assert options.get_session_config_entry("session.x64quantprecision") == str(int(overflow))

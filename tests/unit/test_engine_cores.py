@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from nearmesh_agent.engines.cores import cores_of, usable_cores
+from nearmesh_agent.engines.cores import cores_of, eight_bits_overflow, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,25 @@ def test_a_machine_without_control_groups(tmp_path):
 
 def test_this_machine():
     assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("flags", "overflow"),
+    [
+        ("fpu sse2 avx2", True),
+        ("fpu avx2 avx512f", True),
+        ("fpu avx2 avx512f avx512_vnni", False),
+        ("fpu avx2 avx_vnni", False),
+        # No x86: it has no flags, but features.
+        ("", False),
+    ],
+)
+def test_p5_where_sums_of_8_bits_overflow(tmp_path, flags, overflow):
+    info = tmp_path / "proc" / "cpuinfo"
+    info.parent.mkdir()
+    info.write_text(f"processor\t: 0\nflags\t\t: {flags}\n" if flags else "Features\t: fp asimd asimddp\n")
+    assert eight_bits_overflow(tmp_path) is overflow
+
+
+def test_a_system_that_does_not_say_what_its_processor_is(tmp_path):
+    assert eight_bits_overflow(tmp_path) is False
