@@ -98,11 +98,14 @@ class Subscription:
     def pending(self, resources: Resources) -> Iterator[bytes]:
         """The responses that have to be sent so that the stream knows `resources`, in the order they have to be sent.
 
-        Clusters that are gone leave last, after the routes that named them.
+        Clusters that are gone leave last, after the routes that named them. Who asks for clusters by name asks no more
+        for those once its new routes lead elsewhere; before, it would have neither the old ones nor the new ones yet.
         """
         for type_url in PUSH_ORDER:
             yield from self._send(type_url, resources, keep_gone=type_url == CLUSTER)
-        yield from self._send(CLUSTER, resources)
+        clusters = self._types.get(CLUSTER)
+        if clusters and clusters.wildcard:
+            yield from self._send(CLUSTER, resources)
 
     def _send(self, type_url: str, resources: Resources, *, keep_gone: bool = False) -> Iterator[bytes]:
         known = self._types.get(type_url)

@@ -112,6 +112,21 @@ def test_clusters_come_before_the_routes_that_name_them_and_leave_after() -> Non
     assert stream.get(fewer) == [("RouteConfiguration", ["two"]), ("Cluster", ["ca"])]
 
 
+def test_a_client_has_what_is_gone_until_it_asks_for_what_takes_its_place() -> None:
+    stream = Stream()
+    stream.ask(LISTENER, "m")
+    stream.ask(CLUSTER, "a")
+    stream.get(world(l={"m": "to a"}, c={"a": "ca"}))
+    after = world(l={"m": "to b"}, c={"b": "cb"})
+    assert stream.get(after) == [("Listener", ["to b"])]
+    stream.ask(CLUSTER, "a", "b")
+    assert stream.get(after) == [("Cluster", ["ca", "cb"])]
+    stream.ask(CLUSTER, "b")
+    assert stream.get(after) == []
+    stream.ask(CLUSTER, "b", "a")
+    assert stream.get(after) == [("Cluster", ["cb"])]
+
+
 def test_a_refusal_is_counted_told_and_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
     stream = Stream()
     stream.ask(LISTENER, "a")
