@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def test_deploy_watches_a_rollout_to_its_end(run: Bench) -> None:
     record = json.loads(run("model", "deploy", "digits@1", "--json").stdout)
     assert record["progress"] == {"serving": ["node-a"], "pending": {}, "failed": {}}
     assert (record["digest"], record["rollout"]["state"], record["rollout"]["rollout"]) == (DIGEST, "done", 7)
+
+
+def test_on_a_terminal_the_picture_changes(run: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    screen = StringIO()
+    monkeypatch.setattr(rollouts, "console", lambda err: Console(file=screen, force_terminal=True, width=120))
+    done = run("model", "deploy", "digits@1")
+    assert (done.exit_code, done.stdout) == (0, "digits@1 is wanted at every site; 1 node changed over in 12 s\n")
+    shown = screen.getvalue()
+    assert "step 2 of 2, 25 % of the requests" in shown and "node-a" in shown and "3 of 4" in shown, shown
 
 
 def test_where_and_how(run: Bench) -> None:

@@ -53,6 +53,17 @@ async def test_what_nodes_and_owners_said(mesh: State) -> None:
     assert set(facts.network) == {(region, n) for region in facts.regions for n in ("eu", "us")}
 
 
+async def test_a_version_on_trial_is_not_what_a_node_is_measured_by(mesh: State) -> None:
+    trial = replica("m", "2", service_ms=500.0, per_second=0.1)
+    trial.on_trial = True
+    for order in ((trial, replica()), (replica(), trial)):
+        await mesh.reports("eu", *order)
+        fact = only(gatherer(mesh).facts([])).replicas["eu"]
+        assert (fact.service, fact.per_s) == (Times.certain(5.0), 10.0)
+    await mesh.reports("eu", trial)
+    assert "eu" not in only(gatherer(mesh).facts([])).replicas, "alone it serves nobody"
+
+
 async def test_times_come_as_distributions_and_waiting_apart(mesh: State) -> None:
     found = replica()
     found.service_ms_quantiles[:] = [5, 6, 8, 10, 12, 15, 30]

@@ -97,6 +97,16 @@ async def test_demand_is_what_nodes_counted_and_comes_from_where_it_is_claimed(m
     assert found == {(EUROPE, "m", ""): pytest.approx(20, rel=0.05), (ASIA, "m", ""): pytest.approx(80, rel=0.05)}
 
 
+async def test_what_a_version_on_trial_fails_is_counted_where_it_is_answered(mesh: State) -> None:
+    for second in range(30):
+        mesh.clock.now_s += 1
+        standing, trial = replica(), replica("m", "2")
+        standing.answered, trial.answered = 90 * second, 10 * second
+        trial.failed, trial.on_trial = 40 * second, True
+        mesh.measurements.node_status("eu", node_pb2.NodeStatus(replicas=[standing, trial]))
+    assert mesh.measurements.demand.total("m", now_s=mesh.clock()) == pytest.approx(100, rel=0.05)
+
+
 async def test_a_model_that_was_taken_away_is_forgotten(mesh: State) -> None:
     for second in range(3):
         mesh.clock.now_s += 1

@@ -163,8 +163,12 @@ async def test_reports_are_written_only_when_a_restart_must_know(mesh: State, mo
     # What was measured is seen all the same.
     assert mesh.registry.replicas("n")[digest_of("m", "1")].service_ms_p50 == 3.0
     await mesh.reports("n", replica(state=node_pb2.REPLICA_STATE_FAILED, detail="why"))
+    on_trial = replica()
+    on_trial.on_trial = True
+    await mesh.reports("n", on_trial)
+    await mesh.reports("n", replica())
     await mesh.reports("n")
-    assert writes == 3
+    assert writes == 5
     assert mesh.registry.replicas("n") == {}
 
 

@@ -80,7 +80,7 @@ def advanced(rollout: Rollout, views: Sequence[View], look: Look) -> Rollout:
 def paused(rollout: Rollout) -> Rollout:
     """Raises InvalidInput."""
     _check_state(rollout, "paused", "running", "paused")
-    return dataclasses.replace(rollout, state="paused")
+    return rollout if rollout.state == "paused" else dataclasses.replace(rollout, state="paused")
 
 
 def resumed(rollout: Rollout, now_s: float) -> Rollout:

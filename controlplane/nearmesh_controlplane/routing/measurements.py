@@ -89,7 +89,8 @@ class Measurements:
     def node_status(self, node_id: str, status: node_pb2.NodeStatus) -> None:
         """Takes over what a node counted, and what it measured of others."""
         now_s, node = self._clock(), self._registry.get(node_id)
-        counted = {r.digest: (r.model, r.answered + r.failed) for r in status.replicas}
+        # What a version on trial fails the standing one answers, and is counted there.
+        counted = {r.digest: (r.model, r.answered + (0 if r.on_trial else r.failed)) for r in status.replicas}
         self.demand.answered(node_id, counted, now_s=now_s)
         if math.isfinite(status.utilization):
             self._utilization[node_id] = min(max(status.utilization, 0.0), 1.0)
