@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from nearmesh.packaging.build import Artifact, build
+
+# What all versions of `tuned` have in common.
+BODY = np.random.default_rng(3).bytes(8_000_000)
 
 MODEL_TOML = """
 name = "{name}"
@@ -45,6 +49,18 @@ def _graph(name: str, add: float) -> bytes:
     graph = helper.make_graph([helper.make_node("Add", ["x", "c"], ["y"])], name, ends[:1], ends[1:], [constant])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     return bytes(model.SerializeToString())
+
+
+def tuned(folder: Path, version: str, name: str = "tuned", body: bytes = BODY) -> Artifact:
+    """A model whose large body is that of every version, with a head of its own."""
+    adding(folder, name, version, 1.0)
+    weights = folder / "weights.onnx"
+    model = onnx.load(weights)
+    head = np.random.default_rng(list(version.encode())).bytes(150_000)
+    model.metadata_props.add(key="body", value=base64.b64encode(body).decode())
+    model.metadata_props.add(key="head", value=base64.b64encode(head).decode())
+    onnx.save(model, weights)
+    return build(folder, folder / "cache")
 
 
 def counting(folder: Path, name: str, *, warm: int = 3) -> Artifact:

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import onnx
 import pytest
 import pytest_asyncio
 from click.testing import CliRunner, Result
@@ -22,16 +21,15 @@ from nearmesh.chunks import ChunkIndex
 from nearmesh.cli.main import main
 from nearmesh.errors import InvalidInput
 from nearmesh.oci import INDEX_TYPE, MANIFEST_TYPE, digest_bytes, digest_file
-from nearmesh.packaging.build import Artifact, build
+from nearmesh.packaging.build import Artifact
 from nearmesh.v1 import node_pb2
 from nearmesh.v1.node_pb2_grpc import NodeServiceStub
 from tests.docker_registry import docker_registry, program
-from tests.integration.adding_model import adding
+from tests.integration.adding_model import adding, tuned
 from tests.integration.mesh_processes import MESH, ControlPlane, control_plane, node
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-BODY = np.random.default_rng(3).bytes(8_000_000)
 # Of a first pull, what a version with another head may move.
 LARGEST_SHARE = 0.2
 PROGRAM_LIMIT_S = 60.0
@@ -56,18 +54,6 @@ async def artifact(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory
 async def registry(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     async with docker_registry(tmp_path_factory.mktemp("registry")) as address:
         yield address
-
-
-def tuned(folder: Path, version: str, name: str = "tuned", body: bytes = BODY) -> Artifact:
-    """A model whose large body is that of every version, with a head of its own."""
-    adding(folder, name, version, 1.0)
-    weights = folder / "weights.onnx"
-    model = onnx.load(weights)
-    head = np.random.default_rng(list(version.encode())).bytes(150_000)
-    model.metadata_props.add(key="body", value=base64.b64encode(body).decode())
-    model.metadata_props.add(key="head", value=base64.b64encode(head).decode())
-    onnx.save(model, weights)
-    return build(folder, folder / "cache")
 
 
 async def sent(plane: ControlPlane, made: Artifact) -> int:
