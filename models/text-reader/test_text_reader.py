@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nearmesh.errors import InvalidInput, PackageError
 from nearmesh.package import read_labels
-from nearmesh.packaging.build import build
 from nearmesh.packaging.layout import lay_out
+from nearmesh.packaging.release import release
 from nearmesh.packaging.sources import default_cache
 from nearmesh.packaging.warmup import read_warmup
 
@@ -37,13 +37,13 @@ WORDS = (
 CHARACTERS_RIGHT = 0.99
 
 
-@pytest.fixture(scope="module")
-def engine(folder, tmp_path_factory):
-    """The package as a node has it."""
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def engine(request, folder, tmp_path_factory):
+    """The package as a node has it, with each variant of the recognizer."""
     place = tmp_path_factory.mktemp("text-reader")
-    artifact = build(folder, default_cache())
+    artifact = release(folder, default_cache())
     lay_out({file.title: artifact.blobs[file.digest] for file in artifact.manifest.files}, place)
-    loaded = OnnxEngines()(place, artifact.package)
+    loaded = OnnxEngines(variants={"recognize": request.param})(place, artifact.package)
     yield loaded
     loaded.close()
 
