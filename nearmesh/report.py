@@ -51,7 +51,7 @@ class Measured:
     # A call of one row, and rows in full calls, as many at a time as suit the machine.
     ms_p50: float = 0.0
     rows_per_second: float = 0.0
-    # By output, how far the warm-ups' answers were from those expected.
+    # Of one that was made: by output, by how much warm-ups' answers were further off than the package's tolerance.
     warmup_difference: dict[str, float] = field(default_factory=dict)
     # Whether it may be published; if not, why.
     passed: bool = False

@@ -130,7 +130,7 @@ class _Bench:
             if is_reference:
                 raise
             return self._said(variant, Ran(outputs={}), None, (error.message,))
-        return self._said(variant, ran, figures, self._against(ran, figures), is_reference=is_reference)
+        return self._said(variant, ran, figures, self._against(variant, ran, figures), is_reference=is_reference)
 
     def _ran(self, variant: Variant) -> Ran:
         return self._run(self._scratch, {**self._references, variant.step: variant.name}, self._cases)
@@ -145,11 +145,19 @@ class _Bench:
             broken=broken,
         )
 
-    def _against(self, ran: Ran, figures: Figures) -> tuple[str, ...]:
+    def _against(self, variant: Variant, ran: Ran, figures: Figures) -> tuple[str, ...]:
         name = self._subject.evaluation.metric.rpartition(":")[2]
         of = " and ".join(dict.fromkeys(self._references.values()))
         found = reasons_against(self._subject.package.gate, figures, self._figures, of=of, metric=name)
-        return (*found, ran.warmup_failed) if ran.warmup_failed else found
+        if ran.warmup_failed:
+            found = (*found, ran.warmup_failed)
+        if (variant.step, variant.name) not in self._made:
+            # What was given has to keep its own promise: only what is made from it may be off.
+            found += tuple(
+                f"its warm-up's output {output!r} is {further:.3g} further off than the tolerance"
+                for output, further in ran.warmup_difference.items()
+            )
+        return found
 
     def _said(
         self,
@@ -173,7 +181,7 @@ class _Bench:
             agreement=None if is_reference or figures is None else figures.agreement,
             ms_p50=round(ran.ms_p50, 4),
             rows_per_second=round(ran.rows_per_second, 2),
-            warmup_difference=ran.warmup_difference,
+            warmup_difference=ran.warmup_difference if origin else {},
             passed=not why,
             why=why,
         )

@@ -46,7 +46,7 @@ class Runs:
             outputs={"y": found},
             ms_p50=2.0 if name == "fp32" else 1.0,
             rows_per_second=500.0,
-            warmup_difference={} if name == "fp32" else {"y": 0.01},
+            warmup_difference={} if name == "fp32" and "lukewarm" not in self.more else {"y": 0.01},
             warmup_failed="the warm-up has another shape" if name in self.more.get("cold", ()) else "",
         )
 
@@ -104,6 +104,13 @@ def test_p5_a_variant_that_is_not_good_enough_does_not_pass(subject, runs, why):
     (failed,) = report.failed
     assert failed.name == "int8" and why in failed.why
     assert Report.from_bytes(report.to_bytes()) == report
+
+
+def test_p5_what_was_given_keeps_its_own_promise(subject):
+    report = evaluate(subject, run=Runs(lukewarm=True))
+    (failed,) = report.failed
+    assert failed.name == "fp32" and failed.warmup_difference == {}
+    assert failed.why == "its warm-up's output 'y' is 0.01 further off than the tolerance"
 
 
 def test_a_reference_that_cannot_be_run_is_an_error(subject):

@@ -143,6 +143,13 @@ def test_p5_a_made_variant_may_be_off_by_what_its_report_allows_and_no_more(tmp_
         assert best(world, {"": ("fp32", "int8")})(tmp_path, described).variant == expected
 
 
+def test_p5_what_was_given_may_not_be_off_whatever_a_report_says(tmp_path, described):
+    given = replace(REFERENCE, warmup_difference={"y": 0.1})
+    (tmp_path / "report.json").write_bytes(replace(REPORT, variants=(given, MADE)).to_bytes())
+    world = World({"fp32": 0.001, "int8": 0.02}, off={"fp32": 0.05})
+    assert best(world, {"": ("fp32", "int8")})(tmp_path, described).variant == "int8"
+
+
 def test_the_reference_that_does_not_do_gives_way(tmp_path, described):
     world = World({"fp32": 0.02, "int8": 0.03}, broken={"fp32"})
     engine = best(world, {"": ("fp32", "int8")})(tmp_path, described)
@@ -190,4 +197,33 @@ def test_a_pipelines_steps_are_chosen_one_by_one(tmp_path, described):
     choice = {"see": ("fp32", "int8"), "read": ("fp32", "int8")}
     engine = best(world, choice)(tmp_path, piped)
     assert engine.variant == "see:fp32,read:int8" and world.open == [engine.variant]
-    assert engine.variant_why == "see: 1.2 times as fast as int8 here; read: 2.0 times as fast as fp32 here"
+    assert engine.variant_why == "read: 2.0 times as fast as fp32 here; see: 1.3 times as fast as int8 here"
+
+
+def test_a_pin_leaves_other_steps_as_they_are_given(tmp_path, described):
+    steps = (Step(name="see"), Step(name="read"))
+    given = tuple(Variant(name="fp32", step=step.name, source=Source(path="x.onnx")) for step in steps)
+    made = (Quantize(variant="int8", kind="int8-dynamic", step="read"),)
+    piped = replace(described, steps=steps, variants=given, quantize=made)
+    write_report(tmp_path, replace(MADE, step="read"))
+    for name in ("see.fp32.onnx", "read.fp32.onnx", "read.int8.onnx"):
+        (tmp_path / name).write_bytes(b"")
+    world = World({"see:fp32": 0.01, "read:fp32": 0.05, "read:int8": 0.02})
+    engine = best(world, {"see": ("fp32",), "read": ("fp32", "int8")}, pins={"m": "int8"})(tmp_path, piped)
+    assert (engine.variant, engine.variant_why) == ("see:fp32,read:int8", "pinned by node.toml")
+
+
+def test_an_engine_that_fails_while_it_is_timed_leaves_nothing_open(tmp_path, described):
+    class Failing(Engine):
+        def infer(self, inputs, *, alone=False):
+            if self._world.now_s > 0.05:
+                raise EngineFailure("the device is gone")
+            return super().infer(inputs)
+
+    world = World({"fp32": 0.02, "int8": 0.03})
+    engines = best(world, {"": ("fp32", "int8")})
+    opened = engines._open
+    engines._open = lambda *order: (opened(*order).close(), Failing(world, list(order[2].values())))[1]
+    with pytest.raises(EngineFailure, match="the device is gone"):
+        engines(tmp_path, described)
+    assert world.open == []

@@ -51,7 +51,7 @@ def allowance(report: Report | None, variant: str) -> dict[str, float]:
     for part in variant.split(",") if report else ():
         step, _, name = part.rpartition(":")
         said = report.of(name, step) if report else None
-        for output, difference in (said.warmup_difference if said else {}).items():
+        for output, difference in (said.warmup_difference if said and said.kind else {}).items():
             found[output] = found.get(output, 0.0) + SLACK * difference
     return found
 

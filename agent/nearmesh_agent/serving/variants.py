@@ -83,25 +83,32 @@ class BestVariants:
             return None
         gone = not_to_be_had(folder, package)
         there = [v for v in (*package.made_variants, *package.variants) if v.file not in gone]
-        steps = [variant.step for variant in there if variant.name == name]
-        if not steps:
+        pinned = [variant.step for variant in there if variant.name == name]
+        if not pinned:
             names = ", ".join(sorted({variant.name for variant in there}))
             raise PackageError(f"node.toml pins {package.name!r} to {name!r}; it has {names}")
-        return _Choice(dict.fromkeys(steps, name), "pinned by node.toml")
+        others = {step: self._engines.options(folder, package, step)[0].name for step in _graphs(package) - {*pinned}}
+        return _Choice({**others, **dict.fromkeys(pinned, name)}, "pinned by node.toml")
 
     def _find(self, folder: Path, package: Package) -> tuple[Engine, _Choice]:
-        steps = [step.name for step in package.steps if step.python is None] if package.steps else [""]
-        options = {step: [v.name for v in self._engines.options(folder, package, step)] for step in steps}
+        options = {
+            step: [variant.name for variant in self._engines.options(folder, package, step)]
+            for step in sorted(_graphs(package))
+        }
         if all(len(names) == 1 for names in options.values()):
             variants = {step: names[0] for step, names in options.items()}
             return self._open(folder, package, variants), _Choice(variants, _only(package))
         trial = self._first(folder, package, options)
-        inputs = next(given for _, given, _ in warmup.cases(folder, package))
-        for step, names in options.items():
-            for name in names:
-                if name != trial.variants[step] and name not in trial.failed.get(step, ()):
-                    self._try(trial, folder, package, step, name, inputs)
-        return trial.engine, _Choice(trial.variants, _words(trial, read_report(folder)))
+        try:
+            inputs = next(given for _, given, _ in warmup.cases(folder, package))
+            for step, names in options.items():
+                for name in names:
+                    if name != trial.variants[step] and name not in trial.failed.get(step, ()):
+                        self._try(trial, folder, package, step, name, inputs)
+            return trial.engine, _Choice(trial.variants, _words(trial, read_report(folder)))
+        except BaseException:
+            trial.engine.close()
+            raise
 
     def _first(self, folder: Path, package: Package, options: Mapping[str, list[str]]) -> _Trial:
         """The first combination that does; references come first. Raises what the last one's failure was."""
@@ -139,7 +146,11 @@ class BestVariants:
             log.warning("model=%s variant=%s does not do: %s", package.name, name, error.message)
             trial.failed.setdefault(step, []).append(name)
             return
-        best_s, other_s = race(trial.engine, other, inputs, self._clock)
+        try:
+            best_s, other_s = race(trial.engine, other, inputs, self._clock)
+        except BaseException:
+            other.close()
+            raise
         said = trial.seconds.setdefault(step, {})
         said[trial.variants[step]] = min(best_s, said.get(trial.variants[step], best_s))
         said[name] = other_s
@@ -149,6 +160,11 @@ class BestVariants:
         if is_worth(other_s, best_s):
             trial.engine, other, trial.variants = other, trial.engine, variants
         other.close()
+
+
+def _graphs(package: Package) -> set[str]:
+    """Names of the steps that have variants; "" of a package that is one graph."""
+    return {variant.step for variant in package.variants}
 
 
 def race(one: Engine, other: Engine, inputs: Mapping[str, Array], clock: Clock) -> tuple[float, float]:
@@ -166,8 +182,7 @@ def race(one: Engine, other: Engine, inputs: Mapping[str, Array], clock: Clock) 
 
 
 def _only(package: Package) -> str:
-    graphs = {variant.step for variant in package.variants}
-    several = len(package.made_variants) + len(package.variants) > len(graphs)
+    several = len(package.made_variants) + len(package.variants) > len(_graphs(package))
     return "the only one that runs here" if several else ""
 
 
