@@ -46,6 +46,7 @@ class FakeAdmin:
             ),
         ]
         self.never_ends = False
+        self.sleeping = False
         self.report_json = ""
         self.expires_at_s = 0.0
         self.candidates = [
@@ -139,6 +140,9 @@ class FakeAdmin:
             replicas=self.replica_list,
             objective="nearest",
             deadline_ms=300,
+            asleep=self.sleeping,
+            asleep_since_s=5.0 if self.sleeping else 0.0,
+            kept=["node-a"] if self.sleeping else [],
         )
 
     async def deploy(self, name: str, version: str, sites: tuple[str, ...], **more: Any) -> catalog_pb2.Deployment:
@@ -162,6 +166,11 @@ class FakeAdmin:
     async def change_rollout(self, name: str, change: str) -> catalog_pb2.Rollout:
         self.done.append(("change_rollout", name, change))
         return self.rollout_list[-1]
+
+    async def set_idle(self, name: str, **changes: float | None) -> catalog_pb2.IdlePolicy:
+        self.done.append(("set_idle", name, changes))
+        given = {key: value for key, value in changes.items() if value is not None}
+        return catalog_pb2.IdlePolicy(**{"model": name, "keep": 1, **given})  # type: ignore[arg-type]
 
     async def rollback(self, name: str) -> catalog_pb2.Deployment:
         raise InvalidInput(f"{name!r} has been deployed in one version only (1)")

@@ -243,6 +243,30 @@ def test_route_set(run: Bench) -> None:
     assert record == {"model": "digits", "objective": "cheapest", "deadline_ms": 300, "regions": []}
 
 
+def test_what_becomes_of_a_model_that_nobody_asks_for(run: Bench) -> None:
+    done = run("model", "idle", "digits", "--unload-after", "10m", "--scale-to-zero-after", "90m")
+    assert done.stdout == ("digits: when nobody asks for it, it leaves memory after 10m; after 1.5h 1 node keeps it\n")
+    assert run.admin.done == [
+        ("set_idle", "digits", {"unload_after_s": 600.0, "scale_to_zero_after_s": 5400.0, "keep": None})
+    ]
+    done = run("model", "idle", "digits", "--unload-after", "never", "--scale-to-zero-after", "1d", "--keep", "0")
+    assert done.stdout.endswith("it leaves memory by each node's own rule; after 1d no node keeps it\n")
+    record = json.loads(run("model", "idle", "digits", "--keep", "2", "--json").stdout)
+    idle = {"unload_after_s": 0.0, "scale_to_zero_after_s": 0.0, "keep": 2}
+    assert record == {"model": "digits", "idle": idle}
+    done = run("model", "idle", "digits", "--unload-after", "0s")
+    assert (done.exit_code, "no time above 0" in done.stderr) == (2, True)
+
+
+def test_whether_a_model_is_asleep_is_shown(run: Bench) -> None:
+    assert "asleep" not in run("model", "idle", "digits").stdout
+    run.pretend(sleeping=True)
+    assert "asleep since 1970-01-01 00:00:05 UTC, kept by node-a" in run("model", "idle", "digits").stdout
+    assert "asleep since 1970-01-01 00:00:05 UTC, kept by node-a" in run("model", "show", "digits").stdout
+    record = json.loads(run("model", "idle", "digits", "--json").stdout)
+    assert (record["asleep"], record["kept"]) == (True, ["node-a"])
+
+
 def test_a_model_is_bound_to_regions_and_freed(run: Bench) -> None:
     done = run("route", "set", "digits", "--regions", "europe-west1, us-east1")
     assert done.stdout == "digits: nearest within 300 ms, only in europe-west1, us-east1\n"

@@ -195,6 +195,38 @@ def test_a_version_that_is_not_in_memory_takes_as_long_as_its_load() -> None:
     assert shares(plan_once(world((NEAR, CHEAP), WAYS, replicas=replicas))) == {"near": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("usd", "load_ms", "expected"),
+    [
+        # As dear, or cheaper by little: the one that is in memory.
+        (1.0, 50.0, {"warm": 1.0}),
+        (0.9, 50.0, {"warm": 1.0}),
+        # Cheaper by much: it is loaded once, if there is time for that.
+        (0.5, 50.0, {"cold": 1.0}),
+        (0.5, 500.0, {"warm": 1.0}),
+    ],
+)
+def test_what_is_in_memory_is_preferred(usd: float, load_ms: float, expected: dict[str, float]) -> None:
+    nodes = (node("warm", 1.0, region="here"), node("cold", usd, region="here"))
+    ways = {"here": {"warm": 2.0, "cold": 2.0}}
+    replicas = {"warm": serves(), "cold": serves(load_ms=load_ms)}
+    assert shares(plan_once(world(nodes, ways, replicas=replicas))) == expected
+
+
+def test_where_the_one_in_memory_is_too_late_it_is_loaded_elsewhere() -> None:
+    nodes = (node("warm", 1.0, region="there"), node("cold", 1.0, region="here"))
+    ways = {"here": {"warm": 250.0, "cold": 2.0}}
+    replicas = {"warm": serves(), "cold": serves(load_ms=100.0)}
+    assert shares(plan_once(world(nodes, ways, replicas=replicas))) == {"cold": 1.0}
+
+
+def test_with_nobody_in_memory_it_is_loaded_where_it_is_ready_soonest() -> None:
+    nodes = (node("far", 1.0, region="there"), node("near", 1.0, region="here"))
+    ways = {"here": {"far": 90.0, "near": 2.0}}
+    replicas = {"far": serves(load_ms=1200.0), "near": serves(load_ms=2400.0)}
+    assert shares(plan_once(world(nodes, ways, replicas=replicas))) == {"far": 1.0}
+
+
 def test_who_waits_much_longer_than_expected_is_judged_by_that() -> None:
     replicas = {"near": serves(), "cheap": serves(queue=Times.spread(120.0, 200.0))}
     assert shares(plan_once(world((NEAR, CHEAP), WAYS, replicas=replicas))) == {"near": 1.0}

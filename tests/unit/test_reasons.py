@@ -45,6 +45,15 @@ CASES: list[tuple[str, Facts, Objective, list[str]]] = [
         ],
     ),
     (
+        "not in memory",
+        world((NEAR, CHEAP), WAYS, replicas={"near": serves(), "cheap": serves(load_ms=1234.0)}),
+        IN_TIME,
+        [
+            "near: cheapest in time: 12 of 200 ms at p95",
+            "cheap: too late: 0.0% within 200 ms, 99% are wanted; 1337 ms at p99; cold: about 1.2 s to load",
+        ],
+    ),
+    (
         "alone",
         world((NEAR, CHEAP), WAYS, replicas={"near": serves()}),
         IN_TIME,

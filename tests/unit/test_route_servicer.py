@@ -17,7 +17,7 @@ from nearmesh.errors import MeshError, NotFound, NotLeader, Unreachable
 from nearmesh.rpc import Identity
 from nearmesh.snapshot import SnapshotRoutes
 from nearmesh.v1 import route_pb2 as pb
-from tests.control_plane_state import State, context, state
+from tests.control_plane_state import State, alone, context, replica, state
 from tests.snapshots import EUROPE, snapshot
 
 OPERATOR, GATEWAY = Identity("ann", "operator"), Identity("door", "gateway")
@@ -113,3 +113,32 @@ async def test_machines_are_answered_here_and_nothing_is_passed_on_twice(mesh: S
     with pytest.raises(NotLeader):
         await following.ReportLatency(pb.ReportLatencyRequest(region=EUROPE), again)
     assert role.asked == []
+
+
+async def test_a_client_that_found_nobody_has_the_model_brought_back(mesh: State) -> None:
+    asked: list[tuple[str, str]] = []
+
+    async def bring_back(model: str, region: str) -> float:
+        asked.append((model, region))
+        return 700.0
+
+    unused = cast(Any, None)
+    parts = (mesh.router, mesh.registry, mesh.catalog, mesh.measurements, mesh.changes, unused)
+    leading = RouteServicer(*parts, alone(), bring_back)
+    found = await leading.Resolve(ASKED, context())
+    assert (list(found.candidates), found.ready_in_ms, asked) == ([], 700.0, [("m", EUROPE)])
+    # People who look wake nobody, nor do those who follow a route.
+    await leading.Explain(ASKED, context())
+    await anext(leading.Watch(ASKED, context()))
+    assert len(asked) == 1
+    await mesh.reports("eu", replica("m"))
+    assert (await leading.Resolve(ASKED, context())).ready_in_ms == 0 and len(asked) == 1
+
+
+async def test_who_follows_has_the_leader_bring_it_back(mesh: State) -> None:
+    answer = pb.Route(model="rare", ready_in_ms=400.0)
+    role = Follower(answer)
+    await mesh.publish("rare")
+    request = pb.ResolveRequest(model="rare", region=EUROPE)
+    assert await servicer(mesh, role).Resolve(request, context()) == answer
+    assert role.asked == [("Resolve", request, "ann")]

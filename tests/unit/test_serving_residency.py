@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nearmesh_agent.config import NodeConfig
+from nearmesh_agent.server import idle_rules
 from nearmesh_agent.serving import residency as residencies
 from nearmesh_agent.serving.memory import MIB, Footprint, budget, weights_bytes
 from nearmesh_agent.serving.replica import Replica
@@ -18,6 +19,7 @@ from nearmesh_agent.serving.residency import Residency
 
 from nearmesh.errors import ConfigError, DeadlineExceeded, EngineFailure, InvalidInput, NotReady
 from nearmesh.package import Quantize, Source, Step, Variant
+from nearmesh.v1 import node_pb2
 from tests.gated_engine import Gate
 from tests.tiny_models import package, spec
 
@@ -242,6 +244,36 @@ async def test_idle_versions_leave_and_come_back(tmp_path):
         assert it.here == {"b"}, "a sequence holds it"
         await it.use("a")
         assert it.here == {"a", "b"}
+
+
+async def test_the_mesh_s_rule_for_a_version_counts_before_the_node_s_own(tmp_path):
+    async with shelf(tmp_path, 3, idle_unload_s=100.0) as it:
+        for name in "abc":
+            await it.add(name)
+        it.residency.idle_rules = {"sha256:a1": 10.0, "sha256:b1": 1000.0}
+        it.now += 10
+        await it.residency.unload_idle()
+        assert it.here == {"b", "c"}
+        it.now += 100
+        await it.residency.unload_idle()
+        assert it.here == {"b"}
+
+
+async def test_a_rule_of_the_mesh_counts_where_the_node_has_none(tmp_path):
+    async with shelf(tmp_path, 2) as it:
+        await it.add("a")
+        await it.add("b")
+        it.residency.idle_rules = idle_rules(
+            node_pb2.WantedState(
+                versions=[
+                    node_pb2.WantedVersion(model="a", digest="sha256:a1", idle_unload_s=10.0),
+                    node_pb2.WantedVersion(model="b", digest="sha256:b1"),
+                ]
+            )
+        )
+        it.now += 1000
+        await it.residency.unload_idle()
+        assert it.here == {"b"}
 
 
 async def test_what_an_operator_unloads_stays_out_until_it_is_loaded(tmp_path):
