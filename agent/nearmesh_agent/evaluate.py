@@ -78,7 +78,8 @@ def _calls(package: Package, specs: Mapping[str, TensorSpec], arrays: Mapping[st
                 f"with the {len(specs[name].shape)} of a call behind"
             )
     steps = min(array.shape[1] for array in arrays.values())
-    return [{name: array[number, step] for name, array in arrays.items()} for step in range(steps)]
+    # A scalar's entry would be no array any more.
+    return [{name: np.asarray(array[number, step]) for name, array in arrays.items()} for step in range(steps)]
 
 
 def _one(package: Package, spec: TensorSpec, array: Array, number: int) -> Array:

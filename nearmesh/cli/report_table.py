@@ -31,7 +31,12 @@ def _row(variant: Record) -> tuple[str, ...]:
         f"{metric:.4f}" if metric is not None else NOTHING,
         percent(agreement, digits=2) if agreement is not None else NOTHING,
         size(variant["size_bytes"]),
-        ms(variant["ms_p50"]) if variant["ms_p50"] else NOTHING,
+        _short(variant["ms_p50"]) if variant["ms_p50"] else NOTHING,
         f"{variant['rows_per_second']:.0f}" if variant["rows_per_second"] else NOTHING,
         "yes" if variant["passed"] else f"no: {variant['why']}",
     )
+
+
+def _short(value_ms: float) -> str:
+    """Of calls of microseconds, something is to be seen."""
+    return f"{value_ms:.3f}" if value_ms < 1 else ms(value_ms)

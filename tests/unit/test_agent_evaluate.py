@@ -10,7 +10,7 @@ from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.evaluate import cases_of, evaluate, warmup_differences
 
 from nearmesh.errors import PackageError
-from nearmesh.package import Batching
+from nearmesh.package import Batching, Sequence
 from tests.tiny_models import accumulator, adder, package, spec, write_warmup
 
 ROWS = np.arange(20 * 4, dtype=np.float32).reshape(20, 4)
@@ -79,6 +79,16 @@ def test_a_sequence_keeps_its_state(tmp_path):
     engine.close()
     assert [case.ravel().tolist() for case in found.outputs["sum"]] == [[1, 3, 6], [10, 30, 60]]
     assert set(found.outputs) == {"sum"}, "what the node keeps is no answer"
+
+
+def test_scalars_stay_arrays():
+    inputs = [spec("x", "FP32", 1), spec("rate", "INT64")]
+    described = package("m", inputs, [spec("y", "FP32", 1)])
+    arrays = {"x": np.ones((2, 3, 1), np.float32), "rate": np.full((2, 3), 16000)}
+    asked = cases_of(replace(described, sequence=Sequence(state=())), arrays)
+    assert all(isinstance(call["rate"], np.ndarray) for case in asked.cases for call in case)
+    one = cases_of(described, {"x": arrays["x"][0], "rate": arrays["rate"][0]})
+    assert [case[0]["rate"].shape for case in one.cases] == [()] * 3 and not one.rows
 
 
 def test_an_input_that_may_be_left_out(tmp_path):
