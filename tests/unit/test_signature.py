@@ -71,6 +71,8 @@ NO_EC = ED25519.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         (["no key"], DIGEST, TEXT, GOOD, "not a public key"),
         ([NO_EC], DIGEST, TEXT, GOOD, "not an EC key"),
     ],
+    # By number: signatures are others in each process, and all workers have to name the cases alike.
+    ids=range(10),
 )
 def test_anything_else_is_refused_with_the_reason(keys, digest, text, signed, said):
     with pytest.raises(SignatureError, match=said):
