@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from nearmesh.chunks import CHUNKS_TYPE
+from nearmesh.chunks import CHUNKS_TYPE, MAX_INDEX_BYTES
 from nearmesh.errors import InvalidInput, PackageError
 from nearmesh.ids import check_digest, check_label, check_version
 
@@ -38,6 +38,10 @@ VERSION = "org.opencontainers.image.version"
 
 # A manifest lists files; one that is larger than this is not a manifest.
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+# No file is larger; sums of as many as a manifest can list fit into 64 bits, as messages about them want it.
+MAX_FILE_BYTES = 2**46
+# What nodes keep in a version's folder beside its files: this, and names that begin with a dot.
+RESERVED_TITLE = "manifest.json"
 
 _READ_BYTES = 1024 * 1024
 _TYPE_OF_SUFFIX = {
@@ -74,7 +78,8 @@ class Descriptor:
         except (KeyError, TypeError, AttributeError, InvalidInput) as error:
             raise PackageError(f"not an OCI descriptor: {data!r} ({error})") from None
         typed = type(found.media_type) is str and type(found.size_bytes) is int and type(title) is str
-        if not typed or found.size_bytes < 0 or names != [title] * len(names) or not is_file_name(title or "untitled"):
+        sized = typed and 0 <= found.size_bytes <= MAX_FILE_BYTES
+        if not sized or names != [title] * len(names) or not is_file_name(title or "untitled"):
             raise PackageError(f"not an OCI descriptor of a package's file: {data!r}")
         return found
 
@@ -164,6 +169,13 @@ def _check_layers(manifest: Manifest, count: int) -> None:
                 f"layer {file.title or file.digest} of {file.media_type!r}: each has to be a whole file "
                 "(application/vnd.cncf.model.*.raw) with its name in org.cncf.model.filepath"
             )
+        if file.title == RESERVED_TITLE or file.title.startswith("."):
+            raise PackageError(
+                f"layer {file.title!r}: nodes keep {RESERVED_TITLE} and names that begin with a dot for themselves; "
+                "give the file another name"
+            )
+    if manifest.chunks and manifest.chunks.size_bytes > MAX_INDEX_BYTES:
+        raise PackageError(f"a chunk index of {manifest.chunks.size_bytes} bytes is above {MAX_INDEX_BYTES}")
     titles = [layer.title for layer in manifest.layers]
     if len(set(titles)) < len(titles):
         raise PackageError(f"not the manifest of a model: two of its files have one title: {titles}")

@@ -121,7 +121,10 @@ def signatures(manifest: bytes) -> list[tuple[Descriptor, str]]:
             for layer in json.loads(manifest)["layers"]
             if layer["mediaType"] == PAYLOAD_TYPE
         ]
-        sound = all(type(text) is str and 0 <= layer.size_bytes <= MAX_PAYLOAD_BYTES for layer, text in found)
+        sound = all(
+            type(text) is str and type(layer.size_bytes) is int and 0 <= layer.size_bytes <= MAX_PAYLOAD_BYTES
+            for layer, text in found
+        )
     except (ValueError, KeyError, TypeError, RecursionError, InvalidInput) as error:
         raise SignatureError(f"not a manifest of signatures: {error!r}") from None
     if not found or not sound:

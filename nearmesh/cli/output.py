@@ -80,7 +80,9 @@ def note(text: str) -> None:
 
 
 def ms(value: float) -> str:
-    """A time in milliseconds: tenths below a hundred."""
+    """A time in milliseconds: tenths below a hundred, thousandths where a tenth would say nothing."""
+    if 0 < value < 0.1:
+        return f"{value:.3f}"
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 

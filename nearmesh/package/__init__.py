@@ -3,7 +3,7 @@
 from nearmesh.package.checks import MAX_INSTANCES
 from nearmesh.package.judging import Evaluation, Gate, OnlineCheck
 from nearmesh.package.package import PLACEHOLDER, Package
-from nearmesh.package.reading import MANIFEST_FILE, UNREADABLE_ARCHIVE, checked, load, parse, read_labels
+from nearmesh.package.reading import MANIFEST_FILE, UNREADABLE_ARCHIVE, checked, load, parse, read_labels, unreadable
 from nearmesh.package.serving import Batching, Idle, RoutePolicy, Sequence, State, Warmup
 from nearmesh.package.source import Source
 from nearmesh.package.steps import Step
@@ -37,4 +37,5 @@ __all__ = [
     "load",
     "parse",
     "read_labels",
+    "unreadable",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nearmesh.config import Problem
 from nearmesh.errors import InvalidInput
 from nearmesh.ids import check_label, check_version
+from nearmesh.oci import RESERVED_TITLE
 from nearmesh.package.tensor_spec import TensorSpec, fits
 
 if TYPE_CHECKING:
@@ -192,9 +193,13 @@ def _files(package: Package) -> Iterator[Problem]:
     # A node opens them in the version's own folder, whose files it has checked.
     told: set[str] = set()
     for at, name in package.named_files():
-        if not is_plain_name(name) and name not in told:
-            told.add(name)
+        if name in told:
+            continue
+        told.add(name)
+        if not is_plain_name(name):
             yield Problem(at, f"{name!r}: the package's files lie beside model.toml, without folders")
+        elif name == RESERVED_TITLE:
+            yield Problem(at, f"{name!r}: nodes keep a file of that name themselves; give it another one")
 
 
 def is_plain_name(name: str) -> bool:

@@ -27,6 +27,12 @@ UNREADABLE_ARCHIVE = (
 )
 
 
+def unreadable(error: BaseException) -> str:
+    """What is wrong with such a file. NumPy takes what is no archive for Python objects, and tells how to load those,
+    which would run whatever code stands in them."""
+    return "it is no archive, or has Python objects in it" if "pickle" in str(error) else str(error)
+
+
 def load(folder: Path) -> Package:
     """Reads `folder`/model.toml. Raises PackageError that names the file, the lines, the keys and the remedies."""
     path = folder / MANIFEST_FILE

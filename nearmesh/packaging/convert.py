@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
+
+from nearmesh.packaging.warmup import read_arrays
 
 # The first of ONNX's versions in which quantized weights may have a scale for each channel.
 _OPSET = 13
@@ -43,9 +44,7 @@ def fp16(source: Path, target: Path, recipe: Mapping[str, Any]) -> None:
     """Weights and arithmetic in 16 bits; inputs and outputs stay as they are, so that clients see no difference."""
     onnx, float16 = importlib.import_module("onnx"), importlib.import_module("onnxruntime.transformers.float16")
     graph = importlib.import_module("onnxruntime.quantization.onnx_model")
-    made = float16.convert_float_to_float16(
-        onnx.load(str(source)), keep_io_types=True, node_block_list=list(recipe["skip"])
-    )
+    made = float16.convert_float_to_float16(_load(source), keep_io_types=True, node_block_list=list(recipe["skip"]))
     # Its conversions of inputs and outputs come last; other readers than ONNX Runtime want them in order.
     ordered = graph.ONNXModel(made)
     ordered.topological_sort()
@@ -69,8 +68,8 @@ def int8_dynamic(source: Path, target: Path, recipe: Mapping[str, Any]) -> None:
 def int8_static(source: Path, target: Path, recipe: Mapping[str, Any]) -> None:
     """Weights and activations in 8 bits, the latter by the ranges that the samples showed."""
     tools = importlib.import_module("onnxruntime.quantization")
-    with np.load(recipe["calibration"], allow_pickle=False) as archive:
-        samples = {name.removeprefix("input."): archive[name] for name in archive.files if name.startswith("input.")}
+    arrays = read_arrays(Path(recipe["calibration"]))
+    samples = {name.removeprefix("input."): array for name, array in arrays.items() if name.startswith("input.")}
     with _prepared(source) as ready:
         tools.quantize_static(
             ready,
@@ -119,12 +118,33 @@ def _prepared(source: Path) -> Iterator[Path]:
     prepare = importlib.import_module("onnxruntime.quantization.shape_inference").quant_pre_process
     with tempfile.TemporaryDirectory(prefix="nearmesh-") as scratch:
         recent, ready = Path(scratch) / "recent.onnx", Path(scratch) / "ready.onnx"
-        onnx.save(_recent(onnx.load(str(source))), str(recent))
+        onnx.save(_recent(_fixed(_load(source))), str(recent))
         prepare(str(recent), str(ready), skip_symbolic_shape=True)
         model = onnx.load(str(ready))
         _flatten_biases(model.graph)
         onnx.save(model, str(ready))
         yield ready
+
+
+def _load(source: Path) -> Any:
+    """The graph with its weights. Raises ValueError."""
+    onnx = importlib.import_module("onnx")
+    try:
+        return onnx.load(str(source))
+    except importlib.import_module("google.protobuf.message").DecodeError:
+        raise ValueError(f"{source.name} is not an ONNX model") from None
+
+
+def _fixed(model: Any) -> Any:
+    """Old exporters list the weights among the inputs, so that a caller might replace them; nothing folds those."""
+    constants = {constant.name for constant in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        # The first of ONNX's formats in which a weight need not be an input.
+        model.ir_version = max(model.ir_version, 4)
+    return model
 
 
 def _recent(model: Any) -> Any:

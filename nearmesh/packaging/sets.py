@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from nearmesh.errors import PackageError
 from nearmesh.oci import digest_file
-from nearmesh.package import UNREADABLE_ARCHIVE
+from nearmesh.package import UNREADABLE_ARCHIVE, unreadable
 from nearmesh.packaging.warmup import INPUT
 from nearmesh.process import leashed
 
@@ -91,7 +91,7 @@ def read_set(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDA
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except UNREADABLE_ARCHIVE as error:
-        raise PackageError(f"{path} is no .npz of plain arrays: {error}") from None
+        raise PackageError(f"{path} is no .npz of plain arrays: {unreadable(error)}") from None
     if unknown := [name for name in arrays if not name.startswith((INPUT, EXPECTED))]:
         raise PackageError(f"{path}: arrays are named input.NAME or expected.NAME, not {unknown[0]!r}")
     counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nearmesh.errors import PackageError
-from nearmesh.package import UNREADABLE_ARCHIVE, Package, TensorSpec, load
+from nearmesh.package import UNREADABLE_ARCHIVE, Package, TensorSpec, load, unreadable
 from nearmesh.packaging.layout import lay_out, published_files
 from nearmesh.packaging.sources import default_cache
 
@@ -86,7 +86,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except UNREADABLE_ARCHIVE as error:
-        raise PackageError(f"{path} is no .npz of plain arrays: {error}") from None
+        raise PackageError(f"{path} is no .npz of plain arrays: {unreadable(error)}") from None
 
 
 def read_warmup(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:

@@ -216,11 +216,13 @@ async def test_what_is_no_version_is_not_published(plane: ControlPlane, artifact
     huge = Descriptor(WEIGHT_TYPE, "sha256:" + "0" * 64, 1_000_001, "huge.bin")
     toml = next(file for file in artifact.manifest.files if file.title == "model.toml")
     without = replace(artifact.manifest, version="2", files=tuple(f for f in artifact.manifest.files if f is not toml))
+    longer = replace(without, files=(*without.files, replace(toml, size_bytes=2**20 + 1)))
     cases: list[tuple[type[MeshError], str, list[catalog_pb2.PublishRequest]]] = [
         (InvalidInput, "begins with the manifest", [_part(toml.digest, b"x")]),
         (PackageError, "not the OCI manifest", [catalog_pb2.PublishRequest(manifest_json=b"{}")]),
         (TooLarge, "max_blob_bytes is 1000000", [_manifest(_with_files(artifact, huge, version="2"))]),
         (PackageError, "is of adder@1, the manifest of adder@2", [_manifest(_with_files(artifact, version="2"))]),
+        (TooLarge, "model.toml has 1048577 bytes", [_manifest(longer.to_bytes())]),
         (PackageError, "has no model.toml", [_manifest(without.to_bytes())]),
     ]
     async with nothing_changes(plane):

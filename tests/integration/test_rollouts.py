@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from nearmesh.errors import AlreadyExists, InvalidInput, NotFound
 from nearmesh.v1 import catalog_pb2 as pb
+from nearmesh.v1.node_pb2 import REPLICA_STATE_READY as READY
 from tests.integration.adding_model import adding
 from tests.integration.mesh_processes import ControlPlane, control_plane, pair, until
 from tests.integration.rollout_sessions import comes_to, sessions
@@ -98,6 +99,7 @@ async def test_p3_a_canary_goes_on_after_a_kill_in_each_of_its_phases(
         node.stuck = False
     done = await comes_to(plane, MODEL, state=DONE)
     assert sorted(node.node for node in done.nodes if node.changed_over) == ["a", "b", "c"]
+    assert all(node.site and node.live and node.state == READY for node in done.nodes), done.nodes
     await serve(plane, nodes, "2")
     assert max(node.largest_share for node in nodes.values()) == 0.5
     async with plane.operator() as operator:

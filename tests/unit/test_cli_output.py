@@ -32,7 +32,10 @@ def test_prices_have_four_digits_and_no_exponent(value: float, text: str) -> Non
     assert format_usd(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0, "0.0"), (9.96, "10.0"), (99.94, "99.9"), (123.4, "123")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0.0"), (0.0257, "0.026"), (0.1, "0.1"), (9.96, "10.0"), (99.94, "99.9"), (123.4, "123")],
+)
 def test_times(value: float, text: str) -> None:
     assert ms(value) == text
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from nearmesh import oci
-from nearmesh.chunks import CHUNKS_TYPE
+from nearmesh.chunks import CHUNKS_TYPE, MAX_INDEX_BYTES
 from nearmesh.errors import PackageError
 from nearmesh.oci import Descriptor, Manifest
 
@@ -152,6 +152,13 @@ HOSTILE = {
     "another media type": changed("mediaType", to=oci.INDEX_TYPE),
     "two chunk indexes": layers(
         *MANIFEST.files, Descriptor(CHUNKS_TYPE, FOUR, 7, "a.json"), Descriptor(CHUNKS_TYPE, ONE, 7, "b.json")
+    ),
+    "a size that no file has": changed("layers", 0, "size", to=oci.MAX_FILE_BYTES + 1),
+    "a size beyond 64 bits": changed("layers", 0, "size", to=10**30),
+    "a file named as the manifest": titled("manifest.json"),
+    "a file named as what nodes keep": titled(".signature.json"),
+    "a chunk index that is too large": layers(
+        *MANIFEST.files, Descriptor(CHUNKS_TYPE, FOUR, MAX_INDEX_BYTES + 1, "a.json")
     ),
     "a chunk index named as a file": layers(*MANIFEST.files, Descriptor(CHUNKS_TYPE, FOUR, 7, "model.toml")),
 }

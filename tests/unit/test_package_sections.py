@@ -155,6 +155,7 @@ MISTAKES = [
         "variants[0]: variant 'fp32': a tensorrt engine is built from one file, without `external` ones",
     ),
     ('file = "evaluation.npz"', 'file = "../evaluation.npz"', "'../evaluation.npz': the package's files lie beside"),
+    ('file = "evaluation.npz"', 'file = "manifest.json"', "'manifest.json': nodes keep a file of that name"),
     ('calibration = "calibration.npz"', 'calibration = "a/b.npz"', "'a/b.npz': the package's files lie beside"),
     (
         'licence = "MIT"',

@@ -300,7 +300,7 @@ FOLDER_MISTAKES = {
     "an empty warm-up": (lambda f: (f / "warmup.npz").write_bytes(b""), "no .npz"),
     "a warm-up of one array": (lambda f: save_array(f / "warmup.npz"), "no .npz"),
     "a warm-up with broken bytes": (lambda f: flip(f / "warmup.npz"), "no .npz"),
-    "a warm-up of objects": (lambda f: write_warmup(f, input_x=np.array([None, {}])), "no .npz of plain arrays"),
+    "a warm-up of objects": (lambda f: write_warmup(f, input_x=np.array([None, {}])), "has Python objects in it"),
     "a warm-up that expects nothing": (lambda f: write_warmup(f, input_x=ONES), "expects no output"),
     "a warm-up without its input": (lambda f: write_warmup(f, output_y=ONES), "lacks the input 'x'"),
     "a warm-up of something else": (lambda f: write_warmup(f, other=ONES), "not 'other'"),

@@ -71,6 +71,40 @@ def test_the_same_input_gives_the_same_bytes(folder, made, tmp_path):
         assert found.path.read_bytes() == made[found.variant.name].path.read_bytes(), found.kind
 
 
+def test_weights_that_an_old_exporter_listed_among_the_inputs(tmp_path):
+    """With a bias of [1, n], which folding makes of some, and which the tools take as [n] alone."""
+    folder = write_package(
+        tmp_path / "p", '[[quantize]]\nvariant = "int8"\nkind = "int8-static"\ncalibration = "calibration.npz"\n'
+    )
+    model = onnx.load(str(folder / "weights.onnx"))
+    graph = model.graph
+    graph.node[2].CopyFrom(onnx.helper.make_node("Gemm", ["r", "second", "bias"], ["y"], name="two"))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((1, 8), np.float32), "bias"))
+    graph.input.extend(
+        onnx.helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims))
+        for weight in graph.initializer
+    )
+    model.ir_version = 3
+    onnx.save(model, str(folder / "weights.onnx"))
+    (found,) = make(load(folder), folder, tmp_path / "cache")
+    inputs, expected = read_set(folder / "evaluation.npz")
+    assert (answers(found.path, inputs["x"]).argmax(axis=1) == expected["y"]).mean() > 0.9
+    assert [given.name for given in onnx.load(str(found.path)).graph.input] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [("weights.onnx", "is not an ONNX model"), ("calibration.npz", "it is no archive, or has Python objects in it")],
+)
+def test_a_file_that_is_something_else_is_told_so(tmp_path, file, said):
+    folder = write_package(
+        tmp_path / "p", '[[quantize]]\nvariant = "int8"\nkind = "int8-static"\ncalibration = "calibration.npz"\n'
+    )
+    (folder / file).write_text("something else")
+    with pytest.raises(PackageError, match=said):
+        list(make(load(folder), folder, tmp_path / "cache"))
+
+
 def test_what_is_there_is_not_made_again(folder, cache, made, monkeypatch):
     monkeypatch.setattr(quantize, "_convert", lambda *_: pytest.fail("it is made again"))
     assert {found.path for found in make(load(folder), folder, cache)} == {found.path for found in made.values()}

@@ -132,6 +132,8 @@ def layer(**changes):
         layer(size=-1),
         layer(size=10**9),
         layer(size="large"),
+        layer(size=3.5),
+        layer(size=True),
         b" " * (5 * 1024 * 1024),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from nearmesh_agent.store.blobs import MOST_BYTES, MOST_READS, BlobServicer
+from nearmesh_agent.store.blobs import MOST_BYTES, MOST_DIGESTS, MOST_READS, BlobServicer
 from nearmesh_agent.store.draft import Draft
 from nearmesh_agent.store.pieces import Pieces
 from nearmesh_agent.store.shelf import Shelf
@@ -70,6 +70,21 @@ async def test_ranges_of_one_that_is_on_its_way(bench: Bench) -> None:
         await bench.read(0, 10)
     answer = await bench.servicer.Here(pb.HereRequest(digests=[DIGEST, digest_bytes(b"other")]), None)
     assert [(r.digest, r.offset, r.size) for r in answer.ranges] == [(DIGEST, CHUNK_BYTES, 2 * CHUNK_BYTES)]
+
+
+async def test_who_asks_for_one_blob_a_thousand_times_is_told_of_it_once(bench: Bench) -> None:
+    bench.begin()
+    for number in (0, 2):
+        bench.bring(number)
+    answer = await bench.servicer.Here(pb.HereRequest(digests=[DIGEST] * MOST_DIGESTS), None)
+    assert [(r.offset, r.size) for r in answer.ranges] == [(0, CHUNK_BYTES), (2 * CHUNK_BYTES, CHUNK_BYTES)]
+    with pytest.raises(InvalidInput):
+        await bench.servicer.Here(pb.HereRequest(digests=[DIGEST] * (MOST_DIGESTS + 1)), None)
+
+
+async def test_what_is_removed_while_somebody_asks_is_not_here(bench: Bench, tmp_path: Path) -> None:
+    servicer = BlobServicer(Shelf(lambda _: tmp_path / "gone"))
+    assert not (await servicer.Here(pb.HereRequest(digests=[DIGEST]), None)).ranges
 
 
 async def test_who_waits_gets_each_chunk_when_it_comes_and_the_rest_when_the_blob_is_whole(bench: Bench) -> None:

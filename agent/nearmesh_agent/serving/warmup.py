@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nearmesh.errors import PackageError, WarmupFailed
-from nearmesh.package import UNREADABLE_ARCHIVE, Package, Warmup
+from nearmesh.package import UNREADABLE_ARCHIVE, Package, Warmup, unreadable
 from nearmesh_agent.engines.base import Array
 from nearmesh_agent.serving.inputs import complete
 
@@ -88,7 +88,7 @@ def _read(path: Path) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: as_tensor(archive[name]) for name in archive.files}
     except UNREADABLE_ARCHIVE as error:
-        raise PackageError(f"{path.name} is not an .npz archive of arrays: {error}") from None
+        raise PackageError(f"{path.name} is not an .npz archive of arrays: {unreadable(error)}") from None
 
 
 def as_tensor(array: Array) -> Array:

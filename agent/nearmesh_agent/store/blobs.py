@@ -67,12 +67,23 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
         if len(request.digests) > MOST_DIGESTS:
             raise InvalidInput(f"{len(request.digests)} blobs in one question; at most {MOST_DIGESTS}")
         answer = pb.HereResponse()
-        for digest in map(check_digest, request.digests):
-            path, draft = self._shelf.whole(digest), self._shelf.draft(digest)
-            found = [(0, path.stat().st_size)] if path else ranges(draft) if draft else []
-            for start, end in found[: MOST_RANGES - len(answer.ranges)]:
+        # Each once, however often it is asked for: to look through a large one takes a while.
+        for digest in dict.fromkeys(map(check_digest, request.digests)):
+            for start, end in self._here(digest)[: MOST_RANGES - len(answer.ranges)]:
                 answer.ranges.add(digest=digest, offset=start, size=end - start)
+            if len(answer.ranges) == MOST_RANGES:
+                break
         return answer
+
+    def _here(self, digest: str) -> list[tuple[int, int]]:
+        path, draft = self._shelf.whole(digest), self._shelf.draft(digest)
+        if path:
+            try:
+                return [(0, path.stat().st_size)]
+            except FileNotFoundError:
+                # It has just been removed.
+                return []
+        return ranges(draft) if draft else []
 
     @contextmanager
     def _one_more(self) -> Iterator[None]:

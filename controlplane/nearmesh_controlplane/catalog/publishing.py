@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 # Of one question; a publisher with more asks again.
 MAX_ASKED = 100_000
+# It is read whole, here and on nodes, which look at it before the weights have come.
+MAX_TOML_BYTES = 1024 * 1024
 
 Copied = Callable[[Version], Awaitable[None]]
 
@@ -122,6 +124,9 @@ class Publisher:
     def _check(self, manifest: Manifest) -> None:
         if signature.signed_by(manifest.version):
             raise InvalidInput(f"version {manifest.version!r}: names such as this are those of signatures")
+        for file in manifest.files:
+            if file.title == MANIFEST_FILE and file.size_bytes > MAX_TOML_BYTES:
+                raise TooLarge(f"{MANIFEST_FILE} has {file.size_bytes} bytes; at most {MAX_TOML_BYTES} are read")
         for blob in manifest.blobs:
             if blob.size_bytes > self._max_blob_bytes:
                 raise TooLarge(

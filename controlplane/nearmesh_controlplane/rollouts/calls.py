@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from nearmesh.errors import AlreadyExists, InvalidInput, NotFound
 from nearmesh.rpc import caller
 from nearmesh.v1 import catalog_pb2 as pb
+from nearmesh.v1.node_pb2 import ReplicaStatus
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.catalog import Catalog, Deployment, Version
 from nearmesh_controlplane.database import whole
@@ -132,11 +133,24 @@ class RolloutCalls:
 
     def _message(self, rollout: Rollout) -> pb.Rollout:
         if rollout.ended:
-            over = [pb.RolloutNode(node=node, changed_over=True) for node in sorted(rollout.changed)]
-            return rollout_message(rollout, over)
+            return rollout_message(rollout, self._changed(rollout))
         version_of = self._catalog.version_of
         evidence = self._rollouts.evidence(rollout)
         return rollout_message(rollout, [node_message(rollout, n, version_of(n.view.standing)) for n in evidence])
+
+    def _changed(self, rollout: Rollout) -> Sequence[pb.RolloutNode]:
+        """The nodes that an ended rollout changed over, as they are now."""
+        sites = {node.id: node.site for node in self._registry.serving_nodes()}
+        return [
+            pb.RolloutNode(
+                node=node,
+                site=sites.get(node, ""),
+                live=self._registry.presence(node) == "live",
+                state=self._registry.replicas(node).get(rollout.digest, ReplicaStatus()).state,
+                changed_over=True,
+            )
+            for node in sorted(rollout.changed)
+        ]
 
     def _check_place(self, request: pb.DeployRequest) -> None:
         nodes = self._registry.serving_nodes()
