@@ -15,6 +15,9 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _MACHINE_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
+# What nodes keep in a version's folder beside its files: this, and names that begin with a dot.
+RESERVED_FILE = "manifest.json"
+
 Kind = Literal["node", "gateway"]
 
 

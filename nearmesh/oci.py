@@ -14,7 +14,7 @@ from typing import Any
 
 from nearmesh.chunks import CHUNKS_TYPE, MAX_INDEX_BYTES
 from nearmesh.errors import InvalidInput, PackageError
-from nearmesh.ids import check_digest, check_label, check_version
+from nearmesh.ids import RESERVED_FILE, check_digest, check_label, check_version
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -40,8 +40,6 @@ VERSION = "org.opencontainers.image.version"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 # No file is larger; sums of as many as a manifest can list fit into 64 bits, as messages about them want it.
 MAX_FILE_BYTES = 2**46
-# What nodes keep in a version's folder beside its files: this, and names that begin with a dot.
-RESERVED_TITLE = "manifest.json"
 
 _READ_BYTES = 1024 * 1024
 _TYPE_OF_SUFFIX = {
@@ -169,9 +167,9 @@ def _check_layers(manifest: Manifest, count: int) -> None:
                 f"layer {file.title or file.digest} of {file.media_type!r}: each has to be a whole file "
                 "(application/vnd.cncf.model.*.raw) with its name in org.cncf.model.filepath"
             )
-        if file.title == RESERVED_TITLE or file.title.startswith("."):
+        if file.title == RESERVED_FILE or file.title.startswith("."):
             raise PackageError(
-                f"layer {file.title!r}: nodes keep {RESERVED_TITLE} and names that begin with a dot for themselves; "
+                f"layer {file.title!r}: nodes keep {RESERVED_FILE} and names that begin with a dot for themselves; "
                 "give the file another name"
             )
     if manifest.chunks and manifest.chunks.size_bytes > MAX_INDEX_BYTES:

@@ -190,7 +190,7 @@ def print_rollouts(found: list[Record]) -> None:
 
 
 def picture(found: catalog_pb2.Rollout) -> RenderableType:
-    """The headline, and a line for each node."""
+    """The headline, and a line for each node while it runs: of one that has ended nothing is counted any more."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -210,7 +210,8 @@ def picture(found: catalog_pb2.Rollout) -> RenderableType:
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for node in found.nodes:
         table.add_row(*_row(found, node))
-    return Group(Text(headline(found), style="bold"), table) if found.nodes else Text(headline(found), style="bold")
+    head = Text(headline(found), style="bold")
+    return Group(head, table) if found.nodes and not found.ended_at_s else head
 
 
 def _row(found: catalog_pb2.Rollout, node: catalog_pb2.RolloutNode) -> tuple[str, ...]:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from nearmesh.config import Problem
 from nearmesh.errors import InvalidInput
-from nearmesh.ids import check_label, check_version
-from nearmesh.oci import RESERVED_TITLE
+from nearmesh.ids import RESERVED_FILE, check_label, check_version
 from nearmesh.package.tensor_spec import TensorSpec, fits
 
 if TYPE_CHECKING:
@@ -198,7 +197,7 @@ def _files(package: Package) -> Iterator[Problem]:
         told.add(name)
         if not is_plain_name(name):
             yield Problem(at, f"{name!r}: the package's files lie beside model.toml, without folders")
-        elif name == RESERVED_TITLE:
+        elif name == RESERVED_FILE:
             yield Problem(at, f"{name!r}: nodes keep a file of that name themselves; give it another one")
 
 

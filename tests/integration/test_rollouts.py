@@ -157,7 +157,8 @@ async def test_rollback_while_a_rollout_runs_is_there_in_seconds(
         assert (back.version, back.rollout > 0) == ("1", True)
     async with asyncio.timeout(5):
         await serve(plane, nodes, "1")
-    await comes_to(plane, MODEL, state=ABORTED)
+    ended = await comes_to(plane, MODEL, state=ABORTED)
+    assert not any(node.changed_over for node in ended.nodes), "they went back"
 
 
 async def test_what_is_refused(plane: ControlPlane, nodes: dict[str, FakeNode]) -> None:

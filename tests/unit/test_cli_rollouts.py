@@ -151,6 +151,8 @@ def test_rollouts_as_a_table_and_in_full(run: Bench) -> None:
     assert row[:10] == ["node-a", "0", "ready", "12", "1", "3", "of", "4", "5.2", "5.0"]
     record = json.loads(run("model", "rollout", "show", "digits", "--json").stdout)
     assert record["nodes"][0] | {"agreed": 3, "standing_ms_p95": 5.0} == record["nodes"][0]
+    run.pretend(rollout_list=[rollout(nodes=[rollout_node("node-a")], state=DONE, ended_at_s=4.0)])
+    assert run("model", "rollout", "show", "digits").stdout == "digits@1 is done\n", "nothing is counted any more"
 
 
 @pytest.mark.parametrize(

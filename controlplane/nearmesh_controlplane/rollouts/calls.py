@@ -139,17 +139,17 @@ class RolloutCalls:
         return rollout_message(rollout, [node_message(rollout, n, version_of(n.view.standing)) for n in evidence])
 
     def _changed(self, rollout: Rollout) -> Sequence[pb.RolloutNode]:
-        """The nodes that an ended rollout changed over, as they are now."""
-        sites = {node.id: node.site for node in self._registry.serving_nodes()}
+        """The nodes that an ended rollout changed over, as they are now; those of one that was taken back went back."""
+        nodes = {node.id: node for node in self._registry.serving_nodes()}
         return [
             pb.RolloutNode(
-                node=node,
-                site=sites.get(node, ""),
-                live=self._registry.presence(node) == "live",
-                state=self._registry.replicas(node).get(rollout.digest, ReplicaStatus()).state,
-                changed_over=True,
+                node=name,
+                site=nodes[name].site if name in nodes else "",
+                live=self._registry.presence(name) == "live",
+                state=self._registry.replicas(name).get(rollout.digest, ReplicaStatus()).state,
+                changed_over=rollout.state == "done",
             )
-            for node in sorted(rollout.changed)
+            for name in sorted(rollout.changed)
         ]
 
     def _check_place(self, request: pb.DeployRequest) -> None:
