@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 from nearmesh_agent.store import disk as disks
 from nearmesh_agent.store import planner as planners
+from nearmesh_agent.store.pull import Pull
 from nearmesh_agent.store.store import ModelStore
 
 from nearmesh.errors import DigestMismatch, NotFound, PackageError, Unreachable
-from nearmesh.oci import digest_bytes
+from nearmesh.oci import Manifest, digest_bytes
 from tests.fake_registry import DIGEST, FILES, MANIFEST, FakeReader, FakeRegistry
 
 
@@ -289,3 +291,48 @@ async def test_what_goes_while_the_disk_is_counted_is_no_failure(
         store._disk.stored()
         store._disk.remove((), ())
     assert store.find(DIGEST) is not None
+
+
+async def test_a_lack_of_file_descriptors_is_no_damage(
+    store: ModelStore, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.pull("m", DIGEST, registry)
+
+    def refuse(path: Path) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disks, "digest_file", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            await store.pull("m", DIGEST, registry)
+    assert store.find(DIGEST) is not None
+
+
+async def test_a_pull_that_is_broken_off_does_not_end_the_next_one_of_its_version(
+    store: ModelStore, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what has come of that would be removed as what nobody needs."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def run(pull: Pull) -> tuple[Manifest, Path]:
+        begun.set()
+        try:
+            await go_on.wait()
+        finally:
+            await asyncio.sleep(0)
+        raise Unreachable("it was enough")
+
+    monkeypatch.setattr(Pull, "run", run)
+    first = asyncio.create_task(store.pull("m", DIGEST, registry))
+    await begun.wait()
+    begun.clear()
+    second = asyncio.create_task(store.pull("m", DIGEST, registry))
+    await begun.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert list(store._pulls) == [DIGEST]
+    go_on.set()
+    with pytest.raises(Unreachable):
+        await second
+    assert not store._pulls

@@ -284,6 +284,28 @@ async def test_what_nobody_wants_makes_room_and_what_is_needed_stays(tmp_path: P
             await found.pull(node, models[0])
 
 
+async def test_room_that_one_version_was_promised_is_not_given_to_another(tmp_path: Path) -> None:
+    one, other = (Model.of(4 * MIB, seed=seed, version=str(seed)) for seed in (1, 2))
+    async with site(tmp_path, one) as found:
+        store = found.add("me", config=StoreConfig(disk_budget_mib=6)).store
+        asked, go_on = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+        slow = one.registry()
+
+        def wait(digest: str, offset: int, size: int) -> None:
+            loop.call_soon_threadsafe(asked.set)
+            assert go_on.wait(10)
+
+        # Its small files are being fetched: the large one does not lie here yet.
+        slow.before = wait
+        first = asyncio.create_task(store.pull("m", one.digest, slow))
+        await asked.wait()
+        with pytest.raises(StorageFull, match="m@2 needs 4 MiB"):
+            await store.pull("m", other.digest, other.registry())
+        go_on.set()
+        await first
+
+
 async def test_a_limit_on_bandwidth_is_kept(tmp_path: Path) -> None:
     async with site(tmp_path, Model.of(4 * MIB)) as found:
         # 16 MiB/s.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,12 @@ class Room:
     budget_bytes: int
     # What has to stay free on the disk.
     min_free_bytes: int
+
+    def less(self, promised_bytes: int) -> Room:
+        """As it is when what was promised to others lies there too."""
+        return dataclasses.replace(
+            self, used_bytes=self.used_bytes + promised_bytes, free_bytes=self.free_bytes - promised_bytes
+        )
 
     @property
     def left_bytes(self) -> int:

@@ -10,6 +10,7 @@ The folder of a version appears in one step. Blocking.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 # What is in a version's folder beside its files. Other nodes ask for the configuration and the chunk index too.
 MANIFEST, CONFIG, CHUNKS, SIGNATURE = "manifest.json", ".config.json", ".chunks.json", ".signature.json"
 
+# What a process may run out of.
+_NOT_THE_DISK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
 
 class Disk:
     """Below one folder."""
@@ -44,7 +48,10 @@ class Disk:
     # What is here.
 
     def find(self, digest: str) -> tuple[Manifest, Path] | None:
-        """The version's manifest and folder if all of it is here and right; what is damaged is put aside."""
+        """The version's manifest and folder if all of it is here and right; what is damaged is put aside.
+
+        Raises OSError when the process lacks what it takes to look.
+        """
         folder = self.folder(digest)
         try:
             data = (folder / MANIFEST).read_bytes()
@@ -57,6 +64,9 @@ class Disk:
         except FileNotFoundError:
             return None
         except (MeshError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in _NOT_THE_DISK:
+                # A lack of this moment says nothing of what lies here.
+                raise
             log.warning("discarding a damaged version: %s", error)
             self.discard(digest)
             return None

@@ -60,12 +60,19 @@ class Progress:
     total_bytes: int = 0
     # Of blobs that have not been looked at yet.
     waiting_bytes: int = 0
+    # There is room for them, which nobody else may take.
+    has_room: bool = False
     blobs: list[Pieces] = field(default_factory=list)
     # By who or what brought them, bytes.
     brought: dict[str, int] = field(default_factory=dict)
 
     def add(self, source: str, size_bytes: int) -> None:
         self.brought[source] = self.brought.get(source, 0) + size_bytes
+
+    @property
+    def promised_bytes(self) -> int:
+        """Of files that are to lie here, and do not take their room on the disk yet."""
+        return self.waiting_bytes if self.has_room else 0
 
     @property
     def here_bytes(self) -> int:

@@ -46,6 +46,7 @@ class Pull:
         name = f"{manifest.model}@{manifest.version}"
         need = means.disk.missing_bytes(order.digest, missing)
         await means.make_room(need, name)
+        self.progress.has_room = True
         large = [blob for blob in missing if blob.size_bytes > SMALL_BYTES and blob != manifest.chunks]
         await self._fetch.run([blob for blob in missing if blob not in large], ChunkIndex(), share=False)
         index = await self._index(manifest)

@@ -151,14 +151,13 @@ class ModelStore:
         try:
             found = await self._pull(pull, order)
         finally:
-            self._pulls.pop(digest, None)
             self.free_bytes = await self._in_thread(lambda: self._room().left_bytes)
         self._proven.add(digest)
         return found
 
     async def _pull(self, pull: Pull, order: Order) -> tuple[Manifest, Path]:
         try:
-            return await self._run(pull)
+            return await self._run(pull, order.digest)
         except DigestMismatch as error:
             if not pull.progress.brought.keys() - {REGISTRY}:
                 raise
@@ -167,13 +166,16 @@ class ModelStore:
         alone = Order(
             model=order.model, digest=order.digest, registry=order.registry, peers=NoPeers(), keys_pem=order.keys_pem
         )
-        again = self._pulls[order.digest] = Pull(self._means, alone)
-        return await self._run(again)
+        return await self._run(Pull(self._means, alone), order.digest)
 
-    async def _run(self, pull: Pull) -> tuple[Manifest, Path]:
+    async def _run(self, pull: Pull, digest: str) -> tuple[Manifest, Path]:
+        self._pulls[digest] = pull
         try:
             return await pull.run()
         finally:
+            # One that is broken off may end after the next one of its version has begun.
+            if self._pulls.get(digest) is pull:
+                del self._pulls[digest]
             self._brought(pull.progress.brought)
 
     @asynccontextmanager
@@ -224,11 +226,12 @@ class ModelStore:
     async def _make_room(self, need_bytes: int, name: str) -> None:
         async with self._removing:
             needed = {*self._needed(), *self._pulls}
-            await self._in_thread(self._evict, need_bytes, name, needed)
+            promised_bytes = sum(pull.progress.promised_bytes for pull in self._pulls.values())
+            await self._in_thread(self._evict, need_bytes, name, needed, promised_bytes)
 
-    def _evict(self, need_bytes: int, name: str, needed: Collection[str]) -> None:
+    def _evict(self, need_bytes: int, name: str, needed: Collection[str], promised_bytes: int) -> None:
         self._disk.wanted(needed)
-        room = self._room()
+        room = self._room().less(promised_bytes)
         if need_bytes > room.left_bytes:
             gone = evict(room, need_bytes, self._disk.stored(), needed, name)
             self._remove([version.digest for version in gone], frozenset().union(*self._coming.values()))
