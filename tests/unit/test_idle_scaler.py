@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from nearmesh_controlplane.audit import Audit
+from nearmesh_controlplane.idle import scaler
 from nearmesh_controlplane.idle.book import LEAVES_AFTER_S, IdleBook
 from nearmesh_controlplane.idle.scaler import REPLACE_AFTER_S, Scaler
 from nearmesh_controlplane.idle.store import take_package
@@ -325,3 +326,31 @@ async def test_a_policy_that_cannot_be_is_refused(nodes: Nodes, change: dict[str
 async def test_a_model_that_is_not_there_has_no_policy(nodes: Nodes) -> None:
     with pytest.raises(NotFound, match="no model 'x'"):
         await nodes.plane.idle.set_policy("x", keep=1)
+
+
+async def test_only_a_region_that_may_serve_the_model_keeps_it_or_brings_it_back(nodes: Nodes) -> None:
+    await nodes.plane.catalog.set_policy("m", "", 0.0, ("us-east1",))
+    await asleep(nodes)
+    assert nodes.plane.idle.kept("m") is None, "one node alone may serve it, so there is nothing to give up"
+    await nodes.plane.idle.set_policy("m", keep=0)
+    await asleep(nodes)
+    assert nodes.serving == ()
+    assert await nodes.scaler.ask("m", "europe-west1") > 500
+    await nodes.pass_s(2)
+    assert nodes.serving == ("c",)
+
+
+async def test_of_many_models_and_nodes_each_has_its_turn(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for model in ("n", "o"):
+        await nodes.plane.publish(model)
+        await nodes.plane.idle.set_policy(model, scale_to_zero_after_s=AFTER_S)
+    looked: list[str] = []
+
+    async def look(model: str) -> None:
+        looked.append(model)
+
+    monkeypatch.setattr(scaler, "MOST_PLACES", 6)
+    monkeypatch.setattr(nodes.scaler, "_decide", look)
+    for _ in range(3):
+        await nodes.scaler.look()
+    assert looked == ["m", "n", "o", "m", "n", "o"]

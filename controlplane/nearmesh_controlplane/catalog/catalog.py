@@ -137,17 +137,23 @@ class Catalog:
 
     def deployed(self, model: str, site: str, region: str = "", node: str = "") -> Deployment | None:
         """The newest deployment of `model` that covers the site, if the node is to have it."""
-        return self.wanted(site, region, node).get(model)
+        found = self._newest(site, region).get(model)
+        return found if found is not None and found.has(node) else None
 
     def wanted(self, site: str, region: str = "", node: str = "") -> Mapping[str, Deployment]:
         """The newest deployment that covers the site, of each model that the node is to have, by the model's name."""
+        found = self._newest(site, region)
+        if not self._chooses:
+            return found
+        return {model: d for model, d in found.items() if d.has(node)}
+
+    def _newest(self, site: str, region: str) -> dict[str, Deployment]:
+        """The newest deployment that covers the site, of each model, whichever of its nodes are chosen."""
         found = self._wanted.get((site, region))
         if found is None:
             newest = {d.model: d for d in self._deployments if d.scope.covers(site, region)}
             found = self._wanted[site, region] = dict(sorted(newest.items()))
-        if not self._chooses:
-            return found
-        return {model: d for model, d in found.items() if d.has(node)}
+        return found
 
     def choosing(self, places: Iterable[tuple[str, str]]) -> dict[int, Deployment]:
         """The deployments to chosen nodes by which any node in these sites and regions goes, by number."""
@@ -155,8 +161,7 @@ class Catalog:
             return {}
         found: dict[int, Deployment] = {}
         for site, region in places:
-            self.wanted(site, region)
-            found |= {d.id: d for d in self._wanted[site, region].values() if d.scope.replicas}
+            found |= {d.id: d for d in self._newest(site, region).values() if d.scope.replicas}
         return found
 
     def deployments(self, model: str) -> list[Deployment]:

@@ -63,7 +63,8 @@ class IdleBook:
 
     def kept(self, model: str) -> Kept:
         """The nodes that routes may lead to; None where the model is awake: any that serve it."""
-        if model not in self._entries:
+        known = self._entries.get(model)
+        if known is None or not known.deployment:
             return None
         entry = self.entry(model)
         return frozenset(entry.nodes) if entry.deployment else None

@@ -29,9 +29,12 @@ LOOK_EVERY_S = 1.0
 SETTLED_AFTER_S = 10.0
 # Who keeps a model and is gone for so long is replaced: a machine that starts anew is back sooner, with its files.
 REPLACE_AFTER_S = 30.0
+# Nodes times models that are looked at in one go: of a large mesh the others have their turn a second later.
+MOST_PLACES = 20_000
 # A node that was to be ready by now is, any moment.
 LEAST_MS = 100.0
 
+_NOTHING = pb.ReplicaStatus()
 _BUSY = (pb.REPLICA_STATE_PULLING, pb.REPLICA_STATE_LOADING)
 
 
@@ -74,6 +77,8 @@ class Scaler:
         self._ready_s: dict[tuple[str, str], float] = {}
         # When a client last asked for each model that nobody had.
         self._asked_s: dict[str, float] = {}
+        # Of the models that are looked at, the last one.
+        self._last = ""
 
     async def run(self) -> None:
         """For ever."""
@@ -92,12 +97,26 @@ class Scaler:
             return
         now_s = self._clock()
         self._led_s = min(self._led_s, now_s)
-        for node in self._registry.serving_nodes():
+        nodes = self._registry.serving_nodes()
+        for node in nodes:
             if self._registry.presence(node.id) != "gone" or node.id not in self._there:
                 self._there[node.id] = now_s
         self._book.tick()
-        for model in self._book.models():
+        for model in self._turn(max(1, MOST_PLACES // max(1, len(nodes)))):
             await self._decide(model)
+
+    def _turn(self, most: int) -> list[str]:
+        """The models to look at now; of one that is awake and in demand there is nothing to decide."""
+        now_s, demand = self._clock(), self._measurements.demand
+        models = [
+            model
+            for model in self._book.models()
+            if self._book.kept(model) is not None or demand.total(model, now_s=now_s) < decision.SILENT_PER_S
+        ]
+        if len(models) > most:
+            models = ([m for m in models if m > self._last] + [m for m in models if m <= self._last])[:most]
+            self._last = models[-1]
+        return models
 
     async def ask(self, model: str, region: str) -> float:
         """For a client that found nobody who has the model: brings it back where it is ready soonest.
@@ -125,6 +144,7 @@ class Scaler:
 
     def _left_ms(self, model: str, place: Place, now_s: float) -> float:
         if place.ready:
+            self._ready_s.pop((model, place.node), None)
             return LEAST_MS
         until_s = self._ready_s.setdefault((model, place.node), now_s + decision.ready_ms(place) / 1000)
         return max(1000 * (until_s - now_s), LEAST_MS)
@@ -161,8 +181,10 @@ class Scaler:
         return self._wall() - max(since_s, newest.created_at_s if newest else 0.0)
 
     def _places(self, model: str, region: str = "") -> list[Place]:
-        found = []
+        found, regions = [], self._catalog.policy(model).regions
         for node in self._registry.serving_nodes():
+            if regions and node.region not in regions:
+                continue
             deployed = self._catalog.deployed(model, node.site, node.region, node.id)
             if deployed is not None and self._stays(node):
                 found.append(self._place(model, node, deployed.digest, region))
@@ -176,19 +198,17 @@ class Scaler:
         return self._clock() - self._there.get(node.id, -math.inf) < REPLACE_AFTER_S
 
     def _place(self, model: str, node: Node, digest: str, region: str) -> Place:
-        said = [r for r in self._registry.replicas(node.id).values() if r.model == model and not r.on_trial]
-        ready = next((r for r in said if r.state == READY), None)
-        own, live = ready or pb.ReplicaStatus(), self._registry.presence(node.id) == "live"
-        if ready and ready.load_ms > 0:
-            self._load_ms[node.id, digest] = ready.load_ms
-        failed = any(r.digest == digest and r.state == pb.REPLICA_STATE_FAILED for r in said)
+        own = self._registry.replicas(node.id).get(digest, _NOTHING)
+        live = self._registry.presence(node.id) == "live"
+        if own.load_ms > 0:
+            self._load_ms[node.id, digest] = own.load_ms
         return Place(
             node=node.id,
             region=node.region,
             usd_per_hour=node.usd_per_hour,
-            ready=ready is not None and live,
-            busy=any(r.state in _BUSY for r in said),
-            held=digest in self._registry.held(node.id) and not failed,
+            ready=own.state == READY and live,
+            busy=own.state in _BUSY,
+            held=digest in self._registry.held(node.id) and own.state != pb.REPLICA_STATE_FAILED,
             cold=own.cold,
             load_ms=self._load_ms.get((node.id, digest), 0.0),
             size_bytes=self._catalog.version(model, self._catalog.version_of(digest)).size_bytes,
