@@ -9,7 +9,7 @@ import pytest
 
 from nearmesh.client import connect
 from nearmesh.errors import NotReady
-from nearmesh.v1 import catalog_pb2
+from nearmesh.v1 import catalog_pb2, node_pb2
 from tests.integration.adding_model import adding
 from tests.integration.mesh_processes import REGION, ControlPlane, control_plane, node, until
 
@@ -53,7 +53,8 @@ async def test_a_model_leaves_memory_then_its_nodes_and_comes_back_for_a_request
         await operator.publish(adding(tmp_path / "rare", "rare", "1", 1.0, more=IDLE))
         await operator.deploy("rare", "1")
         for agent in (one, other):
-            await agent.serves("rare", "1")
+            # A request would keep it awake for longer.
+            await agent.says("rare", lambda replica: replica.status.state == node_pb2.REPLICA_STATE_READY)
 
         # It leaves memory, and all nodes but one, which answers whoever asks; for that it has to load it.
         kept = set((await until(lambda: asleep(plane), within_s=40, what="asleep")).kept)
