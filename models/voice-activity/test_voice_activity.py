@@ -83,3 +83,7 @@ def test_a_minute_of_recorded_speech(run):
     heard = [float(answer["output"][0, 0]) for answer in answers]
     assert len(heard) == 1875
     np.testing.assert_allclose(heard, expected, atol=1e-4)
+
+
+def test_publishing_finds_the_variant_good_enough(measured):
+    assert measured.passed and measured.metric >= 0.95, measured.why
