@@ -11,8 +11,8 @@ from nearmesh.errors import InvalidInput
 # Against torch and transformers, whose vectors are in reference.npz: the graph computes the same, 8 bits nearly so.
 FURTHEST = {"encode:fp32": 1e-4, "encode:int8": 0.05}
 SMALLEST_COSINE = {"encode:fp32": 0.999999, "encode:int8": 0.97}
-# Of the sentences, whose nearest is the one that says the same; fp32 and int8 came to 0.953.
-PARTNERS_FOUND = 0.93
+# Of the sentences, the share whose nearest says the same; fp32 came to 0.953, int8 to 0.945.
+PARTNERS_FOUND = 0.92
 
 
 def as_texts(texts):
