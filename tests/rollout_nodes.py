@@ -138,8 +138,10 @@ class FakeNode:
 
     def _compare(self, digest: str, requests: float) -> None:
         if digest in self.versions:
-            self.versions[digest].compared += requests
-            self.versions[digest].agreed += requests * self.behaviour(digest).agrees
+            does, version = self.behaviour(digest), self.versions[digest]
+            version.compared += requests
+            version.failed += requests * does.errors
+            version.agreed += requests * does.agrees * (1 - does.errors)
 
     def status(self) -> pb.NodeStatus:
         return pb.NodeStatus(replicas=[self._replica(d, version) for d, version in self.versions.items()])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 from nearmesh_controlplane.rollouts import judge
 from nearmesh_controlplane.rollouts.evidence import Counts, Evidence, NodeEvidence
@@ -88,6 +91,15 @@ def test_a_standing_version_that_is_not_asked_any_more_is_known_by_what_it_did_b
     assert judge.breach(rollout(), [counted(new)])
     assert judge.breach(rollout(), [counted(new, old_ever=ever)]) == ""
     assert judge.breach(rollout(), [counted(new, Counts(answered=10_000), old_ever=ever)]), "of late it did better"
+
+
+def test_mirrored_requests_count_too() -> None:
+    """Of 1,000 copies 10 failed, as of the requests of the standing version: nothing to see in those 10."""
+    new = Counts(answered=20, failed=10, compared=1_000, agreed=990)
+    assert judge.breach(rollout(), [counted(new, Counts(answered=9_900, failed=100))]) == ""
+    assert judge.requests([counted(new)]) == 1_020
+    everything = Counts(failed=8, compared=8)
+    assert "8 of its 8 requests failed" in judge.breach(rollout(), [counted(everything, Counts(answered=100))])
 
 
 def test_failures_of_all_nodes_count_together() -> None:
@@ -229,3 +241,40 @@ def test_who_is_away_says_nothing_new() -> None:
     evidence.observe("", [first])
     evidence.observe("", [later])
     assert evidence.nodes([later])[0].new == Counts()
+
+
+# How the rule does over whole rollouts
+
+
+def _taken_back_after_s(chance: np.random.Generator, new: float, old: float) -> int:
+    """Seconds; 0: never. 50 requests a second, three steps of 30 s, looked at each second, a quarter mirrored."""
+    ever = Counts(answered=round(50_000 * (1 - old)), failed=round(50_000 * old))
+    for number, share in enumerate((0.05, 0.25, 0.5)):
+        counts, standing = Counts(), Counts()
+        for second in range(30):
+            asked, others = chance.poisson(50 * share), chance.poisson(50 * (1 - share))
+            mirrored = chance.binomial(others, 0.25)
+            failed, also = chance.binomial(asked, new), chance.binomial(mirrored, new)
+            counts += Counts(asked - failed, failed + also, mirrored, mirrored - also)
+            failed = chance.binomial(others, old)
+            standing += Counts(others - failed, failed)
+            if judge.breach(CALM, [counted(counts, standing, old_ever=ever)]):
+                return 30 * number + second + 1
+    return 0
+
+
+CALM = dataclasses.replace(rollout(), plan=Plan(strategy="canary", steps=(0.05,)))
+
+
+@pytest.mark.parametrize(("rate", "most"), [(0.001, 0), (0.01, 1), (0.05, 6)])
+def test_a_version_that_fails_as_often_is_hardly_ever_taken_back(rate: float, most: int) -> None:
+    """Of 200 rollouts."""
+    chance = np.random.default_rng(5)
+    assert sum(_taken_back_after_s(chance, rate, rate) > 0 for _ in range(200)) <= most
+
+
+@pytest.mark.parametrize(("rate", "median_s", "most_s"), [(0.05, 12, 30), (0.1, 6, 15), (0.3, 2, 5), (1.0, 1, 2)])
+def test_how_soon_one_that_fails_more_is_found(rate: float, median_s: float, most_s: float) -> None:
+    chance = np.random.default_rng(5)
+    found = sorted(_taken_back_after_s(chance, rate, 0.0) for _ in range(100))
+    assert 0 < found[50] <= median_s and found[0] > 0 and found[95] <= most_s, found

@@ -15,7 +15,7 @@ from nearmesh_controlplane.rollouts.views import View
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Of one version."""
+    """Of one version. `answered` has no mirrored requests, `failed` has, and so has `compared`, failed ones too."""
 
     answered: int = 0
     failed: int = 0
@@ -43,8 +43,9 @@ class Counts:
 
     @property
     def tried(self) -> int:
-        """Requests that it was to answer."""
-        return self.answered + self.failed
+        """Requests that it was to answer, and mirrored ones; of those that failed, some did not agree, and are in it
+        already."""
+        return self.answered + self.compared + max(0, self.failed - (self.compared - self.agreed))
 
 
 def counts_of(status: pb.ReplicaStatus) -> Counts:
@@ -115,10 +116,10 @@ class Evidence:
             return
         if not slow:
             book.slow = 0
-        elif book.last.tried + book.last.compared != book.seen:
+        elif book.last.tried != book.seen:
             # The same report again is no further finding.
             book.slow += 1
-        book.seen = book.last.tried + book.last.compared
+        book.seen = book.last.tried
 
     def nodes(self, views: Iterable[View]) -> list[NodeEvidence]:
         found = []

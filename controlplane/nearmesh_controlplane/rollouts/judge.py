@@ -58,8 +58,7 @@ def asked(nodes: Sequence[NodeEvidence]) -> dict[str, int]:
 
 def requests(nodes: Sequence[NodeEvidence]) -> int:
     """That the new version answered, compared ones too."""
-    total = _sum(nodes, new=True)
-    return total.tried + total.compared
+    return _sum(nodes, new=True).tried
 
 
 def _refused(nodes: Sequence[NodeEvidence]) -> str:
@@ -107,7 +106,7 @@ def _too_slow(rollout: Rollout, view: View) -> bool:
 
 def _slow(rollout: Rollout, nodes: Sequence[NodeEvidence]) -> str:
     for n in nodes:
-        if n.slow >= SLOW_LOOKS and n.new.tried + n.new.compared >= LEAST_TIMED:
+        if n.slow >= SLOW_LOOKS and n.new.tried >= LEAST_TIMED:
             standing_ms = rollout.changed.get(n.view.node, 0.0) or n.view.standing_ms
             return (
                 f"on {n.view.node} its 95th percentile is {n.view.new.service_ms_p95:.1f} ms, and {standing_ms:.1f} ms "
