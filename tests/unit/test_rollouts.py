@@ -162,7 +162,10 @@ async def test_a_version_that_errs_as_rarely_as_the_standing_one_stays(tmp_path:
         assert (await found.ends()).state == "done"
 
 
-@pytest.mark.parametrize("detail", ["UNREACHABLE: the registry", "STORAGE: disk full", "NOT_READY: no memory"])
+@pytest.mark.parametrize(
+    "detail",
+    ["UNREACHABLE: the registry", "STORAGE: I/O error", "STORAGE_FULL: m@2 needs 6 MiB", "NOT_READY: no memory"],
+)
 async def test_a_node_that_cannot_have_it_for_now_is_waited_for_and_then_left_out(tmp_path: Path, detail: str) -> None:
     bad = FakeNode("c", site="site-c")
     async with mesh(tmp_path, FakeNode("a", site="site-a"), bad) as found:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nearmesh.errors import DeadlineExceeded, NotFound, NotLeader, NotReady, Overloaded, StorageFull, Unreachable
 from nearmesh.v1 import node_pb2 as pb
 
 # A version that could not be had is tried again by the node itself: the registry is away, the disk is full. These are
 # no verdict on the version; a node that never gets over it is left out.
-PASSING = ("UNREACHABLE", "NOT_FOUND", "NOT_READY", "STORAGE", "NOT_LEADER", "OVERLOADED", "DEADLINE_EXCEEDED")
+PASSING = (
+    *(kind.reason for kind in (Unreachable, NotFound, NotReady, StorageFull, NotLeader, Overloaded, DeadlineExceeded)),
+    # What a disk refuses otherwise.
+    "STORAGE",
+)
 
 NOTHING = pb.ReplicaStatus()
 
