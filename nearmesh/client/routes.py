@@ -34,8 +34,8 @@ _FIRST_RETRY_S, _MAX_RETRY_S = 0.2, 5.0
 # The control plane has this long to answer before the snapshot is asked for a first route.
 CONTROL_PLANE_FIRST_S = 1.0
 
-# While a model is brought back it is asked for again no sooner.
-FIRST_LOOK_S = 0.2
+# The control plane has this long to say when a model is back; while it is brought back it is asked no sooner again.
+ASK_WITHIN_S, FIRST_LOOK_S = 2.0, 0.2
 
 # A node that has left a route is kept as a last resort for this long: no longer than a removed one may be asked.
 LEFT_KEPT_S = 25.0
@@ -123,9 +123,9 @@ class Routes:
         """
         watched, loop = self._watch(model, objective), asyncio.get_running_loop()
         end_s = loop.time() + timeout_s
-        while not watched.served.is_set():
-            left_s = end_s - loop.time()
-            takes_s = await self._asked_back((model, objective), max(left_s, FIRST_LOOK_S)) / 1000
+        # Who is told of nothing now goes by what was so before.
+        while watched.current and not watched.served.is_set():
+            takes_s = await self._asked_back((model, objective)) / 1000
             if not takes_s:
                 return
             if takes_s > end_s - loop.time():
@@ -136,13 +136,13 @@ class Routes:
                 )
             await _within(watched.served, min(max(takes_s, FIRST_LOOK_S), end_s - loop.time()))
 
-    async def _asked_back(self, key: Key, timeout_s: float) -> float:
+    async def _asked_back(self, key: Key) -> float:
         """In how many milliseconds somebody has it; 0 where somebody has, or nobody knows."""
         request = self._request(key)
         address = self._control_planes.address
         metadata = self._token.metadata(asyncio.get_running_loop().time())
         try:
-            route = await self._control_planes.routes(address).Resolve(request, timeout=timeout_s, metadata=metadata)
+            route = await self._control_planes.routes(address).Resolve(request, timeout=ASK_WITHIN_S, metadata=metadata)
         except grpc.aio.AioRpcError as failure:
             raise_if_cancelled(failure)
             log.debug("nobody was asked to bring model=%s back: %s", key[0], from_rpc_error(failure))

@@ -12,6 +12,7 @@ import pytest
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.idle.book import IdleBook
 from nearmesh_controlplane.peers import lease, told
 from nearmesh_controlplane.peers.role import Self
 from nearmesh_controlplane.peers.wire import connected
@@ -41,19 +42,22 @@ class Memory:
     catalog: Catalog
     prices: Prices
     residency: ResidencyRules
+    idle: IdleBook
 
     @classmethod
     async def of(cls, url: str) -> Memory:
         db, clock, changes = Database.at(url), Clock(), Generation()
         prices = Prices(db, changes, Currencies({}), FeedState())
+        catalog = Catalog(db, changes)
         found = cls(
             url,
             db,
             clock,
             Registry(db, changes, LEASE_S, clock),
-            Catalog(db, changes),
+            catalog,
             prices,
             ResidencyRules(db, changes),
+            IdleBook(db, changes, catalog, clock),
         )
         await found.registry.restore()
         await found.refresh()
@@ -65,6 +69,7 @@ class Memory:
         await self.catalog.restore()
         await self.prices.restore()
         await self.residency.restore()
+        await self.idle.restore()
 
     async def publish(self, model: str, version: str = "1") -> None:
         await self.catalog.add(manifest(model, version), digest_of(model, version), RoutePolicy(), stored)
@@ -186,6 +191,24 @@ async def test_presence_is_what_the_leader_says_until_one_leads_oneself(two: tup
     await other.registry.restore()
     # It serves nothing that anybody has written down, so it is not missed.
     assert other.registry.presence("n") == "gone"
+
+
+async def test_what_a_leader_does_with_an_idle_model_leaves_an_operator_s_word_elsewhere_alone(
+    two: tuple[Memory, Memory],
+) -> None:
+    one, other = two
+    await one.catalog.deploy("m", "1", (), "me")
+    one.db.term = lambda: 1
+    async with connected(one.url) as wire:
+        await lease.claim(wire, Self(id="one", incarnation="1", public="", mesh="", http=""), LEASE_S)
+    await other.idle.set_policy("m", keep=2, scale_to_zero_after_s=60.0)
+    await one.idle.sleep("m", ("n",))
+    assert one.idle.policy("m") == other.idle.policy("m")
+    await other.refresh()
+    assert other.idle.kept("m") == {"n"}
+    with pytest.raises(NotLeader):
+        await other.idle.wake("m")
+    assert other.idle.kept("m") == {"n"}
 
 
 async def test_what_a_leaving_node_says_is_told_too(two: tuple[Memory, Memory]) -> None:

@@ -128,3 +128,12 @@ async def test_a_control_plane_that_cannot_be_asked_changes_nothing(follow: Foll
     routes = follow(planes)
     await routes.get("m", "", 5.0)
     await routes.bring_back("m", "", 5.0)
+
+
+async def test_nobody_is_asked_while_the_control_plane_is_away(follow: Follow) -> None:
+    planes = Planes(100.0)
+    routes = follow(planes)
+    await routes.get("m", "", 5.0)
+    next(iter(routes._watched.values())).lost(NotReady("away"))
+    await routes.bring_back("m", "", 5.0)
+    assert planes.asked == []

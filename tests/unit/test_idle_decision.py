@@ -102,6 +102,10 @@ def test_an_awake_model_falls_asleep_when_nobody_has_asked_for_long(found: Look,
         (look(Place(node="b", region="eu"), absent("c"), kept=("a",)), ("c",)),
         (look(place("a"), absent("b"), kept=("a",), keep=2), ("a", "b")),
         (look(kept=("a",)), ()),
+        # Nor is it kept by one that cannot load it, unless nobody can.
+        (look(absent("a", failing=True, broken=True), absent("b"), kept=("a",)), ("b",)),
+        (look(absent("a", failing=True), absent("b"), kept=("a",)), ("a",)),
+        (look(absent("a", broken=True), absent("b", broken=True), kept=("b",)), ("b",)),
         # What was kept for a region that is bound stays, and is replaced.
         (look(place("a"), place("u", region="us"), kept=("a", "u"), bound=(frozenset({"us"}),)), ("a", "u")),
         (look(place("a"), place("u", region="us"), kept=("a",), bound=(frozenset({"us"}),)), ("a", "u")),

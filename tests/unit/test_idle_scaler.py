@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Nodes:
         self.answered = dict.fromkeys(REGIONS, 0)
         self.waiting = dict.fromkeys(REGIONS, 0)
         self.away: set[str] = set()
+        self.failing: set[str] = set()
         self.seen: list[tuple[str, ...]] = []
 
     def wanted(self, node: str) -> bool:
@@ -70,7 +72,7 @@ class Nodes:
         return pb.ReplicaStatus(
             model="m",
             digest=digest_of("m", "1"),
-            state=pb.REPLICA_STATE_READY,
+            state=pb.REPLICA_STATE_FAILED if node in self.failing else pb.REPLICA_STATE_READY,
             variant="fp32",
             service_ms_p50=5.0,
             service_ms_p95=5.0,
@@ -235,6 +237,39 @@ async def test_another_node_keeps_it_when_the_one_that_does_is_gone_for_long(nod
     assert nodes.plane.idle.kept("m") == {"b"}
     await nodes.pass_s(30)
     assert nodes.plane.idle.kept("m") == {"a"}
+
+
+async def test_one_that_cannot_load_it_is_replaced_and_not_asked_again(nodes: Nodes) -> None:
+    await asleep(nodes)
+    nodes.failing.add("b")
+    await nodes.pass_s(REPLACE_AFTER_S - 5)
+    assert nodes.plane.idle.kept("m") == {"b"}
+    await nodes.pass_s(20)
+    assert nodes.plane.idle.kept("m") == {"a"} and nodes.serving == ("a",)
+    nodes.away.add("a")
+    nodes.plane.registry.session_closed("a")
+    await nodes.pass_s(REPLACE_AFTER_S + 15)
+    assert nodes.plane.idle.kept("m") == {"c"}
+
+
+async def test_a_client_does_not_wait_for_one_that_cannot_load_it(nodes: Nodes) -> None:
+    await nodes.plane.idle.set_policy("m", keep=0)
+    await asleep(nodes)
+    nodes.failing.add("b")
+    await nodes.scaler.ask("m", "europe-west1")
+    await nodes.pass_s(2)
+    assert nodes.routed() == set()
+    assert 400 < await nodes.scaler.ask("m", "europe-west1") < 500
+    await nodes.pass_s(2)
+    assert nodes.routed() == {"a"}
+
+
+async def test_clients_who_ask_at_once_get_one_node(nodes: Nodes) -> None:
+    await nodes.plane.idle.set_policy("m", keep=0)
+    await asleep(nodes)
+    regions = ("europe-west1", "us-east1") * 5
+    await asyncio.gather(nodes.scaler.look(), *(nodes.scaler.ask("m", region) for region in regions))
+    assert nodes.plane.idle.kept("m") == {"b"}
 
 
 async def test_another_node_keeps_it_when_the_one_that_does_is_drained(nodes: Nodes) -> None:

@@ -33,6 +33,9 @@ class Place:
     ready: bool = False
     # It pulls or loads it.
     busy: bool = False
+    # It could not load it, now; and that has been so for long, or was lately.
+    failing: bool = False
+    broken: bool = False
     # Its files are on the disk.
     held: bool = False
     # Not in memory.
@@ -89,7 +92,7 @@ def ready_ms(place: Place) -> float:
 
 def soonest(places: Sequence[Place]) -> list[Place]:
     """Those first that have the files, of them those that are ready sooner, of equals the cheaper."""
-    return sorted(places, key=lambda p: (not (p.ready or p.held), ready_ms(p), p.usd_per_hour, p.node))
+    return sorted(places, key=lambda p: (p.failing, not (p.ready or p.held), ready_ms(p), p.usd_per_hour, p.node))
 
 
 def keepers(look: Look) -> tuple[str, ...]:
@@ -134,10 +137,11 @@ def _comes_back(look: Look) -> bool:
 
 def _repaired(look: Look, kept: tuple[str, ...]) -> tuple[str, ...]:
     """In the place of nodes that are gone others keep it; one that was brought back for a request goes again."""
-    there = [place for place in look.places if place.node in kept]
+    able = [place for place in look.places if not place.broken] or look.places
+    there = [place for place in able if place.node in kept]
     more = len(there) > look.policy.keep
     if more and _silent(look, there):
         return keepers(replace(look, places=there))
-    order = soonest(look.places)
+    order = soonest(able)
     others = [place for place in order if place not in there]
     return _covering(look, order, [*there, *others[: max(0, look.policy.keep - len(there))]])

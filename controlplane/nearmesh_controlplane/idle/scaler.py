@@ -29,6 +29,8 @@ LOOK_EVERY_S = 1.0
 SETTLED_AFTER_S = 10.0
 # Who keeps a model and is gone for so long is replaced: a machine that starts anew is back sooner, with its files.
 REPLACE_AFTER_S = 30.0
+# A node that was asked to keep a version and could not load it is not asked again for so long.
+SHUNNED_S = 600.0
 # Nodes times models that are looked at in one go: of a large mesh the others have their turn a second later.
 MOST_PLACES = 20_000
 # A node that was to be ready by now is, any moment.
@@ -75,6 +77,11 @@ class Scaler:
         self._there: dict[str, float] = {}
         self._load_ms: dict[tuple[str, str], float] = {}
         self._ready_s: dict[tuple[str, str], float] = {}
+        # Since when each has failed at each version, and until when it is not asked to keep it.
+        self._failing_s: dict[tuple[str, str], float] = {}
+        self._shunned_s: dict[tuple[str, str], float] = {}
+        # What is decided for a client is not decided by the way as well.
+        self._one_at_a_time = asyncio.Lock()
         # When a client last asked for each model that nobody had.
         self._asked_s: dict[str, float] = {}
         # Of the models that are looked at, the last one.
@@ -103,7 +110,8 @@ class Scaler:
                 self._there[node.id] = now_s
         self._book.tick()
         for model in self._turn(max(1, MOST_PLACES // max(1, len(nodes)))):
-            await self._decide(model)
+            async with self._one_at_a_time:
+                await self._decide(model)
 
     def _turn(self, most: int) -> list[str]:
         """The models to look at now; of one that is awake and in demand there is nothing to decide."""
@@ -123,11 +131,17 @@ class Scaler:
 
         In how many milliseconds; 0 where the model is not asleep, or no node may answer the client.
         """
+        if self._book.kept(model) is None:
+            return 0.0
+        async with self._one_at_a_time:
+            return await self._asked(model, region)
+
+    async def _asked(self, model: str, region: str) -> float:
         kept = self._book.kept(model)
         if kept is None or not self.leads():
             return 0.0
         rule, now_s = self._router.may_answer(model, region), self._clock()
-        places = [p for p in self._places(model, region) if rule is None or p.region in rule]
+        places = [p for p in self._places(model, region) if (rule is None or p.region in rule) and not p.failing]
         if not places:
             return 0.0
         self._asked_s[model] = now_s
@@ -200,6 +214,7 @@ class Scaler:
     def _place(self, model: str, node: Node, digest: str, region: str) -> Place:
         own = self._registry.replicas(node.id).get(digest, _NOTHING)
         live = self._registry.presence(node.id) == "live"
+        failing = own.state == pb.REPLICA_STATE_FAILED
         if own.load_ms > 0:
             self._load_ms[node.id, digest] = own.load_ms
         return Place(
@@ -208,7 +223,9 @@ class Scaler:
             usd_per_hour=node.usd_per_hour,
             ready=own.state == READY and live,
             busy=own.state in _BUSY,
-            held=digest in self._registry.held(node.id) and own.state != pb.REPLICA_STATE_FAILED,
+            failing=failing,
+            broken=self._broken((node.id, digest), failing=failing),
+            held=digest in self._registry.held(node.id),
             cold=own.cold,
             load_ms=self._load_ms.get((node.id, digest), 0.0),
             size_bytes=self._catalog.version(model, self._catalog.version_of(digest)).size_bytes,
@@ -217,3 +234,12 @@ class Scaler:
             waiting=own.waiting,
             in_flight=own.in_flight,
         )
+
+    def _broken(self, replica: tuple[str, str], *, failing: bool) -> bool:
+        """It has failed for long, or did lately: others keep the version, as long as there are any."""
+        now_s = self._clock()
+        if not failing:
+            self._failing_s.pop(replica, None)
+        elif now_s - self._failing_s.setdefault(replica, now_s) >= REPLACE_AFTER_S:
+            self._shunned_s[replica] = now_s + SHUNNED_S
+        return now_s < self._shunned_s.get(replica, -math.inf)
