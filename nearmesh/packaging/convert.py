@@ -118,7 +118,7 @@ def _prepared(source: Path) -> Iterator[Path]:
     prepare = importlib.import_module("onnxruntime.quantization.shape_inference").quant_pre_process
     with tempfile.TemporaryDirectory(prefix="nearmesh-") as scratch:
         recent, ready = Path(scratch) / "recent.onnx", Path(scratch) / "ready.onnx"
-        onnx.save(_recent(_fixed(_load(source))), str(recent))
+        onnx.save(_recent(_load(source)), str(recent))
         prepare(str(recent), str(ready), skip_symbolic_shape=True)
         model = onnx.load(str(ready))
         _flatten_biases(model.graph)
@@ -127,16 +127,17 @@ def _prepared(source: Path) -> Iterator[Path]:
 
 
 def _load(source: Path) -> Any:
-    """The graph with its weights. Raises ValueError."""
+    """The graph with its weights, which are nothing else. Raises ValueError."""
     onnx = importlib.import_module("onnx")
     try:
-        return onnx.load(str(source))
+        return _fixed(onnx.load(str(source)))
     except importlib.import_module("google.protobuf.message").DecodeError:
         raise ValueError(f"{source.name} is not an ONNX model") from None
 
 
 def _fixed(model: Any) -> Any:
-    """Old exporters list the weights among the inputs, so that a caller might replace them; nothing folds those."""
+    """Old exporters list the weights among the inputs, so that a caller might replace them; no tool makes those
+    smaller, or folds them."""
     constants = {constant.name for constant in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) < len(model.graph.input):

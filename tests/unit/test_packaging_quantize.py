@@ -73,9 +73,7 @@ def test_the_same_input_gives_the_same_bytes(folder, made, tmp_path):
 
 def test_weights_that_an_old_exporter_listed_among_the_inputs(tmp_path):
     """With a bias of [1, n], which folding makes of some, and which the tools take as [n] alone."""
-    folder = write_package(
-        tmp_path / "p", '[[quantize]]\nvariant = "int8"\nkind = "int8-static"\ncalibration = "calibration.npz"\n'
-    )
+    folder = write_package(tmp_path / "p", QUANTIZE)
     model = onnx.load(str(folder / "weights.onnx"))
     graph = model.graph
     graph.node[2].CopyFrom(onnx.helper.make_node("Gemm", ["r", "second", "bias"], ["y"], name="two"))
@@ -86,10 +84,12 @@ def test_weights_that_an_old_exporter_listed_among_the_inputs(tmp_path):
     )
     model.ir_version = 3
     onnx.save(model, str(folder / "weights.onnx"))
-    (found,) = make(load(folder), folder, tmp_path / "cache")
+    found = {each.variant.name: each.path for each in make(load(folder), folder, tmp_path / "cache")}
     inputs, expected = read_set(folder / "evaluation.npz")
-    assert (answers(found.path, inputs["x"]).argmax(axis=1) == expected["y"]).mean() > 0.9
-    assert [given.name for given in onnx.load(str(found.path)).graph.input] == ["x"]
+    for name in KINDS:
+        assert (answers(found[name], inputs["x"]).argmax(axis=1) == expected["y"]).mean() > 0.9, name
+        assert [given.name for given in onnx.load(str(found[name])).graph.input] == ["x"], name
+    assert initializers(found["half"]) == {onnx.TensorProto.FLOAT16}
 
 
 @pytest.mark.parametrize(
