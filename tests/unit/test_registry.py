@@ -300,3 +300,27 @@ async def test_a_report_that_says_nothing_new_leaves_everything_as_it_was(mesh: 
     assert mesh.registry.replicas("n") is not before and len(mesh.registry.replicas("n")) == 2
     await mesh.reports("n", replica())
     assert len(mesh.registry.replicas("n")) == 1
+
+
+async def test_a_node_that_is_idle_says_the_same_for_as_long(mesh: State) -> None:
+    """The same object, with the time as it is now."""
+    await mesh.node("n")
+    said = replica()
+    for idle_s in (1.0, 2.0, 3.5):
+        said.idle_s = idle_s
+        again = node_pb2.ReplicaStatus()
+        again.CopyFrom(said)
+        await mesh.reports("n", again)
+        if idle_s == 1.0:
+            before = mesh.registry.replicas("n")
+        assert mesh.registry.replicas("n") is before
+        assert mesh.registry.replicas("n")[said.digest].idle_s == idle_s
+
+
+@pytest.mark.parametrize("idle_s", [math.nan, math.inf, -1.0])
+async def test_a_time_that_cannot_be_counts_as_just_now(mesh: State, idle_s: float) -> None:
+    await mesh.node("n")
+    said = replica()
+    said.idle_s = idle_s
+    await mesh.reports("n", said)
+    assert mesh.registry.replicas("n")[said.digest].idle_s == 0

@@ -19,6 +19,7 @@ from nearmesh_controlplane.idle.decision import Look, Place
 from nearmesh_controlplane.registry.node import Node
 from nearmesh_controlplane.registry.nodes import READY, Registry
 from nearmesh_controlplane.routing.measurements import Measurements
+from nearmesh_controlplane.routing.replicas import MAX_MS
 from nearmesh_controlplane.routing.residency import ResidencyRules
 from nearmesh_controlplane.routing.router import Router
 
@@ -215,7 +216,7 @@ class Scaler:
         own = self._registry.replicas(node.id).get(digest, _NOTHING)
         live = self._registry.presence(node.id) == "live"
         failing = own.state == pb.REPLICA_STATE_FAILED
-        if own.load_ms > 0:
+        if 0 < own.load_ms <= MAX_MS:
             self._load_ms[node.id, digest] = own.load_ms
         return Place(
             node=node.id,

@@ -29,6 +29,7 @@ from nearmesh_controlplane.prices.currencies import USD, Money, check_price
 from nearmesh_controlplane.prices.rules import Price, jumped
 from nearmesh_controlplane.registry.node import Node, priced_without_a_feed
 from nearmesh_controlplane.registry.reports import (
+    alike,
     check_hello,
     durable,
     heard_of_leaving,
@@ -281,7 +282,7 @@ class Registry:
         new = replicas_of(status)
         old = self._replicas.get(node_id, {})
         seen = self._seen[node_id]
-        if new == old:
+        if alike(new, old):
             # The same object as long as it says the same: what was worked out from it holds.
             new = old
         changed = new is not old and durable(new) != durable(old)

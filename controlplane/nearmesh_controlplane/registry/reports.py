@@ -14,6 +14,8 @@ MAX_NOTICE_S = 86400.0
 # Versions on one node, and what it says of one of them: it is kept, written down, and shown to operators.
 MAX_REPLICAS = 1_000
 MAX_DETAIL_CHARACTERS = 500
+# Longer ago than this counts as just now: no node runs for so long.
+MAX_IDLE_S = 1e10
 # Of an address, a kind of machine, a digest and the like.
 MAX_NAME_CHARACTERS = 255
 
@@ -39,6 +41,8 @@ def replicas_of(status: pb.NodeStatus) -> dict[str, pb.ReplicaStatus]:
     for replica in status.replicas:
         _check_names(replica.model, replica.digest, replica.variant)
         replica.detail = replica.detail[:MAX_DETAIL_CHARACTERS]
+        # nan fails every comparison.
+        replica.idle_s = replica.idle_s if 0 <= replica.idle_s <= MAX_IDLE_S else 0.0
     return {replica.digest: replica for replica in status.replicas}
 
 
@@ -56,6 +60,15 @@ def heard_of_leaving(status: pb.NodeStatus) -> pb.NodeStatus:
         sequences=status.sequences,
         drained=status.drained,
     )
+
+
+def alike(new: Mapping[str, pb.ReplicaStatus], old: Mapping[str, pb.ReplicaStatus]) -> bool:
+    """Whether a node says what it said before, but for how long its versions are idle, which `old` takes over: that
+    grows all the time, and nothing is worked out from it."""
+    for digest, replica in new.items():
+        if digest in old:
+            old[digest].idle_s = replica.idle_s
+    return new == old
 
 
 def durable(replicas: Mapping[str, pb.ReplicaStatus]) -> dict[str, tuple[int, str, bool]]:
