@@ -87,6 +87,7 @@ bench: $(STAMP) ## Measure, and write benchmarks/results
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.client_policy
+	$(BIN)/python -m benchmarks.variants
 
 soak: $(STAMP) postgres ## The fault and fuzz runs at full counts; results go to tests/faults/results
 	$(BIN)/python -m tests.faults.soak

@@ -97,12 +97,20 @@ def test_the_fastest_is_taken_and_why_is_said(tmp_path, described):
     assert engine.opened_s == 0, "what choosing took is no part of what loading it again will take"
 
 
-@pytest.mark.parametrize("seconds", [0.020, 0.0195, 0.030])
-def test_one_that_is_hardly_faster_or_slower_is_not(tmp_path, described, seconds):
+@pytest.mark.parametrize(
+    ("seconds", "why"),
+    [
+        (0.020, "int8 is no faster here"),
+        (0.0195, "int8 is no faster here"),
+        (0.022, "int8 is no faster here"),
+        (0.030, "1.4 times as fast as int8 here"),
+    ],
+)
+def test_one_that_is_hardly_faster_or_slower_is_not(tmp_path, described, seconds, why):
     world = World({"fp32": 0.021, "int8": seconds})
     engine = best(world, {"": ("fp32", "int8")})(tmp_path, described)
     assert engine.variant == "fp32" and world.open == ["fp32"]
-    assert f"{seconds / 0.021:.1f} times as fast as int8 here" in engine.variant_why
+    assert engine.variant_why == why
 
 
 def test_of_three_the_fastest(tmp_path, described):

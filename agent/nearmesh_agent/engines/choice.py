@@ -77,7 +77,7 @@ def why(chosen: str, seconds: Mapping[str, float], *, report: Report | None = No
     words = []
     for other in others:
         gain = seconds[other] / max(seconds[chosen], 1e-9)
-        words.append(f"{gain:.1f} times as fast as {other} here")
+        words.append(f"{gain:.1f} times as fast as {other} here" if gain >= WORTH else f"{other} is no faster here")
     return "; ".join(words) + _judged(chosen, report, step)
 
 
