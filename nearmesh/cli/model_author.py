@@ -85,9 +85,10 @@ def _tensor_record(spec: Any) -> dict[str, Any]:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @json_option
 def check(folder: Path, as_json: bool) -> None:
-    """Do all that publishing FOLDER would do, but the upload.
+    """Do what publishing FOLDER would do with what is given, but the upload.
 
-    Fetches the weights, checks every file, and runs the warm-up on ONNX Runtime here. No mesh is needed.
+    Fetches the weights, checks every file, and runs the warm-up on ONNX Runtime here. Variants that are made are left
+    to `evaluate`. No mesh is needed.
     """
     from nearmesh.packaging.check import check as checked
 

@@ -41,12 +41,13 @@ def check(folder: Path, cache: Path | None = None, *, on_progress: OnProgress = 
     """Raises PackageError, DigestMismatch, Unreachable."""
     artifact = build(folder, cache or default_cache(), draft=True, on_progress=on_progress)
     package = artifact.package
+    made = tuple(f"{v.name} is made and tried by `nearmesh model evaluate`" for v in package.made_variants)
     if package.steps:
-        return Checked(artifact=artifact, proven=(), untried=("steps are run by an agent: `nearmesh-agent serve`",))
+        why = "steps are run by an agent: `nearmesh-agent serve`"
+        return Checked(artifact=artifact, proven=(), untried=(why, *made))
     if importlib.util.find_spec("onnxruntime") is None:
-        return Checked(
-            artifact=artifact, proven=(), untried=("there is no ONNX Runtime here: pip install onnxruntime",)
-        )
+        why = "there is no ONNX Runtime here: pip install onnxruntime"
+        return Checked(artifact=artifact, proven=(), untried=(why, *made))
     here = [variant for variant in package.variants if variant.hardware in _EVERYWHERE]
     others = [f"{v.name} is for {v.hardware}" for v in package.variants if v not in here]
     with tempfile.TemporaryDirectory(prefix="nearmesh-") as scratch:
@@ -54,7 +55,7 @@ def check(folder: Path, cache: Path | None = None, *, on_progress: OnProgress = 
             _link(artifact.blobs[file.digest], Path(scratch) / file.title)
         for variant in here:
             _prove(package, variant, Path(scratch))
-    return Checked(artifact=artifact, proven=tuple(variant.name for variant in here), untried=tuple(others))
+    return Checked(artifact=artifact, proven=tuple(variant.name for variant in here), untried=(*others, *made))
 
 
 def _link(blob: Path | bytes, target: Path) -> None:

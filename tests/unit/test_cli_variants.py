@@ -109,3 +109,13 @@ def test_show_has_the_report_and_why_a_node_took_a_variant(run: Bench) -> None:
     record = json.loads(run("model", "show", "digits", "--json").stdout)
     assert record["replicas"][0]["variant_why"] == "2.1 times as fast as fp32 here"
     assert record["versions"][0]["report"]["variants"][1]["name"] == "int8"
+
+
+def test_check_leaves_made_variants_to_evaluate(run: Bench, folder: Path) -> None:
+    done = run("model", "check", str(folder), "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["proven"] == ["fp32"]
+    assert found["untried"] == [
+        f"{n} is made and tried by `nearmesh model evaluate`" for n in ("int8", "light", "half")
+    ]
