@@ -118,8 +118,11 @@ class RegistryClient:
     def upload(self, blob: Descriptor, opened: Opened) -> None:
         """Puts a blob there. Raises DigestMismatch, when the registry refuses the bytes as others."""
         with self._answer("POST", "blobs/uploads/") as answer:
-            place = urljoin(str(answer.url), answer.headers.get("Location", ""))
-        target = httpx.URL(place).copy_merge_params({"digest": blob.digest})
+            location = answer.headers.get("Location", "")
+        try:
+            target = httpx.URL(urljoin(str(answer.url), location)).copy_merge_params({"digest": blob.digest})
+        except (httpx.InvalidURL, ValueError):
+            raise Unreachable(f"registry {self} has {blob.title or blob.digest} sent to {location[:200]!r}") from None
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(blob.size_bytes)}
         with self._answer("PUT", str(target), headers=headers, opened=opened) as answer:
             got = answer.headers.get("Docker-Content-Digest", blob.digest)
@@ -161,10 +164,10 @@ class RegistryClient:
     def _asked(self, method: str, url: str, headers: Mapping[str, str], content: Any) -> httpx.Response:
         # A login is for its own registry; uploads may go elsewhere.
         shown = {"Authorization": self._shown} if self._shown and _same_place(url, self._url) else {}
-        request = self._http.build_request(method, url, headers={**AS_IT_IS, **headers, **shown}, content=content)
         try:
+            request = self._http.build_request(method, url, headers={**AS_IT_IS, **headers, **shown}, content=content)
             return self._http.send(request, stream=True)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unreachable(f"registry {self}: {error or type(error).__name__}") from None
 
     def _log_in(self, answer: httpx.Response) -> bool:
@@ -180,7 +183,11 @@ class RegistryClient:
 
     def _token(self, asked: dict[str, str]) -> str:
         """A token of the server that the registry names."""
-        realm = urljoin(self._url, asked.get("realm", ""))
+        named = asked.get("realm", "")
+        try:
+            realm = urljoin(self._url, named)
+        except ValueError:
+            raise Unreachable(f"registry {self} wants a token from {named[:200]!r}, which is no address") from None
         if urlsplit(realm).scheme != "https" and urlsplit(self._url).scheme == "https":
             raise Unauthenticated(f"registry {self} wants a token from {realm}, which is not https")
         shown = {"Authorization": self._login.header} if self._login else {}
@@ -188,9 +195,11 @@ class RegistryClient:
         try:
             answer = self._http.get(realm, params=parameters, headers=shown)
             found = answer.json() if answer.is_success else {}
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise Unreachable(f"{realm}, which gives tokens for {self}: {error!r}") from None
-        token = found.get("token") or found.get("access_token")
+        token = (found.get("token") or found.get("access_token") or "") if isinstance(found, dict) else None
+        if not isinstance(token, str) or not (token.isascii() and token.isprintable()):
+            raise Unreachable(f"{realm}, which gives tokens for {self}, answers with something that is none")
         return f"Bearer {token}" if token else ""
 
     def _refusal(self, answer: httpx.Response, path: str) -> MeshError:

@@ -44,13 +44,15 @@ def find(host: str, path: Path | None = None) -> Login | None:
         config = json.loads(path.read_bytes())
         helper = config.get("credHelpers", {}).get(host) or config.get("credsStore")
         kept = config.get("auths", {})
+        names = (host, f"https://{host}", f"https://{host}/v2/", f"https://{host}/v1/")
+        found = [(name, auth) for name in names if (auth := kept.get(name, {}).get("auth"))]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path}: not a configuration of Docker: {error}") from None
-    for name in (host, f"https://{host}", f"https://{host}/v2/", f"https://{host}/v1/"):
-        if kept.get(name, {}).get("auth"):
-            return _decoded(kept[name]["auth"], f"{path}: {name}")
+    if found:
+        name, auth = found[0]
+        return _decoded(auth, f"{path}: {name}")
     return _asked(helper, host) if helper else None
 
 

@@ -110,9 +110,12 @@ def _list_referrer(target: Target, digest: str, data: bytes, body: Mapping[str, 
         index = _body(target.manifest(tag))
     except NotFound:
         index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": []}
-    others = [other for other in index.get("manifests", []) if other.get("digest") != entry["digest"]]
-    listed = json.dumps(index | {"manifests": [*others, entry]}, sort_keys=True, separators=(",", ":")).encode()
-    target.put_manifest(tag, listed, INDEX_TYPE)
+    listed = index.get("manifests", [])
+    if not isinstance(listed, list) or not all(isinstance(other, dict) for other in listed):
+        raise PackageError(f"{tag} lists what refers to {digest}, and is no OCI index; remove that tag there")
+    others = [other for other in listed if other.get("digest") != entry["digest"]]
+    text = json.dumps(index | {"manifests": [*others, entry]}, sort_keys=True, separators=(",", ":"))
+    target.put_manifest(tag, text.encode(), INDEX_TYPE)
 
 
 def _blobs(body: Mapping[str, Any]) -> list[Descriptor]:

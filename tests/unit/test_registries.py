@@ -133,7 +133,9 @@ def test_no_login(tmp_path: Path) -> None:
         assert credentials.find("h", config(tmp_path, body)) is None
 
 
-@pytest.mark.parametrize("body", ["text", [], {"auths": {"h": {"auth": "no Base64"}}}])
+@pytest.mark.parametrize(
+    "body", ["text", [], {"auths": {"h": {"auth": "no Base64"}}}, {"auths": []}, {"auths": {"h": "text"}}]
+)
 def test_a_file_that_is_none(tmp_path: Path, body: object) -> None:
     with pytest.raises(ConfigError, match=r"config\.json"):
         credentials.find("h", config(tmp_path, body))
@@ -327,6 +329,40 @@ def test_a_registry_that_is_not_there() -> None:
 
 
 # ---- nothing is believed
+
+
+@pytest.mark.parametrize("said", [["t"], "t", 7, {"token": ["t"]}, {"token": "a\r\nb"}, {"token": "\u00e9"}])
+def test_a_token_server_that_answers_with_something_else(said: object) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/token":
+            return httpx.Response(200, json=said)
+        return httpx.Response(401, headers={"WWW-Authenticate": 'Bearer realm="https://r/token"'})
+
+    with opened(answer, LOGIN) as client, pytest.raises(Unreachable, match="answers with something that is none"):
+        client.manifest("1")
+
+
+@pytest.mark.parametrize("place", ["http://[", "https://r:port/x", "https://\u0000/"])
+def test_addresses_that_are_none(place: str) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(202, headers={"Location": place})
+        return httpx.Response(401, headers={"WWW-Authenticate": f'Bearer realm="{place}"'})
+
+    with opened(answer, LOGIN) as client:
+        with pytest.raises(Unreachable):
+            client.upload(Descriptor("x", digest_bytes(b"abc"), 3), lambda: iter([b"abc"]))
+        with pytest.raises(Unreachable):
+            client.manifest("1")
+
+
+@pytest.mark.parametrize("listed", [7, {"a": 1}, ["text"]])
+def test_a_list_of_referrers_that_is_none(listed: object) -> None:
+    target = Registry()
+    target.manifests[DIGEST.replace(":", "-")] = json.dumps({"manifests": listed}).encode()
+    with opened(filled()) as source, opened(target) as to, pytest.raises(PackageError, match="is no OCI index"):
+        transfer.push(source, DIGEST, to, "1", unseen)
+
 
 WEIGHTS = digest_bytes(FILES["fp32.onnx"])
 
