@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from nearmesh_agent.engines.pipeline.python_step import PythonSteps
 
-from nearmesh.errors import InvalidInput
+from nearmesh.errors import InvalidInput, PackageError
 
 # Against torch and transformers, whose vectors are in reference.npz: the graph computes the same, 8 bits nearly so.
 FURTHEST = {"encode:fp32": 1e-4, "encode:int8": 0.05}
@@ -130,6 +131,14 @@ def test_what_comes_after_256_tokens_is_not_read(tokenize):
 def test_what_is_no_text_is_refused(tokenize, text, said):
     with pytest.raises(InvalidInput, match=said):
         tokenize(b"fine", text)
+
+
+def test_a_node_without_the_tokenizers_library_says_what_is_missing(published, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    code = PythonSteps(published)
+    with pytest.raises(PackageError, match=r"needs tokenizers: pip install 'nearmesh\[texts\]'"):
+        code.load(package.steps[0])
+    code.close()
 
 
 @pytest.mark.skipif(DATA is None, reason="set NEARMESH_TEST_DATA to the development data's folder")
