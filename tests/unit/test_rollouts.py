@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from nearmesh_controlplane.audit import Audit
+from nearmesh_controlplane.rollouts.calls import RolloutCalls
 from nearmesh_controlplane.rollouts.rollout import Limits, Plan
 from nearmesh_controlplane.rollouts.scope import Scope
 
+from nearmesh import rpc
 from nearmesh.errors import AlreadyExists, InvalidInput, NotFound
+from nearmesh.v1 import catalog_pb2 as pb
 from tests.control_plane_state import digest_of
 from tests.rollout_nodes import ME, MODEL, Behaviour, FakeNode, mesh, rollouts_of
 
@@ -330,6 +335,34 @@ async def test_a_bad_version_is_taken_back_by_the_control_plane_that_comes_after
         await found.rollouts.restore()
         assert (await found.ends(30)).state == "failed"
         assert found.serving == dict.fromkeys("abc", "1")
+
+
+async def test_a_rollout_that_another_control_plane_began_just_now_is_known_to_who_deploys_or_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mesh(tmp_path) as found:
+        plane = found.plane
+        other = rollouts_of(plane)
+        await other.restore()
+        calls = RolloutCalls(other, plane.catalog, plane.registry, Audit(plane.db), plane.changes, lambda version: 0.0)
+        # As where both write to one PostgreSQL; here it is the one file of both.
+        alone = plane.db._transaction
+
+        def transaction(change: Callable[..., object], *args: object) -> object:
+            with monkeypatch.context() as patch:
+                patch.setattr(plane.db, "shared", False)
+                return alone(change, *args)
+
+        monkeypatch.setattr(plane.db, "_transaction", transaction)
+        monkeypatch.setattr(plane.db, "shared", True)
+        rpc._caller.set(ME)
+        begun = await found.rollouts.start(plane.catalog.version(MODEL, "2"), Scope(), ALL, ME)
+        assert other.active(MODEL) is None, "nobody has told it yet"
+        with pytest.raises(AlreadyExists, match="a rollout of m@2 is running"):
+            await calls.deploy(pb.DeployRequest(model=MODEL, version="1"))
+        back = await calls.rollback(MODEL)
+        assert (back.version, back.rollout) == ("1", begun.id)
+        assert other.get(MODEL).state == "rolling back"
 
 
 async def test_who_does_not_lead_steps_nothing(tmp_path: Path) -> None:

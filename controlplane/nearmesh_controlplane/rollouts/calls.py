@@ -63,7 +63,7 @@ class RolloutCalls:
         return _promised(rollout)
 
     async def _at_once(self, version: Version, scope: Scope) -> Deployment:
-        running = self._rollouts.active(version.model)
+        running = await self._rollouts.begun(version.model)
         if running is not None:
             raise AlreadyExists(
                 f"a rollout of {running.name} is {running.state}; wait for its end, or end it: "
@@ -78,7 +78,7 @@ class RolloutCalls:
     async def rollback(self, model: str) -> pb.Deployment:
         """Ends the rollout that runs, or swaps back to the version before. Raises NotFound, InvalidInput."""
         self._catalog.versions(model)
-        if self._rollouts.active(model) is not None:
+        if await self._rollouts.begun(model) is not None:
             try:
                 rollout = await self._rollouts.change(model, "abort", caller())
             except NotFound:

@@ -104,6 +104,12 @@ class Rollouts:
     def active(self, model: str) -> Rollout | None:
         return next((rollout for rollout in self.running() if rollout.model == model), None)
 
+    async def begun(self, model: str) -> Rollout | None:
+        """As `active`, also one that was begun through another control plane a moment ago."""
+        if self._db.shared:
+            await self.restore()
+        return self.active(model)
+
     def get(self, model: str, id: int = 0) -> Rollout:
         """The newest, or that one. Raises NotFound."""
         self._catalog.versions(model)
