@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from nearmesh import signature
+from nearmesh.chunks import CHUNKS_TYPE, Chunk, ChunkIndex
 from nearmesh.errors import AlreadyExists, DigestMismatch, InvalidInput, MeshError, NotFound, PackageError, TooLarge
 from nearmesh.oci import WEIGHT_TYPE, Descriptor, Manifest, digest_bytes
 from nearmesh.packaging.build import Artifact
@@ -229,6 +230,23 @@ async def test_what_is_no_version_is_not_published(plane: ControlPlane, artifact
         for kind, said, parts in cases:
             error = await _upload(plane, *parts)
             assert (type(error), said in error.message) == (kind, True), error
+
+
+async def test_a_chunk_index_that_does_not_fit_its_files_is_not_published(
+    plane: ControlPlane, artifact: Artifact
+) -> None:
+    weights = next(file for file in artifact.manifest.files if file.media_type == WEIGHT_TYPE)
+    too_long = Chunk(0, weights.size_bytes + 1, weights.digest)
+    for data, said in (
+        (ChunkIndex({weights.digest: (too_long,)}).to_bytes(), f"the file has {weights.size_bytes}"),
+        (b"[]", "not a chunk index"),
+    ):
+        chunks = Descriptor(CHUNKS_TYPE, digest_bytes(data), len(data), "nearmesh.chunks.json")
+        manifest = replace(artifact.manifest, version="2", chunks=chunks)
+        assert isinstance(manifest, Manifest)
+        async with nothing_changes(plane):
+            error = await _upload(plane, _manifest(manifest.to_bytes()), _part(chunks.digest, data))
+            assert (type(error), said in error.message) == (PackageError, True), error
 
 
 def _manifest(data: bytes) -> catalog_pb2.PublishRequest:

@@ -94,6 +94,7 @@ class Publisher:
             return known
         missing.pop(digest, None)
         await self._receive(manifest, missing, requests)
+        await asyncio.to_thread(self._check_index, manifest)
         store = functools.partial(self._store, manifest, first.manifest_json, digest)
         if known:
             await store()
@@ -132,6 +133,12 @@ class Publisher:
                 raise TooLarge(
                     f"{blob.title or blob.digest} has {blob.size_bytes} bytes; max_blob_bytes is {self._max_blob_bytes}"
                 )
+
+    def _check_index(self, manifest: Manifest) -> None:
+        """Whether its chunks make files of the right sizes: nodes would refuse it otherwise, one after the other."""
+        index = known_chunks.index_of(self._layout, manifest)
+        for file in manifest.files:
+            index.check(file.digest, file.size_bytes)
 
     def _missing(self, blobs: Iterable[Descriptor]) -> dict[str, Descriptor]:
         """Those that are not there as they should be: never received, or damaged on the disk since."""
