@@ -97,6 +97,10 @@ def test_an_awake_model_falls_asleep_when_nobody_has_asked_for_long(found: Look,
         (look(Place(node="a", region="eu"), kept=("a",), keep=0, asked_s=5.0), ("a",)),
         (look(Place(node="a", region="eu", busy=True), kept=("a",), keep=0), ("a",)),
         (look(place("a", idle_s=5.0), absent("b"), kept=("a",), keep=0), ("a",)),
+        (
+            look(place("a", idle_s=5.0), place("u", region="us"), kept=("a",), keep=0, bound=(frozenset({"us"}),)),
+            ("a",),
+        ),
         (look(place("a"), absent("b"), kept=("a",), keep=0), ()),
         # In the place of one that is gone another keeps it: one that has the files.
         (look(Place(node="b", region="eu"), absent("c"), kept=("a",)), ("c",)),

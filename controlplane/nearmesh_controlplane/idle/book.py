@@ -22,7 +22,7 @@ from nearmesh_controlplane.idle.store import Entry
 # A replica stays for so long after the routes have left it: as long as it takes until every client has heard.
 LEAVES_AFTER_S = 5.0
 
-# Awake; nodes that keep it are not counted.
+# The nodes that keep a model; None: it is awake, and all that it is deployed to have it.
 Kept = frozenset[str] | None
 
 

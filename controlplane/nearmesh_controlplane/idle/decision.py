@@ -104,8 +104,9 @@ def keepers(look: Look) -> tuple[str, ...]:
 
 
 def _covering(look: Look, order: Sequence[Place], found: Sequence[Place]) -> tuple[str, ...]:
+    """With one more for each rule of residency that leaves none of them."""
     more = list(found)
-    for regions in look.bound if found else ():
+    for regions in look.bound if look.policy.keep else ():
         able = [place for place in order if place.region in regions]
         if able and not any(place.region in regions for place in more):
             more.append(able[0])
