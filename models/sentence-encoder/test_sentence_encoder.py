@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nearmesh_agent.engines.pipeline.python_step import PythonSteps
+from nearmesh_agent.serving.agreement import agrees
 
 from nearmesh.errors import InvalidInput, PackageError
 
@@ -52,6 +53,16 @@ def test_vectors_are_those_of_the_authors_model(ask, folder, variant):
     alone = np.concatenate([ask(text) for text in texts])
     assert np.abs(alone - expected).max() < FURTHEST[variant]
     assert (alone * expected).sum(axis=1).min() > SMALLEST_COSINE[variant]
+
+
+def test_a_rollout_tells_each_variant_from_other_weights(ask, folder, package):
+    """By the online check: 8 bits are near enough, the vectors of another text are not."""
+    with np.load(folder / "reference.npz") as archive:
+        texts, expected = archive["text"], archive["embedding"]
+    for text, vector, other in zip(texts, expected, np.roll(expected, 1, axis=0), strict=True):
+        answer = {"embedding": ask(text)}
+        assert agrees({"embedding": vector[None]}, answer, package)
+        assert not agrees({"embedding": other[None]}, answer, package)
 
 
 def test_a_text_has_the_same_vector_among_longer_ones(ask, variant):

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from nearmesh_agent.engines.factory import OnnxEngines
+from nearmesh_agent.serving.agreement import agrees
 
 from nearmesh.devmesh.samples import WrongAnswer, text_detector_sample
 from nearmesh.devmesh.samples.text import PAGE
@@ -31,3 +33,13 @@ def test_a_page_upside_down_is_a_wrong_answer(run):
     page = np.ascontiguousarray(sample.inputs["x"][:, :, ::-1])
     with pytest.raises(WrongAnswer, match="expected a line of text in"):
         sample.check(run({"x": page}))
+
+
+def test_a_rollout_tells_each_variant_from_other_answers(run, published, package):
+    """By the online check: 8 bits are near enough, the map of the page upside down is not."""
+    reference, page = OnnxEngines(variants={"": "fp32"})(published, package), text_detector_sample().inputs["x"]
+    standing = reference.infer({"x": page})
+    reference.close()
+    assert agrees(standing, run({"x": page}), package)
+    assert not agrees(standing, run({"x": np.ascontiguousarray(page[:, :, ::-1])}), package)
+    assert not agrees(standing, {"sigmoid_0.tmp_0": np.zeros_like(standing["sigmoid_0.tmp_0"])}, package)

@@ -169,7 +169,7 @@ def _judged(package: Package) -> Iterator[Problem]:
         numeric = evaluation.metric in ("accuracy", "cosine")
         yield from _output(package, "evaluation", evaluation.output, evaluation.metric if numeric else "")
     if check is not None:
-        yield from _output(package, "online_check", check.output, check.agree if check.agree == "argmax" else "")
+        yield from _output(package, "online_check", check.output, check.agree if check.agree != "close" else "")
 
 
 def _output(package: Package, section: str, name: str | None, ranked: str) -> Iterator[Problem]:

@@ -66,8 +66,8 @@ class OnlineCheck:
     # The output that is compared. Default: the first.
     output: str | None = None
     # argmax: the largest value of the last axis stands in the same place; close: |a - b| <= atol + rtol x |b|
-    # everywhere, and texts are equal.
-    agree: Literal["argmax", "close"] = "argmax"
+    # everywhere, and texts are equal; cosine: of each row (axis 0), all values together, 1 - cosine <= atol.
+    agree: Literal["argmax", "close", "cosine"] = "argmax"
     rtol: float = 1e-2
     atol: float = 1e-2
     # Share of the compared answers that must agree.

@@ -87,3 +87,27 @@ def test_texts_that_are_to_be_close_are_to_be_equal():
 
 def test_no_rows_agree():
     assert agrees({"y": ROWS[:0]}, {"y": ROWS[:0]}, checked())
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (ROWS * 3, True),
+        (ROWS + floats(0.05, 0, 0), True),
+        # One row of them is enough.
+        (np.concatenate([ROWS[:-1], -ROWS[-1:]]), False),
+        (np.zeros_like(ROWS), False),
+        (ROWS * np.nan, False),
+        (ROWS[:-1], False),
+        (ROWS.astype(object), False),
+    ],
+)
+def test_by_the_direction_of_each_row(other, same):
+    assert agrees({"y": ROWS}, {"y": other}, checked(agree="cosine", atol=0.05)) is same
+
+
+def test_rows_of_zeros_have_the_same_direction():
+    check = checked(agree="cosine", atol=0.05)
+    zeros = np.zeros((2, 1, 3, 3), np.float32)
+    assert agrees({"y": zeros}, {"y": zeros.copy()}, check) and agrees({"y": zeros[:0]}, {"y": zeros[:0]}, check)
+    assert not agrees({"y": zeros}, {"y": zeros + 1}, check)

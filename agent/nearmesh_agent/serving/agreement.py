@@ -12,6 +12,8 @@ from nearmesh_agent.engines.base import Array
 # Where a package says nothing: a float agrees within a twentieth of itself and of the largest value of its tensor. That
 # is wide enough for another number format or a little more training, and far too narrow for other weights.
 _WIDE = 0.05
+# NumPy's kinds of what has a direction.
+_NUMBERS = set("fiub")
 
 
 def agrees(standing: Mapping[str, Array], trial: Mapping[str, Array], package: Package) -> bool:
@@ -29,7 +31,22 @@ def agrees(standing: Mapping[str, Array], trial: Mapping[str, Array], package: P
         return False
     if check.agree == "argmax":
         return _same_choice(one, other) >= check.smallest_agreement
+    if check.agree == "cosine":
+        return not {one.dtype.kind, other.dtype.kind} - _NUMBERS and _smallest_cosine(one, other) >= 1 - check.atol
     return _close(one, other, check.rtol, check.atol)
+
+
+def _smallest_cosine(one: Array, other: Array) -> float:
+    """Of the rows (axis 0), each with all its values; two that are all zeros are alike."""
+    if not one.size:
+        return 1.0
+    a, b = (array.reshape(len(array) if array.ndim else 1, -1).astype(np.float64) for array in (one, other))
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = np.where(both_zero, 1.0, np.where(lengths > 0, (a * b).sum(axis=1) / lengths, 0.0))
+    # A NaN stays one, and is above nothing.
+    return float(cosines.min())
 
 
 def _same_choice(one: Array, other: Array) -> float:
