@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
@@ -141,8 +141,8 @@ def _key(pem: str | bytes) -> ec.EllipticCurvePublicKey:
     data = pem.encode() if isinstance(pem, str) else pem
     try:
         key = load_pem_public_key(data)
-    except ValueError as error:
-        raise SignatureError(f"not a public key in PEM: {error}") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise SignatureError("the key to check signatures by is not a public key in PEM") from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise SignatureError("the key to check signatures by is not an EC key")
     return key

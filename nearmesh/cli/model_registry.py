@@ -274,4 +274,8 @@ def _cache() -> Path:
 
 
 def _pem(path: Path) -> str:
-    return path.read_text("utf-8", "replace")
+    """Raises ConfigError."""
+    text = path.read_text("utf-8", "replace")
+    if "BEGIN PUBLIC KEY" not in text:
+        raise ConfigError(f"{path}: not a public key in PEM; `nearmesh model key` prints that of a mesh")
+    return text
