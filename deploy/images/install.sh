@@ -36,5 +36,5 @@ case $kind in cpu | gpu) ;; *) echo "kind is '$kind'; expected cpu or gpu" >&2 &
 python=$(find_python)
 "$python" -m venv "$folder"
 # The development environment's pins, so that an image is what was tested.
-"$folder/bin/pip" install --quiet --disable-pip-version-check --constraint requirements.txt . "./agent[$kind]"
+"$folder/bin/pip" install --quiet --disable-pip-version-check --constraint requirements.txt . "./agent[$kind,images,texts]"
 "$folder/bin/nearmesh-agent" --help >/dev/null
