@@ -39,6 +39,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.enable_retries", 0),
 )
 
+# What grpc.aio says of a request that it could not write any more, since its stream had just broken.
+_NOT_WRITTEN = "Internal error from Core"
+
 # Calls under way on a node that left every route may end by themselves within this time.
 _GRACE_S = 30.0
 
@@ -154,6 +157,8 @@ def call_error(error: grpc.aio.AioRpcError) -> MeshError:
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE and details.startswith("failed to connect"):
         return NotSent(details)
+    if code is grpc.StatusCode.INTERNAL and details == _NOT_WRITTEN:
+        return Unreachable("the connection to the node broke")
     if code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
         # We did not cancel it (that would be a CancelledError): the node stopped, or the stream broke.
         return Unreachable(details or "the node ended the call")

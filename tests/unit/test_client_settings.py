@@ -236,6 +236,7 @@ def test_a_node_that_gives_no_receipt_is_known_by_its_route() -> None:
         ("UNKNOWN", "Stream removed", "", errors.Unreachable),
         ("RESOURCE_EXHAUSTED", "message larger than max", "", errors.TooLarge),
         ("RESOURCE_EXHAUSTED", "queue full", "OVERLOADED", errors.Overloaded),
+        ("INTERNAL", "Internal error from Core", "", errors.Unreachable),
         ("INTERNAL", "a bug", "", errors.MeshError),
         ("DEADLINE_EXCEEDED", "late", "", errors.DeadlineExceeded),
     ],
