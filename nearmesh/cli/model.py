@@ -13,7 +13,7 @@ from nearmesh.cli.idle import idle
 from nearmesh.cli.model_author import check, init, schema
 from nearmesh.cli.model_registry import export, key, pull, push, verify
 from nearmesh.cli.model_tables import print_model, print_models
-from nearmesh.cli.output import print_json, size
+from nearmesh.cli.output import note, print_json, size
 from nearmesh.cli.session import Session, json_option, pass_session
 from nearmesh.cli.transfer_bar import transfer_bar
 from nearmesh.cli.variants import evaluate, quantize
@@ -83,8 +83,12 @@ def publish(
 def _release(folder: Path, without: tuple[str, ...]) -> Artifact:
     from nearmesh.packaging.release import release
 
+    notes: list[str] = []
     with fetch_bars(folder) as bars:
-        return release(folder, without=without, on_step=bars.doing, on_progress=bars)
+        artifact = release(folder, without=without, on_step=bars.doing, on_note=notes.append, on_progress=bars)
+    for said in notes:
+        note(f"Note: {said}.")
+    return artifact
 
 
 @model.command("list")

@@ -151,7 +151,9 @@ def verdict(found: catalog_pb2.Rollout) -> tuple[bool, str]:
     over = sum(node.changed_over for node in found.nodes)
     where = ", ".join((*found.sites, *found.regions)) or "every site"
     left_out = f" ({found.reason})" if found.reason else ""
-    return True, f"{name} is wanted at {where}; {_nodes(over)} changed over in {took_s:.0f} s{left_out}"
+    # Deployed where it serves already, or where no node is yet.
+    how = f"{_nodes(over)} changed over in {took_s:.0f} s" if over else "no node had to change over"
+    return True, f"{name} is wanted at {where}; {how}{left_out}"
 
 
 def _nodes(count: int) -> str:

@@ -29,11 +29,13 @@ def release(
     without: Collection[str] = (),
     run: Run = by_agent,
     on_step: OnStep = lambda step: None,
+    on_note: OnStep = lambda note: None,
     on_progress: OnProgress = quiet,
 ) -> Artifact:
     """Makes the package's variants, tries them, and builds the artifact with all but those named by `without`.
 
-    Raises GateFailed with the figures of each variant that is not good enough, and as `build` and `make`.
+    `on_note` hears of variants that cannot be made here and so are not among them. Raises GateFailed with the figures
+    of each variant that is not good enough, and as `build` and `make`.
     """
     cache = cache or default_cache()
     package = load(folder)
@@ -43,6 +45,9 @@ def release(
     if wanted:
         on_step(f"making {', '.join(sorted(wanted))}")
         made = [found for found in make(package, folder, cache) if found.variant.name not in without]
+    for found in made:
+        if found.skipped:
+            on_note(f"{found.variant.name} is not published: {found.skipped}")
     here = {found.variant.file: found.path for found in made if found.path is not None}
     if package.evaluation is None and not here:
         return build(folder, cache, without=without, on_progress=on_progress)

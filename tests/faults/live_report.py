@@ -152,22 +152,24 @@ def apart(way: str, call: Call, faults: Iterable[Fault]) -> bool:
     return way == "xds" and any(f.kind in FROZEN and f.over(call.started_s, ended_s) for f in faults)
 
 
-def left_after_s(calls: Iterable[Call], fault: Fault) -> float:
+def left_after_s(calls: Iterable[Call], fault: Fault, late_ms: float) -> float:
     """When the last call began that still went to the dead or frozen node, from the fault on; 0 when none did."""
     wrong = [
         call.started_s - fault.began_s
         for call in calls
-        if fault.began_s < call.started_s < fault.healed_s and _went_to(call, fault.target)
+        if fault.began_s < call.started_s < fault.healed_s and _went_to(call, fault.target, late_ms)
     ]
     return max(wrong, default=0.0)
 
 
-def _went_to(call: Call, node: str) -> bool:
-    """It answered, or nobody did, or somebody else at a second attempt.
+def _went_to(call: Call, node: str, late_ms: float) -> bool:
+    """It answered, or nobody did, or somebody else at a second attempt, and late for that.
 
-    Of that a gateway and gRPC know the number alone; the SDK's receipt says whom it asked before.
+    Of attempts a gateway and gRPC know the number alone; the SDK's receipt says whom it asked before. Whoever left a
+    node tries it again by a call now and then; one that is refused at once and answered elsewhere in time is no wait.
     """
-    return bool(call.error) or call.node == node or call.attempt > 1 or f"after {node}" in call.why
+    again = call.attempt > 1 or f"after {node}" in call.why
+    return bool(call.error) or call.node == node or (again and call.ms > late_ms)
 
 
 def calm_p95_ms(calls: Mapping[str, Sequence[Call]], faults: Sequence[Fault]) -> float:
@@ -188,7 +190,7 @@ def report(
         "deadline_ms": deadline_ms,
         "calm_p95_ms": round(calm_p95_ms(calls, faults), 1),
         "ways": {way: _way(way, made, faults, deadline_ms) for way, made in calls.items()},
-        "kinds": {kind: _kind(calls, [f for f in faults if f.kind == kind], faults) for kind in kinds},
+        "kinds": {kind: _kind(calls, [f for f in faults if f.kind == kind], faults, deadline_ms) for kind in kinds},
         "moves": {
             "all": len(moved),
             "by_reason": dict(Counter(move.reason or "unexplained" for move in moved)),
@@ -229,7 +231,9 @@ def _way(way: str, calls: Sequence[Call], faults: Sequence[Fault], deadline_ms: 
     }
 
 
-def _kind(calls: Mapping[str, Sequence[Call]], mine: Sequence[Fault], faults: Sequence[Fault]) -> dict[str, Any]:
+def _kind(
+    calls: Mapping[str, Sequence[Call]], mine: Sequence[Fault], faults: Sequence[Fault], deadline_ms: float
+) -> dict[str, Any]:
     felt = {
         way: [c for c in made if any(f.began_s <= c.started_s <= f.recovered_s for f in mine)]
         for way, made in calls.items()
@@ -248,7 +252,7 @@ def _kind(calls: Mapping[str, Sequence[Call]], mine: Sequence[Fault], faults: Se
         ]
         found["alone"] = len(alone)
         found["left_within_s"] = {
-            way: round(max((left_after_s(made, fault) for fault in alone), default=0.0), 2)
+            way: round(max((left_after_s(made, fault, deadline_ms) for fault in alone), default=0.0), 2)
             for way, made in calls.items()
         }
     return found

@@ -53,6 +53,11 @@ def test_on_a_terminal_the_picture_changes(run: Bench, monkeypatch: pytest.Monke
     assert "step 2 of 2, 25 % of the requests" in shown and "node-a" in shown and "3 of 4" in shown, shown
 
 
+def test_deploying_what_serves_already_changes_no_node(run: Bench) -> None:
+    run.pretend(rollout_list=[rollout(state=DONE, ended_at_s=1.0)])
+    assert run("model", "deploy", "digits@1").stdout == "digits@1 is wanted at every site; no node had to change over\n"
+
+
 def test_where_and_how(run: Bench) -> None:
     arguments = ("--sites", "a, b", "--site", "c", "--regions", "us-east1", "--replicas", "2", "--strategy", "canary")
     steps = ("--steps", "0,5,25%", "--step-time", "2m", "--step-requests", "7", "--detach")

@@ -119,3 +119,11 @@ def test_check_leaves_made_variants_to_evaluate(run: Bench, folder: Path) -> Non
     assert found["untried"] == [
         f"{n} is made and tried by `nearmesh model evaluate`" for n in ("int8", "light", "half")
     ]
+
+
+def test_publish_says_what_could_not_be_made(run: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried_by(monkeypatch, Runs())
+    monkeypatch.setattr(quantize, "_why_not", lambda section: "skipped: no builder here" * (section.variant == "half"))
+    done = run("model", "publish", str(folder), "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["model"] == "classes"
+    assert "Note: half is not published: skipped: no builder here." in done.stderr

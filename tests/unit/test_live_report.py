@@ -100,16 +100,18 @@ def test_only_a_frozen_node_excuses_and_only_a_plain_xds_client() -> None:
 def test_when_a_site_was_left() -> None:
     dead = fault("kill", 10)
     calm = [call(at_s, "b") for at_s in (11.0, 12.0, 14.0)]
-    assert left_after_s([call(9, "a"), *calm], dead) == 0
-    assert left_after_s([call(10.5, "a"), *calm], dead) == 0.5
-    assert left_after_s([call(10.5, "a"), call(12.5, error="x"), *calm], dead) == 2.5
+    assert left_after_s([call(9, "a"), *calm], dead, 300) == 0
+    assert left_after_s([call(10.5, "a"), *calm], dead, 300) == 0.5
+    assert left_after_s([call(10.5, "a"), call(12.5, error="x"), *calm], dead, 300) == 2.5
     # It was sent there first, whoever answered in the end.
-    assert left_after_s([call(13, "b", attempt=2), *calm], dead) == 3
-    assert left_after_s([call(13, "b", why="cheapest in time; after a: silent"), *calm], dead) == 3
+    assert left_after_s([call(13, "b", attempt=2, ms=301), *calm], dead, 300) == 3
+    assert left_after_s([call(13, "b", why="cheapest in time; after a: silent", ms=301), *calm], dead, 300) == 3
+    # A trial that was refused at once.
+    assert left_after_s([call(13, "b", attempt=2, ms=299), *calm], dead, 300) == 0
     # Who waits for a first connection elsewhere has left it.
-    assert left_after_s([call(13, "b", ms=1200), *calm], dead) == 0
+    assert left_after_s([call(13, "b", ms=1200), *calm], dead, 300) == 0
     # After the healing it may go there.
-    assert left_after_s([call(15.1, "a"), *calm], dead) == 0
+    assert left_after_s([call(15.1, "a"), *calm], dead, 300) == 0
 
 
 def test_what_calls_took_before_anything_was_done() -> None:

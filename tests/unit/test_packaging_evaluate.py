@@ -210,8 +210,9 @@ def test_a_plan_that_was_not_made_here_is_left_out_and_said(tmp_path, monkeypatc
     folder = write_package(tmp_path / "p", plan, EVALUATION)
     monkeypatch.setattr(quantize, "_why_not", lambda section: "skipped: no builder here")
     said = []
-    artifact = release.release(folder, tmp_path, run=Runs(), on_step=said.append)
+    artifact = release.release(folder, tmp_path, run=Runs(), on_note=said.append)
     assert "plan.onnx" not in titles(artifact)
+    assert said == ["plan is not published: skipped: no builder here"]
 
 
 # ---- answers on their way
