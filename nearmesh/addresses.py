@@ -21,6 +21,15 @@ def split(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def is_address(text: str) -> bool:
+    """Whether it is host:port."""
+    try:
+        split(text)
+    except InvalidInput:
+        return False
+    return True
+
+
 def split_ip(address: str) -> tuple[str, int]:
     """The same where a name will not do. Raises InvalidInput."""
     try:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from nearmesh.addresses import split
-from nearmesh.errors import InvalidInput
+from nearmesh.addresses import is_address
 from nearmesh.probe import Probe, ServerLiveEcho, Target
 from nearmesh.tls import Credentials
 from nearmesh.v1 import node_pb2 as pb
@@ -43,7 +42,7 @@ class PeerTimes:
         return [pb.PeerSample(node=node, network_ms=samples) for node, samples in kept.items()]
 
     async def _targets(self) -> Sequence[Target]:
-        return [Target(p.node, p.address, p.server_name) for p in self._wanted()[:MAX_PEERS] if _reachable(p.address)]
+        return [Target(p.node, p.address, p.server_name) for p in self._wanted()[:MAX_PEERS] if is_address(p.address)]
 
     async def _keep(self, samples: Mapping[str, Sequence[float]]) -> None:
         for node, found in samples.items():
@@ -54,11 +53,3 @@ class PeerTimes:
 def _connect(shown: Credentials) -> Callable[[Target], ServerLiveEcho]:
     credentials = shown.channel_credentials()
     return lambda target: ServerLiveEcho(target, credentials)
-
-
-def _reachable(address: str) -> bool:
-    try:
-        split(address)
-    except InvalidInput:
-        return False
-    return True

@@ -7,8 +7,8 @@ from typing import Any
 
 import grpc
 
-from nearmesh.addresses import split
-from nearmesh.errors import InvalidInput, Unreachable
+from nearmesh.addresses import is_address
+from nearmesh.errors import Unreachable
 from nearmesh.membership import KEEPALIVE
 from nearmesh.rpc import from_rpc_error
 from nearmesh.tls import Credentials
@@ -36,7 +36,7 @@ class MeshPeers:
         for version in self._wanted():
             if version.digest == digest:
                 found = [holder for holder in version.holders[:MAX_HOLDERS] if holder.node != self._me]
-                return [holder for holder in found if _reachable(holder.address)]
+                return [holder for holder in found if is_address(holder.address)]
         return ()
 
     def connect(self, holder: pb.Holder) -> MeshPeer:
@@ -120,11 +120,3 @@ class MeshReader:
     def close(self) -> None:
         self._call.cancel()
         self._over(self._call)
-
-
-def _reachable(address: str) -> bool:
-    try:
-        split(address)
-    except InvalidInput:
-        return False
-    return True
