@@ -20,7 +20,7 @@ import alembic.config
 import alembic.util
 import sqlalchemy as sa
 
-from nearmesh.errors import ConfigError, NotLeader
+from nearmesh.errors import ConfigError, NotLeader, Unreachable
 from nearmesh_controlplane import postgresql
 
 P = ParamSpec("P")
@@ -284,7 +284,8 @@ class Database:
         """`change(connection, *args)` in one transaction. What it wrote is on disk when this returns.
 
         Where the database is another process, `change` may run again when the connection broke on the way. Raises
-        Unreachable when it stays away, also for a change of which nobody knows whether it was committed.
+        Unreachable when it stays away, also for a change of which nobody knows whether it was committed; and when this
+        machine's disk refuses it.
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._transaction, change, *args)
 
@@ -303,8 +304,14 @@ class Database:
     def _transaction(self, change: Callable[..., T], *args: Any) -> T:
         if self.shared:
             return self._patience.keep_trying(lambda: self._shared(change, *args))
-        with self._engine.begin() as connection:
-            return change(connection, *args)
+        try:
+            with self._engine.begin() as connection:
+                return change(connection, *args)
+        except sa.exc.OperationalError as error:
+            # Full, read-only or broken. Nothing was written, and what is known already goes on being served.
+            raise Unreachable(
+                f"the database cannot be used: {error.orig}; look at the disk that `data` is on"
+            ) from error
 
     def _shared(self, change: Callable[..., T], *args: Any) -> T:
         try:

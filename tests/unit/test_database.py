@@ -12,6 +12,8 @@ import sqlalchemy as sa
 from nearmesh_controlplane import database as tables
 from nearmesh_controlplane.database import Database, make_durable, migrate
 
+from nearmesh.errors import Unreachable
+
 
 @pytest.fixture
 async def db(tmp_path: Path) -> AsyncIterator[Database]:
@@ -43,6 +45,24 @@ async def test_a_change_that_fails_leaves_nothing(db: Database) -> None:
     with pytest.raises(ValueError, match="on the way"):
         await db.run(half)
     assert await db.run(models) == []
+
+
+async def test_a_full_disk_is_told_and_ends_nothing(db: Database) -> None:
+    def full(connection: sa.Connection) -> None:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        for number in range(1000):
+            insert(connection, f"{number}-{'x' * 1000}")
+
+    def roomy(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+
+    with pytest.raises(Unreachable, match="database or disk is full; look at the disk"):
+        await db.run(full)
+    await db.run(roomy)
+    assert await db.run(models) == []
+    await db.run(insert, "a")
+    assert await db.run(models) == ["a"]
 
 
 async def test_every_commit_is_synced(db: Database) -> None:
