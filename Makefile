@@ -38,12 +38,10 @@ registry:
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends docker-registry skopeo >/dev/null; }; }; } || \
 		echo "no docker-registry or no skopeo: some tests will be skipped (Debian: apt-get install docker-registry skopeo)"
 
-# Most tests wait more than they work, so that three at a time are done sooner; those come first that take long, so that
-# none of them is left at the end. Faults that are timed come one by one.
+# Most tests wait more than they work, so that three at a time are done sooner; faults that are timed come one by one.
 UNTIMED := $(addprefix tests/faults/test_,durability.py fuzz.py publishing.py pulls.py)
 test: $(STAMP) postgres registry ## Run the test suite
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
-		tests/integration $(UNTIMED) models tests/contract tests/unit
+	$(BIN)/python -m pytest -n 3 --dist loadfile tests/unit tests/contract tests/integration models $(UNTIMED)
 	$(BIN)/python -m pytest tests/faults $(UNTIMED:%=--ignore=%)
 
 lint: $(STAMP) ## Check style and formatting

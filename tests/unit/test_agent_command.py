@@ -16,6 +16,12 @@ from nearmesh_agent.config import Listen, NodeConfig
 Run = Callable[..., Result]
 
 
+@pytest.fixture(autouse=True)
+def _stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent ends its process when a thread of an engine hangs; here such threads may be those of other tests."""
+    monkeypatch.setattr(main, "_leave_what_hangs", lambda: None)
+
+
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[NodeConfig, str | None]]:
     """What the agent would serve with; nothing is served."""
