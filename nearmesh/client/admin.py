@@ -17,7 +17,7 @@ from nearmesh import addresses
 from nearmesh.chunks import ChunkIndex
 from nearmesh.client import upload
 from nearmesh.client.upload import Lacking, OnProgress, Publishable
-from nearmesh.errors import Incomplete, InvalidInput, Unreachable, Unsupported
+from nearmesh.errors import DeadlineExceeded, Incomplete, InvalidInput, MeshError, Unreachable, Unsupported
 from nearmesh.ids import Kind
 from nearmesh.rpc import REASON_KEY, from_rpc_error
 from nearmesh.snapshot import SnapshotRoutes, opened
@@ -398,9 +398,18 @@ class AdminClient:
         except grpc.RpcError as error:
             found = from_rpc_error(error)
             trailing: Iterable[Any] = error.trailing_metadata() or ()
-            if isinstance(found, Unreachable) and not any(key == REASON_KEY for key, _ in trailing):
-                found = Unreachable(f"the control plane at {self._address} cannot be reached: {found.message}")
+            if not any(key == REASON_KEY for key, _ in trailing):
+                found = self._silence(found)
             raise found from None
+
+
+    def _silence(self, error: MeshError) -> MeshError:
+        """`error`, or what it means when it is gRPC's own word and not the control plane's."""
+        if isinstance(error, Unreachable):
+            return Unreachable(f"the control plane at {self._address} cannot be reached: {error.message}")
+        if isinstance(error, DeadlineExceeded):
+            return DeadlineExceeded(f"the control plane at {self._address} did not answer within {CALL_LIMIT_S:g} s")
+        return error
 
 
 async def _first(stream: Any) -> Any:

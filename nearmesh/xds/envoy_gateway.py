@@ -78,8 +78,10 @@ _RETRY = {
 # UNIMPLEMENTED and INTERNAL would count among the 5xx, and they say something about a request, not about a node.
 _OUTLIERS = {
     "interval": "0.5s",
-    "base_ejection_time": "3s",
-    "max_ejection_time": "3s",
+    # Longer than the control plane takes to see that a node is silent (ADR 5): whoever comes back by time alone is met
+    # by a call that waits for its handshake. A node that joins anew is another one to Envoy, and is asked at once.
+    "base_ejection_time": "10s",
+    "max_ejection_time": "10s",
     "max_ejection_percent": 100,
     "split_external_local_origin_errors": True,
     "consecutive_gateway_failure": 5,
@@ -93,13 +95,16 @@ _OUTLIERS = {
     "enforcing_local_origin_success_rate": 0,
 }
 
+# 0 would turn it off.
+_PANIC_PERCENT = 1.0
+
 # The defaults (1,024 requests, 3 retries at once) would fail calls just when a node dies under load.
 _NO_BREAKER = 1_000_000
 
 # A frozen node's kernel still acknowledges: only unanswered HTTP/2 pings show it. Any byte that arrives counts as an
 # answer, so a long upload over a slow line is not mistaken for a frozen node. With the interval's jitter (15 %) such a
-# node is left after 1.8 s; one that stalls for a second stays.
-_KEEPALIVE = {"interval": "0.5s", "timeout": "1.2s", "connection_idle_interval": "5s"}
+# node is left after 1.7 s; one that stalls for a second stays.
+_KEEPALIVE = {"interval": "0.4s", "timeout": "1.2s", "connection_idle_interval": "5s"}
 
 _NAMELESS = tuple(f"/{SERVICE}/{method}" for method in ("ServerLive", "ServerReady", "ServerMetadata"))
 _NAMELESS += (f"/{SERVICE}/RepositoryIndex", f"/{SERVICE}/ModelStatistics")
@@ -143,8 +148,9 @@ class GatewayResources:
 def _cluster(name: str, mesh: str, metadata: GatewayMetadata) -> bytes:
     """The same for any set of endpoints: Envoy would warm up a changed cluster anew.
 
-    Panic routing keeps its default. It starts only when no endpoint of any priority is fit, and then any is tried:
-    better than an error for everybody after one client's bad luck.
+    Panic routing starts when no endpoint of any priority is fit, and then any is tried: better than an error for
+    everybody after one client's bad luck. At its default of 50 % a site with two of three nodes frozen would be sent
+    requests to all of them.
     """
     limits = {"max_connections": _NO_BREAKER, "max_pending_requests": _NO_BREAKER}
     limits |= {"max_requests": _NO_BREAKER, "max_retries": _NO_BREAKER}
@@ -153,8 +159,9 @@ def _cluster(name: str, mesh: str, metadata: GatewayMetadata) -> bytes:
         "type": "EDS",
         "eds_cluster_config": {"eds_config": {"ads": {}, "resource_api_version": "V3"}},
         "lb_policy": "RING_HASH" if keeps_sequences(name) else "ROUND_ROBIN",
+        "common_lb_config": {"healthy_panic_threshold": {"value": _PANIC_PERCENT}},
         # TCP and TLS handshakes half way round the earth take about 0.6 s.
-        "connect_timeout": "1.5s",
+        "connect_timeout": "1s",
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,
         "circuit_breakers": {"thresholds": [limits]},
         "outlier_detection": _OUTLIERS,

@@ -52,12 +52,12 @@ _RETRY = {
 }
 
 # Finds nodes that hang or fail every call. Any status but OK counts as a failure, so one good answer in an interval
-# clears a node: else a few bad requests of the app itself would take every node from it. Ejections start short for the
-# same reason, and grow with each repetition by their base.
+# clears a node: else a few bad requests of the app itself would take every node from it. Ejections are short for the
+# same reason, but longer than the control plane takes to see that a node is silent (ADR 5).
 _OUTLIERS = {
     "interval": "1s",
-    "base_ejection_time": "2s",
-    "max_ejection_time": "2s",
+    "base_ejection_time": "5s",
+    "max_ejection_time": "5s",
     "max_ejection_percent": 100,
     "failure_percentage_threshold": 99,
     "enforcing_failure_percentage": 100,

@@ -22,7 +22,7 @@ XDS_TIMEOUT_S = 1.5
 XDS_LOOKS_S = 1.5
 # A decision is on its way to a client, and a call that began under the old one ends under the new.
 LAG_S = 2.0
-# What a client learnt from a fault it may act on for so long: gateways eject for 3 s, the SDK for a second and more.
+# What a client learnt from a fault it may act on for so long: gateways eject for 10 s, the SDK for a second and more.
 AFTER_S = 12.0
 # A gateway that lost the control plane asks a node, whose snapshot is a little older. That one sends it back when it
 # has had the control plane for 15 s itself.
