@@ -402,7 +402,6 @@ class AdminClient:
                 found = self._silence(found)
             raise found from None
 
-
     def _silence(self, error: MeshError) -> MeshError:
         """`error`, or what it means when it is gRPC's own word and not the control plane's."""
         if isinstance(error, Unreachable):
