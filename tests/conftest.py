@@ -15,7 +15,7 @@ REQUIRED = "NEARMESH_TEST_POSTGRES"
 
 
 def pytest_configure() -> None:
-    """A shell starts what it runs in the background with SIGINT ignored, and processes that tests start inherit that."""
+    """A shell's background commands ignore SIGINT, and so would every process that a test starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

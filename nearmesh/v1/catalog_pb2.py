@@ -25,21 +25,21 @@ _sym_db = _symbol_database.Default()
 from nearmesh.v1 import node_pb2 as nearmesh_dot_v1_dot_node__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19nearmesh/v1/catalog.proto\x12\x0bnearmesh.v1\x1a\x16nearmesh/v1/node.proto\"X\n\x0ePublishRequest\x12\x17\n\rmanifest_json\x18\x01 \x01(\x0cH\x00\x12%\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x15.nearmesh.v1.BlobPartH\x00\x42\x06\n\x04part\"7\n\x08\x42lobPart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05\x63hunk\x18\x03 \x01(\t\"-\n\x0cLacksRequest\x12\r\n\x05\x62lobs\x18\x01 \x03(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x03(\t\".\n\rLacksResponse\x12\r\n\x05\x62lobs\x18\x01 \x03(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x03(\t\"\x11\n\x0fRegistryRequest\"7\n\x10RegistryResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x16\n\x0emodel_keys_pem\x18\x02 \x03(\t\"\x8f\x01\n\x0cModelVersion\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x14\n\x0c\x63reated_at_s\x18\x05 \x01(\x01\x12\x10\n\x08registry\x18\x06 \x01(\t\x12\x13\n\x0breport_json\x18\n \x01(\t\"C\n\x0fPullFromRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08registry\x18\x03 \x01(\t\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.nearmesh.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xae\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x08versions\x18\x02 \x03(\x0b\x32\x19.nearmesh.v1.ModelVersion\x12,\n\x0b\x64\x65ployments\x18\x03 \x03(\x0b\x32\x17.nearmesh.v1.Deployment\x12&\n\x08replicas\x18\x04 \x03(\x0b\x32\x14.nearmesh.v1.Replica\x12\x11\n\tobjective\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\x01\x12\x0f\n\x07regions\x18\x07 \x03(\t\x12%\n\x04idle\x18\x08 \x01(\x0b\x32\x17.nearmesh.v1.IdlePolicy\x12\x0e\n\x06\x61sleep\x18\t \x01(\x08\x12\x0c\n\x04kept\x18\n \x03(\t\x12\x16\n\x0e\x61sleep_since_s\x18\x0b \x01(\x01\"`\n\nIdlePolicy\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0eunload_after_s\x18\x02 \x01(\x01\x12\x1d\n\x15scale_to_zero_after_s\x18\x03 \x01(\x01\x12\x0c\n\x04keep\x18\x04 \x01(\r\"\xa9\x01\n\x0eSetIdleRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x0eunload_after_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\"\n\x15scale_to_zero_after_s\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04keep\x18\x04 \x01(\rH\x02\x88\x01\x01\x42\x11\n\x0f_unload_after_sB\x18\n\x16_scale_to_zero_after_sB\x07\n\x05_keep\"b\n\x07Replica\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12*\n\x06status\x18\x03 \x01(\x0b\x32\x1a.nearmesh.v1.ReplicaStatus\x12\x0c\n\x04live\x18\x04 \x01(\x08\"\xce\x01\n\rDeployRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05sites\x18\x03 \x03(\t\x12\x0f\n\x07regions\x18\x04 \x03(\t\x12\x10\n\x08replicas\x18\x05 \x01(\r\x12.\n\x08strategy\x18\x06 \x01(\x0e\x32\x1c.nearmesh.v1.RolloutStrategy\x12\r\n\x05steps\x18\x07 \x03(\x01\x12,\n\x07options\x18\x08 \x01(\x0b\x32\x1b.nearmesh.v1.RolloutOptions\"\xcd\x01\n\x0eRolloutOptions\x12\x0e\n\x06step_s\x18\x01 \x01(\x01\x12\x15\n\rstep_requests\x18\x02 \x01(\r\x12\x14\n\x0cnode_limit_s\x18\x03 \x01(\x01\x12\x14\n\x0cmirror_share\x18\x04 \x01(\x01\x12\x1a\n\x12largest_error_rate\x18\x05 \x01(\x01\x12\x16\n\x0elatency_factor\x18\x06 \x01(\x01\x12\x18\n\x10latency_floor_ms\x18\x07 \x01(\x01\x12\x1a\n\x12smallest_agreement\x18\x08 \x01(\x01\"\xb3\x01\n\nDeployment\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\r\n\x05sites\x18\x04 \x03(\t\x12\x14\n\x0c\x63reated_at_s\x18\x05 \x01(\x01\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x0f\n\x07regions\x18\x07 \x03(\t\x12\x10\n\x08replicas\x18\x08 \x01(\r\x12\r\n\x05nodes\x18\t \x03(\t\x12\x0f\n\x07rollout\x18\n \x01(\x03\" \n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\"3\n\x11GetRolloutRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07rollout\x18\x02 \x01(\x03\"$\n\x13ListRolloutsRequest\x12\r\n\x05model\x18\x01 \x01(\t\">\n\x14ListRolloutsResponse\x12&\n\x08rollouts\x18\x01 \x03(\x0b\x32\x14.nearmesh.v1.Rollout\"Q\n\x14\x43hangeRolloutRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x06\x63hange\x18\x02 \x01(\x0e\x32\x1a.nearmesh.v1.RolloutChange\"\xe7\x03\n\x07Rollout\x12\n\n\x02id\x18\x01 \x01(\x03\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\r\n\x05sites\x18\x05 \x03(\t\x12\x0f\n\x07regions\x18\x06 \x03(\t\x12\x10\n\x08replicas\x18\x07 \x01(\r\x12.\n\x08strategy\x18\x08 \x01(\x0e\x32\x1c.nearmesh.v1.RolloutStrategy\x12\r\n\x05steps\x18\t \x03(\x01\x12,\n\x07options\x18\n \x01(\x0b\x32\x1b.nearmesh.v1.RolloutOptions\x12(\n\x05state\x18\x0b \x01(\x0e\x32\x19.nearmesh.v1.RolloutState\x12\x0e\n\x06reason\x18\x0c \x01(\t\x12(\n\x05phase\x18\r \x01(\x0e\x32\x19.nearmesh.v1.RolloutPhase\x12\x0c\n\x04step\x18\x0e \x01(\r\x12\r\n\x05share\x18\x0f \x01(\x01\x12\r\n\x05\x61\x63tor\x18\x10 \x01(\t\x12\x14\n\x0c\x63reated_at_s\x18\x11 \x01(\x01\x12\x12\n\nended_at_s\x18\x12 \x01(\x01\x12\x0f\n\x07since_s\x18\x13 \x01(\x01\x12\'\n\x05nodes\x18\x14 \x03(\x0b\x32\x18.nearmesh.v1.RolloutNode\x12\r\n\x05scout\x18\x15 \x01(\t\"\xd2\x02\n\x0bRolloutNode\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x18\n\x10standing_version\x18\x03 \x01(\t\x12\x14\n\x0c\x63hanged_over\x18\x04 \x01(\x08\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.nearmesh.v1.ReplicaState\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x10\n\x08left_out\x18\x07 \x01(\t\x12\x12\n\npull_bytes\x18\x08 \x01(\x04\x12\x14\n\x0cpulled_bytes\x18\t \x01(\x04\x12\x10\n\x08\x61nswered\x18\n \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x0b \x01(\x04\x12\x10\n\x08\x63ompared\x18\x0c \x01(\x04\x12\x0e\n\x06\x61greed\x18\r \x01(\x04\x12\x16\n\x0eservice_ms_p95\x18\x0e \x01(\x01\x12\x17\n\x0fstanding_ms_p95\x18\x0f \x01(\x01\x12\x0c\n\x04live\x18\x10 \x01(\x08*\x88\x01\n\x0fRolloutStrategy\x12 \n\x1cROLLOUT_STRATEGY_UNSPECIFIED\x10\x00\x12\x18\n\x14ROLLOUT_STRATEGY_ALL\x10\x01\x12\x1c\n\x18ROLLOUT_STRATEGY_ROLLING\x10\x02\x12\x1b\n\x17ROLLOUT_STRATEGY_CANARY\x10\x03*~\n\rRolloutChange\x12\x1e\n\x1aROLLOUT_CHANGE_UNSPECIFIED\x10\x00\x12\x18\n\x14ROLLOUT_CHANGE_PAUSE\x10\x01\x12\x19\n\x15ROLLOUT_CHANGE_RESUME\x10\x02\x12\x18\n\x14ROLLOUT_CHANGE_ABORT\x10\x03*\xcf\x01\n\x0cRolloutState\x12\x1d\n\x19ROLLOUT_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15ROLLOUT_STATE_RUNNING\x10\x01\x12\x18\n\x14ROLLOUT_STATE_PAUSED\x10\x02\x12\x1e\n\x1aROLLOUT_STATE_ROLLING_BACK\x10\x03\x12\x16\n\x12ROLLOUT_STATE_DONE\x10\x04\x12\x19\n\x15ROLLOUT_STATE_ABORTED\x10\x05\x12\x18\n\x14ROLLOUT_STATE_FAILED\x10\x06*\x98\x01\n\x0cRolloutPhase\x12\x1d\n\x19ROLLOUT_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15ROLLOUT_PHASE_LOADING\x10\x01\x12\x17\n\x13ROLLOUT_PHASE_STEPS\x10\x02\x12\x19\n\x15ROLLOUT_PHASE_ROLLING\x10\x03\x12\x1a\n\x16ROLLOUT_PHASE_SCOUTING\x10\x04\x32\x93\x07\n\x0e\x43\x61talogService\x12\x43\n\x07Publish\x12\x1b.nearmesh.v1.PublishRequest\x1a\x19.nearmesh.v1.ModelVersion(\x01\x12>\n\x05Lacks\x12\x19.nearmesh.v1.LacksRequest\x1a\x1a.nearmesh.v1.LacksResponse\x12G\n\x08Registry\x12\x1c.nearmesh.v1.RegistryRequest\x1a\x1d.nearmesh.v1.RegistryResponse\x12\x43\n\x08PullFrom\x12\x1c.nearmesh.v1.PullFromRequest\x1a\x19.nearmesh.v1.ModelVersion\x12G\n\x04List\x12\x1e.nearmesh.v1.ListModelsRequest\x1a\x1f.nearmesh.v1.ListModelsResponse\x12\x37\n\x03Get\x12\x1c.nearmesh.v1.GetModelRequest\x1a\x12.nearmesh.v1.Model\x12=\n\x06\x44\x65ploy\x12\x1a.nearmesh.v1.DeployRequest\x1a\x17.nearmesh.v1.Deployment\x12\x41\n\x08Rollback\x12\x1c.nearmesh.v1.RollbackRequest\x1a\x17.nearmesh.v1.Deployment\x12\x42\n\nGetRollout\x12\x1e.nearmesh.v1.GetRolloutRequest\x1a\x14.nearmesh.v1.Rollout\x12S\n\x0cListRollouts\x12 .nearmesh.v1.ListRolloutsRequest\x1a!.nearmesh.v1.ListRolloutsResponse\x12\x46\n\x0cWatchRollout\x12\x1e.nearmesh.v1.GetRolloutRequest\x1a\x14.nearmesh.v1.Rollout0\x01\x12H\n\rChangeRollout\x12!.nearmesh.v1.ChangeRolloutRequest\x1a\x14.nearmesh.v1.Rollout\x12?\n\x07SetIdle\x12\x1b.nearmesh.v1.SetIdleRequest\x1a\x17.nearmesh.v1.IdlePolicyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19nearmesh/v1/catalog.proto\x12\x0bnearmesh.v1\x1a\x16nearmesh/v1/node.proto\"X\n\x0ePublishRequest\x12\x17\n\rmanifest_json\x18\x01 \x01(\x0cH\x00\x12%\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x15.nearmesh.v1.BlobPartH\x00\x42\x06\n\x04part\"7\n\x08\x42lobPart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05\x63hunk\x18\x03 \x01(\t\"-\n\x0cLacksRequest\x12\r\n\x05\x62lobs\x18\x01 \x03(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x03(\t\".\n\rLacksResponse\x12\r\n\x05\x62lobs\x18\x01 \x03(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x03(\t\"\x11\n\x0fRegistryRequest\"7\n\x10RegistryResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x16\n\x0emodel_keys_pem\x18\x02 \x03(\t\"\xa5\x01\n\x0cModelVersion\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x14\n\x0c\x63reated_at_s\x18\x05 \x01(\x01\x12\x10\n\x08registry\x18\x06 \x01(\t\x12\x13\n\x0breport_json\x18\n \x01(\t\x12\x14\n\x0clineage_json\x18\x0b \x01(\t\"C\n\x0fPullFromRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08registry\x18\x03 \x01(\t\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.nearmesh.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xae\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x08versions\x18\x02 \x03(\x0b\x32\x19.nearmesh.v1.ModelVersion\x12,\n\x0b\x64\x65ployments\x18\x03 \x03(\x0b\x32\x17.nearmesh.v1.Deployment\x12&\n\x08replicas\x18\x04 \x03(\x0b\x32\x14.nearmesh.v1.Replica\x12\x11\n\tobjective\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\x01\x12\x0f\n\x07regions\x18\x07 \x03(\t\x12%\n\x04idle\x18\x08 \x01(\x0b\x32\x17.nearmesh.v1.IdlePolicy\x12\x0e\n\x06\x61sleep\x18\t \x01(\x08\x12\x0c\n\x04kept\x18\n \x03(\t\x12\x16\n\x0e\x61sleep_since_s\x18\x0b \x01(\x01\"`\n\nIdlePolicy\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0eunload_after_s\x18\x02 \x01(\x01\x12\x1d\n\x15scale_to_zero_after_s\x18\x03 \x01(\x01\x12\x0c\n\x04keep\x18\x04 \x01(\r\"\xa9\x01\n\x0eSetIdleRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x0eunload_after_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\"\n\x15scale_to_zero_after_s\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04keep\x18\x04 \x01(\rH\x02\x88\x01\x01\x42\x11\n\x0f_unload_after_sB\x18\n\x16_scale_to_zero_after_sB\x07\n\x05_keep\"b\n\x07Replica\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12*\n\x06status\x18\x03 \x01(\x0b\x32\x1a.nearmesh.v1.ReplicaStatus\x12\x0c\n\x04live\x18\x04 \x01(\x08\"\xce\x01\n\rDeployRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05sites\x18\x03 \x03(\t\x12\x0f\n\x07regions\x18\x04 \x03(\t\x12\x10\n\x08replicas\x18\x05 \x01(\r\x12.\n\x08strategy\x18\x06 \x01(\x0e\x32\x1c.nearmesh.v1.RolloutStrategy\x12\r\n\x05steps\x18\x07 \x03(\x01\x12,\n\x07options\x18\x08 \x01(\x0b\x32\x1b.nearmesh.v1.RolloutOptions\"\xcd\x01\n\x0eRolloutOptions\x12\x0e\n\x06step_s\x18\x01 \x01(\x01\x12\x15\n\rstep_requests\x18\x02 \x01(\r\x12\x14\n\x0cnode_limit_s\x18\x03 \x01(\x01\x12\x14\n\x0cmirror_share\x18\x04 \x01(\x01\x12\x1a\n\x12largest_error_rate\x18\x05 \x01(\x01\x12\x16\n\x0elatency_factor\x18\x06 \x01(\x01\x12\x18\n\x10latency_floor_ms\x18\x07 \x01(\x01\x12\x1a\n\x12smallest_agreement\x18\x08 \x01(\x01\"\xb3\x01\n\nDeployment\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\r\n\x05sites\x18\x04 \x03(\t\x12\x14\n\x0c\x63reated_at_s\x18\x05 \x01(\x01\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x0f\n\x07regions\x18\x07 \x03(\t\x12\x10\n\x08replicas\x18\x08 \x01(\r\x12\r\n\x05nodes\x18\t \x03(\t\x12\x0f\n\x07rollout\x18\n \x01(\x03\" \n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\"3\n\x11GetRolloutRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07rollout\x18\x02 \x01(\x03\"$\n\x13ListRolloutsRequest\x12\r\n\x05model\x18\x01 \x01(\t\">\n\x14ListRolloutsResponse\x12&\n\x08rollouts\x18\x01 \x03(\x0b\x32\x14.nearmesh.v1.Rollout\"Q\n\x14\x43hangeRolloutRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x06\x63hange\x18\x02 \x01(\x0e\x32\x1a.nearmesh.v1.RolloutChange\"\xe7\x03\n\x07Rollout\x12\n\n\x02id\x18\x01 \x01(\x03\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\r\n\x05sites\x18\x05 \x03(\t\x12\x0f\n\x07regions\x18\x06 \x03(\t\x12\x10\n\x08replicas\x18\x07 \x01(\r\x12.\n\x08strategy\x18\x08 \x01(\x0e\x32\x1c.nearmesh.v1.RolloutStrategy\x12\r\n\x05steps\x18\t \x03(\x01\x12,\n\x07options\x18\n \x01(\x0b\x32\x1b.nearmesh.v1.RolloutOptions\x12(\n\x05state\x18\x0b \x01(\x0e\x32\x19.nearmesh.v1.RolloutState\x12\x0e\n\x06reason\x18\x0c \x01(\t\x12(\n\x05phase\x18\r \x01(\x0e\x32\x19.nearmesh.v1.RolloutPhase\x12\x0c\n\x04step\x18\x0e \x01(\r\x12\r\n\x05share\x18\x0f \x01(\x01\x12\r\n\x05\x61\x63tor\x18\x10 \x01(\t\x12\x14\n\x0c\x63reated_at_s\x18\x11 \x01(\x01\x12\x12\n\nended_at_s\x18\x12 \x01(\x01\x12\x0f\n\x07since_s\x18\x13 \x01(\x01\x12\'\n\x05nodes\x18\x14 \x03(\x0b\x32\x18.nearmesh.v1.RolloutNode\x12\r\n\x05scout\x18\x15 \x01(\t\"\xd2\x02\n\x0bRolloutNode\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x18\n\x10standing_version\x18\x03 \x01(\t\x12\x14\n\x0c\x63hanged_over\x18\x04 \x01(\x08\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.nearmesh.v1.ReplicaState\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x10\n\x08left_out\x18\x07 \x01(\t\x12\x12\n\npull_bytes\x18\x08 \x01(\x04\x12\x14\n\x0cpulled_bytes\x18\t \x01(\x04\x12\x10\n\x08\x61nswered\x18\n \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x0b \x01(\x04\x12\x10\n\x08\x63ompared\x18\x0c \x01(\x04\x12\x0e\n\x06\x61greed\x18\r \x01(\x04\x12\x16\n\x0eservice_ms_p95\x18\x0e \x01(\x01\x12\x17\n\x0fstanding_ms_p95\x18\x0f \x01(\x01\x12\x0c\n\x04live\x18\x10 \x01(\x08*\x88\x01\n\x0fRolloutStrategy\x12 \n\x1cROLLOUT_STRATEGY_UNSPECIFIED\x10\x00\x12\x18\n\x14ROLLOUT_STRATEGY_ALL\x10\x01\x12\x1c\n\x18ROLLOUT_STRATEGY_ROLLING\x10\x02\x12\x1b\n\x17ROLLOUT_STRATEGY_CANARY\x10\x03*~\n\rRolloutChange\x12\x1e\n\x1aROLLOUT_CHANGE_UNSPECIFIED\x10\x00\x12\x18\n\x14ROLLOUT_CHANGE_PAUSE\x10\x01\x12\x19\n\x15ROLLOUT_CHANGE_RESUME\x10\x02\x12\x18\n\x14ROLLOUT_CHANGE_ABORT\x10\x03*\xcf\x01\n\x0cRolloutState\x12\x1d\n\x19ROLLOUT_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15ROLLOUT_STATE_RUNNING\x10\x01\x12\x18\n\x14ROLLOUT_STATE_PAUSED\x10\x02\x12\x1e\n\x1aROLLOUT_STATE_ROLLING_BACK\x10\x03\x12\x16\n\x12ROLLOUT_STATE_DONE\x10\x04\x12\x19\n\x15ROLLOUT_STATE_ABORTED\x10\x05\x12\x18\n\x14ROLLOUT_STATE_FAILED\x10\x06*\x98\x01\n\x0cRolloutPhase\x12\x1d\n\x19ROLLOUT_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15ROLLOUT_PHASE_LOADING\x10\x01\x12\x17\n\x13ROLLOUT_PHASE_STEPS\x10\x02\x12\x19\n\x15ROLLOUT_PHASE_ROLLING\x10\x03\x12\x1a\n\x16ROLLOUT_PHASE_SCOUTING\x10\x04\x32\x93\x07\n\x0e\x43\x61talogService\x12\x43\n\x07Publish\x12\x1b.nearmesh.v1.PublishRequest\x1a\x19.nearmesh.v1.ModelVersion(\x01\x12>\n\x05Lacks\x12\x19.nearmesh.v1.LacksRequest\x1a\x1a.nearmesh.v1.LacksResponse\x12G\n\x08Registry\x12\x1c.nearmesh.v1.RegistryRequest\x1a\x1d.nearmesh.v1.RegistryResponse\x12\x43\n\x08PullFrom\x12\x1c.nearmesh.v1.PullFromRequest\x1a\x19.nearmesh.v1.ModelVersion\x12G\n\x04List\x12\x1e.nearmesh.v1.ListModelsRequest\x1a\x1f.nearmesh.v1.ListModelsResponse\x12\x37\n\x03Get\x12\x1c.nearmesh.v1.GetModelRequest\x1a\x12.nearmesh.v1.Model\x12=\n\x06\x44\x65ploy\x12\x1a.nearmesh.v1.DeployRequest\x1a\x17.nearmesh.v1.Deployment\x12\x41\n\x08Rollback\x12\x1c.nearmesh.v1.RollbackRequest\x1a\x17.nearmesh.v1.Deployment\x12\x42\n\nGetRollout\x12\x1e.nearmesh.v1.GetRolloutRequest\x1a\x14.nearmesh.v1.Rollout\x12S\n\x0cListRollouts\x12 .nearmesh.v1.ListRolloutsRequest\x1a!.nearmesh.v1.ListRolloutsResponse\x12\x46\n\x0cWatchRollout\x12\x1e.nearmesh.v1.GetRolloutRequest\x1a\x14.nearmesh.v1.Rollout0\x01\x12H\n\rChangeRollout\x12!.nearmesh.v1.ChangeRolloutRequest\x1a\x14.nearmesh.v1.Rollout\x12?\n\x07SetIdle\x12\x1b.nearmesh.v1.SetIdleRequest\x1a\x17.nearmesh.v1.IdlePolicyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nearmesh.v1.catalog_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLLOUTSTRATEGY']._serialized_start=3090
-  _globals['_ROLLOUTSTRATEGY']._serialized_end=3226
-  _globals['_ROLLOUTCHANGE']._serialized_start=3228
-  _globals['_ROLLOUTCHANGE']._serialized_end=3354
-  _globals['_ROLLOUTSTATE']._serialized_start=3357
-  _globals['_ROLLOUTSTATE']._serialized_end=3564
-  _globals['_ROLLOUTPHASE']._serialized_start=3567
-  _globals['_ROLLOUTPHASE']._serialized_end=3719
+  _globals['_ROLLOUTSTRATEGY']._serialized_start=3112
+  _globals['_ROLLOUTSTRATEGY']._serialized_end=3248
+  _globals['_ROLLOUTCHANGE']._serialized_start=3250
+  _globals['_ROLLOUTCHANGE']._serialized_end=3376
+  _globals['_ROLLOUTSTATE']._serialized_start=3379
+  _globals['_ROLLOUTSTATE']._serialized_end=3586
+  _globals['_ROLLOUTPHASE']._serialized_start=3589
+  _globals['_ROLLOUTPHASE']._serialized_end=3741
   _globals['_PUBLISHREQUEST']._serialized_start=66
   _globals['_PUBLISHREQUEST']._serialized_end=154
   _globals['_BLOBPART']._serialized_start=156
@@ -53,43 +53,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTRYRESPONSE']._serialized_start=327
   _globals['_REGISTRYRESPONSE']._serialized_end=382
   _globals['_MODELVERSION']._serialized_start=385
-  _globals['_MODELVERSION']._serialized_end=528
-  _globals['_PULLFROMREQUEST']._serialized_start=530
-  _globals['_PULLFROMREQUEST']._serialized_end=597
-  _globals['_LISTMODELSREQUEST']._serialized_start=599
-  _globals['_LISTMODELSREQUEST']._serialized_end=618
-  _globals['_LISTMODELSRESPONSE']._serialized_start=620
-  _globals['_LISTMODELSRESPONSE']._serialized_end=676
-  _globals['_GETMODELREQUEST']._serialized_start=678
-  _globals['_GETMODELREQUEST']._serialized_end=710
-  _globals['_MODEL']._serialized_start=713
-  _globals['_MODEL']._serialized_end=1015
-  _globals['_IDLEPOLICY']._serialized_start=1017
-  _globals['_IDLEPOLICY']._serialized_end=1113
-  _globals['_SETIDLEREQUEST']._serialized_start=1116
-  _globals['_SETIDLEREQUEST']._serialized_end=1285
-  _globals['_REPLICA']._serialized_start=1287
-  _globals['_REPLICA']._serialized_end=1385
-  _globals['_DEPLOYREQUEST']._serialized_start=1388
-  _globals['_DEPLOYREQUEST']._serialized_end=1594
-  _globals['_ROLLOUTOPTIONS']._serialized_start=1597
-  _globals['_ROLLOUTOPTIONS']._serialized_end=1802
-  _globals['_DEPLOYMENT']._serialized_start=1805
-  _globals['_DEPLOYMENT']._serialized_end=1984
-  _globals['_ROLLBACKREQUEST']._serialized_start=1986
-  _globals['_ROLLBACKREQUEST']._serialized_end=2018
-  _globals['_GETROLLOUTREQUEST']._serialized_start=2020
-  _globals['_GETROLLOUTREQUEST']._serialized_end=2071
-  _globals['_LISTROLLOUTSREQUEST']._serialized_start=2073
-  _globals['_LISTROLLOUTSREQUEST']._serialized_end=2109
-  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=2111
-  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=2173
-  _globals['_CHANGEROLLOUTREQUEST']._serialized_start=2175
-  _globals['_CHANGEROLLOUTREQUEST']._serialized_end=2256
-  _globals['_ROLLOUT']._serialized_start=2259
-  _globals['_ROLLOUT']._serialized_end=2746
-  _globals['_ROLLOUTNODE']._serialized_start=2749
-  _globals['_ROLLOUTNODE']._serialized_end=3087
-  _globals['_CATALOGSERVICE']._serialized_start=3722
-  _globals['_CATALOGSERVICE']._serialized_end=4637
+  _globals['_MODELVERSION']._serialized_end=550
+  _globals['_PULLFROMREQUEST']._serialized_start=552
+  _globals['_PULLFROMREQUEST']._serialized_end=619
+  _globals['_LISTMODELSREQUEST']._serialized_start=621
+  _globals['_LISTMODELSREQUEST']._serialized_end=640
+  _globals['_LISTMODELSRESPONSE']._serialized_start=642
+  _globals['_LISTMODELSRESPONSE']._serialized_end=698
+  _globals['_GETMODELREQUEST']._serialized_start=700
+  _globals['_GETMODELREQUEST']._serialized_end=732
+  _globals['_MODEL']._serialized_start=735
+  _globals['_MODEL']._serialized_end=1037
+  _globals['_IDLEPOLICY']._serialized_start=1039
+  _globals['_IDLEPOLICY']._serialized_end=1135
+  _globals['_SETIDLEREQUEST']._serialized_start=1138
+  _globals['_SETIDLEREQUEST']._serialized_end=1307
+  _globals['_REPLICA']._serialized_start=1309
+  _globals['_REPLICA']._serialized_end=1407
+  _globals['_DEPLOYREQUEST']._serialized_start=1410
+  _globals['_DEPLOYREQUEST']._serialized_end=1616
+  _globals['_ROLLOUTOPTIONS']._serialized_start=1619
+  _globals['_ROLLOUTOPTIONS']._serialized_end=1824
+  _globals['_DEPLOYMENT']._serialized_start=1827
+  _globals['_DEPLOYMENT']._serialized_end=2006
+  _globals['_ROLLBACKREQUEST']._serialized_start=2008
+  _globals['_ROLLBACKREQUEST']._serialized_end=2040
+  _globals['_GETROLLOUTREQUEST']._serialized_start=2042
+  _globals['_GETROLLOUTREQUEST']._serialized_end=2093
+  _globals['_LISTROLLOUTSREQUEST']._serialized_start=2095
+  _globals['_LISTROLLOUTSREQUEST']._serialized_end=2131
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=2133
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=2195
+  _globals['_CHANGEROLLOUTREQUEST']._serialized_start=2197
+  _globals['_CHANGEROLLOUTREQUEST']._serialized_end=2278
+  _globals['_ROLLOUT']._serialized_start=2281
+  _globals['_ROLLOUT']._serialized_end=2768
+  _globals['_ROLLOUTNODE']._serialized_start=2771
+  _globals['_ROLLOUTNODE']._serialized_end=3109
+  _globals['_CATALOGSERVICE']._serialized_start=3744
+  _globals['_CATALOGSERVICE']._serialized_end=4659
 # @@protoc_insertion_point(module_scope)

@@ -107,7 +107,7 @@ class RegistryResponse(_message.Message):
     def __init__(self, url: _Optional[str] = ..., model_keys_pem: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
-    __slots__ = ("model", "version", "digest", "size_bytes", "created_at_s", "registry", "report_json")
+    __slots__ = ("model", "version", "digest", "size_bytes", "created_at_s", "registry", "report_json", "lineage_json")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +115,7 @@ class ModelVersion(_message.Message):
     CREATED_AT_S_FIELD_NUMBER: _ClassVar[int]
     REGISTRY_FIELD_NUMBER: _ClassVar[int]
     REPORT_JSON_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_JSON_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     digest: str
@@ -122,7 +123,8 @@ class ModelVersion(_message.Message):
     created_at_s: float
     registry: str
     report_json: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., created_at_s: _Optional[float] = ..., registry: _Optional[str] = ..., report_json: _Optional[str] = ...) -> None: ...
+    lineage_json: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., created_at_s: _Optional[float] = ..., registry: _Optional[str] = ..., report_json: _Optional[str] = ..., lineage_json: _Optional[str] = ...) -> None: ...
 
 class PullFromRequest(_message.Message):
     __slots__ = ("model", "version", "registry")

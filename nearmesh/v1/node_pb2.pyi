@@ -91,7 +91,7 @@ class NodeHello(_message.Message):
     def __init__(self, agent_version: _Optional[str] = ..., public_address: _Optional[str] = ..., mesh_address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., hardware: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., usd_per_hour: _Optional[float] = ..., spot: _Optional[bool] = ..., machine_type: _Optional[str] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("replicas", "draining", "notice_s", "notice", "peers", "utilization", "in_flight", "sequences", "drained", "held", "disk_free_bytes")
+    __slots__ = ("replicas", "draining", "notice_s", "notice", "peers", "utilization", "in_flight", "sequences", "drained", "held", "disk_free_bytes", "training")
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     NOTICE_S_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +103,7 @@ class NodeStatus(_message.Message):
     DRAINED_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_FIELD_NUMBER: _ClassVar[int]
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStatus]
     draining: bool
     notice_s: float
@@ -114,7 +115,26 @@ class NodeStatus(_message.Message):
     drained: bool
     held: _containers.RepeatedScalarFieldContainer[str]
     disk_free_bytes: int
-    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., draining: _Optional[bool] = ..., notice_s: _Optional[float] = ..., notice: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerSample, _Mapping]]] = ..., utilization: _Optional[float] = ..., in_flight: _Optional[int] = ..., sequences: _Optional[int] = ..., drained: _Optional[bool] = ..., held: _Optional[_Iterable[str]] = ..., disk_free_bytes: _Optional[int] = ...) -> None: ...
+    training: TrainingStatus
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., draining: _Optional[bool] = ..., notice_s: _Optional[float] = ..., notice: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerSample, _Mapping]]] = ..., utilization: _Optional[float] = ..., in_flight: _Optional[int] = ..., sequences: _Optional[int] = ..., drained: _Optional[bool] = ..., held: _Optional[_Iterable[str]] = ..., disk_free_bytes: _Optional[int] = ..., training: _Optional[_Union[TrainingStatus, _Mapping]] = ...) -> None: ...
+
+class TrainingStatus(_message.Message):
+    __slots__ = ("models", "public_key", "running", "paused", "yielded_s", "cpu_share", "detail")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
+    YIELDED_S_FIELD_NUMBER: _ClassVar[int]
+    CPU_SHARE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedScalarFieldContainer[str]
+    public_key: str
+    running: bool
+    paused: str
+    yielded_s: float
+    cpu_share: float
+    detail: str
+    def __init__(self, models: _Optional[_Iterable[str]] = ..., public_key: _Optional[str] = ..., running: _Optional[bool] = ..., paused: _Optional[str] = ..., yielded_s: _Optional[float] = ..., cpu_share: _Optional[float] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class PeerSample(_message.Message):
     __slots__ = ("node", "network_ms")
@@ -179,7 +199,7 @@ class ReplicaStatus(_message.Message):
     def __init__(self, model: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., detail: _Optional[str] = ..., variant: _Optional[str] = ..., service_ms_p50: _Optional[float] = ..., service_ms_p95: _Optional[float] = ..., inferences_per_second: _Optional[float] = ..., in_flight: _Optional[int] = ..., cold: _Optional[bool] = ..., load_ms: _Optional[float] = ..., waiting: _Optional[int] = ..., service_ms_quantiles: _Optional[_Iterable[float]] = ..., queue_ms_quantiles: _Optional[_Iterable[float]] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ..., bytes_in: _Optional[int] = ..., bytes_out: _Optional[int] = ..., compared: _Optional[int] = ..., agreed: _Optional[int] = ..., pull_bytes: _Optional[int] = ..., pulled_bytes: _Optional[int] = ..., variant_why: _Optional[str] = ..., idle_s: _Optional[float] = ..., on_trial: _Optional[bool] = ...) -> None: ...
 
 class WantedState(_message.Message):
-    __slots__ = ("generation", "versions", "removed_nodes", "drain", "jwks_json", "registry_url", "withdrawn", "control_planes", "peers", "model_keys_pem")
+    __slots__ = ("generation", "versions", "removed_nodes", "drain", "jwks_json", "registry_url", "withdrawn", "control_planes", "peers", "model_keys_pem", "training")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     REMOVED_NODES_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +210,7 @@ class WantedState(_message.Message):
     CONTROL_PLANES_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     MODEL_KEYS_PEM_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_FIELD_NUMBER: _ClassVar[int]
     generation: int
     versions: _containers.RepeatedCompositeFieldContainer[WantedVersion]
     removed_nodes: _containers.RepeatedScalarFieldContainer[str]
@@ -200,7 +221,14 @@ class WantedState(_message.Message):
     control_planes: _containers.RepeatedScalarFieldContainer[str]
     peers: _containers.RepeatedCompositeFieldContainer[Peer]
     model_keys_pem: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, generation: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[WantedVersion, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[str]] = ..., drain: _Optional[bool] = ..., jwks_json: _Optional[str] = ..., registry_url: _Optional[str] = ..., withdrawn: _Optional[bool] = ..., control_planes: _Optional[_Iterable[str]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., model_keys_pem: _Optional[_Iterable[str]] = ...) -> None: ...
+    training: WantedTraining
+    def __init__(self, generation: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[WantedVersion, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[str]] = ..., drain: _Optional[bool] = ..., jwks_json: _Optional[str] = ..., registry_url: _Optional[str] = ..., withdrawn: _Optional[bool] = ..., control_planes: _Optional[_Iterable[str]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., model_keys_pem: _Optional[_Iterable[str]] = ..., training: _Optional[_Union[WantedTraining, _Mapping]] = ...) -> None: ...
+
+class WantedTraining(_message.Message):
+    __slots__ = ("superlink",)
+    SUPERLINK_FIELD_NUMBER: _ClassVar[int]
+    superlink: str
+    def __init__(self, superlink: _Optional[str] = ...) -> None: ...
 
 class Peer(_message.Message):
     __slots__ = ("node", "address", "server_name")
