@@ -171,6 +171,12 @@ class WarmupFailed(MeshError):
     status, reason = StatusCode.FAILED_PRECONDITION, "WARMUP_FAILED"
 
 
+class NotInstalled(MeshError):
+    """An optional part of the installation is needed for this; the message names it."""
+
+    status, reason = StatusCode.FAILED_PRECONDITION, "NOT_INSTALLED"
+
+
 class EngineFailure(MeshError):
     """The runtime failed on an input that had passed every check."""
 
