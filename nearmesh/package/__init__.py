@@ -8,6 +8,7 @@ from nearmesh.package.serving import Batching, Idle, RoutePolicy, Sequence, Stat
 from nearmesh.package.source import Source
 from nearmesh.package.steps import Step
 from nearmesh.package.tensor_spec import DType, TensorSpec
+from nearmesh.package.training import Training, TrainingGate
 from nearmesh.package.variants import Asset, ExternalData, Quantize, Variant
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "State",
     "Step",
     "TensorSpec",
+    "Training",
+    "TrainingGate",
     "Variant",
     "Warmup",
     "checked",

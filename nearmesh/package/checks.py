@@ -28,6 +28,7 @@ def problems(package: Package) -> Iterator[Problem]:
     yield from _steps(package)
     yield from _quantize(package)
     yield from _judged(package)
+    yield from _training(package)
     yield from _files(package)
 
 
@@ -170,6 +171,35 @@ def _judged(package: Package) -> Iterator[Problem]:
         yield from _output(package, "evaluation", evaluation.output, evaluation.metric if numeric else "")
     if check is not None:
         yield from _output(package, "online_check", check.output, check.agree if check.agree != "close" else "")
+
+
+def _training(package: Package) -> Iterator[Problem]:
+    training = package.training
+    if training is None:
+        return
+    step, name = training.step, training.variant
+    given = package.given(step)
+    if step not in _graphs(package) or not given:
+        said = f"training.step is {step!r}; graphs: {sorted(_graphs(package))}"
+        yield Problem(("training", "step" if step else "variant"), said)
+        return
+    if name and name not in {variant.name for variant in given}:
+        there = ", ".join(repr(variant.name) for variant in given)
+        why = "; it is made, and rounds train what is given" * (name in {made.variant for made in package.quantize})
+        yield Problem(("training", "variant"), f"training.variant is {name!r}{why}; given are {there}")
+        return
+    trained = package.trained
+    assert trained is not None
+    for other in given:
+        if other != trained:
+            said = (
+                f"training: variant {other.name!r} is given, and would keep its parameters when {trained.name!r} has "
+                "been trained; have it made ([[quantize]]) or leave it out"
+            )
+            yield Problem(("training",), said)
+    if trained.engine != "onnxruntime" or trained.external:
+        said = f"training: {trained.name!r} has to be one ONNX file for ONNX Runtime, which sites are sent to judge it"
+        yield Problem(("training", "variant") if name else ("training",), said)
 
 
 def _output(package: Package, section: str, name: str | None, ranked: str) -> Iterator[Problem]:

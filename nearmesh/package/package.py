@@ -12,6 +12,7 @@ from nearmesh.package.serving import Batching, Idle, RoutePolicy, Sequence, Warm
 from nearmesh.package.source import Source
 from nearmesh.package.steps import Step
 from nearmesh.package.tensor_spec import TensorSpec
+from nearmesh.package.training import Training
 from nearmesh.package.variants import Asset, Quantize, Variant
 from nearmesh.toml_lines import At
 
@@ -63,6 +64,8 @@ class Package:
     gate: Gate = field(default_factory=Gate)
     # How a rollout holds a new version against the standing one; without it, only errors and times count.
     online_check: OnlineCheck | None = None
+    # How federated rounds train it; without it, they do not, but by an app of one's own.
+    training: Training | None = None
 
     def __post_init__(self) -> None:
         refuse(checks.problems(self))
@@ -85,6 +88,25 @@ class Package:
         if self.evaluation:
             found += [file for file in (self.evaluation.file, self.evaluation.code) if file]
         return tuple(name for name in dict.fromkeys(found) if name not in self.files)
+
+    @property
+    def kept_files(self) -> tuple[str, ...]:
+        """Names of the workshop's files that are published all the same: what rounds make new versions with.
+
+        They are in the artifact, so that a version can be made from the published one alone, but no node pulls them.
+        """
+        if self.training is None:
+            return ()
+        found = (self.training.recipe, *self.workshop_files)
+        return tuple(name for name in dict.fromkeys(found) if name not in self.files)
+
+    @property
+    def trained(self) -> Variant | None:
+        """The variant that rounds train."""
+        if self.training is None:
+            return None
+        step, name = self.training.step, self.training.variant
+        return next(v for v in self.given(step) if v.name == name) if name else self.reference(step)
 
     @property
     def made_variants(self) -> tuple[Variant, ...]:
@@ -132,3 +154,5 @@ class Package:
             yield ("evaluation", "file"), self.evaluation.file
             if self.evaluation.code is not None:
                 yield ("evaluation", "metric"), self.evaluation.code
+        if self.training is not None:
+            yield ("training", "recipe"), self.training.recipe

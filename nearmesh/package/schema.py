@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nearmesh.package.package import Package
 from nearmesh.package.source import NEEDS, Source
+from nearmesh.package.training import Training
 
 FILE = Path(__file__).with_name("model.schema.json")
 
@@ -29,6 +30,7 @@ _MORE: Mapping[tuple[type, str], dict[str, Any]] = {
     (Package, "inputs"): {"minItems": 1},
     (Package, "outputs"): {"minItems": 1},
     (Package, "warmup"): {"minItems": 1},
+    (Training, "parameters"): {"minItems": 1},
     (Source, "sha256"): {"pattern": "^[0-9a-f]{64}$"},
     (Source, "revision"): {"pattern": "^[0-9a-f]{40}$"},
 }
@@ -78,6 +80,8 @@ def _described(kind: dict[str, Any], said: str, field: dataclasses.Field[Any]) -
 def _kind(kind: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(kind):
         return _table(kind)
+    if kind is Any:
+        return {"type": ["string", "number", "boolean"]}
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return _kind(next(arg for arg in args if arg is not type(None)))

@@ -16,6 +16,8 @@ from nearmesh.package import (
     Package,
     Quantize,
     Source,
+    Training,
+    TrainingGate,
     Variant,
     load,
     parse,
@@ -83,6 +85,23 @@ agree = "argmax"
 rtol = 0.1
 atol = 0
 smallest_agreement = 0.8
+
+[training]
+recipe = "training.py"
+parameters = ["layer.weight", "layer.bias"]
+variant = "fp32"
+metric = "top1"
+tolerance = 0.001
+
+[training.settings]
+epochs = 2
+learning_rate = 0.05
+augment = true
+
+[training.gate]
+largest_site_loss = 0.01
+smallest_mean_gain = -0.5
+largest_change = 2
 """
 
 
@@ -104,6 +123,15 @@ def test_everything_that_may_be_said() -> None:
     assert package.evaluation == Evaluation(file="evaluation.npz", metric="accuracy", output="label")
     assert package.gate == Gate(largest_loss=0.02, smallest_agreement=0.95)
     assert package.online_check == OnlineCheck(output="label", rtol=0.1, atol=0.0, smallest_agreement=0.8)
+    assert package.training == Training(
+        recipe="training.py",
+        parameters=("layer.weight", "layer.bias"),
+        variant="fp32",
+        metric="top1",
+        tolerance=0.001,
+        settings={"epochs": 2, "learning_rate": 0.05, "augment": True},
+        gate=TrainingGate(largest_site_loss=0.01, smallest_mean_gain=-0.5, largest_change=2.0),
+    )
 
 
 def test_made_variants_are_variants() -> None:
@@ -122,6 +150,7 @@ def test_what_nobody_says() -> None:
     assert (package.quantize, package.evaluation, package.online_check) == ((), None, None)
     assert package.gate == Gate(largest_loss=0.01, smallest_agreement=0.98)
     assert package.workshop_files == ()
+    assert (package.training, package.trained, package.kept_files) == (None, None, ())
     assert OnlineCheck() == OnlineCheck(output=None, agree="argmax", rtol=1e-2, atol=1e-2, smallest_agreement=0.9)
 
 
@@ -129,6 +158,18 @@ def test_nodes_get_what_they_need_and_no_more() -> None:
     package = read(GOOD.replace('metric = "accuracy"', 'metric = "judge.py:score"'))
     assert package.files == ("warmup.npz",)
     assert package.workshop_files == ("calibration.npz", "evaluation.npz", "judge.py")
+    assert package.kept_files == ("training.py", "calibration.npz", "evaluation.npz", "judge.py")
+
+
+def test_the_trained_variant_is_the_reference_unless_another_one_is_named() -> None:
+    package = read(GOOD.replace('variant = "fp32"\nmetric', "metric"))
+    assert package.training == Training(**{**_fields(read(GOOD).training), "variant": ""})
+    assert package.trained == package.reference() == read(GOOD).trained
+
+
+def _fields(training: Training | None) -> dict[str, Any]:
+    assert training
+    return {name: getattr(training, name) for name in Training.__dataclass_fields__}
 
 
 MISTAKES = [
@@ -157,6 +198,28 @@ MISTAKES = [
     ('file = "evaluation.npz"', 'file = "../evaluation.npz"', "'../evaluation.npz': the package's files lie beside"),
     ('file = "evaluation.npz"', 'file = "manifest.json"', "'manifest.json': nodes keep a file of that name"),
     ('calibration = "calibration.npz"', 'calibration = "a/b.npz"', "'a/b.npz': the package's files lie beside"),
+    ('recipe = "training.py"', 'recipe = "training"', "training.recipe is 'training'; expected a Python file"),
+    ('recipe = "training.py"', 'recipe = "a/b.py"', "'a/b.py': the package's files lie beside"),
+    ('parameters = ["layer.weight", "layer.bias"]', "parameters = []", "training.parameters is empty; name the initi"),
+    ('"layer.bias"]', '"layer.weight"]', "training.parameters: 'layer.weight' is named twice"),
+    ('"layer.bias"]', '""]', "training.parameters: a name is ''"),
+    (
+        '"layer.bias"]\nvariant = "fp32"',
+        '"layer.bias"]\nvariant = "fp64"',
+        "training.variant is 'fp64'; given are 'fp32'",
+    ),
+    (
+        '"layer.bias"]\nvariant = "fp32"',
+        '"layer.bias"]\nvariant = "int8"',
+        "is 'int8'; it is made, and rounds train what is given",
+    ),
+    ('"layer.bias"]\nvariant = "fp32"', '"layer.bias"]\nstep = "s"', "training.step is 's'; graphs: ['']"),
+    ('metric = "top1"', 'metric = ""', "training.metric is empty"),
+    ("tolerance = 0.001", "tolerance = 0", "training.tolerance must be above 0, got 0"),
+    ("epochs = 2", "epochs = [2]", "training.settings.epochs is [2]; expected a text, a finite number, true or false"),
+    ("epochs = 2", "epochs = nan", "training.settings.epochs is nan; expected a text, a finite number"),
+    ("largest_site_loss = 0.01", "largest_site_loss = -1", "training.gate.largest_site_loss must be 0 or more, got -1"),
+    ("largest_change = 2", "largest_change = 0", "training.gate.largest_change must be above 0, got 0"),
     (
         'licence = "MIT"',
         'licence = "MIT"\nassets = [{ name = "t.json", source = { path = "t.json" } }]',
@@ -283,3 +346,22 @@ def test_sources_that_are_none(more: dict[str, Any], said: str) -> None:
 def test_what_an_author_still_has_to_fill_in() -> None:
     assert read(GOOD).unfilled == ()
     assert read(GOOD.replace('"MIT"', '"FILL IN: an SPDX expression"')).unfilled == ("licence",)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            '[[variants]]\nname = "half"\nsource = { path = "half.onnx" }\n',
+            "training: variant 'half' is given, and would keep its parameters when 'fp32' has been trained",
+        ),
+        (
+            '[[variants.external]]\nname = "w.bin"\nsource = { path = "w.bin" }\n',
+            "training: 'fp32' has to be one ONNX file for ONNX Runtime",
+        ),
+    ],
+)
+def test_what_is_trained_is_one_file_and_everything_else_is_made_of_it(more: str, said: str) -> None:
+    with pytest.raises(PackageError) as caught:
+        read(GOOD.replace("[[warmup]]", f"{more}\n[[warmup]]"))
+    assert said in caught.value.message
