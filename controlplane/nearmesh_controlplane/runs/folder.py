@@ -9,6 +9,8 @@ rest. Each file is whole or not there, so whoever comes back goes on from the la
     app/                             the Flower app that runs
     rounds/0000.json                 round 0: the parent, as the sites judged it
     rounds/0001.json  0001.npz       a finished round, and the parameters after it
+    rounds/0002.trained  0002.npz    a round that is trained and not yet evaluated
+    hold.json                        why no further round may begin for now; not there: they may
     progress.json                    the round under way; nobody relies on it
     candidate.onnx  candidate.json   the graph with the last parameters, and what the sites say of it
     end.json                         why the server app ended
@@ -32,6 +34,9 @@ COUNTED, MISSING, FAILED, REFUSED = "counted", "missing", "failed", "refused"
 
 # The parameters by name, as the ONNX graph's initializers are called.
 Arrays = dict[str, np.ndarray]
+
+# Before the names of what a strategy remembers from round to round, beside the parameters in a round's file.
+STATE = "nearmesh-state:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +173,13 @@ class RunFolder:
     def write_initial(self, arrays: Arrays) -> None:
         _write(self.path / "initial.npz", npz(arrays))
 
+    def hold(self, reason: str) -> None:
+        """No further round begins until `release`; one that has begun ends."""
+        _write(self.path / "hold.json", _json({"reason": reason}))
+
+    def release(self) -> None:
+        (self.path / "hold.json").unlink(missing_ok=True)
+
     # The server app's part
 
     def plan(self) -> Plan:
@@ -176,12 +188,27 @@ class RunFolder:
     def sites(self) -> dict[int, SiteInfo]:
         return {int(id): SiteInfo(**site) for id, site in (_read(self.path / "sites.json") or {}).items()}
 
+    def held(self) -> str:
+        """Why no further round may begin; empty: one may."""
+        return str((_read(self.path / "hold.json") or {}).get("reason", ""))
+
+    def write_trained(self, record: RoundRecord, arrays: Arrays, state: Arrays | None = None) -> None:
+        """So that a round which dies in its evaluation is not trained, or noised, a second time.
+
+        `state` is what the strategy remembers.
+        """
+        remembered = {STATE + name: array for name, array in (state or {}).items()}
+        _write(self._rounds / f"{record.number:04}.npz", npz({**arrays, **remembered}))
+        _write(self._rounds / f"{record.number:04}.trained", _json(asdict(record)))
+
     def write_round(self, record: RoundRecord, arrays: Arrays | None) -> None:
-        """Finished when this returns: on disk, whatever dies next. `arrays` is None for round 0."""
+        """Finished when this returns: on disk, whatever dies next. `arrays` is None for round 0, and after
+        `write_trained`, which has written them."""
         if arrays is not None:
             _write(self._rounds / f"{record.number:04}.npz", npz(arrays))
         # Last, since by its being there a round is finished.
         _write(self._rounds / f"{record.number:04}.json", _json(asdict(record)))
+        (self._rounds / f"{record.number:04}.trained").unlink(missing_ok=True)
 
     def write_progress(self, progress: Progress) -> None:
         _write(self.path / "progress.json", _json(asdict(progress)), durable=False)
@@ -201,8 +228,17 @@ class RunFolder:
 
     def arrays(self, number: int) -> Arrays:
         """The parameters after a finished round; 0: those that the run began from. Raises OSError, ValueError."""
-        path = self._rounds / f"{number:04}.npz" if number else self.path / "initial.npz"
-        return from_npz(path.read_bytes())
+        return {name: array for name, array in self._held(number).items() if not name.startswith(STATE)}
+
+    def state(self, number: int) -> Arrays:
+        """What the strategy remembered after a round; empty where it remembers nothing. Raises OSError, ValueError."""
+        found = self._held(number).items()
+        return {name.removeprefix(STATE): array for name, array in found if name.startswith(STATE)}
+
+    def trained(self, number: int) -> RoundRecord | None:
+        """A round whose training is over and whose evaluation is not; its arrays are there."""
+        found = _read(self._rounds / f"{number:04}.trained")
+        return RoundRecord.of(found) if found else None
 
     def progress(self) -> Progress | None:
         found = _read(self.path / "progress.json")
@@ -215,6 +251,10 @@ class RunFolder:
     def end(self) -> End | None:
         found = _read(self.path / "end.json")
         return End(**found) if found else None
+
+    def _held(self, number: int) -> Arrays:
+        path = self._rounds / f"{number:04}.npz" if number else self.path / "initial.npz"
+        return from_npz(path.read_bytes())
 
     def clear_end(self) -> None:
         """Before the server app is started again."""
