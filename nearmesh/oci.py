@@ -35,6 +35,8 @@ _EARLIER_TYPE = "application/vnd.nearmesh.model.v1"
 FILEPATH = "org.cncf.model.filepath"
 TITLE = "org.opencontainers.image.title"
 VERSION = "org.opencontainers.image.version"
+# Of a file that new versions are made with: no node pulls it.
+WORKSHOP = "dev.nearmesh.workshop"
 
 # A manifest lists files; one that is larger than this is not a manifest.
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -48,7 +50,7 @@ _TYPE_OF_SUFFIX = {
     ".npz": DATASET_TYPE,
     ".md": DOC_TYPE,
 }
-_DOCUMENTS = ("licence", "license", "notice", "readme", "report.json")
+_DOCUMENTS = ("licence", "license", "notice", "readme", "report.json", "lineage.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,14 @@ class Descriptor:
     digest: str
     size_bytes: int
     title: str = ""
+    # It is what new versions are made with: no node pulls it.
+    workshop: bool = False
 
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size_bytes}
-        return found | ({"annotations": {FILEPATH: self.title, TITLE: self.title}} if self.title else {})
+        said = {FILEPATH: self.title, TITLE: self.title} if self.title else {}
+        said |= {WORKSHOP: "true"} if self.workshop else {}
+        return found | ({"annotations": said} if said else {})
 
     @classmethod
     def from_json(cls, data: Any) -> Descriptor:
@@ -72,7 +78,8 @@ class Descriptor:
             # Other tools may write one of the two alone.
             names = [annotations[key] for key in (FILEPATH, TITLE) if key in annotations]
             title = names[0] if names else ""
-            found = cls(data["mediaType"], check_digest(data["digest"]), data["size"], title)
+            workshop = annotations.get(WORKSHOP) == "true"
+            found = cls(data["mediaType"], check_digest(data["digest"]), data["size"], title, workshop)
         except (KeyError, TypeError, AttributeError, InvalidInput) as error:
             raise PackageError(f"not an OCI descriptor: {data!r} ({error})") from None
         typed = type(found.media_type) is str and type(found.size_bytes) is int and type(title) is str
@@ -89,9 +96,12 @@ class Manifest:
     model: str
     version: str
     config: Descriptor
+    # Those that nodes have.
     files: tuple[Descriptor, ...]
     # The index of the large files' chunks, if there are any: see `nearmesh.chunks`.
     chunks: Descriptor | None = None
+    # Those that new versions are made with, which no node pulls.
+    workshop: tuple[Descriptor, ...] = ()
 
     def to_bytes(self) -> bytes:
         """Canonical JSON, so that equal files give an equal digest."""
@@ -115,12 +125,14 @@ class Manifest:
             _check_types(body)
             names = body["annotations"]
             layers = [Descriptor.from_json(layer) for layer in body["layers"]]
+            files = [layer for layer in layers if layer.media_type != CHUNKS_TYPE]
             found = cls(
                 check_label("model", names[TITLE]),
                 check_version(names[VERSION]),
                 Descriptor.from_json(body["config"]),
-                tuple(layer for layer in layers if layer.media_type != CHUNKS_TYPE),
+                tuple(file for file in files if not file.workshop),
                 next((layer for layer in layers if layer.media_type == CHUNKS_TYPE), None),
+                tuple(file for file in files if file.workshop),
             )
         except (KeyError, TypeError, ValueError, RecursionError, InvalidInput) as error:
             raise PackageError(f"not the OCI manifest of a model: {error!r}") from None
@@ -129,17 +141,32 @@ class Manifest:
 
     @property
     def layers(self) -> tuple[Descriptor, ...]:
-        """As they stand in the manifest: the files, then their chunk index."""
-        return (*self.files, self.chunks) if self.chunks else self.files
+        """As they stand in the manifest: all files, then their chunk index."""
+        return (*self.all_files, self.chunks) if self.chunks else self.all_files
+
+    @property
+    def all_files(self) -> tuple[Descriptor, ...]:
+        """Those that nodes have, then those that they do not."""
+        return (*self.files, *self.workshop)
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
         """Every blob the version consists of, each once."""
-        return tuple({blob.digest: blob for blob in (self.config, *self.layers)}.values())
+        return _once(self.config, *self.layers)
+
+    @property
+    def node_blobs(self) -> tuple[Descriptor, ...]:
+        """What a node pulls, each once."""
+        return _once(self.config, *self.files, *((self.chunks,) if self.chunks else ()))
 
     @property
     def size_bytes(self) -> int:
+        """Of every blob."""
         return sum(blob.size_bytes for blob in self.blobs)
+
+
+def _once(*blobs: Descriptor) -> tuple[Descriptor, ...]:
+    return tuple({blob.digest: blob for blob in blobs}.values())
 
 
 def _check_types(body: Any) -> None:
@@ -161,7 +188,7 @@ def _check_layers(manifest: Manifest, count: int) -> None:
         raise PackageError(f"not the manifest of a model: its config is {manifest.config.media_type!r}")
     if count > len(manifest.layers):
         raise PackageError("not the manifest of a model: it has more than one chunk index")
-    for file in manifest.files:
+    for file in manifest.all_files:
         if file.media_type not in FILE_TYPES or not file.title:
             raise PackageError(
                 f"layer {file.title or file.digest} of {file.media_type!r}: each has to be a whole file "

@@ -167,7 +167,7 @@ async def _serve_alone(folders: tuple[Path, ...], listen: str) -> None:
     with tempfile.TemporaryDirectory(prefix="nearmesh-") as scratch:
         ready: dict[str, Path] = {}
         for folder in folders:
-            artifact = await asyncio.to_thread(build, folder, default_cache(), draft=True)
+            artifact = await asyncio.to_thread(build, folder, default_cache(), draft=True, workshop=False)
             target = Path(scratch) / artifact.manifest.model
             target.mkdir()
             for file in artifact.manifest.files:

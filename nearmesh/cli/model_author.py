@@ -87,8 +87,8 @@ def _tensor_record(spec: Any) -> dict[str, Any]:
 def check(folder: Path, as_json: bool) -> None:
     """Do what publishing FOLDER would do with what is given, but the upload.
 
-    Fetches the weights, checks every file, and runs the warm-up on ONNX Runtime here. Variants that are made are left
-    to `evaluate`. No mesh is needed.
+    Fetches the weights, checks every file, and runs the warm-up on ONNX Runtime here. Of a package with [training] it
+    says whether the parameters are in the graph. Variants that are made are left to `evaluate`. No mesh is needed.
     """
     from nearmesh.packaging.check import check as checked
 
@@ -104,14 +104,28 @@ def _print_checked(found: Checked) -> None:
     manifest, package = found.artifact.manifest, found.artifact.package
     click.echo(f"{package.name}@{package.version}: {size(manifest.size_bytes)}, {found.artifact.digest}")
     print_table(
-        ("File", "Size", "Digest"), [(file.title, size(file.size_bytes), file.digest) for file in manifest.files]
+        ("File", "Size", "Digest"), [(file.title, size(file.size_bytes), file.digest) for file in manifest.all_files]
     )
     if found.proven:
         click.echo(f"{', '.join(found.proven)}: the warm-up gives what it should")
+    if package.training and package.trained:
+        _print_training(found)
     for why in found.untried:
         note(f"Not tried here: {why}.")
     if package.unfilled:
         note(f"Before it may be published, fill in {' and '.join(package.unfilled)}.")
+
+
+def _print_training(found: Checked) -> None:
+    training, trained = found.artifact.package.training, found.artifact.package.trained
+    assert training and trained
+    names = f"{len(training.parameters)} parameters of {trained.name}"
+    if found.trainable:
+        click.echo(f"{names} are in the graph, {found.trainable:,} numbers: federated rounds can train them")
+    else:
+        note(f"Not looked at here: whether {names} are in the graph; that takes onnx: pip install 'nearmesh[build]'.")
+    kept = ", ".join(file.title for file in found.artifact.manifest.workshop)
+    click.echo(f"published for them, and pulled by no node: {kept}")
 
 
 def _checked_record(found: Checked) -> dict[str, Any]:
@@ -122,12 +136,25 @@ def _checked_record(found: Checked) -> dict[str, Any]:
         "digest": found.artifact.digest,
         "size_bytes": manifest.size_bytes,
         "files": [
-            {"name": file.title, "size_bytes": file.size_bytes, "digest": file.digest} for file in manifest.files
+            {"name": file.title, "size_bytes": file.size_bytes, "digest": file.digest} for file in manifest.all_files
         ],
         "proven": list(found.proven),
         "untried": list(found.untried),
         "unfilled": list(package.unfilled),
+        "training": _training_record(found) if package.training else None,
         "publishable": not package.unfilled,
+    }
+
+
+def _training_record(found: Checked) -> dict[str, Any]:
+    training, trained = found.artifact.package.training, found.artifact.package.trained
+    assert training and trained
+    return {
+        "recipe": training.recipe,
+        "variant": trained.name,
+        "parameters": list(training.parameters),
+        "numbers": found.trainable,
+        "not_on_nodes": [file.title for file in found.artifact.manifest.workshop],
     }
 
 

@@ -192,13 +192,13 @@ def verify(session: Session, target: str, key_path: Path | None, files: bool, as
         "version": manifest.version,
         "digest": digest,
         "size_bytes": manifest.size_bytes,
-        "files": [file.title for file in manifest.files],
+        "files": [file.title for file in manifest.all_files],
         "files_read": files,
     }
     if as_json:
         print_json(record)
     else:
-        read = f"all {len(manifest.files)} files are right" if files else "its files were not read"
+        read = f"all {len(manifest.all_files)} files are right" if files else "its files were not read"
         click.echo(f"{manifest.model}@{manifest.version} is signed, and {read}: {size(manifest.size_bytes)}, {digest}")
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nearmesh import chunks, oci
 from nearmesh.errors import PackageError
+from nearmesh.lineage import LINEAGE_FILE
 from nearmesh.package import MANIFEST_FILE, Package, load, read_labels
+from nearmesh.packaging import parameters
 from nearmesh.packaging.graph import check_graph
 from nearmesh.packaging.layout import published_files
+from nearmesh.packaging.sets import set_file
 from nearmesh.packaging.sources import OnProgress, default_cache, quiet
 from nearmesh.packaging.warmup import check_warmup
 from nearmesh.report import REPORT_FILE
@@ -41,14 +45,15 @@ def build(
     draft: bool = False,
     more: Mapping[str, Path] | None = None,
     without: Collection[str] = (),
+    workshop: bool = True,
     on_progress: OnProgress = quiet,
 ) -> Artifact:
     """Fetches what the package in `folder` lacks, checks it, and makes its artifact.
 
     Weights that are downloaded are kept in `cache`, by default `default_cache()`. With `draft`, what the author has yet
     to fill in may be missing. `more` are files by their published names: variants that were made, and what was measured
-    of all (`release` finds them). Variants named by `without` stay out. Raises PackageError, DigestMismatch,
-    Unreachable.
+    of all (`release` finds them). Variants named by `without` stay out. What rounds make new versions of the package
+    with is in the artifact, unless `workshop` is False. Raises PackageError, DigestMismatch, Unreachable.
     """
     package = load(folder)
     if package.unfilled and not draft:
@@ -62,9 +67,17 @@ def build(
     layers = {name: _layer(name, files[name], weights) for name in sorted(files)}
     blobs: dict[str, Path | bytes] = {layer.digest: files[name] for name, layer in layers.items()}
     index = _chunks(layers, files, blobs)
-    config = _config(package, [layer.digest for layer in (*layers.values(), index) if layer])
+    kept = _workshop(package, folder, cache or default_cache()) if workshop else {}
+    more_layers = [replace(_layer(name, kept[name], ()), workshop=True) for name in sorted(kept)]
+    blobs |= {layer.digest: kept[layer.title] for layer in more_layers}
+    config = _config(package, [layer.digest for layer in (*layers.values(), *more_layers, index) if layer])
     manifest = oci.Manifest(
-        package.name, package.version, _kept(oci.CONFIG_TYPE, config, blobs), tuple(layers.values()), index
+        package.name,
+        package.version,
+        _kept(oci.CONFIG_TYPE, config, blobs),
+        tuple(layers.values()),
+        index,
+        tuple(more_layers),
     )
     manifest_bytes = manifest.to_bytes()
     return Artifact(
@@ -84,8 +97,20 @@ def _files(package: Package, folder: Path, cache: Path, on_progress: OnProgress)
     """Each published file by its name in the artifact."""
     given = [name for variant in package.variants for name in variant.sources]
     given += [asset.name for asset in package.assets]
-    _check_names([MANIFEST_FILE, CHUNKS_FILE, REPORT_FILE, *package.files, *given])
+    _check_names([MANIFEST_FILE, CHUNKS_FILE, REPORT_FILE, LINEAGE_FILE, *package.files, *package.kept_files, *given])
     return published_files(package, folder, cache, on_progress=on_progress)
+
+
+def _workshop(package: Package, folder: Path, cache: Path) -> dict[str, Path]:
+    """What rounds make new versions with, by its name: the recipe, code and sets. Raises PackageError."""
+    found = {}
+    for name in package.kept_files:
+        found[name] = folder / name if name.endswith(".py") else set_file(name, folder, cache)
+        if not found[name].is_file():
+            raise PackageError(f"{found[name]}: no such file; model.toml names it")
+        if name.endswith(".py"):
+            _check_code(found[name])
+    return found
 
 
 def _check_names(names: list[str]) -> None:
@@ -111,6 +136,12 @@ def _check(package: Package, files: Mapping[str, Path]) -> None:
     for variant in (*package.made_variants, *package.variants):
         if variant.file in files:
             check_graph(package, variant, files[variant.file])
+    if package.trained and package.training:
+        if package.trained.file not in files:
+            raise PackageError(
+                f"rounds train {package.trained.name!r}: publish it too, or a package without [training]"
+            )
+        _check_parameters(files[package.trained.file], package.training.parameters)
     for step in package.steps:
         if step.file:
             _check_code(files[step.file])
@@ -118,6 +149,12 @@ def _check(package: Package, files: Mapping[str, Path]) -> None:
         check_warmup(package, files[warmup.file])
     if package.labels:
         _check_labels(package, files[package.labels])
+
+
+def _check_parameters(graph: Path, names: Collection[str]) -> None:
+    """Whether rounds could change them, if `onnx` is installed. Raises PackageError."""
+    if importlib.util.find_spec("onnx") is not None:
+        parameters.check(graph, names)
 
 
 def _check_code(path: Path) -> None:

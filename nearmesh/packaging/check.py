@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from nearmesh.errors import PackageError
 from nearmesh.package import Package, TensorSpec, Variant, Warmup
+from nearmesh.packaging import parameters
 from nearmesh.packaging.build import Artifact, build
 from nearmesh.packaging.init.runtime import CannotRun, Runner
 from nearmesh.packaging.sources import OnProgress, default_cache, quiet
@@ -35,11 +36,28 @@ class Checked:
     proven: tuple[str, ...]
     # Why others, or all, were not tried.
     untried: tuple[str, ...]
+    # Of a package that rounds train: how many numbers its parameters are, all of which are in the graph.
+    trainable: int = 0
 
 
 def check(folder: Path, cache: Path | None = None, *, on_progress: OnProgress = quiet) -> Checked:
     """Raises PackageError, DigestMismatch, Unreachable."""
     artifact = build(folder, cache or default_cache(), draft=True, on_progress=on_progress)
+    return replace(_tried(artifact), trainable=_trainable(artifact))
+
+
+def _trainable(artifact: Artifact) -> int:
+    """Building has compared the names; 0 where `onnx` is not installed, and nobody did."""
+    package = artifact.package
+    if package.training is None or package.trained is None or importlib.util.find_spec("onnx") is None:
+        return 0
+    (graph,) = [file for file in artifact.manifest.files if file.title == package.trained.file]
+    path = artifact.blobs[graph.digest]
+    assert isinstance(path, Path), "weights are files"
+    return parameters.check(path, package.training.parameters)
+
+
+def _tried(artifact: Artifact) -> Checked:
     package = artifact.package
     made = tuple(f"{v.name} is made and tried by `nearmesh model evaluate`" for v in package.made_variants)
     if package.steps:

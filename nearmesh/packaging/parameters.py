@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 # What rounds can average, in the byte order of ONNX files.
-_DTYPES: dict[str, np.dtype[Any]] = {"FLOAT": np.dtype("<f4"), "DOUBLE": np.dtype("<f8"), "FLOAT16": np.dtype("<f2")}
+TRAINABLE: dict[str, np.dtype[Any]] = {"FLOAT": np.dtype("<f4"), "DOUBLE": np.dtype("<f8"), "FLOAT16": np.dtype("<f2")}
 # Where a tensor of the model's own file may have its numbers; `raw_data` alone is written.
 _FIELDS = ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
 
@@ -42,6 +42,13 @@ def read(path: Path, names: Collection[str]) -> dict[str, Array]:
     graph = _Graph.open(path)
     _refuse(path, graph.problems(names))
     return {name: graph.read(name) for name in names}
+
+
+def check(path: Path, names: Collection[str]) -> int:
+    """How many numbers the initializers of these names have, together. Raises PackageError as `read` does."""
+    graph = _Graph.open(path)
+    _refuse(path, graph.problems(names))
+    return sum(_count(graph.tensors[name]) for name in names)
 
 
 def write(path: Path, arrays: Mapping[str, Array], target: Path) -> None:
@@ -105,8 +112,8 @@ class _Graph:
             close = difflib.get_close_matches(name, self.tensors, n=1)
             near = f"did you mean {close[0]!r}?" if close else f"it has {_some(sorted(self.tensors))}"
             yield f"the graph has no initializer {name!r}; {near}"
-        elif (element := _element(tensor)) not in _DTYPES:
-            yield f"initializer {name!r} is {element}; parameters are {', '.join(_DTYPES)}"
+        elif (element := _element(tensor)) not in TRAINABLE:
+            yield f"initializer {name!r} is {element}; parameters are {', '.join(TRAINABLE)}"
         elif self._size(tensor) != (needed := _count(tensor) * _dtype(tensor).itemsize):
             yield f"initializer {name!r} has {self._size(tensor)} bytes; its shape {list(tensor.dims)} needs {needed}"
 
@@ -114,7 +121,7 @@ class _Graph:
         """Between arrays and the initializers that they would replace."""
         for name, array in arrays.items():
             tensor = self.tensors.get(name)
-            if tensor is None or _element(tensor) not in _DTYPES:
+            if tensor is None or _element(tensor) not in TRAINABLE:
                 continue
             if array.shape != (shape := tuple(tensor.dims)):
                 yield f"array {name!r} has shape {list(array.shape)}, the initializer {list(shape)}"
@@ -179,7 +186,7 @@ def _element(tensor: TensorProto) -> str:
 
 
 def _dtype(tensor: TensorProto) -> np.dtype[Any]:
-    return _DTYPES[_element(tensor)]
+    return TRAINABLE[_element(tensor)]
 
 
 def _count(tensor: TensorProto) -> int:
@@ -195,7 +202,7 @@ def _is_external(tensor: TensorProto) -> bool:
 def _range(tensor: TensorProto) -> tuple[str, int, int]:
     """The file that has the tensor, where it begins there, and its bytes."""
     said = {entry.key: entry.value for entry in tensor.external_data}
-    bits = _DTYPES.get(_element(tensor))
+    bits = TRAINABLE.get(_element(tensor))
     size = int(said.get("length") or (_count(tensor) * bits.itemsize if bits else 0))
     return said["location"], int(said.get("offset") or 0), size
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from nearmesh.errors import InvalidInput, PackageError
@@ -27,6 +27,7 @@ def release(
     cache: Path | None = None,
     *,
     without: Collection[str] = (),
+    more: Mapping[str, Path] | None = None,
     run: Run = by_agent,
     on_step: OnStep = lambda step: None,
     on_note: OnStep = lambda note: None,
@@ -34,8 +35,9 @@ def release(
 ) -> Artifact:
     """Makes the package's variants, tries them, and builds the artifact with all but those named by `without`.
 
-    `on_note` hears of variants that cannot be made here and so are not among them. Raises GateFailed with the figures
-    of each variant that is not good enough, and as `build` and `make`.
+    `more` are further files by their published names, as `build` takes them. `on_note` hears of variants that cannot be
+    made here and so are not among them. Raises GateFailed with the figures of each variant that is not good enough, and
+    as `build` and `make`.
     """
     cache = cache or default_cache()
     package = load(folder)
@@ -50,13 +52,14 @@ def release(
             on_note(f"{found.variant.name} is not published: {found.skipped}")
     here = {found.variant.file: found.path for found in made if found.path is not None}
     if package.evaluation is None and not here:
-        return build(folder, cache, without=without, on_progress=on_progress)
+        return build(folder, cache, more=more, without=without, on_progress=on_progress)
     subject = Subject(package=package, folder=folder, cache=cache, made=made)
     report, path = kept_report(
         subject, lambda: evaluate(subject, run=run, on_variant=lambda label: on_step(f"trying {label}"))
     )
     _check_passed(package.name, report, without)
-    return build(folder, cache, more={**here, REPORT_FILE: path}, without=without, on_progress=on_progress)
+    files = {**here, REPORT_FILE: path, **(more or {})}
+    return build(folder, cache, more=files, without=without, on_progress=on_progress)
 
 
 def _check_named(model: str, names: Collection[str], without: Collection[str]) -> None:

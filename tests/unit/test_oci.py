@@ -12,7 +12,7 @@ from nearmesh.chunks import CHUNKS_TYPE, MAX_INDEX_BYTES
 from nearmesh.errors import PackageError
 from nearmesh.oci import Descriptor, Manifest
 
-ONE, TWO, THREE, FOUR = (oci.digest_bytes(text) for text in (b"one", b"two", b"three", b"four"))
+ONE, TWO, THREE, FOUR, FIVE = (oci.digest_bytes(text) for text in (b"one", b"two", b"three", b"four", b"five"))
 
 MANIFEST = Manifest(
     "file-type",
@@ -22,8 +22,10 @@ MANIFEST = Manifest(
 )
 WITH_CHUNKS = replace(MANIFEST, chunks=Descriptor(CHUNKS_TYPE, FOUR, 7, "nearmesh.chunks.json"))
 
+WORKSHOP = replace(WITH_CHUNKS, workshop=(Descriptor(oci.CODE_TYPE, FIVE, 9, "training.py", workshop=True),))
 
-@pytest.mark.parametrize("manifest", [MANIFEST, WITH_CHUNKS])
+
+@pytest.mark.parametrize("manifest", [MANIFEST, WITH_CHUNKS, WORKSHOP])
 def test_round_trip(manifest):
     assert Manifest.from_bytes(manifest.to_bytes()) == manifest
 
@@ -41,6 +43,19 @@ def test_a_manifest_is_a_model_pack_whose_layers_other_tools_can_name():
         )
     ]
     assert [blob.digest for blob in WITH_CHUNKS.blobs] == [ONE, TWO, THREE, FOUR]
+
+
+def test_nodes_pull_all_but_what_new_versions_are_made_with():
+    assert [blob.digest for blob in WORKSHOP.blobs] == [ONE, TWO, THREE, FIVE, FOUR]
+    assert [blob.digest for blob in WORKSHOP.node_blobs] == [ONE, TWO, THREE, FOUR]
+    assert [file.title for file in WORKSHOP.all_files] == ["model.toml", "fp32.onnx", "training.py"]
+    assert WORKSHOP.size_bytes == WITH_CHUNKS.size_bytes + 9
+    # A file that nodes have is pulled, whatever else has the same bytes.
+    same = replace(MANIFEST, workshop=(Descriptor(oci.CODE_TYPE, TWO, 3, "copy.py", workshop=True),))
+    assert [blob.digest for blob in same.node_blobs] == [ONE, TWO, THREE]
+    hostile = replace(WORKSHOP.workshop[0], title="fp32.onnx")
+    with pytest.raises(PackageError, match="two of its files have one title"):
+        Manifest.from_bytes(replace(MANIFEST, workshop=(hostile,)).to_bytes())
 
 
 def test_bytes_are_canonical():

@@ -173,12 +173,12 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
 # ---- build
 
 
-def write_graph(path, *, dtype=onnx.TensorProto.FLOAT, shape=("n", 2), extra_input=False):
+def write_graph(path, *, dtype=onnx.TensorProto.FLOAT, shape=("n", 2), extra_input=False, initializers=()):
     """y = x + x, as ONNX."""
     value = onnx.helper.make_tensor_value_info
     inputs = [value("x", dtype, shape), *([value("z", dtype, shape)] if extra_input else [])]
     add = onnx.helper.make_node("Add", ["x", "z" if extra_input else "x"], ["y"])
-    body = onnx.helper.make_graph([add], "adder", inputs, [value("y", dtype, shape)])
+    body = onnx.helper.make_graph([add], "adder", inputs, [value("y", dtype, shape)], initializers)
     opset = onnx.helper.make_opsetid("", 13)
     onnx.save_model(onnx.helper.make_model(body, opset_imports=[opset], ir_version=8), str(path))
 
@@ -245,6 +245,62 @@ def test_the_chunks_of_a_large_file_are_listed(folder, tmp_path):
     assert artifact.manifest.chunks.title == CHUNKS_FILE and len(artifact.manifest.layers) == 5
     found = ChunkIndex.from_bytes(artifact.blobs[artifact.manifest.chunks.digest])
     assert dict(found.files) == {oci.digest_bytes(lines): split(folder / "labels.txt")}
+
+
+TRAINING = """
+[training]
+recipe = "training.py"
+parameters = ["two"]
+
+[evaluation]
+file = "cases.npz"
+metric = "judge.py:judge"
+"""
+
+
+def test_with_training_an_artifact_holds_what_new_versions_are_made_with(folder, tmp_path):
+    write_graph(folder / "adder.onnx", initializers=[onnx.numpy_helper.from_array(np.ones(2, np.float32), "two")])
+    plain = build(folder, tmp_path)
+    (folder / "model.toml").write_text(MANIFEST + TRAINING, "utf-8")
+    (folder / "training.py").write_text("def train(): ...\n", "utf-8")
+    (folder / "judge.py").write_text("def judge(): ...\n", "utf-8")
+    script = "import sys, numpy as np; np.savez(sys.argv[1], **{'input.x': np.ones((3, 2), np.float32)})\n"
+    (folder / "make_cases.py").write_text(script, "utf-8")
+
+    artifact = build(folder, tmp_path)
+
+    kept = {file.title: (file.media_type, file.workshop) for file in artifact.manifest.workshop}
+    code, data = (oci.CODE_TYPE, True), (oci.DATASET_TYPE, True)
+    assert kept == {"cases.npz": data, "judge.py": code, "training.py": code}
+    assert [file.title for file in artifact.manifest.files] == [file.title for file in plain.manifest.files]
+    assert all(blob.digest in artifact.blobs for blob in artifact.manifest.blobs)
+    assert build(folder, tmp_path, workshop=False).manifest.workshop == ()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ('"two"', '"three", "four"', r"no initializer 'three'.*\n.*no initializer 'four'"),
+        ("training.py", "nowhere.py", r"nowhere\.py: no such file; model\.toml names it"),
+        ("training.py", "broken.py", r"broken\.py is not Python"),
+    ],
+)
+def test_training_that_could_not_be_done_is_refused(folder, tmp_path, right, wrong, said):
+    write_graph(folder / "adder.onnx", initializers=[onnx.numpy_helper.from_array(np.ones(2, np.float32), "two")])
+    (folder / "model.toml").write_text(MANIFEST + TRAINING[: TRAINING.index("[eval")].replace(right, wrong), "utf-8")
+    (folder / "training.py").write_text("def train(): ...\n", "utf-8")
+    (folder / "broken.py").write_text("def train(:\n", "utf-8")
+    with pytest.raises(PackageError, match=said):
+        build(folder, tmp_path)
+
+
+def test_the_variant_that_rounds_train_is_not_left_out(folder, tmp_path):
+    write_graph(folder / "adder.onnx", initializers=[onnx.numpy_helper.from_array(np.ones(2, np.float32), "two")])
+    made = '[[quantize]]\nvariant = "half"\nkind = "fp16"\n'
+    (folder / "model.toml").write_text(MANIFEST + TRAINING[: TRAINING.index("[eval")] + made, "utf-8")
+    (folder / "training.py").write_text("def train(): ...\n", "utf-8")
+    with pytest.raises(PackageError, match="rounds train 'fp32': publish it too"):
+        build(folder, tmp_path, without=["fp32"])
 
 
 def test_equal_files_give_an_equal_digest(folder, tmp_path):

@@ -14,6 +14,7 @@ from nearmesh_agent.serving.memory import weights_bytes
 
 from nearmesh.errors import PackageError
 from nearmesh.package import MANIFEST_FILE, TensorSpec, Warmup, load
+from nearmesh.packaging import parameters
 from nearmesh.packaging.build import build
 from nearmesh.packaging.check import check, differs
 from nearmesh.packaging.init import init
@@ -106,6 +107,21 @@ def test_a_classifier_is_described_and_proven(tmp_path: Path) -> None:
     assert inputs["x"].shape == (2, 4) and outputs["y"].shape == (2, 3)
     assert check(folder, tmp_path / "cache").proven == ("fp32",)
     assert found.hints == ("if the 3 values of 'y' are scores of classes, name them: labels = \"labels.txt\"",)
+
+
+def test_what_rounds_could_train_is_written_down_for_whoever_wants_it(tmp_path: Path) -> None:
+    _, folder = made(tmp_path, classifier(tmp_path / "c.onnx"))
+    text = (folder / MANIFEST_FILE).read_text("utf-8")
+    assert load(folder).training is None
+    begin = text.index("# [training]")
+    wanted = text[:begin] + text[begin:].replace("# ", "")
+    (folder / MANIFEST_FILE).write_text(wanted, "utf-8")
+    (folder / "training.py").write_text("def train(arrays, data, settings): ...\n", "utf-8")
+    training = load(folder).training
+    assert training and training.parameters == read(folder / "c.onnx").parameters != ()
+    checked = check(folder, tmp_path)
+    assert checked.trainable == parameters.check(folder / "c.onnx", training.parameters) > 0
+    assert [file.title for file in checked.artifact.manifest.workshop] == ["training.py"]
 
 
 def test_it_is_the_same_each_time(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from nearmesh_agent.store.pull import Pull
 from nearmesh_agent.store.store import ModelStore
 
 from nearmesh.errors import DigestMismatch, NotFound, PackageError, Unreachable
-from nearmesh.oci import Manifest, digest_bytes
-from tests.fake_registry import DIGEST, FILES, MANIFEST, FakeReader, FakeRegistry
+from nearmesh.oci import CODE_TYPE, Descriptor, Manifest, digest_bytes
+from tests.fake_registry import DIGEST, FILES, MANIFEST, FakeReader, FakeRegistry, manifest_of
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +61,19 @@ async def test_a_pulled_version_is_a_folder_with_its_files(
     restarted = again(tmp_path)
     assert restarted.find(DIGEST) == (manifest, folder)
     assert await restarted.pull("m", DIGEST, registry) == (manifest, folder)
+    restarted.close()
+
+
+async def test_what_new_versions_are_made_with_is_not_pulled(store: ModelStore, tmp_path: Path) -> None:
+    recipe = Descriptor(CODE_TYPE, digest_bytes(b"recipe"), 6, "training.py", workshop=True)
+    made = replace(manifest_of(FILES), workshop=(recipe,)).to_bytes()
+    registry = FakeRegistry(made)
+    digest = digest_bytes(made)
+    _, folder = await store.pull("m", digest, registry)
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {*FILES, "manifest.json"}
+    assert recipe.digest not in registry.asked
+    restarted = again(tmp_path)
+    assert restarted.find(digest), "nothing is missing"
     restarted.close()
 
 

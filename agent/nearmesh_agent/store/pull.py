@@ -34,14 +34,14 @@ class Pull:
         data = await in_thread(self._means.reads, self._manifest)
         proof = await in_thread(self._means.reads, self._proofs)
         manifest = Manifest.from_bytes(data)
-        async with self._means.claim(self._order.digest, manifest.blobs):
+        async with self._means.claim(self._order.digest, manifest.node_blobs):
             return await self._bring_all(manifest, data, proof)
 
     async def _bring_all(self, manifest: Manifest, data: bytes, proof: Sequence[proofs.Proof]) -> tuple[Manifest, Path]:
         means, order = self._means, self._order
         await self._find(manifest)
-        missing = [blob for blob in manifest.blobs if blob.digest not in self._places]
-        self.progress.total_bytes = manifest.size_bytes
+        missing = [blob for blob in manifest.node_blobs if blob.digest not in self._places]
+        self.progress.total_bytes = sum(blob.size_bytes for blob in manifest.node_blobs)
         self.progress.waiting_bytes = sum(blob.size_bytes for blob in missing)
         name = f"{manifest.model}@{manifest.version}"
         need = means.disk.missing_bytes(order.digest, missing)
@@ -91,7 +91,7 @@ class Pull:
 
     async def _find(self, manifest: Manifest) -> None:
         """What of the version lies on this machine already."""
-        for blob in manifest.blobs:
+        for blob in manifest.node_blobs:
             path = await in_thread(self._means.pool, self._found, blob)
             if path:
                 self._places[blob.digest] = path

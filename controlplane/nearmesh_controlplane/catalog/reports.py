@@ -33,7 +33,7 @@ def differ_in_report_alone(layout: Layout, digest: str, manifest: Manifest) -> b
 
 
 def _files(manifest: Manifest) -> dict[str, str]:
-    return {file.title: file.digest for file in manifest.files if file.title != REPORT_FILE}
+    return {file.title: file.digest for file in manifest.all_files if file.title != REPORT_FILE}
 
 
 class Reports:

@@ -39,6 +39,8 @@ class Description:
     rtol: float
     atol: float
     hints: tuple[str, ...]
+    # What rounds of training could change; none where the weights are not in one file.
+    parameters: tuple[str, ...] = ()
 
 
 def describe(facts: Facts, trial: Trial) -> Description:
@@ -57,6 +59,7 @@ def describe(facts: Facts, trial: Trial) -> Description:
         rtol=rtol,
         atol=atol,
         hints=tuple(_hints(facts, trial)),
+        parameters=() if facts.external else facts.parameters,
     )
 
 

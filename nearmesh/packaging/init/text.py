@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from nearmesh.package import PLACEHOLDER, TensorSpec
 from nearmesh.packaging.init.describe import Description
 
+# More are no list that anybody reads.
+_MOST_PARAMETERS = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
@@ -76,6 +79,16 @@ def _rest(named: Named, described: Description) -> Iterator[str]:
     yield f"file = {quoted(named.warmup)}"
     yield f"rtol = {described.rtol:g}"
     yield f"atol = {described.atol:g}"
+    if 0 < len(described.parameters) <= _MOST_PARAMETERS:
+        yield from _training(described.parameters)
+
+
+def _training(parameters: Iterable[str]) -> Iterator[str]:
+    """Commented out: only the author knows whether it is to be trained further, and has the recipe."""
+    yield "\n# Federated rounds can train it further, by a recipe beside this file; see docs/models.md."
+    yield "# [training]"
+    yield '# recipe = "training.py"'
+    yield f"# parameters = {_comment(_list(parameters))}"
 
 
 def quoted(text: str) -> str:

@@ -1,0 +1,110 @@
+"""`lineage.json`: where a version comes from that federated rounds made, in words that name no site.
+
+It travels as a file of the artifact, so that whoever has the version has it too. Sites are pseudonyms: a served model
+does not say whose data it has seen, and the control plane that ran the rounds knows.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nearmesh import config
+from nearmesh.errors import ConfigError, PackageError
+
+LINEAGE_FILE = "lineage.json"
+# One site takes some hundred bytes.
+MAX_LINEAGE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """The version that rounds began from."""
+
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteLineage:
+    """One site's part."""
+
+    # A pseudonym.
+    site: str
+    # In how many of the rounds its update counted.
+    rounds: int
+    # That it trained on.
+    examples: int
+    # On what it held back, with the parameters of the parent and with those of this version.
+    metrics_before: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Privacy:
+    """Differential privacy of the sites' updates: what was spent, and by which noise."""
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    clipping_norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """Of one version."""
+
+    run: str
+    # The one whose parameters the version has; the run's last.
+    round: int
+    parent: Parent
+    strategy: str
+    strategy_options: dict[str, float] = field(default_factory=dict)
+    # What the recipe was told.
+    settings: dict[str, Any] = field(default_factory=dict)
+    # The name of the figure that was judged; higher is better.
+    metric: str
+    sites: tuple[SiteLineage, ...]
+    # Over the sites, weighted by examples, with the parameters of the parent and with those of this version.
+    metrics_before: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    # None: no noise was added.
+    privacy: Privacy | None = None
+    # Who started the run, and when it began, seconds since the epoch.
+    started_by: str
+    started_at_s: float
+
+    @property
+    def examples(self) -> int:
+        """Of all sites together."""
+        return sum(site.examples for site in self.sites)
+
+    def to_bytes(self) -> bytes:
+        """JSON, canonical."""
+        body = {key: value for key, value in asdict(self).items() if value is not None}
+        return json.dumps(body, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Lineage:
+        """Raises PackageError."""
+        if len(data) > MAX_LINEAGE_BYTES:
+            raise PackageError(f"{LINEAGE_FILE} of {len(data)} bytes is above the limit of {MAX_LINEAGE_BYTES}")
+        try:
+            body = json.loads(data)
+            if not isinstance(body, dict):
+                raise PackageError(f"{LINEAGE_FILE}: expected an object, got {type(body).__name__}")
+            return config.parse(cls, body, where=LINEAGE_FILE, base=Path())
+        except (ValueError, RecursionError, ConfigError) as error:
+            raise PackageError(f"{LINEAGE_FILE}: {error}") from None
+
+
+def read_lineage(folder: Path) -> Lineage | None:
+    """Of the version in a node's folder; None where it has none. Raises PackageError."""
+    try:
+        return Lineage.from_bytes((folder / LINEAGE_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise PackageError(f"{LINEAGE_FILE}: {error}") from None
