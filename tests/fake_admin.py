@@ -17,6 +17,8 @@ from nearmesh.errors import InvalidInput, NotFound
 from nearmesh.routing.times import Times, sum_of
 from nearmesh.snapshot import SnapshotRoutes
 from nearmesh.v1 import admin_pb2, catalog_pb2, node_pb2, route_pb2
+from tests import fake_runs
+from tests.fake_runs import FakeRuns
 from tests.snapshots import snapshot
 
 DIGEST = "sha256:" + "ab" * 32
@@ -45,6 +47,7 @@ class FakeAdmin:
                 state=catalog_pb2.ROLLOUT_STATE_DONE, ended_at_s=13.0, nodes=[rollout_node("node-a", changed_over=True)]
             ),
         ]
+        self.runs = FakeRuns(self.done, [fake_runs.run(), fake_runs.served()])
         self.never_ends = False
         self.sleeping = False
         self.report_json = ""

@@ -7,35 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
-from typing import Any, TypeVar
 
-import grpc
-
-from nearmesh import addresses
 from nearmesh.chunks import ChunkIndex
 from nearmesh.client import upload
+from nearmesh.client.connection import Connection
+from nearmesh.client.runs import Runs
 from nearmesh.client.upload import Lacking, OnProgress, Publishable
-from nearmesh.errors import DeadlineExceeded, Incomplete, InvalidInput, MeshError, Unreachable, Unsupported
+from nearmesh.errors import Incomplete, InvalidInput, Unsupported
 from nearmesh.ids import Kind
-from nearmesh.rpc import REASON_KEY, from_rpc_error
 from nearmesh.snapshot import SnapshotRoutes, opened
 from nearmesh.v1 import admin_pb2, admin_pb2_grpc, catalog_pb2, catalog_pb2_grpc, route_pb2, route_pb2_grpc
 
-T = TypeVar("T")
-
-# A healthy control plane answers within milliseconds; this leaves room for a slow disk and a far away operator.
-CALL_LIMIT_S = 15.0
-# Of several control planes, the next one is tried after so long.
-REACH_S = 3.0
-# Publishing lasts as long as the upload; only a connection that froze ends it, by keepalive.
-_OPTIONS = (
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
-    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
-)
 # Digests in one question: 70 bytes each, and a message may have a few MB.
 _ASKED = 20_000
 
@@ -59,49 +44,34 @@ CHANGES: Mapping[str, catalog_pb2.RolloutChange] = {
 class AdminClient:
     """A connection to a control plane's public listener; enter it with `async with`.
 
-    Where there are several, comma between, it is to the first that can be reached.
+    Where there are several, comma between, it is to the first that can be reached. `runs` are federated runs.
 
     Every method raises PermissionDenied or Unauthenticated when the token does not do, Unreachable when the control
-    plane cannot be reached, DeadlineExceeded after `CALL_LIMIT_S`, and what its own line names.
+    plane cannot be reached, DeadlineExceeded when it does not answer in time, and what its own line names.
     """
 
     def __init__(self, control_plane: str, ca_pem: bytes, token: str) -> None:
         self._ca_pem = ca_pem
-        self._addresses = addresses.several(control_plane)
-        self._address = self._addresses[0]
-        self._credentials = grpc.ssl_channel_credentials(ca_pem)
-        self._metadata = (("authorization", f"Bearer {token}"),)
-        self._channel: grpc.aio.Channel
+        self._connection = Connection(control_plane, ca_pem, token)
+        self._call = self._connection.call
         self._admin: admin_pb2_grpc.AdminServiceStub
         self._catalog: catalog_pb2_grpc.CatalogServiceStub
         self._routes: route_pb2_grpc.RouteServiceStub
+        self.runs: Runs
 
     async def __aenter__(self) -> AdminClient:
-        self._channel = await self._connected()
-        self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
-        self._catalog = catalog_pb2_grpc.CatalogServiceStub(self._channel)
-        self._routes = route_pb2_grpc.RouteServiceStub(self._channel)
+        await self._connection.open()
+        channel = self._connection.channel
+        self._admin = admin_pb2_grpc.AdminServiceStub(channel)
+        self._catalog = catalog_pb2_grpc.CatalogServiceStub(channel)
+        self._routes = route_pb2_grpc.RouteServiceStub(channel)
+        self.runs = Runs(self._connection)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._channel.close()
-
-    async def _connected(self) -> grpc.aio.Channel:
-        for address in self._addresses:
-            self._address = address
-            channel = grpc.aio.secure_channel(address, self._credentials, _OPTIONS)
-            if len(self._addresses) == 1:
-                # A call that fails says more than a wait.
-                return channel
-            try:
-                async with asyncio.timeout(REACH_S):
-                    await channel.channel_ready()
-                return channel
-            except TimeoutError:
-                await channel.close()
-        raise Unreachable(f"no control plane can be reached at any of {', '.join(self._addresses)}")
+        await self._connection.close()
 
     # Tokens
 
@@ -221,11 +191,10 @@ class AdminClient:
         self, artifact: Publishable, todo: list[upload.Step], on_progress: OnProgress | None
     ) -> catalog_pb2.ModelVersion:
         parts = upload.requests(artifact, todo, on_progress or _silent)
-        # Not on the asyncio channel: that one loses the answer of a server which refuses before the upload has ended
-        # (grpc/grpc#36066), and says "Internal error from Core" instead.
-        with grpc.secure_channel(self._address, self._credentials, _OPTIONS) as channel:
-            call = catalog_pb2_grpc.CatalogServiceStub(channel).Publish.future(parts, metadata=self._metadata)
-            return await self._translated(_finished(call))
+        found: catalog_pb2.ModelVersion = await self._connection.send(
+            lambda channel: catalog_pb2_grpc.CatalogServiceStub(channel).Publish, parts
+        )
+        return found
 
     async def pull_from(self, model: str, version: str, registry: str) -> catalog_pb2.ModelVersion:
         """Nodes pull the version from there ("https://host/name"); empty: from the mesh again. Raises NotFound."""
@@ -296,12 +265,9 @@ class AdminClient:
     async def watch_rollout(self, model: str, id: int = 0) -> AsyncIterator[catalog_pb2.Rollout]:
         """As it is now, and whenever something of it changes, until it has ended. Raises NotFound."""
         request = catalog_pb2.GetRolloutRequest(model=model, rollout=id)
-        stream = self._catalog.WatchRollout(request, metadata=self._metadata)
-        try:
-            while (message := await self._translated(stream.read())) is not grpc.aio.EOF:
+        async with aclosing(self._connection.stream(self._catalog.WatchRollout, request)) as stream:
+            async for message in stream:
                 yield message
-        finally:
-            stream.cancel()
 
     async def change_rollout(self, model: str, change: str) -> catalog_pb2.Rollout:
         """Has the one that runs "pause", "resume" or "abort". Raises NotFound where none runs, InvalidInput."""
@@ -380,56 +346,13 @@ class AdminClient:
     async def snapshot(self, region: str) -> SnapshotRoutes:
         """What the control plane gives clients of a region to keep. Raises InvalidInput, SnapshotRefused."""
         request = route_pb2.WatchSnapshotRequest(region=region)
-        watch = self._routes.WatchSnapshot(request, timeout=CALL_LIMIT_S, metadata=self._metadata)
-        signed = await self._translated(_first(watch))
+        signed = await self._connection.first(self._routes.WatchSnapshot, request)
         return SnapshotRoutes(opened(signed, self._ca_pem, now_s=time.time()))
 
     async def latencies(self) -> list[route_pb2.Latency]:
         """The round trip between every region and every node, as the router believes it to be."""
         response = await self._call(self._routes.ListLatencies, route_pb2.ListLatenciesRequest())
         return list(response.latencies)
-
-    async def _call(self, method: Callable[..., Awaitable[T]], request: Any) -> T:
-        return await self._translated(method(request, timeout=CALL_LIMIT_S, metadata=self._metadata))
-
-    async def _translated(self, call: Awaitable[T]) -> T:
-        try:
-            return await call
-        except grpc.RpcError as error:
-            found = from_rpc_error(error)
-            trailing: Iterable[Any] = error.trailing_metadata() or ()
-            if not any(key == REASON_KEY for key, _ in trailing):
-                found = self._silence(found)
-            raise found from None
-
-    def _silence(self, error: MeshError) -> MeshError:
-        """`error`, or what it means when it is gRPC's own word and not the control plane's."""
-        if isinstance(error, Unreachable):
-            return Unreachable(f"the control plane at {self._address} cannot be reached: {error.message}")
-        if isinstance(error, DeadlineExceeded):
-            return DeadlineExceeded(f"the control plane at {self._address} did not answer within {CALL_LIMIT_S:g} s")
-        return error
-
-
-async def _first(stream: Any) -> Any:
-    """A stream's first message; the rest is not waited for."""
-    async for message in stream:
-        stream.cancel()
-        return message
-    raise Unreachable("the control plane ended the stream before it said anything")
-
-
-async def _finished(call: Any) -> Any:
-    """The result of a blocking channel's call; leaving early cancels the call."""
-    loop, done = asyncio.get_running_loop(), asyncio.Event()
-    call.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
-    try:
-        await done.wait()
-        return call.result()
-    finally:
-        call.cancel()
-        # The callback needs the loop, so the loop waits for it.
-        await done.wait()
 
 
 def _silent(sent_bytes: int, total_bytes: int) -> None:

@@ -371,7 +371,7 @@ def test_another_meshs_ca_is_one_line(mesh: Mesh, tmp_path: Path) -> None:
 
 
 async def test_a_control_plane_that_says_nothing_is_named(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nearmesh.client.admin.CALL_LIMIT_S", 0.2)
+    monkeypatch.setattr("nearmesh.client.connection.CALL_LIMIT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         async with AdminClient(address, mesh.ca.read_bytes(), mesh.tokens["operator"]) as admin:

@@ -1,0 +1,519 @@
+"""`nearmesh run` over a control plane that is only pretended."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import zipfile
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nearmesh.cli import run_watch, run_words
+from nearmesh.cli.place import Place
+from nearmesh.errors import Unreachable
+from nearmesh.strategies import STRATEGIES
+from nearmesh.v1 import run_pb2
+from tests import fake_runs
+from tests.fake_admin import Bench, FakeAdmin, local_mesh
+from tests.fake_runs import RUN, ended, round_, run, served, site
+
+REFUSED, ROLLED_BACK = run_pb2.RUN_STATE_REFUSED, run_pb2.RUN_STATE_ROLLED_BACK
+STOPPED, FAILED = run_pb2.RUN_STATE_STOPPED, run_pb2.RUN_STATE_FAILED
+START = ("run", "start", "--model", "digits", "--rounds", "3")
+
+
+class RunBench(Bench):
+    """A command dials more than once, each time another fake; what all of them were asked is kept in `done`."""
+
+    def __init__(self, mesh: Path) -> None:
+        super().__init__(mesh)
+        self.done: list[tuple[Any, ...]] = []
+        self.hear(run(), served())
+
+    def hear(self, *heard: run_pb2.Run, **more: Any) -> None:
+        """From now on watching tells these, one after the other; the fake has `more` as well."""
+        self._heard, self._more = list(heard), more
+
+    def asked(self) -> run_pb2.StartRunRequest:
+        """What the control plane was told to start."""
+        (found,) = [done[1] for done in self.done if done[0] == "start"]
+        assert isinstance(found, run_pb2.StartRunRequest)
+        return found
+
+    def _dial(self, place: Place) -> FakeAdmin:
+        found = super()._dial(place)
+        found.done, found.runs = self.done, fake_runs.FakeRuns(self.done, self._heard)
+        for name, value in self._more.items():
+            setattr(found.runs, name, value)
+        return found
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunBench:
+    for name in ("NEARMESH_MESH", "NEARMESH_CONTROL_PLANE", "NEARMESH_CA", "NEARMESH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    return RunBench(local_mesh(tmp_path))
+
+
+def test_a_run_is_watched_until_it_is_served(bench: RunBench) -> None:
+    done = bench(*START, "--auto-promote")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines() == [
+        "run r7 is started",
+        "1, as it was, 9.5 s accuracy 0.8000 (node-a 0.7900, node-b 0.8000, node-c 0.8100)",
+        "round 1 of 3, 9.5 s accuracy 0.9000 (node-a 0.8900, node-b 0.9000, node-c 0.9100)",
+        "round 2 of 3, 9.5 s accuracy 0.9300 (node-a 0.9200, node-b 0.9300, node-c missing)",
+        "run r7 of digits@1: round 3 of 3, training: 1 of 3 sites answered, missing node-b, node-c",
+        "round 3 of 3, 9.5 s accuracy 0.9500 (node-a 0.9400, node-b 0.9500, node-c 0.9600)",
+        "gate, finite: passed",
+        "gate, site node-a: passed, accuracy 0.940, was 0.790",
+    ]
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "digits@1-r7 is served: 3 rounds, accuracy 0.9500, 1 has 0.8000, 43 s"
+    rows = [line.split() for line in lines]
+    assert ["2", "9.5", "0.9300", "0.9200", "0.9300", "missing"] in rows
+    assert ["node-c", "site-node-c", "400", "2", "of", "3", "4.0", "0.0", "0.5", "0", "0"] in rows
+    assert "round 2, node-c missing: no answer within 120 s" in lines
+    assert bench.done[1:] == [("watch", RUN, True)]
+
+
+def test_all_that_a_run_can_be_told(bench: RunBench) -> None:
+    where = ("--version", "2", "--sites", "a, b", "--min-sites", "5", "--round-timeout", "2m", "--idempotency-key", "k")
+    how = ("--strategy", "krum", "--option", "num-malicious-nodes=2", "--set", "epochs=3", "--set", "name=a b")
+    trust = ("--largest-norm", "4", "--noise-multiplier", "1.5", "--clipping-norm", "2", "--delta", "1e-6")
+    when = ("--window", "22:00-06:00", "--idle-below", "0.3", "--cheaper-than", "0.5")
+    then = ("--auto-promote", "--steps", "5,50", "--step-time", "10s", "--largest-site-loss", "0", "--detach")
+    done = bench(*START, *where, *how, *trust, *when, *then)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == (
+        "run r7 is started; `nearmesh run watch r7` shows how far it is, and `nearmesh run stop r7` ends it\n"
+    )
+    assert bench.asked() == run_pb2.StartRunRequest(
+        model="digits",
+        version="2",
+        rounds=3,
+        min_sites=5,
+        strategy="krum",
+        strategy_options={"num-malicious-nodes": 2.0},
+        settings={"epochs": "3", "name": '"a b"'},
+        round_timeout_s=120.0,
+        sites=["a", "b"],
+        largest_norm=4.0,
+        privacy=run_pb2.Privacy(noise_multiplier=1.5, clipping_norm=2.0, delta=1e-6),
+        schedule=run_pb2.Schedule(window="22:00-06:00", idle_below=0.3, usd_per_hour_below=0.5),
+        idempotency_key="k",
+        auto_promote=True,
+        promote=run_pb2.PromoteOptions(steps=[0.05, 0.5], step_s=10.0, largest_site_loss=0.0),
+    )
+
+
+def test_a_run_that_is_told_little(bench: RunBench) -> None:
+    record = json.loads(bench(*START, "--detach", "--json").stdout)
+    assert (record["run"], record["state"]) == (RUN, "training")
+    asked = bench.asked()
+    assert (asked.strategy, asked.min_sites, asked.round_timeout_s) == ("fedavg", 2, 120.0)
+    assert not asked.HasField("privacy") and not asked.HasField("schedule")
+    assert not asked.promote.HasField("largest_site_loss")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_can_be_asked_for_and_gets_the_sites_that_it_needs(bench: RunBench, strategy: str) -> None:
+    assert bench(*START, "--strategy", strategy, "--detach").exit_code == 0
+    asked = bench.asked()
+    assert asked.strategy == strategy
+    assert asked.min_sites == {"bulyan": 7}.get(strategy, 3 if STRATEGIES[strategy].robust else 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--strategy", "blue"), "'blue' is not one of 'fedavg'"),
+        (("--strategy", "krum", "--min-sites", "2"), "ask for 3 (--min-sites)"),
+        (("--option", "beta=1"), "no option of fedavg is called 'beta'"),
+        (("--strategy", "trimmed-mean", "--option", "beta=0.9"), "option beta is 0.9"),
+        (("--option", "beta"), "'beta' is not NAME=NUMBER"),
+        (("--option", "beta=nan"), "'beta=nan' is not NAME=NUMBER"),
+        (("--set", "epochs"), "'epochs' is not NAME=VALUE"),
+        (("--rounds", "0"), "0 is not in the range"),
+        (("--round-timeout", "soon"), "expected such as 90s"),
+        (("--window", "25:00-06:00"), "'25:00-06:00' is no window; expected such as 22:00-06:00, UTC"),
+        (("--noise-multiplier", "1"), "needs --noise-multiplier and --clipping-norm"),
+        (("--delta", "0.1"), "needs --noise-multiplier and --clipping-norm"),
+        (("--plot", "run.gif"), "'run.gif' ends in none of .png, .svg, .pdf"),
+        (("--plot", "nowhere/run.svg"), "no folder to write run.svg to"),
+        (("--plot", "run.svg", "--detach"), "--plot draws the end"),
+        (("--app", "/", "--strategy", "krum"), "--strategy does not go with --app"),
+        (("--app", "/", "--option", "a=1"), "--option does not go with --app"),
+    ],
+)
+def test_what_is_no_run(bench: RunBench, arguments: tuple[str, ...], words: str) -> None:
+    done = bench(*START, *arguments)
+    assert done.exit_code == 2, done.output
+    assert words in " ".join(done.stderr.split())
+    assert bench.done == []
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (
+            ended(REFUSED, reason="site node-a: accuracy 0.71, was 0.79", gate=fake_runs.gate(passed=False)),
+            "run r7 is refused by the gate: site node-a: accuracy 0.71, was 0.79; digits@1 serves as it did",
+        ),
+        (
+            served(state=ROLLED_BACK, reason="node-a: fails 20 % of its requests"),
+            "run r7 was rolled out as digits@1-r7 and taken back: node-a: fails 20 % of its requests; "
+            "digits@1 serves as it did",
+        ),
+        (ended(FAILED, reason="only 1 site answered"), "run r7 failed after 3 rounds: only 1 site answered"),
+        (
+            ended(STOPPED, reason="operator/me stopped it", rounds=[round_(0, 0.8), round_(1, 0.9)]),
+            "run r7 was stopped after 1 round: operator/me stopped it",
+        ),
+    ],
+)
+def test_a_run_that_did_not_go_well_ends_with_exit_code_1_and_why(
+    bench: RunBench, end: run_pb2.Run, words: str
+) -> None:
+    bench.hear(run(), end)
+    for command in (START, ("run", "watch", RUN), ("run", "promote", RUN)):
+        done = bench(*command)
+        assert (done.exit_code, done.stderr.splitlines()[-1]) == (1, f"error: {words}")
+    done = bench(*START, "--json")
+    assert (done.exit_code, json.loads(done.stdout)["reason"]) == (1, end.reason)
+
+
+def test_a_trained_run_waits_for_who_promotes_it(bench: RunBench) -> None:
+    trained = ended(fake_runs.TRAINED, epsilon=1.234, delta=1e-5)
+    bench.hear(run(), trained, interrupt=AssertionError("it is at rest"))
+    done = bench(*START)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == (
+        "run r7 is trained: 3 rounds, accuracy 0.9500, 1 has 0.8000, epsilon 1.23 at delta 1e-05, 43 s; "
+        "`nearmesh run promote r7` takes it through the gate into serving"
+    )
+    bench.hear(trained, served())
+    done = bench("run", "promote", RUN, "--steps", "5,50", "--smallest-mean-gain", "-0.1")
+    assert (done.exit_code, done.stdout.splitlines()[-1].split(":")[0]) == (0, "digits@1-r7 is served")
+    options = run_pb2.PromoteOptions(steps=[0.05, 0.5], smallest_mean_gain=-0.1)
+    assert ("promote", RUN, options) in bench.done
+    auto = ended(fake_runs.TRAINED, asked=fake_runs.asked(auto_promote=True))
+    bench.hear(run(), auto, served())
+    assert "is served" in bench(*START, "--auto-promote").stdout, "trained is not where it was to end"
+
+
+def test_ctrl_c_detaches(bench: RunBench) -> None:
+    bench.hear(run(), interrupt=KeyboardInterrupt())
+    done = bench(*START)
+    assert (done.exit_code, done.stdout) == (130, "")
+    assert done.stderr.splitlines()[-1] == (
+        "run r7 goes on; `nearmesh run watch r7` shows how far it is, and `nearmesh run stop r7` ends it"
+    )
+
+
+def test_programs_watch_by_lines_of_json(bench: RunBench) -> None:
+    bench.hear(run(), served(), away=True)
+    done = bench("run", "watch", RUN, "--json")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["state"], len(line["rounds"])) for line in lines] == [("training", 3), ("served", 4)]
+    assert lines[0]["progress"] == {
+        "round": 3,
+        "phase": "training",
+        "began_at_s": 130.0,
+        "answered": ["node-a"],
+        "missing": ["node-b", "node-c"],
+    }
+    assert lines[1]["gate"]["checks"][1]["name"] == "site node-a"
+    assert done.stderr == "the control plane is away; the run goes on when it is back\n"
+
+
+def test_what_json_promises(bench: RunBench) -> None:
+    record = json.loads(bench("run", "show", RUN, "--json").stdout)
+    assert record.keys() == {
+        *("run", "model", "state", "reason", "metric", "parent_version", "parent_digest", "version", "digest"),
+        *("rollout", "actor", "created_at_s", "ended_at_s", "resumed", "own_app", "epsilon", "delta", "asked"),
+        *("progress", "rounds", "gate"),
+    }
+    assert (record["version"], record["rollout"], record["progress"]) == ("1-r7", 9, None)
+    assert record["asked"]["strategy"] == "fedavg" and record["asked"]["privacy"] is None
+    third = record["rounds"][2]
+    assert third.keys() >= {"round", "began_at_s", "ended_at_s", "metrics", "train_metrics", "late", "sites"}
+    assert [one["answer"] for one in third["sites"]] == ["counted", "counted", "missing"]
+    assert third["sites"][0] == {
+        "node": "node-a",
+        "site": "site-node-a",
+        "answer": "counted",
+        "detail": "",
+        "examples": 400,
+        "metrics": {"accuracy": 0.92},
+        "train_metrics": {},
+        "update_norm": 0.5,
+        "clipped": False,
+        "train_s": 2.0,
+        "yielded_s": 0.0,
+        "suspect": False,
+    }
+
+
+def test_runs_in_a_table(bench: RunBench) -> None:
+    done = bench("run", "list")
+    row = next(line for line in done.stdout.splitlines() if "served" in line).split()
+    assert row[:9] == ["r7", "digits@1", "fedavg", "3", "of", "3", "served", "accuracy", "0.9500"]
+    assert [one["state"] for one in json.loads(bench("run", "list", "--json").stdout)] == ["training", "served"]
+    assert "no run yet" in bench("run", "list", "--model", "other").stdout
+    assert bench.done[-1] == ("list", "other", 50)
+
+
+def test_one_run_in_full(bench: RunBench) -> None:
+    odd = [
+        site("node-a", 0.5, suspect=True, clipped=True, detail="12 times as long as the others'"),
+        site("node-b", None, answer=run_pb2.SITE_ANSWER_REFUSED, detail="not a number in layer.weight"),
+    ]
+    more = {"sites": odd, "late": 2}
+    found = served(
+        rounds=[round_(0, 0.8), run_pb2.Round(number=1, metrics={"accuracy": 0.9}, **more)],
+        asked=fake_runs.asked(
+            strategy="krum",
+            strategy_options={"num-malicious-nodes": 1},
+            schedule=run_pb2.Schedule(window="22:00-06:00", idle_below=0.3, usd_per_hour_below=0.5),
+        ),
+        resumed=1,
+        epsilon=2.0,
+        delta=1e-5,
+    )
+    bench.hear(found)
+    done = bench("run", "show", RUN)
+    lines = done.stdout.splitlines()
+    assert lines[:6] == [
+        "run r7 of digits@1: served",
+        "3 rounds, krum, num-malicious-nodes 1, at least 2 sites within 120 s each",
+        "runs from 22:00 to 06:00 UTC, while sites serve with less than 30 % of themselves, "
+        "while nodes cost less than 0.5 USD per hour",
+        "differential privacy so far: epsilon 2.00 at delta 1e-05",
+        "taken up again 1 time after something had died",
+        f"published as digits@1-r7, sha256:{'ab' * 32}",
+    ]
+    rows = [line.split() for line in lines]
+    assert ["1", "0.0", "0.9000", "0.5000", "shortened", "suspect", "refused", "-", "2"] in rows
+    assert "round 1, node-a is suspect: 12 times as long as the others'" in lines
+    assert "round 1, node-b refused: not a number in layer.weight" in lines
+    assert ["site", "node-a", "passed", "accuracy", "0.940,", "was", "0.790"] in rows
+    done = bench("run", "show", "nope")
+    assert (done.exit_code, done.stderr) == (1, "error: no run 'nope'; `nearmesh run list` lists them\n")
+
+
+def test_many_sites_are_told_by_the_lowest_and_the_highest(bench: RunBench) -> None:
+    sites = [site(f"node-{number}", 0.5 + number / 100) for number in range(20)]
+    sites.append(site("node-x", None))
+    bench.hear(run(rounds=[run_pb2.Round(number=1, metrics={"accuracy": 0.6}, sites=sites)]))
+    rows = [line.split() for line in bench("run", "show", RUN).stdout.splitlines()]
+    assert ["1", "0.0", "0.6000", "0.5000", "0.6900", "20", "of", "21"] in rows
+
+
+def test_stopping(bench: RunBench) -> None:
+    done = bench("run", "stop", RUN)
+    assert (done.exit_code, done.stdout) == (0, "run r7 of digits@1: stopped: operator/me stopped it\n")
+    assert json.loads(bench("run", "stop", RUN, "--json").stdout)["state"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (run(state=run_pb2.RUN_STATE_WAITING, reason="1 of 2 sites is there"), "waiting: 1 of 2 sites is there"),
+        (run(progress=None), "starting, 2 of 3 rounds done"),
+        (
+            run(progress=run_pb2.RoundProgress(number=0, phase="evaluating", answered=["a", "b"])),
+            "the parent, before round 1, evaluating: 2 of 2 sites answered",
+        ),
+        (run(progress=run_pb2.RoundProgress(number=2, phase="waiting")), "round 2 of 3, waiting"),
+        (run(state=run_pb2.RUN_STATE_CHECKING), "the gate looks at what the rounds made"),
+        (run(state=run_pb2.RUN_STATE_PUBLISHING, version="1-r7"), "publishing 1-r7"),
+        (run(state=run_pb2.RUN_STATE_ROLLING_OUT, version="1-r7"), "rolling out digits@1-r7"),
+        (run(state=99), "unknown"),
+    ],
+)
+def test_what_it_is_at_in_one_line(found: run_pb2.Run, line: str) -> None:
+    assert run_words.headline(found) == f"run r7 of digits@1: {line}"
+
+
+def test_an_app_of_their_own_may_tell_only_figures_of_training() -> None:
+    rounds = [run_pb2.Round(number=1, train_metrics={"train_loss": 0.25}, late=1)]
+    found = ended(fake_runs.TRAINED, metric="", rounds=rounds, own_app=True)
+    assert run_words.round_line(found, rounds[0]) == "round 1 of 3, 0.0 s train_loss 0.2500; 1 late answer dropped"
+    assert run_words.verdict(found) == (True, "run r7 has ended: 1 round, train_loss 0.2500, 43 s")
+
+
+# On a terminal
+
+
+def test_on_a_terminal_the_picture_changes_and_ends_with_the_rollout(
+    bench: RunBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    screen = StringIO()
+    monkeypatch.setattr(run_watch, "console", lambda err: Console(file=screen, force_terminal=True, width=120))
+    rolling = run(state=run_pb2.RUN_STATE_ROLLING_OUT, version="1-r7", rollout=9, progress=None, gate=fake_runs.gate())
+    bench.hear(run(), rolling, rolling, served(), away=True)
+    done = bench(*START, "--auto-promote")
+    assert (done.exit_code, done.stderr) == (0, "run r7 is started\n")
+    shown = screen.getvalue()
+    for words in (
+        "round 3 of 3, training: 1 of 3 sites answered, missing node-b, node-c",
+        "the control plane is away",
+        "rolling out digits@1-r7",
+        "gate, site node-a: passed, accuracy 0.940, was 0.790",
+        "step 2 of 2, 25 % of the requests",
+    ):
+        assert words in shown
+    assert ("watch_rollout", "digits", 9) in bench.done
+
+
+def test_a_rollouts_stream_that_breaks_does_not_end_the_watch(bench: RunBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(admin: FakeAdmin, name: str, id: int = 0) -> Any:
+        raise Unreachable("gone")
+        yield
+
+    monkeypatch.setattr(FakeAdmin, "watch_rollout", broken)
+    rolling = run(state=run_pb2.RUN_STATE_ROLLING_OUT, version="1-r7", rollout=9)
+    bench.hear(rolling, rolling, served())
+    assert bench(*START, "--auto-promote").exit_code == 0
+
+
+# Plots
+
+
+@pytest.mark.parametrize(("name", "start"), [("run.png", b"\x89PNG"), ("run.SVG", b"<?xml"), ("run.pdf", b"%PDF")])
+def test_the_metric_of_each_round_is_drawn(bench: RunBench, tmp_path: Path, name: str, start: bytes) -> None:
+    pytest.importorskip("matplotlib")
+    for command in (("run", "show", RUN), START):
+        path = tmp_path / name
+        done = bench(*command, "--plot", str(path))
+        assert done.exit_code == 0, done.output
+        assert path.read_bytes().startswith(start)
+        assert f"{path} is drawn" in done.stderr
+        path.unlink()
+
+
+def test_a_plot_has_a_line_for_each_site_and_gaps_where_it_was_missing(tmp_path: Path) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    from nearmesh.cli.run_plot import draw
+
+    drawn: list[Any] = []
+    keep = figure.Figure.savefig
+
+    def savefig(self: Any, *arguments: Any, **more: Any) -> None:
+        drawn.append(self.axes[0])
+        keep(self, *arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure.Figure, "savefig", savefig)
+        suspect = round_(3, 0.95)
+        suspect.sites[1].suspect = True
+        draw(
+            served(rounds=[round_(0, 0.8), round_(1, 0.9), round_(2, 0.93, missing="node-c"), suspect]),
+            tmp_path / "r.svg",
+        )
+    lines = {line.get_label(): line for line in drawn[0].lines}
+    assert set(lines) >= {"pooled", "node-a", "node-b", "node-c"}
+    assert list(lines["pooled"].get_ydata()) == [0.8, 0.9, 0.93, 0.95]
+    assert list(lines["node-c"].get_xdata()) == [0, 1, 3]
+    crosses = [line for line in drawn[0].lines if line.get_marker() == "x"]
+    assert [list(line.get_xdata()) for line in crosses] == [[3]]
+    assert drawn[0].get_ylabel() == "accuracy"
+
+
+def test_a_run_without_a_figure_is_not_drawn(bench: RunBench, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    bench.hear(run(metric="", rounds=[]))
+    done = bench("run", "show", RUN, "--plot", str(tmp_path / "r.png"))
+    assert (done.exit_code, done.stderr) == (1, "error: run r7 has no figure to draw yet: no round has told one\n")
+
+
+def test_a_machine_without_matplotlib_is_told_before_a_run_begins(
+    bench: RunBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = bench(*START, "--plot", "run.svg")
+    assert done.exit_code == 2 and "pip install 'nearmesh[plots]'" in done.stderr
+    assert bench.done == []
+
+
+# Apps of their own
+
+# Flower's, of a package that it reads .gitignore by.
+flowers_warning = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
+
+PYPROJECT = """
+[project]
+name = "hello"
+version = "1.0.0"
+license = "Apache-2.0"
+dependencies = ["flwr>=1.41"]
+[tool.flwr.app]
+publisher = "somebody"
+[tool.flwr.app.components]
+serverapp = "hello.server_app:app"
+clientapp = "hello.client_app:app"
+"""
+
+
+def own_app(folder: Path) -> Path:
+    (folder / "hello").mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(PYPROJECT)
+    for name in ("server_app", "client_app"):
+        (folder / "hello" / f"{name}.py").write_text("app = None\n")
+    return folder
+
+
+@flowers_warning
+def test_an_app_of_ones_own_is_packed_as_flower_does(bench: RunBench, tmp_path: Path) -> None:
+    pytest.importorskip("flwr")
+    done = bench(*START, "--app", str(own_app(tmp_path / "hello")), "--set", "lr=0.1", "--detach")
+    assert done.exit_code == 0, done.output
+    asked = bench.asked()
+    assert (asked.strategy, asked.settings["lr"]) == ("", "0.1")
+    with zipfile.ZipFile(BytesIO(asked.app)) as fab:
+        assert {"pyproject.toml", "hello/server_app.py", "hello/client_app.py"} <= set(fab.namelist())
+
+
+@flowers_warning
+def test_a_folder_that_is_no_app_is_told_so(bench: RunBench, tmp_path: Path) -> None:
+    pytest.importorskip("flwr")
+    folder = own_app(tmp_path / "hello")
+    (folder / "pyproject.toml").write_text("[project")
+    done = bench(*START, "--app", str(folder))
+    assert done.exit_code == 1 and done.stderr.startswith(f"error: {folder}: "), done.output
+    (folder / "pyproject.toml").write_text("[project]\nname = 'hello'\n")
+    assert f"error: {folder}: " in bench(*START, "--app", str(folder)).stderr
+    (folder / "pyproject.toml").unlink()
+    assert "no pyproject.toml, so it is no Flower app" in bench(*START, "--app", str(folder)).stderr
+    assert bench.done == []
+
+
+def test_packing_without_flower_says_what_to_install(
+    bench: RunBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *more: Any, **named: Any) -> Any:
+        if name.startswith("flwr"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *more, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    done = bench(*START, "--app", str(own_app(tmp_path / "hello")))
+    assert (done.exit_code, done.stderr) == (
+        1,
+        "error: packing an app needs Flower itself: pip install 'nearmesh[rounds]'\n",
+    )
+
+
+def test_strategies_are_listed(bench: RunBench) -> None:
+    found = json.loads(bench("run", "strategies", "--json", bare=True).stdout)
+    assert [one["strategy"] for one in found] == list(STRATEGIES)
+    shown = bench("run", "strategies", bare=True).stdout
+    assert "num-malicious-nodes" in shown and "trimmed-mean" in shown
