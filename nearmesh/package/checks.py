@@ -177,6 +177,9 @@ def _training(package: Package) -> Iterator[Problem]:
     training = package.training
     if training is None:
         return
+    if package.sequence is not None:
+        said = "training: rounds do not train a package with [sequence] yet; leave one of the two out"
+        yield Problem(("training",), said)
     step, name = training.step, training.variant
     given = package.given(step)
     if step not in _graphs(package) or not given:

@@ -21,6 +21,11 @@ OnStep = Callable[[str], None]
 class GateFailed(PackageError):
     """A variant is not good enough to be published."""
 
+    def __init__(self, message: str, report: Report) -> None:
+        """`report` has the figures of all."""
+        super().__init__(message)
+        self.report = report
+
 
 def release(
     folder: Path,
@@ -74,5 +79,6 @@ def _check_passed(model: str, report: Report, without: Collection[str]) -> None:
         leave_out = " ".join(f"--without {name}" for name in dict.fromkeys(variant.name for variant in failed))
         raise GateFailed(
             f"{model!r} is not published, since not every variant passed its gate. {figures}. "
-            f"To publish without: {leave_out}"
+            f"To publish without: {leave_out}",
+            report,
         )

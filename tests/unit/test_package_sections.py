@@ -359,6 +359,10 @@ def test_what_an_author_still_has_to_fill_in() -> None:
             '[[variants.external]]\nname = "w.bin"\nsource = { path = "w.bin" }\n',
             "training: 'fp32' has to be one ONNX file for ONNX Runtime",
         ),
+        (
+            '[[sequence.state]]\ninput = "image"\noutput = "label"\nshape = [1, 64]\n',
+            "training: rounds do not train a package with [sequence] yet",
+        ),
     ],
 )
 def test_what_is_trained_is_one_file_and_everything_else_is_made_of_it(more: str, said: str) -> None:
