@@ -47,7 +47,9 @@ def test_the_defaults_that_it_shows_are_the_defaults(name: str) -> None:
         shown = dataclasses.replace(shown, endpoint_override=(), currencies={})
     if isinstance(shown, NodeConfig):
         assert shown.models == {"NAME": ModelConfig()}
-        shown = dataclasses.replace(shown, models={})
+        (data,) = shown.training.data.values()
+        assert (data.format, data.held_back, data.largest_mib) == ("csv", 0.25, 1024)
+        shown = dataclasses.replace(shown, models={}, training=dataclasses.replace(shown.training, data={}))
     assert shown == plain
 
 

@@ -43,7 +43,11 @@ OF_EXTRAS = {
         "nearmesh/transport": ("server",),
         "nearmesh/xds": ("server",),
     },
-    "nearmesh-agent": {"nearmesh_agent/engines": ("cpu",)},
+    "nearmesh-agent": {
+        "nearmesh_agent/engines": ("cpu",),
+        "nearmesh_agent/training/client_app.py": ("rounds",),
+        "nearmesh_agent/training/replies.py": ("rounds",),
+    },
 }
 # Imported if it is there, and done without otherwise.
 OPTIONAL = {
