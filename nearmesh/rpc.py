@@ -16,6 +16,7 @@ from typing import Protocol
 
 import grpc
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.message import DecodeError
 
 from nearmesh.errors import (
@@ -32,6 +33,7 @@ from nearmesh.errors import (
     error_classes,
 )
 from nearmesh.ids import MachineId
+from nearmesh.ssh_keys import ssh_line
 from nearmesh.tls import machine_in
 from nearmesh.tokens import TokenVerifier
 
@@ -157,6 +159,13 @@ class Gatekeeper:
 @lru_cache(maxsize=1024)
 def _machine_in(pem: bytes) -> MachineId | None:
     return machine_in(x509.load_pem_x509_certificate(pem))
+
+
+def shown_key(context: CallContext) -> str:
+    """The public key of the certificate that a machine shows, as an OpenSSH line; empty where it shows none."""
+    certificates = [*context.auth_context().get("x509_pem_cert", ())]
+    key = x509.load_pem_x509_certificate(certificates[0]).public_key() if certificates else None
+    return ssh_line(key) if isinstance(key, ec.EllipticCurvePublicKey) else ""
 
 
 @dataclass(frozen=True, slots=True)

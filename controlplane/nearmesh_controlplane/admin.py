@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from nearmesh.errors import InvalidInput
@@ -10,6 +11,7 @@ from nearmesh.ids import Kind
 from nearmesh.rpc import caller
 from nearmesh.v1 import admin_pb2 as pb
 from nearmesh.v1 import admin_pb2_grpc
+from nearmesh.v1.node_pb2 import TrainingStatus
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.database import whole
@@ -46,6 +48,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         *,
         prices: Prices,
         residency: ResidencyRules,
+        training: Callable[[str], TrainingStatus | None] = lambda node: None,
     ) -> None:
         self._authority = authority
         self._admission = admission
@@ -55,6 +58,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._prices = prices
         self._residency = residency
         self._role = role
+        self._training = training
 
     @whole
     async def CreateJoinToken(self, request: pb.CreateJoinTokenRequest, context: Any) -> pb.CreateJoinTokenResponse:
@@ -196,6 +200,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             in_flight=in_flight,
             sequences=sequences,
             drained=drained,
+            training=self._training(node.id),
         )
 
 

@@ -42,7 +42,7 @@ class EndpointOverride:
     listener: Listener = "public"
 
 
-NO_FEED = PathOrUrl("")
+NOWHERE = PathOrUrl("")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class PriceFeed:
     """Where prices come from that nobody types in."""
 
     # A CSV or JSON file, or an http(s) URL of one. Empty: none.
-    feed: PathOrUrl = NO_FEED
+    feed: PathOrUrl = NOWHERE
     # How often it is looked at; it is read only when it changed.
     every_s: float = 10.0
 
@@ -66,6 +66,34 @@ class PriceFeed:
                 raise InvalidInput(
                     f"feed {self.feed!r} is neither a path nor such as https://prices.example.net/list.csv"
                 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunsConfig:
+    """Which SuperLink federated runs go through."""
+
+    # host:port of one that somebody else runs, with `--isolation process`. Empty: the control plane runs one itself.
+    superlink: str = ""
+    # PEM of whom that one's certificate is from, and the secret by which it knows its SuperExecs, if it asks for one.
+    ca: PathOrUrl = NOWHERE
+    superexec_secret: PathOrUrl = NOWHERE
+    # The control plane's own ends when no run has needed it for so long. Starting it takes some seconds.
+    idle_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.superlink:
+            addresses.split(self.superlink)
+            if not self.ca:
+                raise InvalidInput(f"superlink {self.superlink!r} needs `ca`: the file of whom its certificate is from")
+        elif self.ca or self.superexec_secret:
+            raise InvalidInput(
+                "`ca` and `superexec_secret` are of a SuperLink of somebody else's: name it, `superlink`"
+            )
+        for name in ("ca", "superexec_secret"):
+            if "://" in getattr(self, name):
+                raise InvalidInput(f"{name} is a file's path, not {getattr(self, name)!r}")
+        if not 1 <= self.idle_s <= 86400:
+            raise InvalidInput(f"idle_s must be 1 to 86400, got {self.idle_s:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +126,7 @@ class MeshConfig:
     prices: PriceFeed = field(default_factory=PriceFeed)
     # US dollars for one unit of each other currency that prices are given in, by its three letters.
     currencies: dict[str, float] = field(default_factory=dict)
+    runs: RunsConfig = field(default_factory=RunsConfig)
 
     def __post_init__(self) -> None:
         check_label("mesh", self.mesh)

@@ -53,6 +53,7 @@ from nearmesh_controlplane.registry.node import Node
 from nearmesh_controlplane.registry.nodes import Registry
 from nearmesh_controlplane.registry.server_certificate import ServerCertificate
 from nearmesh_controlplane.registry.servicer import NodeServicer
+from nearmesh_controlplane.registry.training import Training
 from nearmesh_controlplane.registry.wanted import wanted_state, wanted_versions
 from nearmesh_controlplane.rollouts.agreement import smallest_agreement
 from nearmesh_controlplane.rollouts.calls import RolloutCalls
@@ -66,6 +67,8 @@ from nearmesh_controlplane.routing.residency import ResidencyRules
 from nearmesh_controlplane.routing.router import Router
 from nearmesh_controlplane.routing.servicer import RouteServicer
 from nearmesh_controlplane.routing.snapshots import Snapshots
+from nearmesh_controlplane.runs.superlink import SuperLink
+from nearmesh_controlplane.web.fleet_api import FleetApi
 from nearmesh_controlplane.web.metrics import MeshMetrics, Observed
 from nearmesh_controlplane.web.peer import HttpsServer
 from nearmesh_controlplane.web.registry_api import application
@@ -125,6 +128,10 @@ class ControlPlane:
     residency: ResidencyRules
     kept: KeptRoutes | None
     observed: Observed
+    training: Training
+    superlink: SuperLink
+    # Whether a federated run asks for a node; who sets it counts a change whenever the answer is another.
+    asked_to_train: Callable[[str], bool] = lambda node: False
 
     @classmethod
     async def open(cls, config: MeshConfig) -> ControlPlane:
@@ -242,6 +249,8 @@ class ControlPlane:
             observed=Observed(
                 changes=changes, registry=registry, router=router, measurements=measurements, role=role, feed=feed
             ),
+            training=Training(registry, changes, time.monotonic),
+            superlink=SuperLink(config.runs, authority, config.data / "flower"),
         )
 
     def take_prices(self, state: FeedState) -> None:
@@ -259,6 +268,10 @@ class ControlPlane:
         """How the nodes of a region reach a node: by the way that the region's clients go."""
         address = self.router.address(region, node, "mesh")
         return node_pb2.Peer(node=node.id, address=address, server_name=self.router.server_name(node.id))
+
+    def superlink_for(self, node: str) -> str | None:
+        """Where a node's SuperNode finds the SuperLink, host:port; None while no federated run asks for the node."""
+        return self.config.reached_at(self.config.listen.http) if self.asked_to_train(node) else None
 
     def add_servicers(self, server: Server, gatekeeper: Gatekeeper) -> None:
         """Every gRPC service of the control plane."""
@@ -278,6 +291,7 @@ class ControlPlane:
                 holders=holders.of,
                 kept=self.idle.wanted,
                 unload_after_s=lambda model: self.idle.policy(model).unload_after_s,
+                training=self.superlink_for,
             )
             state.control_planes.extend(peer.mesh for peer in self.role.known())
             state.model_keys_pem.append(model_key)
@@ -294,6 +308,7 @@ class ControlPlane:
                 wanted,
                 self.role,
                 self.measurements.node_status,
+                self.training.heard,
             ),
             server,
         )
@@ -346,6 +361,7 @@ class ControlPlane:
                 self.role,
                 prices=self.prices,
                 residency=self.residency,
+                training=self.training.status,
             ),
             server,
         )
@@ -406,6 +422,7 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
                     tasks.create_task(plane.mirror.run()),
                     tasks.create_task(plane.rollouts.run()),
                     tasks.create_task(plane.scaler.run()),
+                    tasks.create_task(plane.superlink.run()),
                 ]
                 if plane.feed:
                     background.append(tasks.create_task(plane.feed.run(plane.take_prices)))
@@ -467,7 +484,7 @@ def _https_server(plane: ControlPlane, certificate: ServerCertificate) -> HttpsS
         more=[Route("/metrics", MeshMetrics(plane.observed).page)],
     )
     return HttpsServer(
-        app,
+        FleetApi(app, plane.superlink, plane.training),
         address=plane.config.listen.http,
         certificate=certificate.folder / Credentials.CERTIFICATE,
         key=certificate.folder / Credentials.KEY,

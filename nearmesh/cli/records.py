@@ -71,6 +71,19 @@ def node(message: admin_pb2.Node) -> Record:
         "in_flight": message.in_flight,
         "sequences": message.sequences,
         "drained": message.drained,
+        "training": training(message.training) if message.HasField("training") else None,
+    }
+
+
+def training(message: node_pb2.TrainingStatus) -> Record:
+    """What a node has for federated rounds."""
+    return {
+        "models": list(message.models),
+        "running": message.running,
+        "paused": message.paused,
+        "yielded_s": message.yielded_s,
+        "cpu_share": message.cpu_share,
+        "detail": message.detail,
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from nearmesh.errors import DeadlineExceeded, InvalidInput, PermissionDenied
 from nearmesh.ids import Kind, MachineId
-from nearmesh.rpc import Identity, caller
+from nearmesh.rpc import Identity, caller, shown_key
 from nearmesh.v1 import node_pb2 as pb
 from nearmesh.v1 import node_pb2_grpc
 from nearmesh_controlplane.generation import Generation
@@ -40,8 +40,12 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         wanted: Callable[[str], pb.WantedState],
         role: Role,
         measured: Callable[[str, pb.NodeStatus], None] = lambda node, status: None,
+        trains: Callable[[str, pb.NodeStatus, str], None] = lambda node, status, key: None,
     ) -> None:
-        """`measured` hears each report of a node, once the registry knows it."""
+        """`measured` hears each report of a node, once the registry knows it.
+
+        `trains` does too, with the key of the certificate that the node showed, as an OpenSSH line.
+        """
         self._authority = authority
         self._admission = admission
         self._registry = registry
@@ -49,6 +53,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         self._wanted = wanted
         self._role = role
         self._measured = measured
+        self._trains = trains
 
     async def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:
         try:
@@ -81,7 +86,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         await self._registry.hello(node_id, hello)
         self._registry.session_opened(node_id)
         log.info("session opened node=%s public=%s mesh=%s", node_id, hello.public_address, hello.mesh_address)
-        reader = asyncio.create_task(self._read(node_id, requests))
+        reader = asyncio.create_task(self._read(node_id, shown_key(context), requests))
         try:
             async for state in self._write(node_id, reader):
                 yield state
@@ -91,7 +96,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             self._registry.session_closed(node_id)
             log.info("session closed node=%s", node_id)
 
-    async def _read(self, node_id: str, requests: AsyncIterator[pb.NodeReport]) -> None:
+    async def _read(self, node_id: str, key: str, requests: AsyncIterator[pb.NodeReport]) -> None:
         while True:
             try:
                 async with asyncio.timeout(SILENCE_S):
@@ -104,6 +109,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             if report.WhichOneof("report") == "status":
                 await self._registry.status(node_id, report.status)
                 self._measured(node_id, report.status)
+                self._trains(node_id, report.status, key)
 
     async def _write(self, node_id: str, reader: asyncio.Task[None]) -> AsyncIterator[pb.WantedState]:
         """The wanted state now and whenever it changes, until the node stops talking or is removed."""

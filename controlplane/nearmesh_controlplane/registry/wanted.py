@@ -80,16 +80,19 @@ def wanted_state(
     holders: Callable[[Node, str], Iterable[pb.Holder]] = lambda node, digest: (),
     kept: Kept = lambda model: None,
     unload_after_s: Callable[[str], float] = lambda model: 0.0,
+    training: Callable[[str], str | None] = lambda node: None,
 ) -> pb.WantedState:
     """Everything that one node is told. `rollouts` are those that run; `holders` are whom it can ask for a version.
 
-    `unload_after_s` is when a model leaves memory that nobody asks for, 0 for the node's own rule.
+    `unload_after_s` is when a model leaves memory that nobody asks for, 0 for the node's own rule. `training` is where
+    the node finds the SuperLink of a federated run that asks for it; None: no run does.
     """
     node = registry.get(node_id)
     versions = wanted_versions(node, registry.replicas(node_id), catalog, rollouts, kept)
     for version in versions:
         version.idle_unload_s = unload_after_s(version.model)
         version.holders.extend(holders(node, version.digest))
+    superlink = training(node_id)
     return pb.WantedState(
         versions=versions,
         removed_nodes=sorted(registry.removed_ids()),
@@ -98,4 +101,5 @@ def wanted_state(
         registry_url=registry_url,
         withdrawn=registry.leaving(node_id),
         peers=peers,
+        training=pb.WantedTraining(superlink=superlink) if superlink and not node.removed else None,
     )

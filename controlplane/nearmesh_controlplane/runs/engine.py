@@ -1,6 +1,6 @@
 """What federated runs need of the engine that runs their apps: a seam, so that runs are tested without Flower.
 
-`flower.FlowerEngine` is the engine; `engine_of` in `superlink` makes it.
+`flower.FlowerEngine` is the engine.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Engine(Protocol):
         ...
 
     async def unregister(self, keys: Collection[str]) -> None:
-        """These public keys are let in no more; unknown ones are passed over."""
+        """These public keys are never let in again; unknown ones are passed over."""
         ...
 
     async def online(self) -> frozenset[int]:
