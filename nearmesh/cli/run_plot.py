@@ -59,9 +59,10 @@ def draw(found: run_pb2.Run, path: Path) -> None:
 
     figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
-    _sites(axes, found, metric)
     pooled = [(one.number, words.value_of(one.metrics, one.train_metrics, metric)) for one in found.rounds]
-    _line(axes, pooled, label="pooled", color="black", linewidth=2.5, zorder=3)
+    # Broad and behind the sites, of which one may run along it.
+    _line(axes, pooled, label="pooled", color="0.7", linewidth=5)
+    _sites(axes, found, metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round (0: the version that it began from)")
     axes.set_ylabel(metric)
@@ -77,22 +78,23 @@ def _sites(axes: Axes, found: run_pb2.Run, metric: str) -> None:
     named = len(nodes) <= MOST_NAMED
     for index, node in enumerate(nodes):
         parts = [(one.number, site) for one in found.rounds for site in one.sites if site.node == node]
-        told = [
-            (number, words.value_of(site.metrics, site.train_metrics, metric))
-            for number, site in parts
-            if site.answer == records.COUNTED
+        told = [(number, words.value_of(site.metrics, site.train_metrics, metric)) for number, site in parts]
+        counted = [
+            (number, value if site.answer == records.COUNTED else None)
+            for (number, value), (_, site) in zip(told, parts, strict=True)
         ]
-        look: dict[str, Any] = {"color": f"C{index % 10}"} if named else {"color": "0.6", "linewidth": 0.7}
-        _line(axes, told, label=node if named else None, linewidth=look.pop("linewidth", 1.2), marker=".", **look)
-        suspect = [(number, words.value_of(site.metrics, {}, metric)) for number, site in parts if site.suspect]
-        _line(axes, suspect, linestyle="none", marker="x", markersize=9, color="red", zorder=4)
+        color, width = (f"C{index % 10}", 1.2) if named else ("0.6", 0.7)
+        _line(axes, counted, label=node if named else "", marker=".", color=color, linewidth=width)
+        suspect = [point for point, (_, site) in zip(told, parts, strict=True) if site.suspect]
+        _line(axes, suspect, label="suspect", linestyle="none", marker="x", markersize=9, color="red", zorder=4)
 
 
-def _line(axes: Axes, points: list[tuple[int, float | None]], *, label: str | None = None, **look: Any) -> None:
-    """A round without a figure is a gap, not a straight line over it."""
+def _line(axes: Axes, points: list[tuple[int, float | None]], *, label: str, **look: Any) -> None:
+    """A round without a figure is a gap, not a straight line over it. A label stands in the legend once."""
     if any(value is not None for _, value in points):
         values = [math.nan if value is None else value for _, value in points]
-        axes.plot([number for number, _ in points], values, label=label or "_", **look)
+        known = any(line.get_label() == label for line in axes.lines)
+        axes.plot([number for number, _ in points], values, label="_" if known or not label else label, **look)
 
 
 def _title(found: run_pb2.Run) -> str:
