@@ -85,6 +85,8 @@ class FakeRuns:
         self._heard = heard
         # Watching says it before the second word.
         self.away = False
+        # A round is under way, which ends before the run does.
+        self.stopping = False
         # What happens when all was told and the run has not ended.
         self.interrupt: BaseException | None = None
 
@@ -103,7 +105,7 @@ class FakeRuns:
 
     async def stop(self, run: str) -> run_pb2.Run:
         self._done.append(("stop", run))
-        return ended(run_pb2.RUN_STATE_STOPPED, reason="operator/me stopped it")
+        return self._heard[0] if self.stopping else ended(run_pb2.RUN_STATE_STOPPED, reason="operator/me stopped it")
 
     async def promote(self, run: str, options: run_pb2.PromoteOptions | None = None) -> run_pb2.Run:
         self._done.append(("promote", run, options))

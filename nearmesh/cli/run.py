@@ -11,12 +11,16 @@ from nearmesh.cli.output import Number, note, print_json, print_table
 from nearmesh.cli.run_plot import plot_option
 from nearmesh.cli.run_start import promote_options, promotion, request, start_options
 from nearmesh.cli.session import INTERRUPTED, Failure, Session, json_option, pass_session
+from nearmesh.errors import NotFound
 
 if TYPE_CHECKING:
+    from nearmesh.client.admin import AdminClient
     from nearmesh.v1 import run_pb2
 
 detach_option = click.option("--detach", "--no-wait", is_flag=True, help="Do not watch it: it goes on by itself.")
 run_argument = click.argument("run_id", metavar="RUN")
+# Looking at the newest is what people mostly want; what changes one names it.
+newest_argument = click.argument("run_id", metavar="[RUN]", default="")
 
 
 @click.group()
@@ -132,17 +136,18 @@ def _draw(found: run_pb2.Run, plot: Path) -> None:
 
 
 @run.command()
-@run_argument
+@newest_argument
 @click.option("--json", "as_json", is_flag=True, help="The whole run in one line of JSON whenever something changes.")
 @plot_option
 @pass_session
 def watch(session: Session, run_id: str, as_json: bool, plot: Path | None) -> None:
-    """Show a run until it has ended, over restarts of the control plane.
+    """Show a run until it has ended, over restarts of the control plane; without RUN the newest.
 
     Exit code 1 when it failed, was refused, or was taken back.
     """
     from nearmesh.cli import run_watch
 
+    run_id = run_id or session.ask(_newest)
     if not as_json:
         _follow(session, run_id, as_json=False, plot=plot, known=False)
         return
@@ -166,15 +171,15 @@ def list_(session: Session, model: str, limit: int, as_json: bool) -> None:
 
 
 @run.command()
-@run_argument
+@newest_argument
 @plot_option
 @json_option
 @pass_session
 def show(session: Session, run_id: str, plot: Path | None, as_json: bool) -> None:
-    """One run: its rounds by sites, the sites, and what the gate saw."""
+    """One run, without RUN the newest: its rounds by sites, the sites, and what the gate saw."""
     from nearmesh.cli import run_records, run_tables
 
-    found = session.ask(lambda admin: admin.runs.get(run_id))
+    found = session.ask(lambda admin: _one(admin, run_id))
     if as_json:
         print_json(run_records.run(found))
     else:
@@ -183,19 +188,35 @@ def show(session: Session, run_id: str, plot: Path | None, as_json: bool) -> Non
         _draw(found, plot)
 
 
+async def _one(admin: AdminClient, run_id: str) -> run_pb2.Run:
+    """In full; a list has no sites."""
+    return await admin.runs.get(run_id or await _newest(admin))
+
+
+async def _newest(admin: AdminClient) -> str:
+    """Raises NotFound where there is none."""
+    found = await admin.runs.list(limit=1)
+    if not found:
+        raise NotFound("no run yet: `nearmesh run start --model NAME` begins one")
+    return found[0].id
+
+
 @run.command()
 @run_argument
 @json_option
 @pass_session
 def stop(session: Session, run_id: str, as_json: bool) -> None:
-    """End a run; what its rounds have made so far is kept."""
+    """End a run after the round under way; asked again, at once. What its rounds have made so far is kept."""
     from nearmesh.cli import run_records, run_words
+    from nearmesh.client.runs import ENDED
 
     found = session.ask(lambda admin: admin.runs.stop(run_id))
     if as_json:
         print_json(run_records.run(found))
-    else:
+    elif found.state in ENDED:
         click.echo(run_words.headline(found))
+    else:
+        click.echo(f"run {run_id} ends after what is under way; `nearmesh run stop {run_id}` again ends it at once")
 
 
 @run.command()

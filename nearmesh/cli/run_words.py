@@ -15,16 +15,16 @@ def headline(found: run_pb2.Run) -> str:
 
 
 def _at(found: run_pb2.Run) -> str:
-    reason = f": {found.reason}" if found.reason else ""
+    why = f" ({found.reason})" if found.reason else ""
     if found.state == run_pb2.RUN_STATE_TRAINING:
-        return _training(found)
+        return f"{_training(found)}{why}"
     if found.state == run_pb2.RUN_STATE_CHECKING:
-        return "the gate looks at what the rounds made"
+        return f"the gate looks at what the rounds made{why}"
     if found.state == run_pb2.RUN_STATE_PUBLISHING:
-        return f"publishing {found.version or 'the new version'}"
+        return f"publishing {found.version or 'the new version'}{why}"
     if found.state == run_pb2.RUN_STATE_ROLLING_OUT:
-        return f"rolling out {found.model}@{found.version}"
-    return f"{records.state(found)}{reason}"
+        return f"rolling out {found.model}@{found.version}{why}"
+    return f"{records.state(found)}{f': {found.reason}' if found.reason else ''}"
 
 
 def _training(found: run_pb2.Run) -> str:
@@ -105,7 +105,7 @@ def verdict(found: run_pb2.Run) -> tuple[bool, str]:
     reason = f": {found.reason}" if found.reason else ""
     name, stays = f"run {found.id}", f"{found.model}@{found.parent_version} serves as it did"
     if found.state == run_pb2.RUN_STATE_SERVED:
-        return True, f"{found.model}@{found.version} is served: {_gained(found)}"
+        return True, f"{found.model}@{found.version} is served: {_gained(found)}{reason}"
     if found.state == run_pb2.RUN_STATE_TRAINED:
         return _trained(found, reason)
     if found.state == run_pb2.RUN_STATE_REFUSED:

@@ -318,6 +318,22 @@ def test_stopping(bench: RunBench) -> None:
     done = bench("run", "stop", RUN)
     assert (done.exit_code, done.stdout) == (0, "run r7 of digits@1: stopped: operator/me stopped it\n")
     assert json.loads(bench("run", "stop", RUN, "--json").stdout)["state"] == "stopped"
+    bench.hear(run(), stopping=True)
+    done = bench("run", "stop", RUN)
+    assert done.stdout == "run r7 ends after what is under way; `nearmesh run stop r7` again ends it at once\n"
+
+
+def test_without_a_name_the_newest_run_is_meant(bench: RunBench) -> None:
+    assert bench("run", "show").stdout.startswith("run r7 of digits@1: served\n")
+    assert bench("run", "watch").exit_code == 0
+    assert bench.done == [("list", "", 1), ("list", "", 1), ("watch", RUN, False)]
+    bench.hear()
+    for command in ("show", "watch"):
+        done = bench("run", command)
+        assert (done.exit_code, done.stderr) == (
+            1,
+            "error: no run yet: `nearmesh run start --model NAME` begins one\n",
+        )
 
 
 @pytest.mark.parametrize(
@@ -325,6 +341,7 @@ def test_stopping(bench: RunBench) -> None:
     [
         (run(state=run_pb2.RUN_STATE_WAITING, reason="1 of 2 sites is there"), "waiting: 1 of 2 sites is there"),
         (run(progress=None), "starting, 2 of 3 rounds done"),
+        (run(progress=None, reason="is taken up again: x"), "starting, 2 of 3 rounds done (is taken up again: x)"),
         (
             run(progress=run_pb2.RoundProgress(number=0, phase="evaluating", answered=["a", "b"])),
             "the parent, before round 1, evaluating: 2 of 2 sites answered",
