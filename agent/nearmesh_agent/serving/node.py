@@ -43,7 +43,7 @@ class ServingNode:
         self._limits = ReplicaConfig(queue=config.queue_limit, close_s=config.grace_s)
         self._on_change = on_change
         self._told = asyncio.Event()
-        self._occupancy = Occupancy()
+        self.occupancy = Occupancy()
         self._loader = _loader()
 
     async def load(self, folder: Path, digest: str, *, on_trial: bool = False) -> Replica:
@@ -56,7 +56,7 @@ class ServingNode:
             engine_factory=self._engines,
             config=self._limits,
             executor=executor,
-            occupancy=self._occupancy,
+            occupancy=self.occupancy,
             bring=self.residency.bring,
             on_trial=on_trial,
         )

@@ -21,6 +21,8 @@ class Occupancy:
         """`runnable` tells how many threads of the machine run or could run, the one that asks included."""
         self._calls: set[int] = set()
         self._runnable = runnable or runnable_threads
+        # Threads that want to run and leave a core at once to whoever else wants it: of training beside serving.
+        self.yielding = 0
 
     def enter(self) -> bool:
         """A call begins in this thread; True if nothing else computes, here or in another process.
@@ -29,7 +31,7 @@ class Occupancy:
         share when one of them has to wait for a core.
         """
         self._calls.add(threading.get_ident())
-        return len(self._calls) == 1 and self._runnable() <= 1
+        return len(self._calls) == 1 and self._runnable() - self.yielding <= 1
 
     def leave(self) -> None:
         self._calls.discard(threading.get_ident())

@@ -7,6 +7,7 @@ other threads may read at any time, and copy what they walk through.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,9 @@ _NS_PER_MS = 1_000_000
 # From a tiny model on a fast core to a call that is about to be taken for hung; milliseconds.
 TIME_BOUNDS_MS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000)
 ROW_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+# Times of single requests that are kept for whoever compares them.
+LATEST = 512
 
 # Answers of one decoupled request that are told apart; what comes after them is not, or a long stream would make the
 # statistics as long as itself.
@@ -89,6 +93,8 @@ class Tally:
     batches: dict[int, BatchTally] = field(default_factory=dict)
     # By their place among their request's answers, MAX_RESPONSES at most.
     responses: list[ResponseTally] = field(default_factory=list)
+    # Milliseconds of the latest requests answered well, since they were last taken; not of decoupled models.
+    latest_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
     # Rows answered, and the engine calls that they shared.
     inferences: int = 0
     executions: int = 0
@@ -117,7 +123,9 @@ class Tally:
     def answered(self, answer: Answer, *, rows: int, decode_ms: float, encode_ms: float, now_ms: int) -> None:
         """Counts one answered request; its whole time is the sum of its parts."""
         queue_ms, compute_ms = answer.queue_ms, answer.compute_ms
-        self.service_ms.add(queue_ms + decode_ms + compute_ms + encode_ms)
+        service_ms = queue_ms + decode_ms + compute_ms + encode_ms
+        self.service_ms.add(service_ms)
+        self.latest_ms.append(service_ms)
         self.queue_ms.add(queue_ms)
         self._decode_ms += decode_ms
         self._compute_ms += compute_ms
@@ -157,6 +165,12 @@ class Tally:
         self.executions += 1
         self.last_inference_ms = now_ms
         self.outcomes["OK"] = self.outcomes.get("OK", 0) + 1
+
+    def take_latest_ms(self) -> list[float]:
+        """What single requests took since this was last asked. On the event loop, by one who asks."""
+        taken = list(self.latest_ms)
+        self.latest_ms.clear()
+        return taken
 
     def failed(self, outcome: str, milliseconds: float) -> None:
         """Counts one request that ended in an error, or was cancelled."""

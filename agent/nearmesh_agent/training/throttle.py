@@ -1,0 +1,144 @@
+"""Holds training to its budget from the agent's side: looks at serving, decides, and tells the warden.
+
+throttle = Throttle(node.table, lambda: servicer.utilization, cpu_share=0.5, occupancy=node.occupancy)
+process = await asyncio.create_subprocess_exec(
+    *throttle.command(["flower-supernode", ...], yielded_file), stdin=PIPE, stdout=PIPE, stderr=log, env=...
+)
+await throttle.run(process)  # until it has ended
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+from nearmesh.errors import Overloaded
+from nearmesh_agent.engines.cores import usable_cores
+from nearmesh_agent.serving.occupancy import Occupancy
+from nearmesh_agent.serving.replica import Replica
+from nearmesh_agent.training.budget import Budget, Serving
+
+log = logging.getLogger(__name__)
+
+# A decision each; what requests take that come meanwhile belongs to the one before.
+EVERY_S = 0.25
+# The warden ends what it has brought forth well within this.
+STOP_WITHIN_S = 8.0
+
+Process = asyncio.subprocess.Process
+
+
+class Throttle:
+    """Of one node, for one warden after another. Belongs to the agent's event loop."""
+
+    def __init__(
+        self,
+        replicas: Iterable[Replica],
+        utilization: Callable[[], float],
+        *,
+        cpu_share: float,
+        occupancy: Occupancy | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`replicas`: the node's table; `utilization`: of the node, by serving, as it reports it."""
+        self.cpu_share = cpu_share
+        # Seconds for which apps have stood still, in all; why training has less than its budget, or nothing.
+        self.yielded_s = 0.0
+        self.paused = ""
+        # What training has since the last decision, of the cores.
+        self.share = 0.0
+        # Apps at work.
+        self.workers = 0
+        self._replicas = replicas
+        self._utilization = utilization
+        self._occupancy = occupancy or Occupancy()
+        self._clock = clock
+        self._budget = Budget(cpu_share)
+        self._refused: WeakKeyDictionary[Replica, int] = WeakKeyDictionary()
+
+    @property
+    def threads(self) -> int:
+        """That an app computes in: as many as it may use at a time."""
+        return max(1, int(self.cpu_share * usable_cores()))
+
+    def command(self, command: Sequence[str], yielded_file: Path) -> list[str]:
+        """The command line that runs a SuperNode within the budget. Started with pipes for its input and output.
+
+        `yielded_file` holds the seconds for which apps have stood still, as text, for the apps to read.
+        """
+        warden = [sys.executable, "-m", "nearmesh_agent.training.warden"]
+        return [*warden, "--yielded", str(yielded_file), "--threads", str(self.threads), "--", *command]
+
+    async def run(self, process: Process) -> None:
+        """Until the warden has ended; nothing that it has brought forth is left then. Cancelled, it stops it first."""
+        listening = asyncio.create_task(self._listen(process))
+        ended = asyncio.create_task(process.wait())
+        try:
+            while not ended.done():
+                self.decide()
+                await self._tell(process)
+                await asyncio.wait({ended}, timeout=EVERY_S)
+        finally:
+            await stop(process)
+            listening.cancel()
+            self.workers, self.paused, self._occupancy.yielding = 0, "", 0
+
+    def decide(self) -> None:
+        """What training may have from now on."""
+        now = self._clock()
+        beside = self.workers > 0 and self.share > 0
+        refused = 0
+        for replica in self._replicas:
+            self._budget.saw(replica.name, replica.tally.take_latest_ms(), beside=beside, now_s=now)
+            before = self._refused.get(replica, 0)
+            self._refused[replica] = replica.tally.outcomes.get(Overloaded.reason, 0)
+            refused += self._refused[replica] - before
+        training = self.workers > 0
+        decision = self._budget.decide(
+            Serving(utilization=self._utilization(), refused=refused), now, training=training
+        )
+        why = decision.why if training else ""
+        if bool(why) != bool(self.paused):
+            log.info("training beside serving: %s", why or "has its whole budget")
+        self.share, self.paused = decision.share, why
+
+    async def _tell(self, process: Process) -> None:
+        assert process.stdin is not None
+        # One that has just ended hears nothing; that it has is noticed next.
+        with suppress(ConnectionError):
+            process.stdin.write(f"{self.share:.4f}\n".encode())
+            await process.stdin.drain()
+
+    async def _listen(self, process: Process) -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            workers, _, yielded_s = line.partition(b" ")
+            self.workers, self.yielded_s = int(workers), float(yielded_s)
+            self._occupancy.yielding = self.threads if self.workers else 0
+
+
+async def stop(process: Process) -> None:
+    """Ends a warden with all that it has brought forth, also one that was killed. Safe to repeat."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            # In this order: a frozen one would not hear the other.
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_WITHIN_S):
+                await process.wait()
+        except TimeoutError:
+            log.warning("the warden of training did not end within %s s and is killed", STOP_WITHIN_S)
+            process.kill()
+            await process.wait()
+    # Its group, which it leads. What stands still is ended by no other signal.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
