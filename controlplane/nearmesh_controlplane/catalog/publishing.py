@@ -24,7 +24,8 @@ from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog import known_chunks
 from nearmesh_controlplane.catalog.catalog import Catalog, Version
 from nearmesh_controlplane.catalog.known_chunks import Stretch
-from nearmesh_controlplane.catalog.reports import Reports, differ_in_report_alone, report_of
+from nearmesh_controlplane.catalog.lineages import lineage_of
+from nearmesh_controlplane.catalog.reports import Documents, differ_in_report_alone, report_of
 from nearmesh_controlplane.catalog.signing import Signing
 from nearmesh_controlplane.database import whole
 from nearmesh_controlplane.idle.book import IdleBook
@@ -65,8 +66,9 @@ class Publisher:
         self._audit = audit
         self._max_blob_bytes = max_blob_bytes
         self._copied = copied
-        # What was measured of the versions that are here.
-        self.reports = Reports(layout)
+        # What was measured of the versions that are here, and where those come from that rounds made.
+        self.reports = Documents(layout, report_of)
+        self.lineages = Documents(layout, lineage_of)
 
     async def lacks(self, request: pb.LacksRequest) -> pb.LacksResponse:
         """Which of the blobs and chunks have to be sent. Raises InvalidInput."""
@@ -206,6 +208,8 @@ class Publisher:
         package = self._package(manifest)
         digests = {file.title: file.digest for file in manifest.files}
         check_published(package, digests, report_of(self._layout, manifest))
+        # So that whoever reads it later finds what it should be.
+        lineage_of(self._layout, manifest)
         also = functools.partial(take_package, model=manifest.model, policy=package.idle)
         version = await self._catalog.add(manifest, digest, package.route, store, also)
         if self._idle:

@@ -1,13 +1,21 @@
-"""What was measured of published versions, as their artifacts say."""
+"""What was measured of published versions, as their artifacts say; and how such documents are read."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Protocol
 
 from nearmesh.errors import NotFound, PackageError
 from nearmesh.oci import Manifest
 from nearmesh.oci_layout import Layout
 from nearmesh.report import MAX_REPORT_BYTES, REPORT_FILE, Report
+
+
+class Document(Protocol):
+    """Something that a version's artifact has as JSON."""
+
+    def to_bytes(self) -> bytes: ...
 
 
 def report_of(layout: Layout, manifest: Manifest) -> Report | None:
@@ -36,11 +44,13 @@ def _files(manifest: Manifest) -> dict[str, str]:
     return {file.title: file.digest for file in manifest.all_files if file.title != REPORT_FILE}
 
 
-class Reports:
-    """Reports as JSON, by version digest; each is read once, since versions never change."""
+class Documents:
+    """What artifacts say of their versions, as JSON by digest; each is read once, since versions never change."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, read: Callable[[Layout, Manifest], Document | None]) -> None:
+        """`read` finds the document of a version, such as `report_of`; raises PackageError, NotFound."""
         self._layout = layout
+        self._of = read
         self._known: dict[str, str] = {}
 
     async def text(self, digest: str) -> str:
@@ -55,7 +65,7 @@ class Reports:
     def _read(self, digest: str) -> str | None:
         try:
             manifest = Manifest.from_bytes(self._layout.path(digest).read_bytes())
-            report = report_of(self._layout, manifest)
+            found = self._of(self._layout, manifest)
         except (NotFound, PackageError, OSError):
             return None
-        return report.to_bytes().decode() if report else ""
+        return found.to_bytes().decode() if found else ""

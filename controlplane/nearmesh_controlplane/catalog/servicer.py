@@ -54,6 +54,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         model = self._model(request.model)
         for version in model.versions:
             version.report_json = await self._publisher.reports.text(version.digest)
+            version.lineage_json = await self._publisher.lineages.text(version.digest)
         return model
 
     async def Deploy(self, request: pb.DeployRequest, context: Any) -> pb.Deployment:
