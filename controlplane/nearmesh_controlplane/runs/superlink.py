@@ -25,16 +25,17 @@ import httpx
 
 from nearmesh import addresses
 from nearmesh.errors import ConfigError
+from nearmesh.flower_processes import environment, script
 from nearmesh.tls import Credentials, write_once
 from nearmesh_controlplane.config import RunsConfig
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.runs.child import Child, Pauses
 from nearmesh_controlplane.runs.engine import EngineAway
-from nearmesh_controlplane.runs.environment import SUPEREXEC, SUPERLINK, environment, script
 
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
+SUPERLINK, SUPEREXEC, PACKAGE = "flower-superlink", "flower-superexec", "nearmesh-controlplane"
 # A SuperLink is there after some seconds; on a machine that is busy with other things after more.
 START_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.1
@@ -81,7 +82,7 @@ class SuperLink:
 
     async def needed(self) -> None:
         """Returns when it is there; it stays so until `not_needed`. Raises NotInstalled, ConfigError, EngineAway."""
-        script(SUPEREXEC)
+        script(SUPEREXEC, PACKAGE)
         self._context = self._trusting()
         self._released.clear()
         self._wanted.set()
@@ -167,9 +168,8 @@ class SuperLink:
 
     def _superlink_command(self) -> list[str]:
         tls = self._folder / "tls"
-        (self._folder / "home").mkdir(parents=True, exist_ok=True)
         return [
-            *(script(SUPERLINK), "--host", LOOPBACK, "--port", str(self._port)),
+            *(script(SUPERLINK, PACKAGE), "--host", LOOPBACK, "--port", str(self._port)),
             *("--ssl-certfile", str(tls / Credentials.CERTIFICATE), "--ssl-keyfile", str(tls / Credentials.KEY)),
             *("--ssl-ca-certfile", str(tls / Credentials.CA), "--database", str(self._database)),
             *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret())),
@@ -240,7 +240,7 @@ class SuperLink:
         ca = self._config.ca or str(self._folder / "tls" / Credentials.CA)
         secret = self._config.superexec_secret if self._config.superlink else str(self._secret())
         return [
-            *(script(SUPEREXEC), "--runtime-api-address", self.address, "--root-certificates", ca),
+            *(script(SUPEREXEC, PACKAGE), "--runtime-api-address", self.address, "--root-certificates", ca),
             *(("--superexec-auth-secret-file", secret) if secret else ()),
         ]
 
