@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SPARED = frozenset({"flower-supernode", "flower-superexec"})
-# The name of a program is among the first words of its command line: after an interpreter, its options and a leash.
-_WORDS = 8
+# The name of a program is among the first words of its command line: after interpreters, their options and a leash.
+_WORDS = 16
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _NICEST = 19
 
