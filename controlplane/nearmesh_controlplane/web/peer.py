@@ -46,6 +46,7 @@ class HttpsServer(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=PeerAwareProtocol,
+                ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
