@@ -64,7 +64,8 @@ def figure(value: float | None) -> str:
 def round_line(found: run_pb2.Run, one: run_pb2.Round) -> str:
     """What became of a round, in one line."""
     metric = metric_of(found)
-    name = f"round {one.number} of {found.asked.rounds}" if one.number else f"{found.parent_version}, as it was"
+    parent = f"{found.model}@{found.parent_version} as it was"
+    name = f"round {one.number} of {found.asked.rounds}" if one.number else parent
     parts = [f"{name}, {one.ended_at_s - one.began_at_s:.1f} s"]
     if metric:
         parts.append(f"{metric} {figure(value_of(one.metrics, one.train_metrics, metric))}")

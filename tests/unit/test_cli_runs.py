@@ -64,7 +64,7 @@ def test_a_run_is_watched_until_it_is_served(bench: RunBench) -> None:
     assert done.exit_code == 0, done.output
     assert done.stderr.splitlines() == [
         "run r7 is started",
-        "1, as it was, 9.5 s accuracy 0.8000 (node-a 0.7900, node-b 0.8000, node-c 0.8100)",
+        "digits@1 as it was, 9.5 s accuracy 0.8000 (node-a 0.7900, node-b 0.8000, node-c 0.8100)",
         "round 1 of 3, 9.5 s accuracy 0.9000 (node-a 0.8900, node-b 0.9000, node-c 0.9100)",
         "round 2 of 3, 9.5 s accuracy 0.9300 (node-a 0.9200, node-b 0.9300, node-c missing)",
         "run r7 of digits@1: round 3 of 3, training: 1 of 3 sites answered, missing node-b, node-c",
