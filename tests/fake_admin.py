@@ -51,6 +51,7 @@ class FakeAdmin:
         self.never_ends = False
         self.sleeping = False
         self.report_json = ""
+        self.lineage_json = ""
         self.expires_at_s = 0.0
         self.candidates = [
             candidate("node-a", True, 0.0000228, "nearest: 10.0 ms round trip", share=1.0),
@@ -136,6 +137,7 @@ class FakeAdmin:
     async def model(self, name: str) -> catalog_pb2.Model:
         version = catalog_pb2.ModelVersion(model=name, version="1", digest=DIGEST, size_bytes=1_234_567, created_at_s=1)
         version.report_json = self.report_json
+        version.lineage_json = self.lineage_json
         return catalog_pb2.Model(
             name=name,
             versions=[version],

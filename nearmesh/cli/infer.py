@@ -236,7 +236,7 @@ def _print(request: Request, result: Result, labels: Sequence[str]) -> None:
     node = f"{receipt.node} at {receipt.site}, {receipt.region}"
     expected = f"{percent(receipt.prediction.p_in_time, digits=1)} were expected"
     facts = [
-        ("model", f"{answer.model}@{answer.version}, {receipt.variant}"),
+        ("model", f"{answer.model}@{answer.version}, {receipt.variant}{f', of run {receipt.run}' * bool(receipt.run)}"),
         ("answered by", f"{node}, for a client in {request.region}"),
         ("objective", f"{result.route['objective']}, decision {decision(result.route)}"),
         ("price", _price(receipt.usd_per_1000, result, receipt.node)),

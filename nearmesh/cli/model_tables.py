@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nearmesh.cli.idle import print_idle, span
+from nearmesh.cli.lineage_table import print_lineage
 from nearmesh.cli.output import NOTHING, Number, moment, ms, print_table, size
 from nearmesh.cli.report_table import print_report
 
@@ -75,10 +76,13 @@ def _print_versions(record: Record) -> None:
 
 
 def _print_variants(record: Record) -> None:
-    """Of the newest version, if anything was measured of it."""
+    """Of the newest version, if anything was measured of it; and where it comes from, if rounds made it."""
     newest = record["versions"][0] if record["versions"] else {}
     if newest.get("report"):
         print_report(newest["report"], title=f"Variants of {newest['version']}")
+        click.echo()
+    if newest.get("lineage"):
+        print_lineage(newest["lineage"], title=f"{newest['version']} comes from")
         click.echo()
 
 

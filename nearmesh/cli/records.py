@@ -120,6 +120,7 @@ def version(message: catalog_pb2.ModelVersion) -> Record:
         "created_at_s": message.created_at_s,
         "registry": message.registry,
         "report": json.loads(message.report_json) if message.report_json else None,
+        "lineage": json.loads(message.lineage_json) if message.lineage_json else None,
     }
 
 

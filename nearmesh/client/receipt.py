@@ -15,7 +15,7 @@ from nearmesh.tensors import Array
 # Asks the node for its half of the receipt; the node's answers stand in the response's parameters under these names.
 ASK = "nearmesh_receipt"
 SITE, NODE, REGION = "nearmesh_site", "nearmesh_node", "nearmesh_region"
-DIGEST, VARIANT = "nearmesh_digest", "nearmesh_variant"
+DIGEST, VARIANT, RUN = "nearmesh_digest", "nearmesh_variant", "nearmesh_run"
 QUEUE_MS, COMPUTE_MS, SERVICE_MS = "nearmesh_queue_ms", "nearmesh_compute_ms", "nearmesh_service_ms"
 # The reason of an error that came on a stream.
 REASON = "nearmesh_reason"
@@ -83,6 +83,8 @@ class Receipt:
     # A second node was asked because the first one took longer than its forecast 95th percentile.
     hedged: bool = False
     attempts: tuple[Attempt, ...] = ()
+    # The federated run that made the version; empty: none did.
+    run: str = ""
 
     def __str__(self) -> str:
         failed = [f"{a.node}: {a.error}" for a in self.attempts if a.error not in ("", BESIDE)]
@@ -149,6 +151,7 @@ def answer(
         share=candidate.share,
         hedged=hedged,
         attempts=attempts,
+        run=str(says.get(RUN, "")),
     )
     return Answer(outputs, model=response.model_name, version=response.model_version, receipt=receipt)
 

@@ -15,12 +15,14 @@ from tritonclient.utils import InferenceServerException
 
 from nearmesh import __version__, tensors
 from nearmesh.errors import DeadlineExceeded
+from nearmesh.lineage import LINEAGE_FILE
 from nearmesh.package import Step
 from nearmesh.quantiles import LEAST_SAMPLES
 from tests import tiny_models
 from tests.inference_server import load, serving
 from tests.integration.oip_client import LEFT, RIGHT, client_of, given, message, stub_of
 from tests.tiny_models import SAMPLES
+from tests.unit.test_lineage import LINEAGE
 
 
 @pytest.mark.parametrize("datatype", SAMPLES)
@@ -160,6 +162,14 @@ async def test_statistics_of_a_model_are_of_all_its_versions(tmp_path):
         assert found.version == "2"
 
 
+async def test_a_receipt_names_the_run_that_made_the_version(tmp_path):
+    described = tiny_models.adder(tmp_path)
+    (tmp_path / LINEAGE_FILE).write_bytes(LINEAGE.to_bytes())
+    async with serving([await load(tmp_path, described)]) as running, client_of(running) as client:
+        result = await client.infer("adder", given(left=LEFT), parameters={"nearmesh_receipt": True})
+        assert result.get_response().parameters["nearmesh_run"].string_param == LINEAGE.run
+
+
 async def test_receipt(client):
     result = await client.infer("adder", given(left=LEFT), parameters={"nearmesh_receipt": True, "unknown": "ignored"})
     receipt = result.get_response().parameters
@@ -172,6 +182,7 @@ async def test_receipt(client):
     assert 0 < compute_ms < service_ms
     assert receipt["nearmesh_queue_ms"].double_param >= 0
     assert receipt["nearmesh_attempt"].int64_param == 1
+    assert "nearmesh_run" not in receipt
     assert not (await client.infer("adder", given(left=LEFT))).get_response().parameters
 
 

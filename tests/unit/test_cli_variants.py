@@ -13,6 +13,7 @@ from nearmesh.packaging.evaluate import evaluate
 from nearmesh.packaging.release import release
 from nearmesh.v1 import node_pb2
 from tests.fake_admin import Bench, local_mesh, replica
+from tests.unit.test_lineage import LINEAGE
 from tests.unit.test_packaging_evaluate import CASES, Runs
 from tests.unit.test_report import REPORT
 from tests.variants_package import EVALUATION, QUANTIZE, write_package
@@ -109,6 +110,19 @@ def test_show_has_the_report_and_why_a_node_took_a_variant(run: Bench) -> None:
     record = json.loads(run("model", "show", "digits", "--json").stdout)
     assert record["replicas"][0]["variant_why"] == "2.1 times as fast as fp32 here"
     assert record["versions"][0]["report"]["variants"][1]["name"] == "int8"
+
+
+def test_show_says_where_a_version_comes_from_that_rounds_made(run: Bench) -> None:
+    assert json.loads(run("model", "show", "digits", "--json").stdout)["versions"][0]["lineage"] is None
+    run.pretend(lineage_json=LINEAGE.to_bytes().decode())
+    shown = " ".join(run("model", "show", "digits").stdout.split())
+    assert "1 comes from: round 5 of run r7 from 1.0, fedprox (mu 0.1), begun 1970-01-01 00:16" in shown
+    assert "UTC by anna" in shown
+    for row in ("site-1 5 300 0.7000 0.9000", "site-2 4 100 - -", "all 5 400 0.7000 0.9000"):
+        assert row in shown
+    assert "differential privacy: epsilon 3.2 at delta 1e-05" in shown
+    record = json.loads(run("model", "show", "digits", "--json").stdout)
+    assert record["versions"][0]["lineage"]["parent"]["version"] == "1.0"
 
 
 def test_check_leaves_made_variants_to_evaluate(run: Bench, folder: Path) -> None:

@@ -163,6 +163,7 @@ def test_the_answer_joins_what_the_node_says_with_why_it_was_chosen() -> None:
     response.outputs.add(name="y", datatype="FP32", shape=[2])
     response.raw_output_contents.append(np.array([1, 2], np.float32).tobytes())
     says = {receipt.SITE: "s", receipt.NODE: "a", receipt.REGION: "r", receipt.DIGEST: "sha256:1", receipt.VARIANT: "v"}
+    says[receipt.RUN] = "r7"
     for name, text in says.items():
         response.parameters[name].string_param = text
     for name, ms in {receipt.QUEUE_MS: 1.0, receipt.COMPUTE_MS: 5.0, receipt.SERVICE_MS: 7.0}.items():
@@ -211,6 +212,7 @@ def test_the_answer_joins_what_the_node_says_with_why_it_was_chosen() -> None:
         share=0.4,
         hedged=True,
         attempts=attempts,
+        run="r7",
     )
     assert "after b: UNREACHABLE: reset" in str(found.receipt)
 

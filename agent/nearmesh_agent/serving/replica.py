@@ -17,6 +17,7 @@ from pathlib import Path
 
 from nearmesh import package as packages
 from nearmesh.errors import DeadlineExceeded, NotReady, Overloaded
+from nearmesh.lineage import read_lineage
 from nearmesh.package import Package
 from nearmesh_agent.engines.base import Array, Engine, EngineFactory
 from nearmesh_agent.serving import memory
@@ -63,6 +64,8 @@ class Replica:
         """`make` loads the engine; it blocks, so it is run by `executor` (asyncio's own if None)."""
         self.package = package
         self.digest = digest
+        # The federated run that made the version; empty: none did.
+        self.run = ""
         self.tally = Tally()
         self.measured = Measured(package.batching, clock)
         # Sequences that began with this version; `sequences_over` waits for them.
@@ -133,6 +136,8 @@ class Replica:
             occupancy=occupancy,
         )
         replica.on_trial = on_trial
+        lineage = await loop.run_in_executor(executor, read_lineage, folder)
+        replica.run = lineage.run if lineage else ""
         replica.footprint.weights_bytes = await loop.run_in_executor(executor, weights_bytes, folder, described)
         await (bring(replica, folder) if bring else replica.activate(folder))
         return replica

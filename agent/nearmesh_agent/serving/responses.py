@@ -31,6 +31,8 @@ class Place:
         written["nearmesh_region"].string_param = self.region
         written["nearmesh_digest"].string_param = replica.digest
         written["nearmesh_variant"].string_param = replica.variant
+        if replica.run:
+            written["nearmesh_run"].string_param = replica.run
         written["nearmesh_queue_ms"].double_param = answer.queue_ms
         written["nearmesh_compute_ms"].double_param = answer.compute_ms
         written["nearmesh_service_ms"].double_param = service_ms
