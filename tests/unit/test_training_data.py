@@ -209,6 +209,8 @@ def test_without_the_table_a_node_does_not_train(tmp_path: Path) -> None:
         ("cpu_share = 0", "training: cpu_share must be 0.05 to 1, got 0"),
         ('superlink = "https://x"', "training: superlink 'https://x' is not HOST:PORT"),
         ('device = "gpu"', "training: device 'gpu' is not cpu, cuda or cuda:N"),
+        ("node_config = 'a b=1'", "training: node_config 'a b=1': 'a' is no pair of key=value"),
+        ("node_config = 'a=b'", "training: node_config 'a=b' is no list of pairs such as"),
         ("alowed = true", "training: unknown key 'alowed'; did you mean 'allowed'?"),
         ("[training.data.m]", "training.data.m: path is missing"),
         ('[training.data.m]\npath = "p"\nheld_back = 1.0', "training.data.m: held_back must be above 0"),

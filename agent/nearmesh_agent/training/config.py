@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,8 @@ from nearmesh.config import Problem, refuse
 # Below a tenth a round hardly ends within its time; held back more than half, and little is left to learn from.
 SMALLEST_SHARE = 0.05
 MOST_HELD_BACK = 0.9
+# As Flower takes its --node-config apart.
+_PAIR = re.compile(r"(\S+?)=('[^']*'|\"[^\"]*\"|\S+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,17 +103,23 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         host, _, port = self.superlink.rpartition(":")
         address = not self.superlink or (bool(host) and port.isdecimal() and 0 < int(port) <= 65535)
+        share, device = SMALLEST_SHARE <= self.cpu_share <= 1, re.fullmatch(r"cpu|cuda(:\d+)?", self.device)
+        pairs = _pairs_problem(self.node_config)
         checks = [
-            (
-                "cpu_share",
-                SMALLEST_SHARE <= self.cpu_share <= 1,
-                f"must be {SMALLEST_SHARE} to 1, got {self.cpu_share}",
-            ),
+            ("cpu_share", share, f"must be {SMALLEST_SHARE} to 1, got {self.cpu_share}"),
             ("superlink", address, f"{self.superlink!r} is not HOST:PORT"),
-            (
-                "device",
-                bool(re.fullmatch(r"cpu|cuda(:\d+)?", self.device)),
-                f"{self.device!r} is not cpu, cuda or cuda:N",
-            ),
+            ("device", device, f"{self.device!r} is not cpu, cuda or cuda:N"),
+            ("node_config", not pairs, pairs),
         ]
         refuse(Problem((key,), f"{key} {said}") for key, right, said in checks if not right)
+
+
+def _pairs_problem(text: str) -> str:
+    """Why Flower would not take it as pairs; empty: it does."""
+    pairs = _PAIR.findall(text)
+    try:
+        tomllib.loads("\n".join(f"{key} = {value}" for key, value in pairs))
+    except tomllib.TOMLDecodeError as error:
+        return f"{text!r} is no list of pairs such as 'partition-id=0 name=\"a\"': {error}"
+    rest = _PAIR.sub("", text).strip()
+    return f"{text!r}: {rest!r} is no pair of key=value" if rest else ""

@@ -1,0 +1,89 @@
+"""Flower's SuperNode with its SuperExec: `python -m nearmesh_agent.training.supernode_process flower-supernode ...`.
+
+Its arguments are those of `flower-supernode`; this adds where its Runtime API listens, which starts the apps: a port of
+loopback that the system gives, behind a secret that the SuperExec alone knows, since other users of the machine reach
+loopback as well. Two things Flower's own program does not do:
+
+- A SuperExec that ends is started again, and the message that the SuperNode holds is not lost with it.
+- Where the SuperNode gives up its work, after an answer that it did not expect, the process ends. Flower's goes on for
+  ever, since its HTTP server runs in a thread of its own, and no longer asks for messages.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from nearmesh.process import leashed
+
+LOOPBACK = "127.0.0.1"
+SUPEREXEC, SUPERNODE = "flower-superexec", "flower-supernode"
+# Read by both at their start, in the folder that they run in.
+SECRET = Path("superexec.secret")
+# Between two starts of the SuperExec.
+AGAIN_S = 1.0
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Never returns."""
+    name, *rest = arguments
+    SECRET.unlink(missing_ok=True)
+    handle = os.open(SECRET, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(secrets.token_bytes(32))
+    port = _free_port()
+    secret = ["--superexec-auth-secret-file", str(SECRET)]
+    api = f"{LOOPBACK}:{port}"
+    superexec = [
+        _script(SUPEREXEC),
+        "--insecure",
+        "--runtime-api-address",
+        api,
+        *secret,
+        "--parent-pid",
+        str(os.getpid()),
+    ]
+    threading.Thread(target=_keep, args=(superexec,), daemon=True).start()
+    sys.argv = [name, *rest, "--isolation", "process", "--host", LOOPBACK, "--port", str(port), *secret]
+    code = 1
+    try:
+        (program,) = importlib.metadata.entry_points(group="console_scripts", name=SUPERNODE)
+        program.load()()
+        print("the SuperNode gave up its work", file=sys.stderr)  # noqa: T201  # its log
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    finally:
+        sys.stderr.flush()
+        # Not `sys.exit`: that waits for the HTTP server.
+        os._exit(code)
+
+
+def _keep(superexec: Sequence[str]) -> None:
+    while True:
+        # Ended by the kernel with the thread that starts it, which lives as long as the process.
+        subprocess.run(leashed(superexec), stdin=subprocess.DEVNULL, check=False)
+        time.sleep(AGAIN_S)
+
+
+def _script(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+def _free_port() -> int:
+    """That nobody else has taken at this moment; were it taken in the next, the SuperNode ends and is started again."""
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

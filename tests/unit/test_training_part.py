@@ -1,0 +1,252 @@
+"""When a node runs a SuperNode, what it says of itself, and what the SuperNode gets to see; no program is started."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
+from nearmesh_agent.training import supernode
+from nearmesh_agent.training.config import DataConfig, TrainingConfig
+from nearmesh_agent.training.key import private_openssh, public_openssh
+from nearmesh_agent.training.part import NO_FLOWER, Training
+from nearmesh_agent.training.site import KEY, Site
+from nearmesh_agent.training.supernode import SuperNode, environment
+
+from nearmesh.errors import ConfigError
+from nearmesh.tls import Credentials, key_to_pem, new_key
+from nearmesh.v1 import node_pb2 as pb
+
+SUPERLINK = "control.example:7480"
+
+
+class Kept:
+    """In the place of a SuperNode: counts, and says where it was pointed."""
+
+    def __init__(self) -> None:
+        self.at: list[str] = []
+        self.ended = 0
+        self.running = False
+        self.detail = ""
+
+    async def keep(self, superlink: str) -> None:
+        self.at.append(superlink)
+        self.running = True
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.running = False
+            self.ended += 1
+
+
+class Free:
+    """A budget that leaves everything as it is."""
+
+    yielded_s, paused, threads = 1.5, "serving is busy", 2
+
+    def command(self, command: Sequence[str], yielded_file: Path) -> list[str]:
+        return ["budget", *command]
+
+    async def run(self, process: asyncio.subprocess.Process) -> None:
+        await process.wait()
+
+
+class Node:
+    """One node's part, its credentials in hand."""
+
+    def __init__(self, tmp_path: Path, config: TrainingConfig) -> None:
+        self.credentials = Credentials(key_to_pem(new_key()), b"certificate", b"authority")
+        self.supernode = Kept()
+        self.part = Training(
+            config,
+            tmp_path,
+            lambda: self.credentials,
+            Free(),
+            supernode=self.supernode,  # type: ignore[arg-type]
+        )
+
+    def want(self, superlink: str = SUPERLINK) -> None:
+        self.part.want(pb.WantedState(training=pb.WantedTraining(superlink=superlink)))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.part.run())
+        yield
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+
+
+async def settled() -> None:
+    """What the loop's tasks and threads have to do has been done."""
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+
+
+def config(tmp_path: Path, **more: Any) -> TrainingConfig:
+    (tmp_path / "digits.npz").touch()
+    data = {"digits": DataConfig(path=tmp_path / "digits.npz"), "absent": DataConfig(path=tmp_path / "secret-name")}
+    return TrainingConfig(**{"allowed": True, "data": data, **more})
+
+
+async def test_a_supernode_runs_while_it_is_asked_for(tmp_path: Path) -> None:
+    node = Node(tmp_path, config(tmp_path))
+    async with node.running():
+        await settled()
+        assert node.supernode.at == []
+        node.want()
+        node.want()
+        await settled()
+        assert (node.supernode.at, node.supernode.ended) == ([SUPERLINK], 0)
+        node.want("other.example:7480")
+        await settled()
+        assert (node.supernode.at[1:], node.supernode.ended) == (["other.example:7480"], 1)
+        node.part.want(pb.WantedState())
+        await settled()
+        assert (len(node.supernode.at), node.supernode.ended) == (2, 2)
+        node.want()
+        await settled()
+        node.part.leave()
+        await settled()
+        assert node.supernode.ended == 3
+        node.want()
+        await settled()
+    assert node.supernode.ended == 4
+
+
+async def test_the_operators_own_address_of_the_superlink_counts(tmp_path: Path) -> None:
+    node = Node(tmp_path, config(tmp_path, superlink="proxy.example:1"))
+    async with node.running():
+        node.want()
+        await settled()
+        assert node.supernode.at == ["proxy.example:1"]
+
+
+async def test_another_authority_of_the_mesh_is_trusted_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nearmesh_agent.training.part.LOOK_EVERY_S", 0.001)
+    node = Node(tmp_path, config(tmp_path))
+    async with node.running():
+        node.want()
+        await settled()
+        node.credentials = Credentials(node.credentials.key_pem, b"renewed", b"authority")
+        await settled()
+        assert node.supernode.ended == 0
+        node.credentials = Credentials(node.credentials.key_pem, b"renewed", b"another authority")
+        await settled()
+        assert (node.supernode.ended, len(node.supernode.at)) == (1, 2)
+
+
+async def test_without_the_operators_word_there_is_no_training(tmp_path: Path) -> None:
+    node = Node(tmp_path, config(tmp_path, allowed=False))
+    node.want()
+    await node.part.run()
+    assert node.part.status() is None
+    assert node.supernode.at == []
+
+
+async def test_a_node_says_what_it_has_and_not_where(tmp_path: Path) -> None:
+    node = Node(tmp_path, config(tmp_path))
+    async with node.running():
+        await settled()
+        status = node.part.status()
+    assert status is not None
+    assert list(status.models) == ["digits"]
+    assert (status.paused, status.yielded_s, status.cpu_share, status.running) == ("serving is busy", 1.5, 0.5, False)
+    assert status.detail == "data of absent are not where its node.toml says; its log has the path"
+    assert isinstance(load_ssh_public_key(status.public_key.encode()), ec.EllipticCurvePublicKey)
+
+
+async def test_without_flower_a_node_has_no_models_and_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    node = Node(tmp_path, config(tmp_path))
+    async with node.running():
+        node.want()
+        await settled()
+        status = node.part.status()
+    assert status is not None
+    assert (list(status.models), status.detail, node.supernode.at) == ([], NO_FLOWER, [])
+
+
+def test_the_key_is_the_certificates(tmp_path: Path) -> None:
+    key = new_key()
+    private = load_ssh_private_key(private_openssh(key_to_pem(key)), None)
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    assert private.private_numbers() == key.private_numbers()
+    public = load_ssh_public_key(public_openssh(key_to_pem(key)).encode())
+    assert public == key.public_key()
+    assert "\n" not in public_openssh(key_to_pem(key))
+
+
+def test_what_a_supernode_is_started_with(tmp_path: Path) -> None:
+    credentials = Credentials(key_to_pem(new_key()), b"certificate", b"authority")
+    allowed = config(tmp_path, node_config="partition-id=0", device="cuda:1")
+    one = SuperNode(allowed, tmp_path / "training", lambda: credentials, Free(), program=["supernode"])
+    (tmp_path / "training" / supernode.APPS / "of.an.old.run").mkdir(parents=True)
+    command = one._prepare(SUPERLINK)
+    assert command[:4] == ["budget", "supernode", "--superlink", SUPERLINK]
+    options = dict(zip(command[2::2], command[3::2], strict=True))
+    assert Path(options["--root-certificates"]).read_bytes() == b"authority"
+    private = Path(options["--auth-supernode-private-key"])
+    assert public_openssh(credentials.key_pem) == _public_of(private.read_bytes())
+    pair, other = options["--node-config"].split(" ")
+    path = Path(pair.removeprefix(f"{KEY}=").strip("'"))
+    assert other == "partition-id=0"
+    site = Site.of({KEY: path})
+    assert site == Site(data=allowed.data, threads=2, device="cuda:1", yielded=tmp_path / "training" / "yielded")
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (private, path)} == {0o600}
+    assert not (tmp_path / "training" / supernode.APPS).exists()
+
+
+def _public_of(private: bytes) -> str:
+    public = load_ssh_private_key(private, None).public_key()
+    return public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+def test_the_data_are_no_argument_of_a_command_line(tmp_path: Path) -> None:
+    one = SuperNode(config(tmp_path), tmp_path / "t", lambda: Credentials(key_to_pem(new_key()), b"", b""), Free())
+    assert "secret-name" not in " ".join(one._prepare(SUPERLINK))
+    assert "secret-name" in json.dumps(json.loads((tmp_path / "t" / "site.json").read_text()))
+
+
+def test_no_secret_of_the_agents_environment_is_passed_on(tmp_path: Path) -> None:
+    own = {"NEARMESH_JOIN_TOKEN": "s", "HTTPS_PROXY": "http://u:p@h", "AWS_SECRET_ACCESS_KEY": "s", "TZ": "UTC"}
+    found = environment(tmp_path, own)
+    assert found.keys() & own.keys() == {"TZ"}
+    assert (found["FLWR_TELEMETRY_ENABLED"], found["FLWR_DISABLE_UPDATE_CHECK"]) == ("0", "1")
+    assert found["FLWR_HOME"].startswith(str(tmp_path))
+
+
+def test_a_path_that_flower_cannot_take_is_refused_at_the_start(tmp_path: Path) -> None:
+    folder = tmp_path / "operator's"
+    with pytest.raises(ConfigError, match="no path with '"):
+        SuperNode(config(tmp_path), folder, lambda: Credentials(b"", b"", b""), Free())
+    SuperNode(config(tmp_path, allowed=False), folder, lambda: Credentials(b"", b"", b""), Free())
+
+
+def test_the_log_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supernode, "MAX_LOG_BYTES", 10)
+    one = SuperNode(config(tmp_path), tmp_path, lambda: Credentials(b"", b"", b""), Free())
+    log = tmp_path / supernode.LOG
+    with log.open("ab") as writer:
+        writer.write(b"more than ten bytes")
+        writer.flush()
+        one._rotate()
+        writer.write(b"after")
+    assert log.read_bytes() == b"after"
+    assert (tmp_path / f"{supernode.LOG}.1").read_bytes() == b"more than ten bytes"
