@@ -51,6 +51,8 @@ from nearmesh_agent.store.metrics import StoreMetrics
 from nearmesh_agent.store.peers import MeshPeers
 from nearmesh_agent.store.registry import HttpRegistry
 from nearmesh_agent.store.store import ModelStore
+from nearmesh_agent.training.part import Training
+from nearmesh_agent.training.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +130,19 @@ class Agent:
             pulled=self._store.progress,
         )
         self._peers = PeerTimes(lambda: self._reconciler.wanted.peers, lambda: renewal.current)
+        budget = Throttle(
+            self._node.table,
+            lambda: self._servicer.utilization,
+            cpu_share=config.training.cpu_share,
+            occupancy=self._node.occupancy,
+        )
+        self._training = Training(
+            config.training,
+            config.data / "training",
+            lambda: renewal.current,
+            budget,
+            on_change=self._session.report_now,
+        )
         self._holders = MeshPeers(lambda: self._reconciler.wanted.versions, lambda: renewal.current, membership.id)
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -145,6 +160,7 @@ class Agent:
                         tasks.create_task(self._heed_notices(stop)),
                         tasks.create_task(self._peers.run()),
                         tasks.create_task(self._island.run()),
+                        tasks.create_task(self._training.run()),
                     ]
                     self._node.residency.idle_rules = idle_rules(self._reconciler.wanted)
                     self._reconciler.resume()
@@ -156,6 +172,7 @@ class Agent:
                         metrics_address,
                     )
                     await stop.wait()
+                    self._training.leave()
                     self._reconciler.ending()
                     await self._leaving.run(self._node.health.leave, partial(self._stop, server))
                     for task in background:
@@ -223,6 +240,8 @@ class Agent:
         status.utilization = self._servicer.utilization
         status.held.extend(self._store.proven)
         status.disk_free_bytes = self._store.free_bytes
+        if training := self._training.status():
+            status.training.CopyFrom(training)
         return status
 
     def _on_wanted(self, state: pb.WantedState) -> None:
@@ -231,6 +250,7 @@ class Agent:
         self._node.residency.idle_rules = idle_rules(state)
         self._reconciler.want(state)
         self._leaving.wanted(state)
+        self._training.want(state)
 
     async def _pull(self, model: str, digest: str, registry_url: str) -> Path:
         wanted = self._reconciler.wanted

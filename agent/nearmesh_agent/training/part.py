@@ -43,15 +43,18 @@ class Training:
         self._installed = importlib.util.find_spec("flwr") is not None
         # Where the SuperLink is; empty: nobody asks for this node.
         self._asked = ""
+        self._leaving = False
         self._changed = asyncio.Event()
 
     def want(self, state: pb.WantedState) -> None:
         """What the control plane wants of this node."""
+        able = self._config.allowed and self._installed and not self._leaving
         found = self._config.superlink or state.training.superlink
-        self._ask(found if state.HasField("training") and self._config.allowed and self._installed else "")
+        self._ask(found if able and state.HasField("training") else "")
 
     def leave(self) -> None:
-        """The node goes away; its part in a round is not finished."""
+        """The node goes away: what it does of a round is not finished, and nothing new begins."""
+        self._leaving = True
         self._ask("")
 
     def status(self) -> pb.TrainingStatus | None:

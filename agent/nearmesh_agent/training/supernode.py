@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from nearmesh import flower_processes
 from nearmesh.backoff import Backoff
 from nearmesh.errors import ConfigError
 from nearmesh.tls import Credentials, write_private
@@ -24,24 +25,13 @@ log = logging.getLogger(__name__)
 
 KEY, CA, LOG, YIELDED = "key", "ca.pem", "supernode.log", "yielded"
 # Where Flower keeps the apps that it has unpacked; of runs that are over, nobody else would clear them away.
-APPS = Path("home") / "apps"
+HOME = "flower"
+APPS = Path(HOME) / "apps"
 # Between two starts of one that ends by itself; after one that ran for longer than STEADY_S, the first again.
 FIRST_WAIT_S, LONGEST_WAIT_S, STEADY_S = 0.5, 30.0, 60.0
 # The log becomes its `.1`, in the place of an older one, at this size; looked at so often.
 MAX_LOG_BYTES, LOOK_EVERY_S = 8 * 1024 * 1024, 10.0
-
-# What training gets to see of the agent's environment: nothing secret, no join token and no proxy's password.
-PASSED_ON = (
-    "CUDA_VISIBLE_DEVICES",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "LD_LIBRARY_PATH",
-    "PYTHONPATH",
-    "TMPDIR",
-    "TZ",
-)
+OF_GPUS = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
 
 class Budget(Protocol):
@@ -120,7 +110,7 @@ class SuperNode:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=output,
                 cwd=self._folder,
-                env=environment(self._folder),
+                env=environment(self._folder / HOME),
                 start_new_session=True,
             )
         log.info("SuperNode started pid=%d superlink=%s", process.pid, superlink)
@@ -183,14 +173,6 @@ class SuperNode:
         self._on_change()
 
 
-def environment(folder: Path, own: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Of the SuperNode and all that it starts."""
-    return {name: own[name] for name in PASSED_ON if name in own} | {
-        # Flower starts its other programs by their names.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", os.defpath)]),
-        "FLWR_HOME": str(folder / "home"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        # How often the SuperExec asks for work, seconds; Flower's own 1.0 would be a part of every message's time.
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
-    }
+def environment(home: Path, own: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Of the SuperNode and all that it starts: as of Flower's processes anywhere, and which GPUs are this node's."""
+    return flower_processes.environment(home, own) | {name: own[name] for name in OF_GPUS if name in own}
