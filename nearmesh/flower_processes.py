@@ -2,7 +2,8 @@
 
 Flower starts some of its programs itself, by their names, and has them look now and then whether the one that started
 them is still there; one that was killed and that nobody reaped is, to them. So a folder of ours comes first on their
-PATH, where each such program has itself ended by the kernel when its starter is gone (`nearmesh.leash`).
+PATH, where each such program has itself ended by the kernel when its starter is gone (`nearmesh.leash`). There another
+program may stand under the name of one of Flower's.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import importlib.util
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from nearmesh import leash
 from nearmesh.errors import NotInstalled
@@ -44,9 +46,17 @@ def script(name: str, package: str) -> str:
     return str(path)
 
 
-def environment(folder: Path, own: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Of Flower's processes, which keep what they keep in `folder`; nothing that they do calls home."""
-    programs = _programs(folder / "programs")
+def environment(
+    folder: Path,
+    own: Mapping[str, str] = os.environ,
+    *,
+    instead: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> dict[str, str]:
+    """Of Flower's processes, which keep what they keep in `folder`; nothing that they do calls home.
+
+    `instead`: commands that are started in the place of programs that Flower starts by itself.
+    """
+    programs = _programs(folder / "programs", instead)
     return {name: own[name] for name in _PASSED_ON if name in own} | {
         "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), own.get("PATH", os.defpath)]),
         "FLWR_HOME": str(folder),
@@ -57,14 +67,14 @@ def environment(folder: Path, own: Mapping[str, str] = os.environ) -> dict[str, 
     }
 
 
-def _programs(folder: Path) -> Path:
+def _programs(folder: Path, instead: Mapping[str, Sequence[str]]) -> Path:
     """Scripts under the names that Flower starts."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in _STARTED_BY_FLOWER:
-        words = map(shlex.quote, (sys.executable, "-I", "-S", leash.__file__))
-        program = shlex.quote(str(Path(sys.executable).with_name(name)))
+        leashed = shlex.join((sys.executable, "-I", "-S", leash.__file__))
+        program = shlex.join(instead.get(name, (str(Path(sys.executable).with_name(name)),)))
         draft = folder / f".{name}"
-        draft.write_text(f'#!/bin/sh\nexec {" ".join(words)} "$PPID" {program} "$@"\n', "utf-8")
+        draft.write_text(f'#!/bin/sh\nexec {leashed} "$PPID" {program} "$@"\n', "utf-8")
         draft.chmod(0o755)
         draft.replace(folder / name)
     return folder

@@ -59,3 +59,9 @@ def test_a_program_that_flower_starts_ends_with_its_starter(tmp_path: Path, monk
     # It comes to an end when nobody has the other end of the pipe any more; else the test does not.
     assert starter.stdout.read() == ""
     starter.stdout.close()
+
+
+def test_a_command_of_ours_stands_in_the_place_of_a_program_of_flowers(tmp_path: Path) -> None:
+    found = environment(tmp_path, instead={"flwr-serverapp": (sys.executable, "-c", "import sys; print(sys.argv[1:])")})
+    done = subprocess.run(["/bin/sh", "-c", "flwr-serverapp a 'b c'"], env=found, capture_output=True, text=True)
+    assert done.stdout == "['a', 'b c']\n"

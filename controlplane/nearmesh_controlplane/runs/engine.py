@@ -62,9 +62,10 @@ class Engine(Protocol):
         """Flower's node ids of those that are there at present."""
         ...
 
-    async def start(self, app: Path, run_config: RunConfig) -> str:
+    async def start(self, app: Path, run_config: RunConfig, folder: Path | None = None) -> str:
         """Starts a Flower app, a folder or a FAB file, and gives the engine's own id of the run.
 
+        `folder`, where there is one, gets the rounds of an app that knows nothing of it (`rounds.stock`).
         Raises InvalidInput for an app or a run config that Flower refuses. Not idempotent: note the id.
         """
         ...

@@ -69,13 +69,15 @@ class FlowerEngine:
     async def online(self) -> frozenset[int]:
         return frozenset(found.node_id for found in await self._nodes() if found.status == "online")
 
-    async def start(self, app: Path, run_config: RunConfig) -> str:
+    async def start(self, app: Path, run_config: RunConfig, folder: Path | None = None) -> str:
         bundle = await asyncio.to_thread(_bundle, app, run_config)
         control = _messages()
         answer = await self._call("start-run", bundle, control.StartRunResponse)
         assert answer is not None
         if not answer.run_id:
             raise InvalidInput(f"Flower refuses the app {app}")
+        if folder is not None:
+            await asyncio.to_thread(self._superlink.note, str(answer.run_id), folder)
         return str(answer.run_id)
 
     async def status(self, run: str) -> EngineStatus:

@@ -18,6 +18,7 @@ import secrets
 import shutil
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from nearmesh.flower_processes import environment, script
 from nearmesh.tls import Credentials, write_once
 from nearmesh_controlplane.config import RunsConfig
 from nearmesh_controlplane.registry.authority import Authority
+from nearmesh_controlplane.rounds import stock
 from nearmesh_controlplane.runs.child import Child, Pauses
 from nearmesh_controlplane.runs.engine import EngineAway
 
@@ -155,7 +157,7 @@ class SuperLink:
         """Starts it and waits for its end; whether it was there in between."""
         fresh = self._authority.server_credentials([LOOPBACK])
         fresh.write(self._folder / "tls")
-        await self._superlink.start(self._superlink_command(), environment(self._folder / "home"))
+        await self._superlink.start(self._superlink_command(), self._environment())
         ended = asyncio.create_task(self._superlink.ended())
         try:
             came_up = await self._comes_up(ended)
@@ -203,6 +205,20 @@ class SuperLink:
 
     # Either one
 
+    def note(self, run: str, folder: Path) -> None:
+        """In which folder the rounds of a Flower run belong, for whoever watches its app."""
+        self._observed.mkdir(parents=True, exist_ok=True)
+        for older in self._observed.iterdir():
+            if not Path(older.read_text("utf-8")).exists():
+                older.unlink()
+        draft = self._observed / f".{run}"
+        draft.write_text(str(folder.absolute()), "utf-8")
+        draft.replace(self._observed / run)
+
+    @property
+    def _observed(self) -> Path:
+        return self._folder / "observed"
+
     async def _watch(self) -> None:
         """Looks whether the one that somebody else runs is there."""
         while True:
@@ -226,7 +242,7 @@ class SuperLink:
             await self._up.wait()
             pauses.started()
             try:
-                await self._superexec.start(self._superexec_command(), environment(self._folder / "home"))
+                await self._superexec.start(self._superexec_command(), self._environment())
                 await self._superexec.ended()
             except OSError as error:
                 log.error("the SuperExec cannot be started: %s", error)
@@ -235,6 +251,11 @@ class SuperLink:
             finally:
                 await self._superexec.stop()
             await pauses.wait()
+
+    def _environment(self) -> dict[str, str]:
+        """Server apps run in a program that watches those of a data team's own."""
+        home, watching = self._folder / "home", (sys.executable, "-m", stock.__name__)
+        return environment(home, instead={"flwr-serverapp": watching}) | {stock.OBSERVED: str(self._observed)}
 
     def _superexec_command(self) -> list[str]:
         ca = self._config.ca or str(self._folder / "tls" / Credentials.CA)
