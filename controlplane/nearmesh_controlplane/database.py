@@ -183,6 +183,47 @@ idle = sa.Table(
     sa.Column("since_s", sa.Float, nullable=False, default=0.0),
 )
 
+# Federated runs. What stands in `content` may hold numbers that are none (of a training that came to nothing), which a
+# database's own JSON does not take.
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("state", sa.String, nullable=False),
+    # It goes on by itself.
+    sa.Column("active", sa.Boolean, nullable=False),
+    # Grows with each change: who writes says which one it saw.
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+    sa.Column("idempotency_key", sa.String, unique=True),
+    # The rest, as JSON of what `Run.content` makes.
+    sa.Column("content", sa.Text, nullable=False),
+    # The data team's own app, a FAB.
+    sa.Column("app", sa.LargeBinary),
+)
+
+# The rounds of each run that have ended.
+run_rounds = sa.Table(
+    "run_rounds",
+    metadata,
+    sa.Column("run", sa.String, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    # JSON of a RoundRecord.
+    sa.Column("content", sa.Text, nullable=False),
+    # The parameters after it, as .npz; kept of the newest rounds alone.
+    sa.Column("arrays", sa.LargeBinary),
+)
+
+# The round under way of each run, for those control planes that do not lead.
+run_progress = sa.Table(
+    "run_progress",
+    metadata,
+    sa.Column("run", sa.String, primary_key=True),
+    # JSON of a Progress.
+    sa.Column("content", sa.Text, nullable=False),
+)
+
 audit = sa.Table(
     "audit",
     metadata,

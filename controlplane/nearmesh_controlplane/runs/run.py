@@ -159,6 +159,11 @@ class Run:
         return self.state in AT_WORK
 
     @property
+    def active(self) -> bool:
+        """It goes on by itself."""
+        return self.state == "waiting" or self.at_work
+
+    @property
     def new_version(self) -> str:
         """What a version is called that comes of it."""
         return f"{_OF_A_RUN.sub('', self.parent_version)}-{self.id}"
