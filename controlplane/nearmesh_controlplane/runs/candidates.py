@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from nearmesh.lineage import Lineage
 from nearmesh_controlplane.catalog.catalog import Version
 from nearmesh_controlplane.runs.folder import Arrays
 from nearmesh_controlplane.runs.run import Check, Run
@@ -63,7 +64,7 @@ class Candidates(Protocol):
         """The graph with the parent's parameters, into the file `target`; what it leaves to other files, beside it."""
         ...
 
-    async def build(self, run: Run, arrays: Arrays, lineage: Mapping[str, Any]) -> Built:
+    async def build(self, run: Run, arrays: Arrays, lineage: Lineage) -> Built:
         """The run's parent with other parameters, as `run.new_version`: packed, quantized, and judged.
 
         A variant that does not pass its own gate is a failed check. Raises PackageError where no version comes of it.

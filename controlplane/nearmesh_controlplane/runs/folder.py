@@ -170,6 +170,12 @@ class RunFolder:
         """By Flower's node id."""
         _write(self.path / "sites.json", _json({str(id): asdict(site) for id, site in sites.items()}))
 
+    def put_round(self, record: RoundRecord, content: bytes | None) -> None:
+        """A finished round that another control plane had, with the file of its parameters where that is kept."""
+        if content is not None:
+            _write(self._rounds / f"{record.number:04}.npz", content)
+        _write(self._rounds / f"{record.number:04}.json", _json(asdict(record)))
+
     def write_initial(self, arrays: Arrays) -> None:
         _write(self.path / "initial.npz", npz(arrays))
 
@@ -225,6 +231,16 @@ class RunFolder:
     def rounds(self) -> list[RoundRecord]:
         """Those finished, in order."""
         return [RoundRecord.of(_read(path)) for path in sorted(self._rounds.glob("*.json"))]
+
+    def round(self, number: int) -> RoundRecord | None:
+        """None: it is not finished."""
+        found = _read(self._rounds / f"{number:04}.json")
+        return RoundRecord.of(found) if found else None
+
+    def content(self, number: int) -> bytes | None:
+        """The file of the parameters after a finished round, with what the strategy remembers; none after round 0."""
+        path = self._rounds / f"{number:04}.npz"
+        return path.read_bytes() if path.is_file() else None
 
     def arrays(self, number: int) -> Arrays:
         """The parameters after a finished round; 0: those that the run began from. Raises OSError, ValueError."""

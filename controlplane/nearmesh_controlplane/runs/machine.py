@@ -51,10 +51,11 @@ class Training:
     engine: EngineStatus
     # Number of the last round that has ended; -1: not even the parent was judged.
     finished: int
-    # A round has ended since the last look.
+    # Something got done since the last look: a round ended.
     fresh: bool = False
     # No round is under way.
     resting: bool = False
+    # Why no further round may begin at this time; the server app has been told.
     closed: str = ""
     end: End | None = None
     judged: Sequence[Judged] | None = None
@@ -93,6 +94,11 @@ def attempted(run: Run) -> Run:
     )
 
 
+def begun(run: Run, engine_run: str) -> Run:
+    """The engine has it."""
+    return dataclasses.replace(run, engine_run=engine_run)
+
+
 def trained(run: Run, look: Training, now_s: float) -> Run:
     """What a run under way is at now; the same object when nothing is different."""
     if _is_done(run, look):
@@ -108,7 +114,7 @@ def trained(run: Run, look: Training, now_s: float) -> Run:
         return failed(run, look.end.reason, now_s) if again else died(run, look.end.reason, now_s)
     if look.engine.state in ENGINE_ENDED:
         return died(run, look.last_words or look.engine.detail or f"its Flower run is {look.engine.state}", now_s)
-    if look.fresh and look.closed and look.finished < run.asked.rounds:
+    if look.closed and look.resting and look.finished < run.asked.rounds:
         return dataclasses.replace(run, state="waiting", reason=look.closed, engine_run="", begun=False)
     return run
 
@@ -150,6 +156,15 @@ def _checking(run: Run) -> Run:
     return dataclasses.replace(run, state="checking", reason="", checks=None, ended_at_s=0.0, tries=0, again_at_s=0.0)
 
 
+def tried(run: Run, now_s: float) -> Run:
+    """Right before something that may kill the control plane, such as making variants of a large model."""
+    if run.tries >= MAX_TRIES:
+        return failed(
+            run, f"given up after {run.tries} attempts: {run.reason or 'each ended the control plane'}", now_s
+        )
+    return dataclasses.replace(run, tries=run.tries + 1)
+
+
 def checked(run: Run, checks: Sequence[Check], now_s: float) -> Run:
     """The gate has looked, first at the numbers, then at each variant as well."""
     found = dataclasses.replace(run, checks=tuple(checks))
@@ -189,7 +204,7 @@ def rolled_out(run: Run, rollout: Rollout) -> Run:
 
 def put_off(run: Run, why: str, now_s: float) -> Run:
     """What it needs is away, which is nobody's fault: it is asked for again and again."""
-    return dataclasses.replace(run, reason=why, again_at_s=now_s + ASK_AGAIN_S)
+    return dataclasses.replace(run, reason=why, tries=max(0, run.tries - 1), again_at_s=now_s + ASK_AGAIN_S)
 
 
 def refused(run: Run, why: str, now_s: float) -> Run:

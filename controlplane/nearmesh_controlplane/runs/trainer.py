@@ -1,0 +1,224 @@
+"""Has the engine make a run's rounds: begins them, takes over each that has ended, and begins anew what has died.
+
+The engine's runs that this process began are known here alone. Whatever the database says is under way and is not
+among them was begun by a process that is no more: it is taken up again from its last round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from nearmesh.errors import InvalidInput, MeshError, NotFound, NotInstalled, PackageError
+from nearmesh_controlplane.runs import machine, schedule
+from nearmesh_controlplane.runs.desk import Desk
+from nearmesh_controlplane.runs.engine import ENDED, Engine, EngineAway
+from nearmesh_controlplane.runs.folder import RoundRecord, RunFolder, SiteInfo
+from nearmesh_controlplane.runs.run import Run, new_pseudonym
+from nearmesh_controlplane.runs.runs import Runs
+from nearmesh_controlplane.runs.sites import Sites
+
+log = logging.getLogger(__name__)
+
+# Of the words that a server app left, so many characters at the end stand in the run.
+LAST_WORDS = 300
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """A run of the engine that this process began."""
+
+    folder: RunFolder
+    engine_run: str
+    # By node, as they were made known to the engine; and who is behind each of its ids, also of keys that are no more.
+    keys: dict[str, str] = field(default_factory=dict)
+    sites: dict[int, SiteInfo] = field(default_factory=dict)
+    held: str = ""
+
+
+class Trainer:
+    """Of every run that is in training."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        desk: Desk,
+        engine: Engine,
+        sites: Sites,
+        on_asked: Callable[[], object],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """`on_asked` is called whenever other nodes are asked than before."""
+        self._runs = runs
+        self._desk = desk
+        self._engine = engine
+        self._sites = sites
+        self._on_asked = on_asked
+        self._wall = wall
+        self._attempts: dict[str, _Attempt] = {}
+
+    def asks(self, node: str) -> bool:
+        """Whether the node is asked to take part in anything now."""
+        return any(node in attempt.keys for attempt in self._attempts.values())
+
+    async def go_on(self, run: Run) -> None:
+        """One look at a run in training. Raises MeshError where something is away."""
+        attempt = self._attempts.get(run.id)
+        if attempt is not None and attempt.engine_run == run.engine_run:
+            await self._look(run, attempt)
+        elif run.stopping:
+            await self._runs.step(run, lambda run: machine.stopped(run, self._wall()))
+        elif self._wall() >= run.again_at_s:
+            await self._begin(run)
+
+    # Beginning
+
+    async def _begin(self, run: Run) -> None:
+        try:
+            await self._engine.prepare()
+        except EngineAway as error:
+            words = f"the engine is away: {error.message}"
+            await self._runs.step(run, lambda run: machine.put_off(run, words, self._wall()))
+            return
+        except NotInstalled as error:
+            await self._fail(run, error)
+            return
+        try:
+            await self._attempt(run)
+        except EngineAway as error:
+            words = f"the engine is away: {error.message}"
+            await self._runs.step(run, lambda run: machine.died(run, words, self._wall()))
+        except (InvalidInput, NotFound, PackageError) as error:
+            await self._fail(run, error)
+
+    async def _fail(self, run: Run, error: MeshError) -> None:
+        await self._runs.step(run, lambda run: machine.failed(run, error.message, self._wall()))
+        await self._rest()
+
+    async def _attempt(self, run: Run) -> None:
+        if run.engine_run:
+            # Of an engine that outlived the control plane.
+            await self._engine.stop(run.engine_run)
+        rounds, arrays = await self._runs.rounds(run.id), await self._runs.arrays(run.id)
+        await self._desk.lay_out(run, rounds, arrays, await self._runs.app(run.id) if run.own_app else b"")
+        run = await self._runs.step(run, machine.attempted)
+        if run.state != "training":
+            return
+        attempt = _Attempt(self._desk.folder(run), "")
+        await self._take_rounds(run, attempt)
+        run = await self._ask(run, attempt)
+        attempt.engine_run = await self._engine.start(self._desk.app(run), self._desk.run_config(run))
+        self._attempts[run.id] = attempt
+        begun = attempt.engine_run
+        run = await self._runs.step(run, lambda run: machine.begun(run, begun))
+        log.info("run id=%s engine_run=%s", run.id, begun)
+        if run.state != "training":
+            await self.leave(run.id)
+
+    async def _ask(self, run: Run, attempt: _Attempt) -> Run:
+        """Makes known to the engine whoever takes part, those that came later, too."""
+        new = [node for node in self._sites.ready(run) if node not in run.nodes]
+        if new:
+            names = {node: new_pseudonym() for node in new}
+            run = await self._runs.step(run, lambda run: machine.joined(run, names))
+        keys = self._sites.keys(run)
+        if keys != attempt.keys:
+            ids = await self._engine.register(keys)
+            attempt.sites |= {ids[node]: self._sites.info(run, node) for node in keys}
+            await asyncio.to_thread(attempt.folder.write_sites, attempt.sites)
+            attempt.keys = keys
+            self._on_asked()
+        return run
+
+    # While it runs
+
+    async def _look(self, run: Run, attempt: _Attempt) -> None:
+        # First: what has ended has written all that it will.
+        status = await self._engine.status(attempt.engine_run)
+        fresh = await self._take_rounds(run, attempt)
+        run = await self._ask(run, attempt)
+        folder = attempt.folder
+        progress, end, judged = await asyncio.to_thread(lambda: (folder.progress(), folder.end(), folder.judged()))
+        rounds = await self._runs.rounds(run.id)
+        await self._runs.tell_progress(run.id, progress)
+        closed = self.closed(run, attempt.keys)
+        look = machine.Training(
+            engine=status,
+            finished=_finished(rounds),
+            fresh=fresh,
+            resting=progress is None or progress.phase == "waiting",
+            closed=closed if attempt.held else "",
+            end=end,
+            judged=judged,
+            last_words=await self._last_words(attempt) if status.state in ENDED and not end else "",
+        )
+        await self._hold(attempt, "it is being stopped" if run.stopping else closed)
+        after = await self._runs.step(run, lambda run: machine.trained(run, look, self._wall()))
+        if after.state != "training" or after.engine_run != attempt.engine_run:
+            await self.leave(run.id)
+
+    async def _take_rounds(self, run: Run, attempt: _Attempt) -> bool:
+        """Into the database, each that has ended; whether there were any."""
+        number = first = _finished(await self._runs.rounds(run.id)) + 1
+        if not first and not await asyncio.to_thread(attempt.folder.round, 0):
+            # An app of the data team's own need not judge the parent.
+            number = first = 1
+        while record := await asyncio.to_thread(attempt.folder.round, number):
+            content = await asyncio.to_thread(attempt.folder.content, number)
+            await self._runs.take_round(run.id, record, content)
+            number += 1
+        return number > first
+
+    def closed(self, run: Run, nodes: Collection[str]) -> str:
+        """Why no round of the run may begin at this time; empty: it may."""
+        when = run.asked.when
+        if not (when.window or when.idle_below or when.usd_per_hour_below):
+            return ""
+        rule = schedule.parse(when.window, when.idle_below, when.usd_per_hour_below)
+        wait = schedule.wait(rule, self._sites.now(nodes), self._wall())
+        return wait.why if wait else ""
+
+    async def _hold(self, attempt: _Attempt, why: str) -> None:
+        """Has no further round begin, or lets them; who is told so may be beginning one this moment, which ends."""
+        if bool(why) == bool(attempt.held):
+            return
+        await asyncio.to_thread(attempt.folder.hold, why) if why else await asyncio.to_thread(attempt.folder.release)
+        attempt.held = why
+
+    async def _last_words(self, attempt: _Attempt) -> str:
+        lines = (await self._engine.log(attempt.engine_run)).strip().splitlines()
+        return lines[-1][-LAST_WORDS:] if lines else ""
+
+    # The end
+
+    async def leave(self, id: str) -> None:
+        """The run has left training, or begins anew."""
+        attempt = self._attempts.pop(id, None)
+        if attempt is None:
+            return
+        self._on_asked()
+        try:
+            await self._engine.stop(attempt.engine_run)
+        except EngineAway as error:
+            log.warning("engine_run=%s was not ended: %s", attempt.engine_run, error.message)
+        await self._rest()
+        await asyncio.to_thread(self._desk.tidy, {run.id for run in self._runs.active()})
+
+    async def _rest(self) -> None:
+        """The engine may rest when no run is in training, also none that is just about to begin."""
+        if not self._attempts and not any(run.state == "training" for run in self._runs.active()):
+            await self._engine.release()
+
+    async def leave_all(self) -> None:
+        """This control plane does not lead any more."""
+        for id in list(self._attempts):
+            await self.leave(id)
+        await self._engine.release()
+
+
+def _finished(rounds: Sequence[RoundRecord]) -> int:
+    """Number of the last round that has ended; -1: none has."""
+    return rounds[-1].number if rounds else -1
