@@ -55,6 +55,8 @@ MAX_MESSAGE_CHARACTERS = 600
 ANYONE = "anyone"
 PEOPLE = frozenset({"client", "data", "operator"})
 OPERATORS = frozenset({"operator"})
+# Who may have models trained, and put into serving what comes of it.
+TRAINERS = frozenset({"data", "operator"})
 MACHINES = frozenset({"node", "gateway"})
 EVERYONE = PEOPLE | MACHINES | {ANYONE}
 

@@ -18,12 +18,20 @@ from starlette.routing import Route
 
 from nearmesh.oci_layout import Layout
 from nearmesh.process import only_one, rare_collections
-from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, Gatekeeper
+from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, TRAINERS, Gatekeeper
 from nearmesh.snapshot import SnapshotRoutes
 from nearmesh.tls import Credentials
 from nearmesh.transport.health import Health
 from nearmesh.transport.server import Server
-from nearmesh.v1 import admin_pb2_grpc, catalog_pb2, catalog_pb2_grpc, node_pb2, node_pb2_grpc, route_pb2_grpc
+from nearmesh.v1 import (
+    admin_pb2_grpc,
+    catalog_pb2,
+    catalog_pb2_grpc,
+    node_pb2,
+    node_pb2_grpc,
+    route_pb2_grpc,
+    run_pb2_grpc,
+)
 from nearmesh.xds.ads import AggregatedDiscovery
 from nearmesh_controlplane.admin import AdminServicer
 from nearmesh_controlplane.audit import Audit
@@ -67,7 +75,17 @@ from nearmesh_controlplane.routing.residency import ResidencyRules
 from nearmesh_controlplane.routing.router import Router
 from nearmesh_controlplane.routing.servicer import RouteServicer
 from nearmesh_controlplane.routing.snapshots import Snapshots
+from nearmesh_controlplane.runs.calls import RunCalls
+from nearmesh_controlplane.runs.chain import Chain
+from nearmesh_controlplane.runs.desk import Desk
+from nearmesh_controlplane.runs.driver import Driver
+from nearmesh_controlplane.runs.flower import FlowerEngine
+from nearmesh_controlplane.runs.published import Published
+from nearmesh_controlplane.runs.runs import Runs
+from nearmesh_controlplane.runs.servicer import RunServicer
+from nearmesh_controlplane.runs.sites import Sites
 from nearmesh_controlplane.runs.superlink import SuperLink
+from nearmesh_controlplane.runs.trainer import Trainer
 from nearmesh_controlplane.web.fleet_api import FleetApi
 from nearmesh_controlplane.web.metrics import MeshMetrics, Observed
 from nearmesh_controlplane.web.peer import HttpsServer
@@ -94,6 +112,10 @@ POLICY = {
     "/nearmesh.v1.CatalogService/Get": PEOPLE,
     "/nearmesh.v1.CatalogService/Registry": PEOPLE,
     "/nearmesh.v1.CatalogService/": OPERATORS,
+    "/nearmesh.v1.RunService/Get": PEOPLE,
+    "/nearmesh.v1.RunService/List": PEOPLE,
+    "/nearmesh.v1.RunService/Watch": PEOPLE,
+    "/nearmesh.v1.RunService/": TRAINERS,
     "/nearmesh.v1.AdminService/": OPERATORS,
     # gRPC's own xDS client cannot send a token as metadata; the servicer looks for it in the first message.
     ADS: EVERYONE,
@@ -128,10 +150,12 @@ class ControlPlane:
     residency: ResidencyRules
     kept: KeptRoutes | None
     observed: Observed
+    publisher: Publisher
     training: Training
     superlink: SuperLink
-    # Whether a federated run asks for a node; who sets it counts a change whenever the answer is another.
-    asked_to_train: Callable[[str], bool] = lambda node: False
+    runs: Runs
+    run_driver: Driver
+    run_calls: RunCalls
 
     @classmethod
     async def open(cls, config: MeshConfig) -> ControlPlane:
@@ -175,6 +199,8 @@ class ControlPlane:
         await rollouts.restore()
         idle = IdleBook(db, changes, catalog)
         await idle.restore()
+        runs = Runs(db, audit, name=config.name)
+        await runs.restore()
         gatherer = Gatherer(registry, catalog, measurements, residency, prices, clock=time.monotonic, kept=idle.kept)
         router = Router(
             config.mesh, registry, catalog, gatherer, changes, config.endpoint_override, clock=time.monotonic
@@ -198,6 +224,8 @@ class ControlPlane:
                 ("transfer_prices",): prices.restore,
                 ("residency",): residency.restore,
                 ("idle",): idle.restore,
+                ("runs", "run_rounds"): runs.restore,
+                ("run_progress",): runs.restore_progress,
             },
         )
         rollouts.leads = role.decides
@@ -223,6 +251,21 @@ class ControlPlane:
         )
         layout = Layout(config.data / "oci")
         mirror = Mirror(config.name, role, layout, catalog, authority, changes)
+        signing = Signing(config.mesh, authority.model_key, layout)
+        publisher = Publisher(catalog, layout, signing, audit, config.max_blob_bytes, mirror.copied, idle)
+        training = Training(registry, changes, time.monotonic)
+        superlink = SuperLink(config.runs, authority, config.data / "flower")
+        candidates = Published(config.data / "runs" / "candidates", layout, catalog, publisher)
+        sites = Sites(registry, training.status, measurements.utilization)
+        desk = Desk(config.data / "runs" / "folders", candidates)
+        driver = Driver(
+            runs,
+            Trainer(runs, desk, FlowerEngine(superlink), sites, changes.bump),
+            Chain(runs, candidates, catalog, rollouts),
+            sites,
+            address=config.reached_at(config.listen.http),
+            leads=role.decides,
+        )
         return cls(
             config=config,
             authority=authority,
@@ -234,7 +277,7 @@ class ControlPlane:
             idle=idle,
             scaler=scaler,
             layout=layout,
-            signing=Signing(config.mesh, authority.model_key, layout),
+            signing=signing,
             mirror=mirror,
             router=router,
             measurements=measurements,
@@ -247,10 +290,20 @@ class ControlPlane:
             residency=residency,
             kept=kept,
             observed=Observed(
-                changes=changes, registry=registry, router=router, measurements=measurements, role=role, feed=feed
+                changes=changes,
+                registry=registry,
+                router=router,
+                measurements=measurements,
+                role=role,
+                feed=feed,
+                runs=runs,
             ),
-            training=Training(registry, changes, time.monotonic),
-            superlink=SuperLink(config.runs, authority, config.data / "flower"),
+            publisher=publisher,
+            training=training,
+            superlink=superlink,
+            runs=runs,
+            run_driver=driver,
+            run_calls=RunCalls(runs, catalog, registry, candidates),
         )
 
     def take_prices(self, state: FeedState) -> None:
@@ -268,10 +321,6 @@ class ControlPlane:
         """How the nodes of a region reach a node: by the way that the region's clients go."""
         address = self.router.address(region, node, "mesh")
         return node_pb2.Peer(node=node.id, address=address, server_name=self.router.server_name(node.id))
-
-    def superlink_for(self, node: str) -> str | None:
-        """Where a node's SuperNode finds the SuperLink, host:port; None while no federated run asks for the node."""
-        return self.config.reached_at(self.config.listen.http) if self.asked_to_train(node) else None
 
     def add_servicers(self, server: Server, gatekeeper: Gatekeeper) -> None:
         """Every gRPC service of the control plane."""
@@ -291,7 +340,7 @@ class ControlPlane:
                 holders=holders.of,
                 kept=self.idle.wanted,
                 unload_after_s=lambda model: self.idle.policy(model).unload_after_s,
-                training=self.superlink_for,
+                training=self.run_driver.wanted_training,
             )
             state.control_planes.extend(peer.mesh for peer in self.role.known())
             state.model_keys_pem.append(model_key)
@@ -328,15 +377,7 @@ class ControlPlane:
         catalog_pb2_grpc.add_CatalogServiceServicer_to_server(
             CatalogServicer(
                 self.catalog,
-                Publisher(
-                    self.catalog,
-                    self.layout,
-                    self.signing,
-                    self.audit,
-                    self.config.max_blob_bytes,
-                    self.mirror.copied,
-                    self.idle,
-                ),
+                self.publisher,
                 self.registry,
                 catalog_pb2.RegistryResponse(url=registry_url, model_keys_pem=[model_key]),
                 calls=RolloutCalls(
@@ -351,6 +392,7 @@ class ControlPlane:
             ),
             server,
         )
+        run_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(self.run_calls), server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
             AdminServicer(
                 self.authority,
@@ -423,6 +465,7 @@ async def serve(config: MeshConfig, stop: asyncio.Event) -> None:
                     tasks.create_task(plane.rollouts.run()),
                     tasks.create_task(plane.scaler.run()),
                     tasks.create_task(plane.superlink.run()),
+                    tasks.create_task(plane.run_driver.run()),
                 ]
                 if plane.feed:
                     background.append(tasks.create_task(plane.feed.run(plane.take_prices)))

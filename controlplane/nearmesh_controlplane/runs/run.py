@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from nearmesh_controlplane.runs.folder import Judged
 
@@ -28,6 +28,7 @@ State = Literal[
     "stopped",
     "failed",
 ]
+STATES: tuple[State, ...] = get_args(State)
 ENDED = ("served", "refused", "rolled back", "stopped", "failed")
 # Of these, a model has one at a time: what one run ends in is what the next one begins from.
 AT_WORK = ("training", "checking", "publishing", "rolling out")

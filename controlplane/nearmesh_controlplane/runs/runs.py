@@ -48,8 +48,8 @@ class Runs:
         self._runs: dict[str, Run] = {}
         self._rounds: dict[str, list[RoundRecord]] = {}
         self._progress: dict[str, Progress] = {}
-        # Since this control plane began: rounds that it has taken over.
-        self.rounds_taken = 0
+        # Since this control plane began: rounds that it has taken over, and times that it took a run up again.
+        self.rounds_taken, self.taken_up = 0, 0
 
     async def restore(self) -> None:
         """Reads the durable state: at the start, and when another control plane wrote some of it."""
@@ -155,6 +155,7 @@ class Runs:
         """
         id = before.id
         after = await self._change(id, lambda run: step(run) if run.state == before.state else run, leader=True)
+        self.taken_up += max(0, after.resumed - before.resumed)
         if after.state != before.state:
             log.info("run id=%s model=%s is %s: %s", id, after.model, after.state, after.reason)
             if not after.active:

@@ -30,6 +30,8 @@ from nearmesh_controlplane.routing.demand import Key
 from nearmesh_controlplane.routing.load_reports import LoadReports
 from nearmesh_controlplane.routing.measurements import Measurements
 from nearmesh_controlplane.routing.router import Router
+from nearmesh_controlplane.runs.run import STATES
+from nearmesh_controlplane.runs.runs import Runs
 
 # Regions times models times objectives of a large mesh.
 MAX_SERIES = 5_000
@@ -47,6 +49,7 @@ class Observed:
     measurements: Measurements
     role: Role
     feed: Feed | None = None
+    runs: Runs | None = None
     discovery: AggregatedDiscovery | None = None
     load_reports: LoadReports | None = None
 
@@ -80,7 +83,7 @@ class MeshMetrics:
         return Figures(
             calls=heapq.nlargest(MAX_SERIES, measurements.accuracy_now(), key=lambda row: row.answered + row.failed),
             demand=dict(heapq.nlargest(MAX_SERIES, demand.items(), key=lambda item: item[1])),
-            others=[*self._planning(), *self._delivery(), *self._nodes(), *self._feed()],
+            others=[*self._planning(), *self._delivery(), *self._nodes(), *self._feed(), *self._runs()],
         )
 
     def written(self, figures: Figures) -> bytes:
@@ -124,6 +127,17 @@ class MeshMetrics:
             state = self._observed.feed.state
             yield _gauge("price_feed_ok", "0 while what the feed says is not in force.", not state.error)
             yield _gauge("price_feed_read_time_seconds", "When the prices in force were read.", state.read_at_s)
+
+    def _runs(self) -> Iterator[Metric]:
+        if self._observed.runs:
+            runs = self._observed.runs
+            family = GaugeMetricFamily("nearmesh_runs", "Federated runs, of late, by state.", labels=("state",))
+            counts = runs.counts()
+            for state in STATES:
+                family.add_metric([state.replace(" ", "_")], counts.get(state, 0))
+            yield family
+            yield _counter("run_rounds", "Rounds of federated runs that ended here.", runs.rounds_taken)
+            yield _counter("runs_taken_up_again", "Times that a run went on after something had died.", runs.taken_up)
 
 
 def _calls(rows: Sequence[Accuracy]) -> Iterator[Metric]:
