@@ -45,16 +45,28 @@ class Child:
 
     async def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Call it from the thread that lives as long as the control plane does."""
-        self._process = await asyncio.create_subprocess_exec(
-            *leashed(command),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=dict(environment),
-            start_new_session=True,
+        # A pipe of our own: asyncio's would have `wait` wait for everybody who has inherited it.
+        read, write = os.pipe()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *leashed(command),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=write,
+                stderr=asyncio.subprocess.STDOUT,
+                env=dict(environment),
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(read)
+            raise
+        finally:
+            os.close(write)
+        output = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(output), os.fdopen(read, "rb")
         )
-        assert self._process.stdout is not None
-        self._output = asyncio.create_task(self._log.take(self._process.stdout))
+        self._output = asyncio.create_task(self._log.take(output))
+        self._output.add_done_callback(lambda _: transport.close())
         log.info("%s started pid=%d", self.name, self._process.pid)
 
     async def ended(self) -> int:
@@ -77,6 +89,7 @@ class Child:
             log.info("%s stopped", self.name)
         if self._output:
             self._output.cancel()
+            await asyncio.wait({self._output})
 
     def last_words(self, lines: int = 5) -> str:
         """The end of what it printed, for a message to a person."""
@@ -112,13 +125,16 @@ class Log:
         self.path = path
 
     async def take(self, output: asyncio.StreamReader) -> None:
-        """Until the process closes its output."""
+        """Until nobody has the other end of the pipe any more."""
         while piece := await output.read(64 * 1024):
-            try:
-                self._write(piece)
-            except OSError as error:
-                # A full disk must not stop the process, which would stand still if nobody read what it prints.
-                log.error("%s cannot be written: %s", self.path, error)
+            self._keep(piece)
+
+    def _keep(self, piece: bytes) -> None:
+        try:
+            self._write(piece)
+        except OSError as error:
+            # A full disk must not stop the process, which would stand still if nobody read what it prints.
+            log.error("%s cannot be written: %s", self.path, error)
 
     def _write(self, piece: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -176,7 +177,7 @@ def _bundle(app: Path, run_config: RunConfig) -> Any:
         content = app.read_bytes() if app.is_file() else build_fab_from_disk(app)
         own = flatten_dict(get_fab_config(content)["tool"]["flwr"]["app"].get("config"))
         fuse_dicts(own, dict(run_config), check_keys=True)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise InvalidInput(f"the Flower app {app} cannot be run: {error}") from None
     request = _messages().StartRunRequest(override_config=user_config_to_proto(dict(run_config)))
     request.fab.hash_str, request.fab.content = hashlib.sha256(content).hexdigest(), content
