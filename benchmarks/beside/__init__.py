@@ -1,0 +1,1 @@
+"""Requests to a node with training beside them, and without."""
