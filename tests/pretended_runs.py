@@ -93,10 +93,10 @@ class FakeEngine:
     async def online(self) -> frozenset[int]:
         return frozenset(self.ids.values())
 
-    async def start(self, app: Path, run_config: RunConfig) -> str:
+    async def start(self, app: Path, run_config: RunConfig, folder: Path | None = None) -> str:
         self._check()
         id = str(len(self.runs) + 1)
-        self.runs[id] = _EngineRun(RunFolder(app.parent), run_config)
+        self.runs[id] = _EngineRun(RunFolder(folder or app.parent), run_config)
         return id
 
     async def status(self, run: str) -> EngineStatus:

@@ -83,6 +83,15 @@ def _check_external(variant: Variant, model: ModelProto) -> None:
             )
 
 
+def input_names(path: Path) -> tuple[str, ...]:
+    """What a caller has to give, in the graph's order; not what has a value in the graph. The file is an ONNX model."""
+    from onnx import load_model
+
+    graph = load_model(str(path), load_external_data=False).graph
+    given = {tensor.name for tensor in graph.initializer}
+    return tuple(info.name for info in graph.input if info.name not in given)
+
+
 def external_files(model: ModelProto) -> Iterator[str]:
     """Where the tensors lie that are not in the model's own file, each once."""
     from onnx import TensorProto

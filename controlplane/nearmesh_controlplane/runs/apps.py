@@ -8,7 +8,7 @@ import shutil
 import tomllib
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,22 @@ clientapp = "{client}"
 
 
 def write_app(
-    folder: Path, *, recipe: bytes, model: str, metric: str, settings: Mapping[str, Any], run_folder: Path
+    folder: Path,
+    *,
+    recipe: bytes,
+    model: str,
+    metric: str,
+    inputs: Sequence[str],
+    settings: Mapping[str, Any],
+    run_folder: Path,
 ) -> None:
     """The mesh's app into `folder`: both of its halves are installed where they run, so only the recipe travels."""
-    config: dict[str, Any] = {"run-folder": str(run_folder.absolute()), "model": model, "metric": metric}
+    config: dict[str, Any] = {
+        "run-folder": str(run_folder.absolute()),
+        "model": model,
+        "metric": metric,
+        "inputs": ",".join(inputs),
+    }
     config |= {f"{SETTING}{name}": value for name, value in settings.items()}
     text = _PYPROJECT.format(
         server=SERVER_APP,

@@ -38,6 +38,8 @@ class Parent:
     arrays: Arrays
     metric: str
     tolerance: float
+    # Of the graph, by which sites know their data's columns.
+    inputs: tuple[str, ...] = ()
     settings: Mapping[str, Any]
     limits: Limits = field(default_factory=Limits)
 

@@ -84,6 +84,7 @@ class Desk:
             recipe=parent.recipe,
             model=run.model,
             metric=parent.metric,
+            inputs=parent.inputs,
             settings=found.settings,
             run_folder=folder.path,
         )

@@ -109,9 +109,7 @@ def trained(run: Run, look: Training, now_s: float) -> Run:
         # Something got done, so whatever died before that is forgiven.
         run = dataclasses.replace(run, tries=0, reason="")
     if look.end is not None and look.end.reason:
-        # Said twice in a row, it will be said again.
-        again = run.reason.endswith(look.end.reason)
-        return failed(run, look.end.reason, now_s) if again else died(run, look.end.reason, now_s)
+        return failed(run, look.end.reason, now_s)
     if look.engine.state in ENGINE_ENDED:
         return died(run, look.last_words or look.engine.detail or f"its Flower run is {look.engine.state}", now_s)
     if look.closed and look.resting and look.finished < run.asked.rounds:

@@ -27,6 +27,7 @@ from nearmesh.oci_layout import Layout
 from nearmesh.package import MANIFEST_FILE, Package
 from nearmesh.packaging import again, parameters
 from nearmesh.packaging.afresh import Afresh, Packed, from_json
+from nearmesh.packaging.graph import input_names
 from nearmesh.process import leashed
 from nearmesh.v1 import catalog_pb2 as pb
 from nearmesh_controlplane.catalog.catalog import Catalog, Version
@@ -86,6 +87,7 @@ class Published:
             arrays=parameters.read(files[trained.file], training.parameters),
             metric=training.metric,
             tolerance=training.tolerance,
+            inputs=input_names(files[trained.file]),
             settings=training.settings,
             limits=Limits(
                 largest_site_loss=training.gate.largest_site_loss,

@@ -110,7 +110,12 @@ class Trainer:
         attempt = _Attempt(self._desk.folder(run), "")
         await self._take_rounds(run, attempt)
         run = await self._ask(run, attempt)
-        attempt.engine_run = await self._engine.start(self._desk.app(run), self._desk.run_config(run))
+        attempt.engine_run = await self._engine.start(
+            self._desk.app(run),
+            self._desk.run_config(run),
+            # The mesh's own app knows its folder.
+            attempt.folder.path if run.own_app else None,
+        )
         self._attempts[run.id] = attempt
         begun = attempt.engine_run
         run = await self._runs.step(run, lambda run: machine.begun(run, begun))
