@@ -86,9 +86,7 @@ class RunsConfig:
             if not self.ca:
                 raise InvalidInput(f"superlink {self.superlink!r} needs `ca`: the file of whom its certificate is from")
         elif self.ca or self.superexec_secret:
-            raise InvalidInput(
-                "`ca` and `superexec_secret` are of a SuperLink of somebody else's: name it, `superlink`"
-            )
+            raise InvalidInput("`ca` and `superexec_secret` are for somebody else's SuperLink: name it, `superlink`")
         for name in ("ca", "superexec_secret"):
             if "://" in getattr(self, name):
                 raise InvalidInput(f"{name} is a file's path, not {getattr(self, name)!r}")
