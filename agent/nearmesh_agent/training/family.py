@@ -56,10 +56,12 @@ class Family:
         """All as of the last look."""
         return [member for member in self._members.values() if not member.ended]
 
-    def look(self) -> float:
-        """Finds who has come and who is gone; all that they used so far, processor seconds."""
-        pids = set(_numbers(self._proc))
-        self._others &= pids
+    def look(self, *, search: bool = True) -> float:
+        """Finds who is gone, and with a `search` who has come; all that they used so far, processor seconds."""
+        pids = set(self._members)
+        if search:
+            pids = set(_numbers(self._proc))
+            self._others &= pids
         seen: dict[int, Process] = {}
         # A parent has the smaller id, until ids begin anew; then its child is found by the group.
         for pid in sorted(pids - self._others - {self._me}):

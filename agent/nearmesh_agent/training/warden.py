@@ -29,8 +29,9 @@ from nearmesh_agent.training.family import Family, send, whole_session_gives_way
 from nearmesh_agent.training.slices import Slices
 
 _PR_SET_CHILD_SUBREAPER = 36
-# Without apps at work it is looked after them so often; one that has just begun imports for seconds.
-_IDLE_S = 0.1
+# Apps are looked for so often: among all processes of the machine, of which there may be thousands. One that has just
+# begun imports for seconds.
+_SEARCH_EVERY_S = 0.1
 # The agent is silent for so long: it hangs, and nobody looks after serving.
 _SILENT_S = 5.0
 # From SIGTERM until what is left is killed. A SuperNode ends within a second.
@@ -52,7 +53,7 @@ class Warden:
         self._file = os.open(yielded, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._yielded_s = _number(os.pread(self._file, 64, 0))
         self._looked_s = self._heard_s = time.monotonic()
-        self._spoke_s = 0.0
+        self._spoke_s = self._searched_s = 0.0
         self._unread = b""
         self._ending_s: float | None = None
         self._supernode = _spawn(command)
@@ -82,7 +83,9 @@ class Warden:
         return self._ending_s is not None and time.monotonic() > self._ending_s + _END_WITHIN_S
 
     def _step(self, now_s: float) -> None:
-        used_s = self._family.look()
+        search = now_s >= self._searched_s + _SEARCH_EVERY_S
+        self._searched_s = now_s if search else self._searched_s
+        used_s = self._family.look(search=search)
         if now_s > self._heard_s + _SILENT_S:
             self._slices.share = min(self._slices.share, LEAST_SHARE)
         if self._family.workers and self._still:
@@ -100,7 +103,7 @@ class Warden:
         self._reap()
 
     def _wait_s(self) -> float:
-        return self._slices.look_in_s() if self._family.workers else _IDLE_S
+        return self._slices.look_in_s() if self._family.workers else _SEARCH_EVERY_S
 
     def _hear(self, wait_s: float) -> bool:
         """Waits for a word of the agent's; False when there will be none any more."""
