@@ -1,11 +1,9 @@
-"""Writes the file that it is told: digits of the training part, by whose values the ranges of 8 bits are set."""
+"""Writes the file that it is told: the author's images, by whose values the ranges of 8 bits are set."""
 
 import sys
 
 import numpy as np
-from data import split
-
-COUNT = 256
+from data import authors
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], **{"input.pixels": split()[0][:COUNT]})
+    np.savez(sys.argv[1], **{"input.pixels": authors()[0]})

@@ -116,11 +116,17 @@ The mesh stays up until Ctrl-C. In another terminal (after `. .venv/bin/activate
   nearmesh route explain --from {region} --model file-type   why a request goes where it goes
   nearmesh node price {child.name} 0.1                 make a region cheap, and ask again
   nearmesh dev kill {child.name}                       kill -9; nobody sees an error, and it comes back
-  nearmesh infer file-type --help                              ask a model from the command line
+  nearmesh infer file-type --help                              ask a model from the command line{_training(mesh)}
 A stock tritonclient reaches every model at {gateway} (the gateway in {region}).
 Addresses and process ids are in {mesh.plan.folder}/{MESH_FILE}, logs in {mesh.plan.folder}/logs.""",
         soft_wrap=True,
     )
+
+
+def _training(mesh: Any) -> str:
+    if not mesh.plan.trains:
+        return ""
+    return "\n  nearmesh run start --model digits --rounds 3                 train a model where the data are"
 
 
 @dev.command()

@@ -17,9 +17,10 @@ from typing import Any
 
 from nearmesh.client.admin import AdminClient
 from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
+from nearmesh.devmesh import training
 from nearmesh.devmesh.children import Child, ChildFailed, script
 from nearmesh.devmesh.folder import MESH_FILE as MESH_FILE
-from nearmesh.devmesh.plan import MESH, MODELS, REGIONS, Plan, gateway_of, local, node_of, round_trip_ms, site_of
+from nearmesh.devmesh.plan import MESH, REGIONS, Plan, gateway_of, local, node_of, round_trip_ms, site_of
 from nearmesh.devmesh.samples import CHECKOUT
 from nearmesh.errors import AlreadyExists, ConfigError, MeshError, NotFound
 from nearmesh.ids import Kind
@@ -89,9 +90,12 @@ class LocalMesh:
         async with self.admin() as admin:
             await self._watched(self._first_answer(admin), "the control plane to answer")
             self._say("fetching and checking the models; starting three nodes and three gateways")
-            building = asyncio.gather(*(asyncio.to_thread(build, CHECKOUT / "models" / model) for model in MODELS))
+            building = asyncio.gather(
+                *(asyncio.to_thread(build, CHECKOUT / "models" / model) for model in self.plan.models)
+            )
+            preparing = asyncio.gather(building, self._sites_data())
             await self._start_machines(admin)
-            self._artifacts = list(await building)
+            self._artifacts, _ = await preparing
             for artifact in self._artifacts:
                 await self._publish(admin, artifact)
                 await admin.deploy(artifact.manifest.model, artifact.manifest.version)
@@ -99,6 +103,10 @@ class LocalMesh:
             await self._watched(self._all_serve(admin), "every node to serve every model")
             await self._watched(self._all_measured(admin), "the gateways to measure the way to every node")
         self.write_state()
+
+    async def _sites_data(self) -> None:
+        if self.plan.trains:
+            await training.write_data([self.plan.training_data(region) for region in REGIONS])
 
     async def _publish(self, admin: AdminClient, artifact: Artifact) -> None:
         try:
@@ -165,7 +173,7 @@ class LocalMesh:
         while True:
             models = await admin.models()
             serving = {(model.name, replica.node) for model in models for replica in model.replicas if _ready(replica)}
-            if all((model, node_of(region)) in serving for model in MODELS for region in REGIONS):
+            if all((model, node_of(region)) in serving for model in self.plan.models for region in REGIONS):
                 return
             for model in models:
                 for replica in model.replicas:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import tomli_w
 
+from nearmesh.devmesh import training
 from nearmesh.devmesh.ports import free_ports
 
 MESH = "dev"
@@ -83,6 +84,8 @@ class Plan:
     # By client region, node's region and listener.
     links: dict[tuple[str, str, str], int]
     usd_per_hour: dict[str, float]
+    # Whether nodes take part in federated rounds.
+    trains: bool = False
 
     # Also the sign by which a folder is known to be a local mesh's.
     WAN_CONFIG: ClassVar[str] = "wan.json"
@@ -102,6 +105,7 @@ class Plan:
             gateways={region: next(ports) for region in REGIONS},
             links={pair: next(ports) for pair in pairs},
             usd_per_hour=dict(USD_PER_HOUR),
+            trains=training.is_possible(),
         )
 
     # Files for the processes
@@ -131,6 +135,10 @@ class Plan:
     def node_config(self, region: str) -> Path:
         return self.folder / f"{node_of(region)}.toml"
 
+    def training_data(self, region: str) -> Path:
+        """What the region's node trains on."""
+        return self.folder / "data" / region / training.MODEL
+
     def gateway_config(self, region: str) -> Path:
         return self.folder / f"{gateway_of(region)}.toml"
 
@@ -145,6 +153,11 @@ class Plan:
         """The nodes' ids by their public listeners as clients of the region reach them, the nearest first."""
         nearest = sorted(REGIONS, key=lambda other: round_trip_ms(region, other))
         return {local(self.links[region, other, "public"]): node_of(other) for other in nearest}
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The packages that are served."""
+        return (*MODELS, training.MODEL) if self.trains else MODELS
 
     def _toml(self, path: Path, content: dict[str, Any]) -> None:
         path.write_text(tomli_w.dumps(content))
@@ -181,7 +194,12 @@ class Plan:
                 "mesh": local(ports.mesh),
                 "metrics": local(ports.metrics),
             },
+            **({"training": self._training(region)} if self.trains else {}),
         }
+
+    def _training(self, region: str) -> dict[str, Any]:
+        data = {training.MODEL: {"path": str(self.training_data(region))}}
+        return {"allowed": True, "cpu_share": training.CPU_SHARE, "data": data}
 
     def _gateway(self, region: str) -> dict[str, Any]:
         return {
