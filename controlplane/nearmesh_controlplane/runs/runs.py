@@ -169,7 +169,9 @@ class Runs:
         """A round has ended. The leader's. Raises NotLeader."""
         if await self._db.run_as_leader(store.add_round, id, record, content):
             log.info("run id=%s round=%d ended sites=%d", id, record.number, len(record.sites))
-            self._rounds.setdefault(id, []).append(record)
+            # Of a run whose rounds are not known here they are read when they are asked for.
+            if id in self._rounds:
+                self._rounds[id].append(record)
             self.rounds_taken += 1
             self.changes.bump()
 
@@ -193,9 +195,10 @@ class Runs:
             if after is not None:
                 self._know(after)
                 return after
-            await self.restore()
-            # It may be none of those that are kept in memory.
-            self._runs.pop(id, None)
+            # Somebody else was faster; what they made of it counts.
+            newer = await self._db.run(store.read, id)
+            if newer is not None:
+                self._know(newer)
         raise Unreachable(f"run {id} is being changed by others all the time; try again")
 
     def _know(self, run: Run) -> None:
