@@ -367,7 +367,9 @@ async def test_a_node_that_is_removed_is_not_asked_any_more(world: World) -> Non
 
 async def test_runs_of_one_model_follow_each_other(world: World) -> None:
     async with plane(world) as found:
-        first, second = await found.start(), await found.start()
+        first = await found.start()
+        found.state.wall.now_s += 1
+        second = await found.start()
         await found.look()
         waiting = await found.get(second.id)
         assert (waiting.state, waiting.reason) == (WAITING, f"waits for run {first.id}, which is at work")
@@ -467,7 +469,9 @@ async def test_a_model_without_training_is_refused_at_once(world: World) -> None
 
 async def test_a_bug_ends_its_run_and_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async with plane(world) as found:
-        bad, good = await found.start(auto_promote=True), await found.start(promote=QUICK)
+        bad = await found.start(auto_promote=True)
+        found.state.wall.now_s += 1
+        good = await found.start(promote=QUICK)
 
         async def build(*_args: object) -> None:
             raise ZeroDivisionError
