@@ -80,6 +80,25 @@ def holder(folder: Path) -> int | None:
     return None
 
 
+def hold_for_life(path: Path) -> None:
+    """Has `has_died` say of this process, through the file at `path`, whether it is gone, whatever ended it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    # Not before: who finds it empty does not know yet.
+    os.write(handle, str(os.getpid()).encode())
+
+
+def has_died(path: Path) -> bool:
+    """Whether there was a process that held `path` for its life, and there is none any more."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return bool(file.read())
+    except (FileNotFoundError, BlockingIOError):
+        return False
+
+
 def leashed(command: Sequence[str]) -> list[str]:
     """The command line of a child that the kernel ends when this process is gone, even by SIGKILL.
 

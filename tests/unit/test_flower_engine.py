@@ -38,6 +38,8 @@ class FakeControl:
         self.called: list[str] = []
         self.runs: dict[int, Run] = {}
         self.answers: dict[str, Handler] = {}
+        # Runs whose server app was killed, by their ids.
+        self.dead: set[str] = set()
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         name = request.url.path.removeprefix("/v1/control/")
@@ -72,7 +74,9 @@ def control() -> FakeControl:
 @pytest.fixture
 def engine(control: FakeControl) -> FlowerEngine:
     client = httpx.AsyncClient(transport=httpx.MockTransport(control))
-    link: Any = SimpleNamespace(client=client, url=lambda path: f"https://superlink{path}")
+    link: Any = SimpleNamespace(
+        client=client, url=lambda path: f"https://superlink{path}", server_app_died=lambda run: run in control.dead
+    )
     return FlowerEngine(link)
 
 
@@ -134,6 +138,18 @@ async def test_how_a_run_stands(
     assert await engine.status("7") == EngineStatus(state=state, detail="why")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("status", "state"), [("starting", "waiting"), ("running", "failed"), ("finished", "finished")]
+)
+async def test_a_server_app_that_died_is_known_before_flower_knows_it(
+    engine: FlowerEngine, control: FakeControl, status: str, state: str
+) -> None:
+    run = Run(run_id=7)
+    run.status.status, run.status.sub_status = status, "completed" if status == "finished" else ""
+    control.runs[7], control.dead = run, {"7"}
+    assert (await engine.status("7")).state == state
+
+
 async def test_a_run_that_is_unknown_is_lost(engine: FlowerEngine, control: FakeControl) -> None:
     control.answers["list-runs"] = lambda request: httpx.Response(404, json={"detail": "Run ID not found."})
     assert (await engine.status("7")).state == "lost"
@@ -143,6 +159,8 @@ async def test_a_run_that_is_unknown_is_lost(engine: FlowerEngine, control: Fake
 async def test_stopping_what_is_over_is_no_error(engine: FlowerEngine, control: FakeControl, status: int) -> None:
     control.answers["stop-run"] = lambda request: httpx.Response(status)
     await engine.stop("7")
+    # Upon which Flower throws away what is left of it.
+    assert control.called == ["stop-run", "list-runs"]
 
 
 def unreachable(request: httpx.Request) -> httpx.Response:

@@ -1,14 +1,16 @@
-"""One process for each folder."""
+"""One process for each folder, and what is known of one that is gone."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from nearmesh.errors import AlreadyRunning
-from nearmesh.process import only_one
+from nearmesh.process import has_died, only_one
 
 
 def test_a_folder_is_held_by_one_and_the_other_is_told_by_whom(tmp_path: Path) -> None:
@@ -32,3 +34,26 @@ def test_a_failure_inside_gives_the_folder_back(tmp_path: Path) -> None:
         raise ValueError("inside")
     with only_one(tmp_path, "an agent"):
         pass
+
+
+def test_it_is_known_that_a_process_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "alive" / "7"
+    assert not has_died(path)
+    text = "import pathlib, sys; from nearmesh.process import hold_for_life; hold_for_life(pathlib.Path(sys.argv[1]))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"{text}; print(flush=True); input()", str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdin is not None and child.stdout is not None
+    with child.stdin, child.stdout:
+        child.stdout.readline()
+        assert not has_died(path)
+        child.kill()
+        child.wait()
+        assert has_died(path)
+
+
+def test_one_that_is_about_to_say_that_it_lives_counts_as_alive(tmp_path: Path) -> None:
+    (tmp_path / "7").touch()
+    assert not has_died(tmp_path / "7")

@@ -16,10 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nearmesh.process import hold_for_life
 from nearmesh_controlplane.runs.folder import End, RunFolder
 
 # The folder in which a file named by the Flower run's id holds the path of the run's folder.
 OBSERVED = "NEARMESH_OBSERVED_RUNS"
+# The folder in which a file named by the Flower run's id is held while its server app lives. Flower itself takes a
+# minute to notice that one is gone.
+ALIVE = "NEARMESH_LIVING_RUNS"
 # The app may be here before the control plane has noted whose it is. After so long nobody waits for this run any more:
 # the control plane died between starting it and writing that down, and has started another one.
 KNOWN_WITHIN_S, LOOK_EVERY_S = 30.0, 0.1
@@ -33,16 +37,16 @@ def main() -> None:
     """Runs Flower's program, whose end is this one's."""
     from flwr.superlink.cli import flwr_serverapp
 
-    watch(Path(os.environ[OBSERVED]))
+    watch(Path(os.environ[OBSERVED]), Path(os.environ[ALIVE]))
     flwr_serverapp()
 
 
-def watch(observed: Path) -> None:
-    """From now on, whatever app runs in this process is watched."""
+def watch(observed: Path, alive: Path | None = None) -> None:
+    """From now on, whatever app runs in this process is watched; in `alive` it is told that the process lives."""
     from flwr.serverapp import ServerApp
     from flwr.serverapp.strategy import Strategy
 
-    state = _State(observed)
+    state = _State(observed, alive)
     ServerApp.__call__ = state.called(ServerApp.__call__)  # type: ignore[method-assign]
     Strategy.start = state.started(Strategy.start)  # type: ignore[method-assign]
 
@@ -62,8 +66,9 @@ def folder_of(observed: Path, run: int, clock: Callable[[], float] = time.monoto
 class _State:
     """What is known of the app in this process."""
 
-    def __init__(self, observed: Path) -> None:
+    def __init__(self, observed: Path, alive: Path | None) -> None:
         self._observed = observed
+        self._alive = alive
         self._run = 0
         # Only the first strategy that an app starts is what the run is about.
         self._watched = False
@@ -74,6 +79,8 @@ class _State:
         @functools.wraps(original)
         def call(app: Any, grid: Any, context: Any) -> None:
             self._run = context.run_id
+            if self._alive:
+                hold_for_life(self._alive / str(self._run))
             try:
                 original(app, grid, context)
             except NobodyWaits:

@@ -83,6 +83,8 @@ class FlowerEngine:
 
     async def status(self, run: str) -> EngineStatus:
         control = _messages()
+        # Asked first: an app that has come to its end is known as such before it is gone.
+        died = await asyncio.to_thread(self._superlink.server_app_died, run)
         request = control.ListRunsRequest(run_id=int(run))
         answer = await self._call("list-runs", request, control.ListRunsResponse, allowed=(404,))
         found = answer.run_dict.get(int(run)) if answer is not None else None
@@ -90,6 +92,8 @@ class FlowerEngine:
             return EngineStatus(state="lost", detail="the SuperLink does not know the run; its database is another one")
         ended = found.status.status == "finished"
         state = _ENDS.get(found.status.sub_status, "failed") if ended else _STATES.get(found.status.status, "waiting")
+        if state == "running" and died:
+            return EngineStatus(state="failed", detail="the process of its server app died")
         return EngineStatus(state=state, detail=found.status.details)
 
     async def log(self, run: str) -> str:
@@ -119,6 +123,8 @@ class FlowerEngine:
         request = control.StopRunRequest(run_id=int(run))
         # Unknown, or over already.
         await self._call("stop-run", request, control.StopRunResponse, allowed=(404, 412))
+        # Asked for a run that has ended, Flower throws away what its messages have left.
+        await self.status(run)
 
     # How it is asked
 

@@ -27,6 +27,7 @@ import httpx
 from nearmesh import addresses
 from nearmesh.errors import ConfigError
 from nearmesh.flower_processes import environment, script
+from nearmesh.process import has_died
 from nearmesh.tls import Credentials, write_once
 from nearmesh_controlplane.config import RunsConfig
 from nearmesh_controlplane.registry.authority import Authority
@@ -215,6 +216,14 @@ class SuperLink:
         draft.write_text(str(folder.absolute()), "utf-8")
         draft.replace(self._observed / run)
 
+    def server_app_died(self, run: str) -> bool:
+        """Whether the server app of a Flower run was here and is gone."""
+        return has_died(self._alive / run)
+
+    @property
+    def _alive(self) -> Path:
+        return self._folder / "alive"
+
     @property
     def _observed(self) -> Path:
         return self._folder / "observed"
@@ -236,8 +245,9 @@ class SuperLink:
 
     async def _keep_superexec(self) -> None:
         pauses = Pauses()
-        # Apps of runs that are over.
-        await asyncio.to_thread(shutil.rmtree, self._folder / "home" / "apps", ignore_errors=True)
+        # Of runs that are over.
+        for left in (self._folder / "home" / "apps", self._alive):
+            await asyncio.to_thread(shutil.rmtree, left, ignore_errors=True)
         while True:
             await self._up.wait()
             pauses.started()
@@ -255,7 +265,8 @@ class SuperLink:
     def _environment(self) -> dict[str, str]:
         """Server apps run in a program that watches those of a data team's own."""
         home, watching = self._folder / "home", (sys.executable, "-m", stock.__name__)
-        return environment(home, instead={"flwr-serverapp": watching}) | {stock.OBSERVED: str(self._observed)}
+        told = {stock.OBSERVED: str(self._observed), stock.ALIVE: str(self._alive)}
+        return environment(home, instead={"flwr-serverapp": watching}) | told
 
     def _superexec_command(self) -> list[str]:
         ca = self._config.ca or str(self._folder / "tls" / Credentials.CA)
