@@ -225,6 +225,8 @@ class World:
             name: node_pb2.TrainingStatus(models=[MODEL], public_key=f"ssh {name}", running=True) for name in SITES
         }
     )
+    # What the package says of how many answers have to agree with the parent's.
+    agreement: float = 0.0
     utilization: dict[str, float] = field(default_factory=dict)
     nodes: dict[str, FakeNode] = field(
         default_factory=lambda: {name: FakeNode(name, site=f"site-{name}") for name in SITES}
@@ -308,7 +310,7 @@ async def _wired(world: World, found: State, name: str) -> Plane:
     trainer = Trainer(
         runs, Desk(world.folder / name, world.candidates), world.engine, sites, found.changes.bump, found.wall
     )
-    chain = Chain(runs, world.candidates, found.catalog, rollouts, found.wall)
+    chain = Chain(runs, world.candidates, found.catalog, rollouts, lambda version: world.agreement, found.wall)
     driver = Driver(runs, trainer, chain, sites, address="plane:7480", wall=found.wall)
     calls = RunCalls(runs, found.catalog, found.registry, world.candidates, found.wall)
     mesh = Mesh(found, rollouts, world.nodes)

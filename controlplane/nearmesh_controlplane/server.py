@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 import uuid
@@ -261,7 +262,7 @@ class ControlPlane:
         driver = Driver(
             runs,
             Trainer(runs, desk, FlowerEngine(superlink), sites, changes.bump),
-            Chain(runs, candidates, catalog, rollouts),
+            Chain(runs, candidates, catalog, rollouts, functools.partial(smallest_agreement, layout)),
             sites,
             address=config.reached_at(config.listen.http),
             leads=role.decides,

@@ -445,6 +445,17 @@ async def test_one_that_fails_in_the_canary_is_back_at_its_parent(world: World) 
             await found.calls.promote(pb.PromoteRunRequest(run=id))
 
 
+async def test_answers_are_compared_as_the_package_says(world: World) -> None:
+    world.agreement = 0.75
+    async with plane(world) as found:
+        id = (await found.start(auto_promote=True)).id
+        bad = {digest_of(MODEL, f"1-{id}"): Behaviour(agrees=0.2)}
+        for node in world.nodes.values():
+            node.behaviours = bad
+        ended = await found.until(id, ROLLED_BACK)
+        assert "compared answers agree" in ended.reason
+
+
 async def test_a_rollout_waits_for_another_one(world: World) -> None:
     async with plane(world) as found:
         await found.state.publish(MODEL, "2")

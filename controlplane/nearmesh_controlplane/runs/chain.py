@@ -27,11 +27,14 @@ from nearmesh.errors import (
 )
 from nearmesh.rpc import Identity
 from nearmesh_controlplane.catalog.catalog import Catalog, Version
-from nearmesh_controlplane.rollouts.rollout import STEP_S, STEPS, Plan, Rollout
+from nearmesh_controlplane.rollouts.calls import Agreement
+from nearmesh_controlplane.rollouts.messages import MIRROR_SHARE
+from nearmesh_controlplane.rollouts.rollout import STEP_S, STEPS, Limits, Plan, Rollout
 from nearmesh_controlplane.rollouts.rollouts import Rollouts
 from nearmesh_controlplane.rollouts.scope import Scope
 from nearmesh_controlplane.runs import gate, machine
-from nearmesh_controlplane.runs.candidates import Built, Candidates, Limits, Parent
+from nearmesh_controlplane.runs.candidates import Built, Candidates, Parent
+from nearmesh_controlplane.runs.candidates import Limits as GateLimits
 from nearmesh_controlplane.runs.folder import STATE, Arrays, from_npz
 from nearmesh_controlplane.runs.lineage import lineage, told
 from nearmesh_controlplane.runs.run import Promotion, Run
@@ -52,9 +55,12 @@ class Chain:
         candidates: Candidates,
         catalog: Catalog,
         rollouts: Rollouts,
+        agreement: Agreement = lambda version: 0.0,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        """`agreement` is what a version's package says of how many of its answers have to agree with its parent's."""
         self._runs = runs
+        self._agreement = agreement
         self._candidates = candidates
         self._catalog = catalog
         self._rollouts = rollouts
@@ -170,7 +176,10 @@ class Chain:
             version = self._catalog.version(run.model, run.version)
             try:
                 rollout = await self._rollouts.start(
-                    version, self._scope(run), plan_of(run.promotion), _identity(run.promoted_by)
+                    version,
+                    self._scope(run),
+                    plan_of(run.promotion, await asyncio.to_thread(self._agreement, version)),
+                    _identity(run.promoted_by),
                 )
             except (AlreadyExists, NotFound) as error:
                 words = error.message
@@ -199,21 +208,21 @@ class Chain:
         await self._runs.step(run, lambda run: machine.rolled_out(run, rollout))
 
 
-def limits_of(package: Limits, promotion: Promotion) -> Limits:
+def limits_of(package: GateLimits, promotion: Promotion) -> GateLimits:
     """What was said with the promotion counts before what the package says."""
     loss, gain = promotion.largest_site_loss, promotion.smallest_mean_gain
-    return Limits(
+    return GateLimits(
         largest_site_loss=package.largest_site_loss if loss is None else loss,
         smallest_mean_gain=package.smallest_mean_gain if gain is None else gain,
         largest_change=package.largest_change,
     )
 
 
-def plan_of(promotion: Promotion) -> Plan:
+def plan_of(promotion: Promotion, agreement: float = 0.0) -> Plan:
     """A canary. Raises InvalidInput.
 
-    Answers are not compared with the parent's: a model that was trained is meant to answer otherwise, and the sites
-    have judged it. Errors and times are watched as in any rollout.
+    A model that was trained is meant to answer otherwise than its parent: how much so is for its package to say, and
+    where that says nothing, answers are not compared.
     """
     usual = Plan(strategy="canary", steps=STEPS)
     return Plan(
@@ -221,6 +230,8 @@ def plan_of(promotion: Promotion) -> Plan:
         steps=promotion.steps or usual.steps,
         step_s=promotion.step_s or STEP_S["canary"],
         step_requests=promotion.step_requests or usual.step_requests,
+        mirror_share=MIRROR_SHARE if agreement else 0.0,
+        limits=Limits(agreement=agreement),
     )
 
 
