@@ -119,7 +119,7 @@ class NodeStatus(_message.Message):
     def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., draining: _Optional[bool] = ..., notice_s: _Optional[float] = ..., notice: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerSample, _Mapping]]] = ..., utilization: _Optional[float] = ..., in_flight: _Optional[int] = ..., sequences: _Optional[int] = ..., drained: _Optional[bool] = ..., held: _Optional[_Iterable[str]] = ..., disk_free_bytes: _Optional[int] = ..., training: _Optional[_Union[TrainingStatus, _Mapping]] = ...) -> None: ...
 
 class TrainingStatus(_message.Message):
-    __slots__ = ("models", "public_key", "running", "paused", "yielded_s", "cpu_share", "detail")
+    __slots__ = ("models", "public_key", "running", "paused", "yielded_s", "cpu_share", "detail", "own_apps")
     MODELS_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +127,7 @@ class TrainingStatus(_message.Message):
     YIELDED_S_FIELD_NUMBER: _ClassVar[int]
     CPU_SHARE_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    OWN_APPS_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedScalarFieldContainer[str]
     public_key: str
     running: bool
@@ -134,7 +135,8 @@ class TrainingStatus(_message.Message):
     yielded_s: float
     cpu_share: float
     detail: str
-    def __init__(self, models: _Optional[_Iterable[str]] = ..., public_key: _Optional[str] = ..., running: _Optional[bool] = ..., paused: _Optional[str] = ..., yielded_s: _Optional[float] = ..., cpu_share: _Optional[float] = ..., detail: _Optional[str] = ...) -> None: ...
+    own_apps: bool
+    def __init__(self, models: _Optional[_Iterable[str]] = ..., public_key: _Optional[str] = ..., running: _Optional[bool] = ..., paused: _Optional[str] = ..., yielded_s: _Optional[float] = ..., cpu_share: _Optional[float] = ..., detail: _Optional[str] = ..., own_apps: _Optional[bool] = ...) -> None: ...
 
 class PeerSample(_message.Message):
     __slots__ = ("node", "network_ms")

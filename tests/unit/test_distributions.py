@@ -46,6 +46,7 @@ OF_EXTRAS = {
     "nearmesh-agent": {
         "nearmesh_agent/engines": ("cpu",),
         "nearmesh_agent/training/client_app.py": ("rounds",),
+        "nearmesh_agent/training/mesh_app_process.py": ("rounds",),
         "nearmesh_agent/training/replies.py": ("rounds",),
     },
 }

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
+import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +22,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
     load_ssh_public_key,
 )
-from nearmesh_agent.training import supernode
+from flwr.clientapp.client_app import LoadClientAppError
+from flwr.common.config import get_project_dir
+from flwr.supernode.runtime import run_clientapp
+from nearmesh_agent.training import client_app, mesh_app_process, supernode
 from nearmesh_agent.training.config import DataConfig, TrainingConfig
 from nearmesh_agent.training.key import private_openssh, public_openssh
 from nearmesh_agent.training.part import NO_FLOWER, Training
@@ -228,10 +235,53 @@ def test_the_data_are_no_argument_of_a_command_line(tmp_path: Path) -> None:
 def test_no_secret_of_the_agents_environment_is_passed_on(tmp_path: Path) -> None:
     secrets = {"NEARMESH_JOIN_TOKEN": "s", "HTTPS_PROXY": "http://u:p@h", "AWS_SECRET_ACCESS_KEY": "s"}
     plain = {"TZ": "UTC", "CUDA_VISIBLE_DEVICES": "1"}
-    found = environment(tmp_path, {**secrets, **plain})
+    found = environment(tmp_path, own_apps=False, own={**secrets, **plain})
     assert found.keys() & {*secrets, *plain} == plain.keys()
     assert (found["FLWR_TELEMETRY_ENABLED"], found["FLWR_DISABLE_UPDATE_CHECK"]) == ("0", "1")
     assert found["FLWR_HOME"].startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("own_apps", [False, True])
+def test_of_flowers_programs_only_those_are_found_that_the_operator_allows(tmp_path: Path, own_apps: bool) -> None:
+    for before in (not own_apps, own_apps):
+        path = environment(tmp_path, own_apps=before)["PATH"]
+    client_app = Path(shutil.which("flwr-clientapp", path=path) or "").read_text()
+    assert ("mesh_app_process" in client_app) is not own_apps
+    for name in ("flwr-agentapp", "flwr-connector", "flwr-model"):
+        done = subprocess.run([shutil.which(name, path=path) or ""], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (1, f"{name} does not run on this node\n")
+
+
+@pytest.mark.parametrize("said", [mesh_app_process.MESH_APP, "own.client:app"])
+def test_p9_no_other_app_runs_unless_the_operator_lets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = get_project_dir("team/app", "1.0.0", "0123456789")
+    folder.mkdir(parents=True)
+    for module in ("own", "numpy"):
+        (folder / f"{module}.py").write_text("raise SystemExit('this ran')")
+    (folder / "pyproject.toml").write_text(
+        '[project]\nname = "app"\nversion = "1.0.0"\n[tool.flwr.app]\npublisher = "team"\n'
+        f'[tool.flwr.app.components]\nserverapp = "s:app"\nclientapp = "{said}"\n'
+    )
+    if said == mesh_app_process.MESH_APP:
+        assert mesh_app_process.load("team/app", "1.0.0", "0123456789") is client_app.app
+        assert sys.path[-1] == str(folder)
+    else:
+        with pytest.raises(LoadClientAppError, match=r"runs no app but the mesh's, and not 'own.client:app'"):
+            mesh_app_process.load("team/app", "1.0.0", "0123456789")
+
+
+def test_flowers_own_program_is_the_one_that_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were it loaded otherwise in some version of Flower, apps would slip through."""
+    used = []
+    monkeypatch.setattr(run_clientapp, "get_load_client_app_fn", run_clientapp.get_load_client_app_fn)
+    monkeypatch.setattr(mesh_app_process, "flwr_clientapp", lambda: used.append(run_clientapp.get_load_client_app_fn))
+    mesh_app_process.main()
+    assert used[0](default_app_ref="", app_path=None, multi_app=True) is mesh_app_process.load
+    assert "load_client_app_fn = get_load_client_app_fn(" in inspect.getsource(run_clientapp.run_clientapp)
 
 
 def test_a_path_that_flower_cannot_take_is_refused_at_the_start(tmp_path: Path) -> None:

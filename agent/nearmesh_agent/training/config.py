@@ -85,9 +85,12 @@ class DataConfig:
 class TrainingConfig:
     """Whether and how this node takes part in federated rounds."""
 
-    # Without it the node is never asked, whatever else stands here. Recipes and apps are Python that runs on this node
-    # with the agent's rights, in processes of their own.
+    # Without it the node is never asked, whatever else stands here. Recipes of packages are Python that runs on this
+    # node with the agent's rights, in processes of their own.
     allowed: bool = False
+    # Whether Flower apps of data teams' own may run here as well. Such an app reads what the agent may read, and sends
+    # what it likes.
+    own_apps: bool = False
     # The part of the machine's cores that training may take at most; serving comes first in any case.
     cpu_share: float = 0.5
     # host:port of the fleet API if it is reached otherwise than the control plane says, through a proxy say.

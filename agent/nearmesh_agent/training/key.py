@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from cryptography.hazmat.primitives import serialization
 
+from nearmesh.ssh_keys import ssh_line
 from nearmesh.tls import key_from_pem
 
 
@@ -22,5 +23,4 @@ def private_openssh(key_pem: bytes) -> bytes:
 @lru_cache(maxsize=1)
 def public_openssh(key_pem: bytes) -> str:
     """One line: "ecdsa-sha2-nistp256 AAAA..."."""
-    public = key_from_pem(key_pem).public_key()
-    return public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    return ssh_line(key_from_pem(key_pem).public_key())

@@ -70,6 +70,7 @@ class Training:
             yielded_s=self._budget.yielded_s,
             cpu_share=self._config.cpu_share,
             detail=self._detail(),
+            own_apps=self._config.own_apps,
         )
 
     async def run(self) -> None:

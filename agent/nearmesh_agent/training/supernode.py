@@ -16,7 +16,7 @@ from nearmesh import flower_processes
 from nearmesh.backoff import Backoff
 from nearmesh.errors import ConfigError
 from nearmesh.tls import Credentials, write_private
-from nearmesh_agent.training import key, site
+from nearmesh_agent.training import key, programs, site
 from nearmesh_agent.training.config import TrainingConfig
 from nearmesh_agent.training.site import Site
 from nearmesh_agent.training.supernode_process import SUPERNODE
@@ -110,7 +110,7 @@ class SuperNode:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=output,
                 cwd=self._folder,
-                env=environment(self._folder / HOME),
+                env=environment(self._folder, own_apps=self._config.own_apps),
                 start_new_session=True,
             )
         log.info("SuperNode started pid=%d superlink=%s", process.pid, superlink)
@@ -173,6 +173,8 @@ class SuperNode:
         self._on_change()
 
 
-def environment(home: Path, own: Mapping[str, str] = os.environ) -> dict[str, str]:
+def environment(folder: Path, *, own_apps: bool, own: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Of the SuperNode and all that it starts: as of Flower's processes anywhere, and which GPUs are this node's."""
-    return flower_processes.environment(home, own) | {name: own[name] for name in OF_GPUS if name in own}
+    found = flower_processes.environment(folder / HOME, own) | {name: own[name] for name in OF_GPUS if name in own}
+    first = programs.put(folder / "programs", own_apps=own_apps)
+    return found | {"PATH": os.pathsep.join([str(first), found["PATH"]])}

@@ -108,9 +108,10 @@ def checked(said: pb.TrainingStatus, own_key: str) -> pb.TrainingStatus:
         yielded_s=said.yielded_s if 0 <= said.yielded_s < math.inf else 0.0,
         cpu_share=said.cpu_share if 0 <= said.cpu_share < math.inf else 0.0,
         detail=said.detail[:MAX_DETAIL_CHARACTERS],
+        own_apps=said.own_apps,
     )
 
 
-def _lasting(said: pb.TrainingStatus) -> tuple[tuple[str, ...], str, bool]:
+def _lasting(said: pb.TrainingStatus) -> tuple[tuple[str, ...], str, bool, bool]:
     """What others act on; the rest is only shown."""
-    return tuple(said.models), said.public_key, said.running
+    return tuple(said.models), said.public_key, said.running, said.own_apps

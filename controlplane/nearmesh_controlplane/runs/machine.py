@@ -73,7 +73,8 @@ def waited(run: Run, look: Waiting) -> Run:
         why = f"waits for run {look.busy}, which is at work"
     elif few:
         there = f": {', '.join(sorted(look.ready))}" if look.ready else ""
-        why = f"{len(look.ready)} of {run.asked.min_sites} sites are there that have data for {run.model}{there}"
+        lets = " and let apps of data teams' own run" if run.own_app else ""
+        why = f"{len(look.ready)} of {run.asked.min_sites} sites are there that have data for {run.model}{lets}{there}"
     elif look.closed:
         why = look.closed
     else:

@@ -35,11 +35,14 @@ class Sites:
             return False
         if node.cordoned or self._registry.presence(node.id) != "live" or self._registry.leaving(node.id):
             return False
-        return self._has_data(run.model, node.id)
+        return self._may(run, node.id)
 
-    def _has_data(self, model: str, node: str) -> bool:
+    def _may(self, run: Run, node: str) -> bool:
+        """It has data for the model, and its operator lets such a run have them."""
         said = self._status(node)
-        return said is not None and model in said.models and bool(said.public_key)
+        if said is None or not said.public_key or run.model not in said.models:
+            return False
+        return said.own_apps or not run.own_app
 
     def keys(self, run: Run) -> dict[str, str]:
         """By which the SuperNodes of the nodes that it asks prove themselves; of those that may (still) take part.
@@ -49,7 +52,7 @@ class Sites:
         found = {}
         for node in self._registry.serving_nodes():
             said = self._status(node.id)
-            if node.id in run.nodes and said is not None and self._has_data(run.model, node.id):
+            if node.id in run.nodes and said is not None and self._may(run, node.id):
                 found[node.id] = said.public_key
         return found
 

@@ -1,0 +1,40 @@
+"""What a SuperExec on this node finds under the names of Flower's programs: no more of them than the operator allowed.
+
+An app is Python that runs with the agent's rights. Unless its operator lets apps of data teams' own run, a node runs
+the mesh's ClientApp and nothing else, whatever it is sent: of the app that came, only the recipe of the package is
+used. Flower's programs for agents, connectors and language models, which no round needs, are not there at all.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from nearmesh import leash
+
+CLIENT_APP = "flwr-clientapp"
+NEVER = ("flwr-agentapp", "flwr-connector", "flwr-model")
+
+
+def put(folder: Path, *, own_apps: bool) -> Path:
+    """Scripts into a folder, which is to come first on the SuperExec's PATH; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in NEVER:
+        _script(folder / name, f"echo '{name} does not run on this node' >&2; exit 1")
+    if own_apps:
+        # Flower's own, which the next folder on the PATH has.
+        (folder / CLIENT_APP).unlink(missing_ok=True)
+    else:
+        # Ended by the kernel with the SuperExec that starts it.
+        leashed = shlex.join([sys.executable, "-I", "-S", leash.__file__])
+        program = shlex.join([sys.executable, "-m", "nearmesh_agent.training.mesh_app_process"])
+        _script(folder / CLIENT_APP, f'exec {leashed} "$PPID" {program} "$@"')
+    return folder
+
+
+def _script(path: Path, line: str) -> None:
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(f"#!/bin/sh\n{line}\n", "utf-8")
+    draft.chmod(0o755)
+    draft.replace(path)
