@@ -199,7 +199,10 @@ class Plan:
 
     def _training(self, region: str) -> dict[str, Any]:
         data = {training.MODEL: {"path": str(self.training_data(region))}}
-        return {"allowed": True, "cpu_share": training.CPU_SHARE, "data": data}
+        # As Flower's own examples ask a site which part of their data is its.
+        part = f"partition-id={list(REGIONS).index(region)} num-partitions={len(REGIONS)}"
+        share = training.CPU_SHARE
+        return {"allowed": True, "own_apps": True, "cpu_share": share, "node_config": part, "data": data}
 
     def _gateway(self, region: str) -> dict[str, Any]:
         return {

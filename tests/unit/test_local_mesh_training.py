@@ -28,6 +28,8 @@ def test_each_node_has_its_own_part_of_the_data(tmp_path: Path, monkeypatch: pyt
         assert found.allowed and list(found.data) == ["digits"]
         assert found.data["digits"].path == plan.training_data(region)
         paths.add(found.data["digits"].path)
+        # So that Flower's own examples run there.
+        assert found.own_apps and found.node_config == f"partition-id={len(paths) - 1} num-partitions=3"
     assert len(paths) == len(REGIONS)
 
 
