@@ -96,10 +96,10 @@ class AtSite:
         (self.folder / "app").mkdir(exist_ok=True)
         (self.folder / "app" / "recipe.py").write_text(text)
 
-    def ask(self, kind: str, config: dict[str, Any] | None = None) -> Message:
+    def ask(self, kind: str, config: dict[str, Any] | None = None, arrays: dict[str, Any] = ARRAYS) -> Message:
         records = RecordDict(
             {
-                "arrays": ArrayRecord({name: Array(array) for name, array in ARRAYS.items()}),
+                "arrays": ArrayRecord({name: Array(array) for name, array in arrays.items()}),
                 "config": ConfigRecord({"server-round": 3, "run": "r-1", **(config or {})}),
             }
         )
@@ -210,6 +210,12 @@ def test_failures_are_answered_in_few_words(
 
 def test_a_graph_that_is_none_is_answered(here: AtSite) -> None:
     assert str(here.ask("query.candidate", {"graph": b"no graph"}).error.reason).startswith("GraphError: ")
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_parameters_that_are_no_numbers_are_not_worked_with(here: AtSite, kind: str) -> None:
+    answer = here.ask(kind, arrays={**ARRAYS, "bias": np.array([0, np.nan, 0], np.float32)})
+    assert str(answer.error.reason).startswith("Diverged: ")
 
 
 LEAKS = f"""

@@ -206,7 +206,7 @@ def test_what_a_supernode_is_started_with(tmp_path: Path) -> None:
     allowed = config(tmp_path, node_config="partition-id=0", device="cuda:1")
     one = SuperNode(allowed, tmp_path / "training", lambda: credentials, Free(), program=["supernode"])
     (tmp_path / "training" / supernode.APPS / "of.an.old.run").mkdir(parents=True)
-    command = one._prepare(SUPERLINK)
+    command, _ = one._prepare(SUPERLINK)
     assert command[:4] == ["budget", "supernode", "--superlink", SUPERLINK]
     options = dict(zip(command[2::2], command[3::2], strict=True))
     assert Path(options["--root-certificates"]).read_bytes() == b"authority"
@@ -218,6 +218,7 @@ def test_what_a_supernode_is_started_with(tmp_path: Path) -> None:
     site = Site.of({KEY: path})
     assert site == Site(data=allowed.data, threads=2, device="cuda:1", yielded=tmp_path / "training" / "yielded")
     assert {stat.S_IMODE(file.stat().st_mode) for file in (private, path)} == {0o600}
+    assert stat.S_IMODE((tmp_path / "training").stat().st_mode) == 0o700
     assert not (tmp_path / "training" / supernode.APPS).exists()
 
 
@@ -228,7 +229,7 @@ def _public_of(private: bytes) -> str:
 
 def test_the_data_are_no_argument_of_a_command_line(tmp_path: Path) -> None:
     one = SuperNode(config(tmp_path), tmp_path / "t", lambda: Credentials(key_to_pem(new_key()), b"", b""), Free())
-    assert "secret-name" not in " ".join(one._prepare(SUPERLINK))
+    assert "secret-name" not in " ".join(one._prepare(SUPERLINK)[0])
     assert "secret-name" in json.dumps(json.loads((tmp_path / "t" / "site.json").read_text()))
 
 

@@ -40,7 +40,7 @@ from nearmesh.round_messages import (
 from nearmesh_agent.training import data, replies
 from nearmesh_agent.training.candidate import Candidate, difference
 from nearmesh_agent.training.failures import RecipeError
-from nearmesh_agent.training.recipe import Arrays, Metrics, Recipe, open_recipe, words
+from nearmesh_agent.training.recipe import Arrays, Metrics, Recipe, check, open_recipe, words
 from nearmesh_agent.training.site import Site
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,8 @@ class _Work:
 
     def __init__(self, message: Message, context: Context) -> None:
         self.message = message
-        self.arrays: Arrays = {name: array.numpy() for name, array in message.content.array_records[ARRAYS].items()}
+        arrays: Arrays = {name: array.numpy() for name, array in message.content.array_records[ARRAYS].items()}
+        self.arrays = check(arrays, arrays, "the parameters that came")
         self.metric = str(context.run_config["metric"])
         self.settings = settings_of(_config(message), context)
         self._run = context.run_config

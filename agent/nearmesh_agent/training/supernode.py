@@ -24,11 +24,11 @@ from nearmesh_agent.training.supernode_process import SUPERNODE
 log = logging.getLogger(__name__)
 
 KEY, CA, LOG, YIELDED = "key", "ca.pem", "supernode.log", "yielded"
-# Where Flower keeps the apps that it has unpacked; of runs that are over, nobody else would clear them away.
 HOME = "flower"
+# Where Flower keeps the apps that it has unpacked; of runs that are over, nobody else would clear them away.
 APPS = Path(HOME) / "apps"
 # Between two starts of one that ends by itself; after one that ran for longer than STEADY_S, the first again.
-FIRST_WAIT_S, LONGEST_WAIT_S, STEADY_S = 0.5, 30.0, 60.0
+FIRST_WAIT_S, LONGEST_WAIT_S, STEADY_S = 0.5, 10.0, 60.0
 # The log becomes its `.1`, in the place of an older one, at this size; looked at so often.
 MAX_LOG_BYTES, LOOK_EVERY_S = 8 * 1024 * 1024, 10.0
 OF_GPUS = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
@@ -101,7 +101,7 @@ class SuperNode:
 
     async def _once(self, superlink: str) -> None:
         """One SuperNode, from its start to its end."""
-        command = await asyncio.to_thread(self._prepare, superlink)
+        command, surroundings = await asyncio.to_thread(self._prepare, superlink)
         with (self._folder / LOG).open("ab") as output:
             # From the loop's own thread, which lives as long as the agent.
             process = await asyncio.create_subprocess_exec(
@@ -110,7 +110,7 @@ class SuperNode:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=output,
                 cwd=self._folder,
-                env=environment(self._folder, own_apps=self._config.own_apps),
+                env=surroundings,
                 start_new_session=True,
             )
         log.info("SuperNode started pid=%d superlink=%s", process.pid, superlink)
@@ -127,9 +127,11 @@ class SuperNode:
         log.warning("%s; %s says why", said, self._folder / LOG)
         self._say(said)
 
-    def _prepare(self, superlink: str) -> list[str]:
-        """Its files, and the command line that refers to them. Raises OSError."""
+    def _prepare(self, superlink: str) -> tuple[list[str], dict[str, str]]:
+        """Its files, the command line that refers to them, and its environment. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        # What recipes print, and what goes wrong with the data, is the operator's alone.
+        self._folder.chmod(0o700)
         shutil.rmtree(self._folder / APPS, ignore_errors=True)
         self._rotate()
         credentials = self._credentials()
@@ -151,7 +153,7 @@ class SuperNode:
             "--node-config",
             node_config.strip(),
         ]
-        return self._budget.command(command, yielded)
+        return self._budget.command(command, yielded), environment(self._folder, own_apps=self._config.own_apps)
 
     async def _tidy(self) -> None:
         while True:
