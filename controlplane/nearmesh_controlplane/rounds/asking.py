@@ -1,0 +1,195 @@
+"""Messages to sites over Flower's grid, and their answers, until all have come or the time is up.
+
+What comes after its time is dropped and counted. Each message's answer is fetched by a thread of its own: one that
+arrives slowly, piece by piece, holds nobody else up. The answer of a site that is out of reach at the moment is not
+asked for, since Flower would then give the message up; the site may well be working on it, and be back in time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, wait
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+# Between two looks for answers: so much of the time that has passed, so that a look costs little of what it waits for.
+POLL_PART = 0.05
+POLL_LEAST_S, POLL_MOST_S = 0.1, 1.0
+# A look that brings nothing takes a few milliseconds; one that brings parameters goes on in the background.
+PULL_S = 0.25
+# Who is in reach changes slowly.
+ONLINE_S = 1.0
+# For so long after the round's time a site may still hand its answer in, which is then counted as late. A message that
+# nobody has fetched is given out until then, too, and a site that comes back would work on it for nothing.
+LATE_S = 30.0
+# How often a message is sent again that Flower has lost.
+SENDS = 3
+
+# The message, or its answer, went astray; no word of the site.
+_LOST = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE}
+# A site's reason is shown to people.
+_LONGEST_REASON = 200
+
+
+class Clock(Protocol):
+    def now_s(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    def sleep(self, seconds: float) -> None: ...
+
+
+class SystemClock:
+    def now_s(self) -> float:
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a site sent; no content: why it failed there."""
+
+    content: RecordDict | None
+    failed: str = ""
+
+
+@dataclass(slots=True)
+class _Sent:
+    node_id: int
+    # Flower keeps neither the message nor its answer for longer.
+    gone_at_s: float
+    pull: Future[Iterable[Message]] | None = None
+
+
+@dataclass(slots=True)
+class _Question:
+    """One round's messages of one kind."""
+
+    content: RecordDict
+    message_type: str
+    group: str
+    until_s: float
+    # By message id.
+    pending: dict[str, _Sent] = field(default_factory=dict)
+    sends: dict[int, int] = field(default_factory=dict)
+    answers: dict[int, Answer] = field(default_factory=dict)
+
+
+class Asking:
+    """One Flower run's way to its sites."""
+
+    def __init__(self, grid: Grid, executor: Executor, clock: Clock | None = None) -> None:
+        self._grid = grid
+        self._executor = executor
+        self._clock = clock or SystemClock()
+        # Those whose time is over.
+        self._overdue: dict[str, _Sent] = {}
+        self._late = 0
+        self._online: frozenset[int] = frozenset()
+        self._online_at_s = float("-inf")
+
+    def online(self) -> frozenset[int]:
+        """Flower's ids of the nodes that are there, as of a moment ago."""
+        if not 0 <= self._clock.now_s() - self._online_at_s < ONLINE_S:
+            self._online = frozenset(self._grid.get_node_ids())
+            self._online_at_s = self._clock.now_s()
+        return self._online
+
+    def take_late(self) -> int:
+        """Answers that have come after their time since this was last asked."""
+        late, self._late = self._late, 0
+        return late
+
+    def ask(
+        self,
+        content: RecordDict,
+        message_type: str,
+        nodes: Collection[int],
+        *,
+        group: str,
+        until_s: float,
+        told: Callable[[Mapping[int, Answer]], None] = lambda _answers: None,
+    ) -> dict[int, Answer]:
+        """Answers by node; a node without one is silent. `told` hears of them as they come."""
+        question = _Question(content, message_type, group, until_s)
+        began_s = self._clock.now_s()
+        self._send(question, nodes)
+        while self._waits(question) and (now_s := self._clock.now_s()) < until_s:
+            if self._look(question):
+                told(question.answers)
+                continue
+            pause_s = min(max(POLL_PART * (now_s - began_s), POLL_LEAST_S), POLL_MOST_S)
+            self._clock.sleep(min(pause_s, until_s - now_s))
+        self._overdue |= question.pending
+        return question.answers
+
+    def _send(self, question: _Question, nodes: Collection[int]) -> None:
+        if not nodes:
+            return
+        now_s = self._clock.now_s()
+        ttl_s = question.until_s - now_s + LATE_S
+        messages = [
+            Message(question.content, node, question.message_type, ttl=ttl_s, group_id=question.group) for node in nodes
+        ]
+        for node, id in zip(nodes, self._grid.push_messages(messages), strict=False):
+            question.sends[node] = question.sends.get(node, 0) + 1
+            # None: Flower did not take it.
+            if id:
+                question.pending[id] = _Sent(node, now_s + ttl_s)
+
+    def _waits(self, question: _Question) -> bool:
+        return bool(question.pending or self._lost(question))
+
+    def _lost(self, question: _Question) -> list[int]:
+        """Nodes that may be sent the message again."""
+        known = {sent.node_id for sent in question.pending.values()} | question.answers.keys()
+        return [node for node, sends in question.sends.items() if node not in known and sends < SENDS]
+
+    def _look(self, question: _Question) -> bool:
+        """Whether anything new has come."""
+        self._pull({**question.pending, **self._overdue})
+        self._late += sum(_answer(message) is not None for _, message in self._taken(self._overdue))
+        news = False
+        for node_id, message in self._taken(question.pending):
+            if (answer := _answer(message)) is not None:
+                question.answers[node_id] = answer
+                news = True
+        self._send(question, [node for node in self._lost(question) if node in self.online()])
+        return news
+
+    def _pull(self, all_sent: Mapping[str, _Sent]) -> None:
+        for id, sent in all_sent.items():
+            if sent.pull is None and sent.node_id in self.online():
+                sent.pull = self._executor.submit(self._grid.pull_messages, [id])
+        wait([sent.pull for sent in all_sent.values() if sent.pull is not None], timeout=PULL_S)
+
+    def _taken(self, all_sent: dict[str, _Sent]) -> Iterator[tuple[int, Message]]:
+        """Takes out those whose answer is there, and those that will have none any more."""
+        for id, sent in list(all_sent.items()):
+            if sent.pull is None:
+                if self._clock.now_s() > sent.gone_at_s:
+                    del all_sent[id]
+                continue
+            if not sent.pull.done():
+                continue
+            found, sent.pull = list(sent.pull.result()), None
+            if found:
+                del all_sent[id]
+                yield sent.node_id, found[0]
+
+
+def _answer(message: Message) -> Answer | None:
+    """None: the message was lost on its way."""
+    if not message.has_error():
+        return Answer(message.content)
+    if message.error.code in _LOST:
+        return None
+    reason = "".join(c if c.isprintable() else " " for c in message.error.reason or "no reason given")
+    return Answer(None, reason[:_LONGEST_REASON])
