@@ -1,12 +1,15 @@
 """Becomes another program that the kernel ends when its parent is gone, even by SIGKILL.
 
-    python leash.py PARENT_PID PROGRAM [ARGUMENT ...]
+    python leash.py [--nice N] PARENT_PID PROGRAM [ARGUMENT ...]
+
+With `--nice` it gives way to others, as do all that it starts: from 0, as everybody else, to 19.
 
 A program of its own, because code between fork and exec is not safe in a process with threads, and gRPC has many.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -25,5 +28,20 @@ def main(parent: int, command: list[str]) -> None:
     os.execvp(command[0], command)
 
 
+def give_way(nice: int) -> None:
+    """Puts this process behind others; with it its session, by which some kernels share the cores out first."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as file:  # noqa: PTH123  # nothing imported
+        file.write(str(nice))
+
+
+def _run(arguments: list[str]) -> None:
+    if arguments[0] == "--nice":
+        give_way(int(arguments[1]))
+        arguments = arguments[2:]
+    main(int(arguments[0]), arguments[1:])
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    _run(sys.argv[1:])

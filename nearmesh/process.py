@@ -99,9 +99,11 @@ def has_died(path: Path) -> bool:
         return False
 
 
-def leashed(command: Sequence[str]) -> list[str]:
+def leashed(command: Sequence[str], *, nice: int = 0) -> list[str]:
     """The command line of a child that the kernel ends when this process is gone, even by SIGKILL.
 
-    The kernel goes by the thread that starts the child: start it from one that lives as long as the process.
+    The kernel goes by the thread that starts the child: start it from one that lives as long as the process. One that
+    is `nice`, up to 19, gives way to other processes; it should have a session of its own, which does so as well.
     """
-    return [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), *command]
+    behind = ["--nice", str(nice)] if nice else []
+    return [sys.executable, "-I", "-S", leash.__file__, *behind, str(os.getpid()), *command]

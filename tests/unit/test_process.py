@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nearmesh.errors import AlreadyRunning
-from nearmesh.process import has_died, only_one
+from nearmesh.process import has_died, leashed, only_one
 
 
 def test_a_folder_is_held_by_one_and_the_other_is_told_by_whom(tmp_path: Path) -> None:
@@ -57,3 +57,18 @@ def test_it_is_known_that_a_process_was_killed(tmp_path: Path) -> None:
 def test_one_that_is_about_to_say_that_it_lives_counts_as_alive(tmp_path: Path) -> None:
     (tmp_path / "7").touch()
     assert not has_died(tmp_path / "7")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities as Linux has them")
+@pytest.mark.parametrize("nice", [0, 7, 19])
+def test_a_child_gives_way_as_far_as_it_is_told_and_so_does_its_session(nice: int) -> None:
+    autogroup = Path("/proc/self/autogroup")
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    says = "import os, pathlib as p; a = p.Path('/proc/self/autogroup'); print(os.getpriority(os.PRIO_PROCESS, 0)); "
+    says += "print(a.read_text() if a.exists() else '')"
+    command = leashed([sys.executable, "-I", "-c", says], nice=nice)
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, start_new_session=True).stdout
+    assert int(said.split()[0]) == max(own, nice)
+    # Where the kernel has none of that, or it is switched off, there is nothing to read.
+    if nice and "nice" in said and os.access(autogroup, os.R_OK):
+        assert said.split()[-1] == str(nice)

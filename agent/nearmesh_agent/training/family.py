@@ -125,12 +125,6 @@ def give_way(proc: Path, pid: int) -> None:
             os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
-def whole_session_gives_way() -> None:
-    """Where the kernel shares the cores out among sessions first, as on a desktop: this one comes last."""
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(_NICEST))
-
-
 def _numbers(folder: Path) -> list[int]:
     """The entries that are called by a number: processes, or threads."""
     with os.scandir(folder) as entries:

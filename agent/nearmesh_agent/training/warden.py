@@ -25,7 +25,7 @@ from pathlib import Path
 from nearmesh import leash
 from nearmesh_agent.engines.cores import usable_cores
 from nearmesh_agent.training.budget import LEAST_SHARE
-from nearmesh_agent.training.family import Family, send, whole_session_gives_way
+from nearmesh_agent.training.family import Family, send
 from nearmesh_agent.training.slices import Slices
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -37,6 +37,8 @@ _SILENT_S = 5.0
 # From SIGTERM until what is left is killed. A SuperNode ends within a second.
 _END_WITHIN_S = 5.0
 _SPEAK_EVERY_S = 0.25
+# Of all that trains; apps give way further than this.
+_NICE = 19
 # Libraries that compute in threads begin as many as there are cores unless told; these do not belong to them alone.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -52,6 +54,7 @@ class Warden:
         self._still = False
         self._file = os.open(yielded, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._yielded_s = _number(os.pread(self._file, 64, 0))
+        self._write_down()
         self._looked_s = self._heard_s = time.monotonic()
         self._spoke_s = self._searched_s = 0.0
         self._unread = b""
@@ -90,7 +93,7 @@ class Warden:
             self._slices.share = min(self._slices.share, LEAST_SHARE)
         if self._family.workers and self._still:
             self._yielded_s += now_s - self._looked_s
-            os.pwrite(self._file, f"{self._yielded_s:015.3f}\n".encode(), 0)
+            self._write_down()
         run = self._slices.step(now_s, max(0.0, used_s - self._used_s)) or self._ending_s is not None
         self._used_s, self._looked_s = used_s, now_s
         if not run:
@@ -101,6 +104,11 @@ class Warden:
         self._still = not run
         self._speak(now_s)
         self._reap()
+
+    def _write_down(self) -> None:
+        """Always as long, so that who reads never finds half a number."""
+        with suppress(OSError):
+            os.pwrite(self._file, f"{self._yielded_s:015.3f}\n".encode(), 0)
 
     def _wait_s(self) -> float:
         return self._slices.look_in_s() if self._family.workers else _SEARCH_EVERY_S
@@ -144,11 +152,9 @@ class Warden:
 
 def _spawn(command: Sequence[str]) -> int:
     """Ended by the kernel with this process. Its output goes where errors go: the warden's own is read by the agent."""
-    leashed = [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), *command]
+    leashed = [sys.executable, "-I", "-S", leash.__file__, "--nice", str(_NICE), str(os.getpid()), *command]
     nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
-    pid = os.posix_spawn(leashed[0], leashed, os.environ, file_actions=[nothing, (os.POSIX_SPAWN_DUP2, 2, 1)])
-    os.setpriority(os.PRIO_PROCESS, pid, 19)
-    return pid
+    return os.posix_spawn(leashed[0], leashed, os.environ, file_actions=[nothing, (os.POSIX_SPAWN_DUP2, 2, 1)])
 
 
 def _number(text: bytes) -> float:
@@ -169,7 +175,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with suppress(PermissionError):
         # A group of its own, by which the agent ends what a killed warden leaves behind.
         os.setsid()
-    whole_session_gives_way()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     for name in _THREADS:

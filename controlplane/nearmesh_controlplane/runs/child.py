@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 STOP_WITHIN_S = 1.0
 # Between two starts of one that ends by itself; the first wait again after one that ran for longer than STEADY_S.
 FIRST_WAIT_S, LONGEST_WAIT_S, STEADY_S = 0.2, 30.0, 60.0
+# Flower's processes take whole seconds of a core to begin. Where the control plane shares its machine with a gateway or
+# with nodes, requests do not wait for that.
+NICE = 10
 # A log file becomes its `.1`, in the place of an older one, at this size.
 MAX_LOG_BYTES = 8 * 1024 * 1024
 
@@ -49,7 +52,7 @@ class Child:
         read, write = os.pipe()
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *leashed(command),
+                *leashed(command, nice=NICE),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=write,
                 stderr=asyncio.subprocess.STDOUT,
