@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Result, Strategy
 from flwr.supercore.task_identity import TaskIdentity
-from nearmesh_controlplane.rounds import observer, stock
+from nearmesh_controlplane.rounds import observer, run_grid, stock
 from nearmesh_controlplane.runs.folder import End, Plan, RunFolder, SiteInfo
 
 SITES = {11: (1.0, 10), 12: (4.0, 30)}
@@ -25,6 +26,8 @@ class FakeGrid:
     def __init__(self, ill: Callable[[int, str], Any] = lambda node, type: None) -> None:
         self._ill = ill
         self.rounds: list[int] = []
+        self.sent: list[Message] = []
+        self._answers: dict[str, Message | None] = {}
 
     def get_nodes(self) -> list[Any]:
         return [SimpleNamespace(node_id=node) for node in (*SITES, 99)]
@@ -32,14 +35,21 @@ class FakeGrid:
     def get_node_ids(self) -> list[int]:
         return [node.node_id for node in self.get_nodes()]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        return [answer for message in messages if (answer := self._answer(message))]
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """The first site answers at once, the other one when it is asked for a second time."""
+        for message in messages:
+            # As Flower sets it on its way.
+            message.metadata.__dict__["_message_id"] = f"m{len(self.sent)}"
+            self.sent.append(message)
+            self._answers[message.metadata.message_id] = self._answer(message)
+        return [message.metadata.message_id for message in messages]
+
+    def pull_messages(self, ids: Iterable[str]) -> list[Message]:
+        return [answer for id in sorted(ids)[:1] if (answer := self._answers.pop(id, None))]
 
     def _answer(self, message: Message) -> Message | None:
         node, type = message.metadata.dst_node_id, message.metadata.message_type
         self.rounds.append(int(message.content["config"]["server-round"]))
-        # As Flower sets it on its way.
-        message.metadata.__dict__["_message_id"] = "m"
         found = self._ill(node, type)
         if isinstance(found, str):
             return None
@@ -77,18 +87,29 @@ def folder(tmp_path: Path) -> RunFolder:
     return found
 
 
+class Clock:
+    """Stands still until somebody sleeps."""
+
+    now_s = 7.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
 def run(
     folder: RunFolder, strategy: Strategy, grid: FakeGrid | None = None, rounds: int = ROUNDS, **more: Any
 ) -> Result:
+    clock = Clock()
     return observer.start(
         Strategy.start,
         folder,
         strategy,
-        stock.only_sites(grid or FakeGrid(), folder),
+        grid or FakeGrid(),
         ArrayRecord({"weight": Array(np.zeros(2))}),
         rounds,
-        clock=lambda: 7.0,
-        **more,
+        timeout=60.0,
+        clock=lambda: clock.now_s,
+        **{"sleep": clock.sleep, **more},
     )
 
 
@@ -118,7 +139,8 @@ def test_a_run_that_dies_in_any_round_ends_as_if_it_had_not(
     assert set(grid.rounds) == {ROUNDS}
     np.testing.assert_array_equal(found.arrays["weight"].numpy(), expected.arrays["weight"].numpy())
     assert [record.number for record in folder.rounds()] == [1, 2, 3, 4, 5] == [r.number for r in whole.rounds()]
-    assert folder.rounds()[-1] == whole.rounds()[-1]
+    last, also = (replace(f.rounds()[-1], began_at_s=0.0, ended_at_s=0.0) for f in (folder, whole))
+    assert last == also
     assert found.evaluate_metrics_clientapp == {
         number: {"distance": pytest.approx(metrics["distance"])}
         for number, metrics in expected.evaluate_metrics_clientapp.items()
@@ -155,7 +177,7 @@ def test_a_silent_site_is_missing(folder: RunFolder) -> None:
 
 
 def test_only_sites_of_the_run_are_asked(folder: RunFolder) -> None:
-    grid = stock.only_sites(FakeGrid(), folder)
+    grid = run_grid.only_sites(FakeGrid(), folder)
     assert sorted(grid.get_node_ids()) == sorted(SITES)
 
 
@@ -253,3 +275,20 @@ def test_an_app_that_nobody_waits_for_ends(tmp_path: Path) -> None:
     now = iter([0.0, stock.KNOWN_WITHIN_S + 1])
     with pytest.raises(stock.NobodyWaits, match="no run of the mesh waits for Flower's run 6"):
         stock.folder_of(tmp_path, 6, lambda: next(now))
+
+
+def test_progress_tells_whose_answers_have_come(folder: RunFolder) -> None:
+    seen = []
+
+    class Telling(FakeGrid):
+        def pull_messages(self, ids: Iterable[str]) -> list[Message]:
+            progress = folder.progress()
+            assert progress
+            seen.append((progress.phase, progress.answered, progress.missing))
+            return super().pull_messages(ids)
+
+    run(folder, FedAvg(), Telling(), rounds=1)
+    for at, phase in enumerate(("training", "evaluating")):
+        (_, none, both), (_, first, other) = seen[2 * at : 2 * at + 2]
+        assert seen[2 * at][0] == seen[2 * at + 1][0] == phase
+        assert not none and {*both} == {"n11", "n12"} == {*first, *other} and len(first) == 1

@@ -6,6 +6,7 @@ a strategy does between rounds stays its own; only the numbers of the rounds tha
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from nearmesh_controlplane.rounds import run_grid
 from nearmesh_controlplane.runs.folder import (
     COUNTED,
     FAILED,
@@ -66,7 +68,7 @@ def start(
     with watched:
         found = original(
             strategy,
-            grid,
+            run_grid.soon(run_grid.only_sites(grid, folder), watched.heard, clock, sleep),
             initial_arrays,
             max(0, num_rounds - last),
             timeout,
@@ -99,6 +101,7 @@ class _Watched:
         self._clock = clock
         self._sleep = sleep
         self._round = _Round(last, 0.0)
+        self._under_way = Progress(number=last, phase="waiting", began_at_s=clock())
 
     def __enter__(self) -> None:
         wrap = (self._configure_train, self._aggregate_train, self._configure_evaluate, self._aggregate_evaluate)
@@ -170,6 +173,20 @@ class _Watched:
 
         return evaluate
 
+    def heard(self, nodes: Iterable[int]) -> None:
+        """Whose answers have come."""
+        names = self._folder.sites()
+        answered = {_site(names, node).node for node in nodes}
+        now = self._under_way
+        asked = [*now.answered, *now.missing]
+        self._tell(
+            dataclasses.replace(
+                now,
+                answered=[node for node in asked if node in answered],
+                missing=[node for node in asked if node not in answered],
+            )
+        )
+
     def _asked(self, messages: Iterable[Message], phase: str) -> tuple[int, ...]:
         asked = tuple(message.metadata.dst_node_id for message in messages)
         if asked:
@@ -185,7 +202,12 @@ class _Watched:
     def _progress(self, number: int, phase: str, asked: Iterable[int]) -> None:
         names = self._folder.sites()
         missing = [_site(names, node).node for node in asked]
-        self._folder.write_progress(Progress(number=number, phase=phase, began_at_s=self._clock(), missing=missing))
+        began_at_s = self._clock() if phase == "waiting" else self._round.began_at_s
+        self._tell(Progress(number=number, phase=phase, began_at_s=began_at_s, missing=missing))
+
+    def _tell(self, progress: Progress) -> None:
+        self._under_way = progress
+        self._folder.write_progress(progress)
 
     def _write(self) -> None:
         record = self._round.record(self._folder.sites(), self._clock())
@@ -199,7 +221,7 @@ class _Round:
 
     def __init__(self, number: int, began_at_s: float) -> None:
         self.number = number
-        self._began_at_s = began_at_s
+        self.began_at_s = began_at_s
         self.trainers: tuple[int, ...] = ()
         self.trained: dict[int, dict[str, Any]] = {}
         self.train_metrics: dict[str, float] = {}
@@ -210,7 +232,7 @@ class _Round:
     def record(self, names: Mapping[int, SiteInfo], now_s: float) -> RoundRecord:
         return RoundRecord(
             number=self.number,
-            began_at_s=self._began_at_s,
+            began_at_s=self.began_at_s,
             ended_at_s=now_s,
             sites=[self._site(names, node) for node in sorted({*self.trainers, *self.judges})],
             train_metrics=self.train_metrics,

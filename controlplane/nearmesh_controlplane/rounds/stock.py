@@ -102,7 +102,9 @@ class _State:
             from nearmesh_controlplane.rounds import observer
 
             folder = folder_of(self._observed, self._run)
-            return observer.start(original, folder, strategy, only_sites(grid, folder), *arguments, **named)
+            # Where the app writes its own files, such as the model in the end.
+            os.chdir(folder.path)
+            return observer.start(original, folder, strategy, grid, *arguments, **named)
 
         return start
 
@@ -114,19 +116,6 @@ class _State:
         # The mesh's own app says by itself how it ended.
         if not folder.plan().parameters and folder.end() is None:
             folder.write_end(End(reason=f"the app failed: {type(error).__name__}: {str(error)[:200]}"))
-
-
-def only_sites(grid: Any, folder: RunFolder) -> Any:
-    """The same grid, on which an app finds the run's sites alone: others are there for other runs."""
-    all_nodes = grid.get_nodes
-
-    def get_nodes() -> list[Any]:
-        sites = folder.sites()
-        return [node for node in all_nodes() if node.node_id in sites]
-
-    grid.get_nodes = get_nodes
-    grid.get_node_ids = lambda: [node.node_id for node in get_nodes()]
-    return grid
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""Flower's grid as an app of the data team's own finds it: the run's sites alone, and answers taken as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from flwr.app import Message
+
+from nearmesh_controlplane.runs.folder import RunFolder
+
+# Between two looks for answers: so much of the time that has passed. Flower's own 3 s would be most of a short round.
+POLL_PART, POLL_LEAST_S, POLL_MOST_S = 0.05, 0.1, 1.0
+
+
+def only_sites(grid: Any, folder: RunFolder) -> Any:
+    """The same grid, on which an app finds the run's sites alone: others are there for other runs."""
+    all_nodes = grid.get_nodes
+
+    def get_nodes() -> list[Any]:
+        sites = folder.sites()
+        return [node for node in all_nodes() if node.node_id in sites]
+
+    grid.get_nodes = get_nodes
+    grid.get_node_ids = lambda: [node.node_id for node in get_nodes()]
+    return grid
+
+
+def soon(
+    grid: Any,
+    heard: Callable[[Collection[int]], None],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Any:
+    """The same grid, whose `send_and_receive` looks often; `heard` is told whose answers have come."""
+
+    def send_and_receive(messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        # None is one that the SuperLink did not take.
+        waited_for = {id for id in grid.push_messages(messages) if id}
+        began_s, found = clock(), []
+        while waited_for and (timeout is None or clock() - began_s < timeout):
+            fresh = list(grid.pull_messages(waited_for))
+            if fresh:
+                found += fresh
+                waited_for -= {message.metadata.reply_to_message_id for message in fresh}
+                heard([message.metadata.src_node_id for message in found])
+            else:
+                sleep(min(max(POLL_PART * (clock() - began_s), POLL_LEAST_S), POLL_MOST_S))
+        return found
+
+    grid.send_and_receive = send_and_receive
+    return grid
