@@ -27,7 +27,7 @@ class FakeGrid:
         self._ill = ill
         self.rounds: list[int] = []
         self.sent: list[Message] = []
-        self._answers: dict[str, Message | None] = {}
+        self._answers: dict[str, Message] = {}
 
     def get_nodes(self) -> list[Any]:
         return [SimpleNamespace(node_id=node) for node in (*SITES, 99)]
@@ -36,16 +36,18 @@ class FakeGrid:
         return [node.node_id for node in self.get_nodes()]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """The first site answers at once, the other one when it is asked for a second time."""
+        """Answers come one at a time."""
         for message in messages:
             # As Flower sets it on its way.
             message.metadata.__dict__["_message_id"] = f"m{len(self.sent)}"
             self.sent.append(message)
-            self._answers[message.metadata.message_id] = self._answer(message)
+            if answer := self._answer(message):
+                self._answers[message.metadata.message_id] = answer
         return [message.metadata.message_id for message in messages]
 
     def pull_messages(self, ids: Iterable[str]) -> list[Message]:
-        return [answer for id in sorted(ids)[:1] if (answer := self._answers.pop(id, None))]
+        there = [id for id in sorted(ids) if id in self._answers]
+        return [self._answers.pop(id) for id in there[:1]]
 
     def _answer(self, message: Message) -> Message | None:
         node, type = message.metadata.dst_node_id, message.metadata.message_type
