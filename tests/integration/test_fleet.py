@@ -6,35 +6,17 @@ import asyncio
 import os
 import signal
 import ssl
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 import pytest_asyncio
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from nearmesh_controlplane.config import RunsConfig
-from nearmesh_controlplane.registry.authority import Authority
-from nearmesh_controlplane.registry.training import Training
-from nearmesh_controlplane.runs.child import Child
-from nearmesh_controlplane.runs.engine import ENDED, EngineStatus
-from nearmesh_controlplane.runs.flower import FlowerEngine
-from nearmesh_controlplane.runs.superlink import SuperLink
-from nearmesh_controlplane.web.fleet_api import FleetApi
-from nearmesh_controlplane.web.peer import HttpsServer
-from starlette.responses import PlainTextResponse
 
-from nearmesh.devmesh.ports import free_ports
 from nearmesh.errors import InvalidInput
-from nearmesh.flower_processes import environment, script
 from nearmesh.ssh_keys import ssh_line
-from nearmesh.tls import Credentials, new_key
-from nearmesh.v1 import node_pb2
-from tests.control_plane_state import State, state
+from nearmesh.tls import new_key
+from tests.flower_fleet import Fleet, fleet_in
 from tests.integration.mesh_processes import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -92,77 +74,10 @@ def main(grid, context):
 """
 
 
-@dataclass(slots=True)
-class Fleet:
-    """A control plane's parts that have to do with Flower, served on loopback."""
-
-    folder: Path
-    authority: Authority
-    mesh: State
-    training: Training
-    superlink: SuperLink
-    engine: FlowerEngine
-    address: str
-
-    def allows(self, node: str, key: ec.EllipticCurvePrivateKey) -> str:
-        """The node says that it trains; its key's line."""
-        line = ssh_line(key.public_key())
-        self.training.heard(node, node_pb2.NodeStatus(training=node_pb2.TrainingStatus(public_key=line)), line)
-        return line
-
-    @asynccontextmanager
-    async def supernode(self, name: str, key: ec.EllipticCurvePrivateKey) -> AsyncIterator[Child]:
-        folder = self.folder / name
-        folder.mkdir()
-        (folder / "key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-        (folder / "ca.pem").write_bytes(self.authority.ca_pem)
-        (port,) = free_ports(1)
-        child = Child(name, folder / "supernode.log")
-        command = [
-            *(script("flower-supernode", "nearmesh-agent"), "--superlink", self.address),
-            *("--root-certificates", str(folder / "ca.pem"), "--auth-supernode-private-key", str(folder / "key")),
-            *("--host", "127.0.0.1", "--port", str(port)),
-        ]
-        await child.start(command, environment(folder / "flower"))
-        try:
-            yield child
-        finally:
-            await child.stop()
-
-
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
-    folder = tmp_path_factory.mktemp("fleet")
-    authority = Authority.open("test-mesh", folder / "authority")
-    authority.server_credentials(["127.0.0.1"]).write(folder / "server")
-    (port,) = free_ports(1)
-    async with state(folder) as mesh:
-        training = Training(mesh.registry, mesh.changes, time.monotonic)
-        # Long ago.
-        training._began_at = -1e9
-        superlink = SuperLink(RunsConfig(), authority, folder / "flower")
-        https = HttpsServer(
-            FleetApi(PlainTextResponse(""), superlink, training),
-            address=f"127.0.0.1:{port}",
-            certificate=folder / "server" / Credentials.CERTIFICATE,
-            key=folder / "server" / Credentials.KEY,
-            ca=folder / "server" / Credentials.CA,
-        )
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(https.run_until_stopped()), tasks.create_task(superlink.run())]
-            engine = FlowerEngine(superlink)
-            await engine.prepare()
-            yield Fleet(folder, authority, mesh, training, superlink, engine, f"127.0.0.1:{port}")
-            https.should_exit = True
-            running[1].cancel()
-
-
-async def ended(fleet: Fleet, run: str) -> EngineStatus:
-    async def look() -> EngineStatus | None:
-        found = await fleet.engine.status(run)
-        return found if found.state in ENDED else None
-
-    return await until(look, within_s=60.0)
+    async with fleet_in(tmp_path_factory.mktemp("fleet")) as found:
+        yield found
 
 
 def asking(folder: Path) -> Path:
@@ -195,7 +110,7 @@ async def test_a_node_that_trains_takes_part_until_it_is_removed(fleet: Fleet) -
         os.kill(fleet.superlink._superlink.pid, signal.SIGKILL)
         await until(down, within_s=5.0)
         await fleet.engine.prepare()
-        assert (await ended(fleet, run)).state == "finished", await fleet.engine.log(run)
+        assert (await fleet.ended(run)).state == "finished", await fleet.engine.log(run)
         assert out.read_text() == str(BYTES)
         # Its next call is refused, upon which a SuperNode ends.
         await fleet.mesh.registry.remove("node-a")

@@ -1,0 +1,104 @@
+"""A Flower app as Flower's documentation teaches it runs unchanged, is watched, and goes on where it was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nearmesh_controlplane.rounds import stock
+from nearmesh_controlplane.runs.folder import Plan, RunFolder, SiteInfo
+
+from nearmesh.tls import new_key
+from tests.flower_fleet import Fleet, fleet_in
+from tests.integration.mesh_processes import until
+
+APP = Path(__file__).parents[1] / "stock_app"
+NODES = ("node-a", "node-b")
+ROUNDS = 2
+
+
+@contextlib.asynccontextmanager
+async def two_sites(fleet: Fleet, folder: RunFolder) -> AsyncIterator[None]:
+    """Two nodes whose operators say which partition of the data is theirs, as Flower's documentation has it."""
+    keys = {name: new_key() for name in NODES}
+    lines = {}
+    for name, key in keys.items():
+        await fleet.mesh.node(name)
+        lines[name] = fleet.allows(name, key)
+    ids = await fleet.engine.register(lines)
+    folder.make()
+    folder.write_plan(
+        Plan(run="r1", model="m", rounds=ROUNDS, min_sites=2, strategy="", round_timeout_s=30.0, metric="eval_acc")
+    )
+    folder.write_sites({id: SiteInfo(node=name, site="s", region="r", pseudonym="p") for name, id in ids.items()})
+    async with AsyncExitStack() as stack:
+        for at, (name, key) in enumerate(keys.items()):
+            said = ("--node-config", f"partition-id={at} num-partitions={len(keys)}")
+            await stack.enter_async_context(fleet.supernode(name, key, *said))
+        yield
+
+
+def server_app(run_folder: Path) -> int:
+    """The process in which the app runs: the one whose files belong into the run's folder."""
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if stock.__name__.encode() in words and (process / "cwd").resolve() == run_folder:
+                return int(process.name)
+    return 0
+
+
+async def test_it_runs_unchanged_and_is_resumed_after_its_last_round(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    async with fleet_in(tmp_path) as fleet, two_sites(fleet, folder):
+        run = await fleet.engine.start(APP, {"num-server-rounds": ROUNDS}, folder.path)
+
+        async def first_round() -> bool:
+            return bool(folder.rounds())
+
+        await until(first_round, within_s=60.0)
+        os.kill(server_app(folder.path), signal.SIGKILL)
+        first = (folder.path / "rounds" / "0001.json").read_bytes()
+        await fleet.engine.stop(run)
+        run = await fleet.engine.start(APP, {"num-server-rounds": ROUNDS}, folder.path)
+        found = await fleet.ended(run)
+        assert found.state == "finished", await fleet.engine.log(run)
+    rounds = folder.rounds()
+    assert [record.number for record in rounds] == [1, 2]
+    assert (folder.path / "rounds" / "0001.json").read_bytes() == first, "the first round was made once"
+    for record in rounds:
+        assert {site.node: (site.answer, site.examples) for site in record.sites} == dict.fromkeys(
+            NODES, ("counted", 150)
+        )
+        assert all("eval_acc" in site.metrics and "train_loss" in site.train_metrics for site in record.sites)
+    losses = [record.metrics["eval_loss"] for record in rounds]
+    assert losses == sorted(losses, reverse=True) and rounds[-1].metrics["eval_acc"] > 0.8
+    # What the app itself wrote in the end is the model of the last round.
+    with np.load(folder.path / "final_model.npz") as saved:
+        np.testing.assert_array_equal(saved["arr_0"], folder.arrays(ROUNDS)["0"])
+    assert json.loads(first)["metrics"].keys() == {"eval_loss", "eval_acc"}
+
+
+async def test_an_app_that_fails_says_why(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    app = tmp_path / "failing"
+    (app / "quickstart").mkdir(parents=True)
+    for path in (APP / "pyproject.toml", *(APP / "quickstart").glob("*.py")):
+        (app / path.relative_to(APP)).write_text(path.read_text().replace("(get_model())", "([1 / 0])"))
+    async with fleet_in(tmp_path) as fleet, two_sites(fleet, folder):
+        run = await fleet.engine.start(app, {}, folder.path)
+        assert (await fleet.ended(run)).state == "failed"
+    end = folder.end()
+    assert end and end.reason == "the app failed: ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("path", ["pyproject.toml", "quickstart/server_app.py", "quickstart/client_app.py"])
+def test_the_app_knows_nothing_of_the_mesh(path: str) -> None:
+    assert "nearmesh" not in (APP / path).read_text().lower()
