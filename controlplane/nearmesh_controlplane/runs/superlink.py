@@ -158,9 +158,9 @@ class SuperLink:
         """Starts it and waits for its end; whether it was there in between."""
         fresh = self._authority.server_credentials([LOOPBACK])
         fresh.write(self._folder / "tls")
-        await self._superlink.start(self._superlink_command(), self._environment())
-        ended = asyncio.create_task(self._superlink.ended())
         try:
+            await self._superlink.start(self._superlink_command(), self._environment())
+            ended = asyncio.create_task(self._superlink.ended())
             came_up = await self._comes_up(ended)
             # One whose certificate grows old is started anew; everybody who talks to it waits for it.
             await asyncio.wait({ended}, timeout=fresh.renew_in_s())
