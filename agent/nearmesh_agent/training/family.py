@@ -126,6 +126,9 @@ def give_way(proc: Path, pid: int) -> None:
 
 
 def _numbers(folder: Path) -> list[int]:
-    """The entries that are called by a number: processes, or threads."""
-    with os.scandir(folder) as entries:
-        return [int(entry.name) for entry in entries if entry.name.isdecimal()]
+    """The entries that are called by a number: processes, or threads; none on a system without /proc."""
+    try:
+        with os.scandir(folder) as entries:
+            return [int(entry.name) for entry in entries if entry.name.isdecimal()]
+    except OSError:
+        return []

@@ -1,10 +1,7 @@
 """Holds training to its budget from the agent's side: looks at serving, decides, and tells the warden.
 
-throttle = Throttle(node.table, lambda: servicer.utilization, cpu_share=0.5, occupancy=node.occupancy)
-process = await asyncio.create_subprocess_exec(
-    *throttle.command(["flower-supernode", ...], yielded_file), stdin=PIPE, stdout=PIPE, stderr=log, env=...
-)
-await throttle.run(process)  # until it has ended
+The agent starts what `Throttle.command` makes of a SuperNode's command line, with pipes for its input and output, and
+awaits `Throttle.run`, which returns when that process has ended and nothing of it is left.
 """
 
 from __future__ import annotations

@@ -134,12 +134,17 @@ class Warden:
     def _reap(self) -> None:
         """Ended children, adopted ones among them."""
         with suppress(ChildProcessError):
-            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):
-                if ended.si_pid == self._supernode:
-                    self._code = ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if ended[0] == self._supernode:
+                    code = os.waitstatus_to_exitcode(ended[1])
+                    self._code = code if code >= 0 else 128 - code
 
     def _sweep(self) -> None:
         """Kills what is left, also what stands still; who is forked meanwhile is met the next time round."""
+        if self._code is None:
+            # Where there is no /proc, nobody else is found.
+            with suppress(ProcessLookupError):
+                os.kill(self._supernode, signal.SIGKILL)
         until_s = time.monotonic() + _END_WITHIN_S
         while time.monotonic() < until_s:
             self._family.look()
