@@ -49,6 +49,8 @@ OF_EXTRAS = {
         "nearmesh_agent/training/mesh_app_process.py": ("rounds",),
         "nearmesh_agent/training/replies.py": ("rounds",),
     },
+    # Runs inside Flower's server app.
+    "nearmesh-controlplane": {"nearmesh_controlplane/rounds": ("rounds",)},
 }
 # Imported if it is there, and done without otherwise.
 OPTIONAL = {
