@@ -204,8 +204,11 @@ class FakeCandidates:
 
     async def publish(self, built: Built, actor: str) -> Version:
         assert self.plane
-        if any(version.version == built.version for version in self.plane.catalog.versions(built.artifact)):
-            raise AlreadyExists("published twice")
+        versions = {version.version: version for version in self.plane.catalog.versions(built.artifact)}
+        if built.version in versions:
+            if built.version not in self.published:
+                raise AlreadyExists(f"{built.version} is published with other contents")
+            return versions[built.version]
         self.published.append(built.version)
         await self.plane.publish(built.artifact, built.version)
         return self.plane.catalog.version(built.artifact, built.version)
@@ -308,10 +311,16 @@ async def _wired(world: World, found: State, name: str) -> Plane:
     await runs.restore()
     sites = Sites(found.registry, world.says.get, world.utilization.get)
     trainer = Trainer(
-        runs, Desk(world.folder / name, world.candidates), world.engine, sites, found.changes.bump, found.wall
+        runs,
+        Desk(world.folder / name, world.candidates),
+        world.engine,
+        sites,
+        found.changes.bump,
+        found.wall,
+        ask_every_s=0,
     )
     chain = Chain(runs, world.candidates, found.catalog, rollouts, lambda version: world.agreement, found.wall)
-    driver = Driver(runs, trainer, chain, sites, address="plane:7480", wall=found.wall)
+    driver = Driver(runs, trainer, chain, sites, found.catalog, address="plane:7480", wall=found.wall)
     calls = RunCalls(runs, found.catalog, found.registry, world.candidates, found.wall)
     mesh = Mesh(found, rollouts, world.nodes)
     return Plane(world, found, mesh, rollouts, runs, chain, driver, calls, audit)

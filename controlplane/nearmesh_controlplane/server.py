@@ -264,6 +264,7 @@ class ControlPlane:
             Trainer(runs, desk, FlowerEngine(superlink), sites, changes.bump),
             Chain(runs, candidates, catalog, rollouts, functools.partial(smallest_agreement, layout)),
             sites,
+            catalog,
             address=config.reached_at(config.listen.http),
             leads=role.decides,
         )

@@ -13,8 +13,10 @@ import pytest
 from nearmesh_controlplane.runs.apps import check_fab, write_app
 from nearmesh_controlplane.runs.messages import asked_of, check_settings, promotion_of, run_message
 from nearmesh_controlplane.runs.run import Check, Run, When
+from nearmesh_controlplane.server import POLICY
 
-from nearmesh.errors import InvalidInput
+from nearmesh.errors import InvalidInput, PermissionDenied
+from nearmesh.rpc import Gatekeeper, Identity
 from nearmesh.v1 import run_pb2 as pb
 
 
@@ -206,3 +208,17 @@ def test_an_app_s_config_is_read_from_its_bundle() -> None:
 def test_what_is_no_app(content: bytes, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         check_fab(content)
+
+
+@pytest.mark.parametrize("method", ["Start", "Stop", "Promote", "Get", "List", "Watch"])
+def test_who_may_ask(method: str) -> None:
+    """Data teams and operators have models trained; whoever uses models may look."""
+    keeper = Gatekeeper(mesh="dev", verifier=None, policy=POLICY)
+    name = f"/nearmesh.v1.RunService/{method}"
+    for role in ("data", "operator"):
+        keeper.check(Identity("ann", role), name)
+    if method in ("Get", "List", "Watch"):
+        keeper.check(Identity("app", "client"), name)
+    for role in ("node", "gateway", *(["client"] if method in ("Start", "Stop", "Promote") else [])):
+        with pytest.raises(PermissionDenied):
+            keeper.check(Identity("x", role), name)

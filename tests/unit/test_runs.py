@@ -377,6 +377,40 @@ async def test_runs_of_one_model_follow_each_other(world: World) -> None:
         assert (await found.get(first.id)).state == TRAINED
 
 
+async def test_one_that_waited_begins_from_what_the_one_before_it_ended_in(world: World) -> None:
+    async with plane(world) as found:
+        first = await found.start(auto_promote=True, promote=QUICK)
+        found.state.wall.now_s += 1
+        second, named = await found.start(), await found.start(version="1")
+        assert second.parent_version == named.parent_version == "1"
+        await found.until(first.id, SERVED)
+        assert (await found.until(second.id, TRAINED)).parent_version == f"1-{first.id}"
+        assert (await found.until(named.id, TRAINED)).parent_version == "1"
+
+
+async def test_an_engine_that_goes_away_in_the_middle_is_waited_for(world: World) -> None:
+    async with plane(world) as found:
+        id = (await found.start()).id
+        await found.until(id, TRAINING)
+        for _ in range(3):
+            await found.look()
+        world.engine.away = True
+        await found.look()
+        run = await found.get(id)
+        assert (run.state, run.reason) == (TRAINING, "the engine is away: the SuperLink does not answer")
+        world.engine.away = False
+        assert (await found.until(id, TRAINED)).resumed == 0
+        # Whoever has no patience need not have it.
+        second = (await found.start(rounds=100)).id
+        await found.until(second, TRAINING)
+        for _ in range(3):
+            await found.look()
+        world.engine.away = True
+        for _ in range(2):
+            await found.calls.stop(pb.StopRunRequest(run=second))
+        assert (await found.until(second, STOPPED, looks=3)).reason == "stopped by request"
+
+
 async def test_a_window_that_closes_ends_no_round_and_lets_no_other_begin(world: World) -> None:
     async with plane(world) as found:
         found.state.wall.now_s = 22 * 3600.0

@@ -24,6 +24,12 @@ TELL_EVERY_S = 0.2
 LISTED, MAX_LISTED = 50, 1_000
 
 
+def wanted_version(catalog: Catalog, model: str) -> Version:
+    """The one that is wanted, else the newest. Raises NotFound."""
+    versions, deployed = catalog.versions(model), catalog.deployments(model)
+    return catalog.version(model, deployed[0].version) if deployed else versions[0]
+
+
 class RunCalls:
     """What the servicer hands on."""
 
@@ -75,11 +81,7 @@ class RunCalls:
         """The one that is named, else the one that is wanted, else the newest."""
         if not model:
             raise InvalidInput("no model is named")
-        versions = self._catalog.versions(model)
-        if named:
-            return self._catalog.version(model, named)
-        deployed = self._catalog.deployments(model)
-        return self._catalog.version(model, deployed[0].version) if deployed else versions[0]
+        return self._catalog.version(model, named) if named else wanted_version(self._catalog, model)
 
     def _check_sites(self, asked: Asked) -> None:
         known = {node.site for node in self._registry.serving_nodes()}

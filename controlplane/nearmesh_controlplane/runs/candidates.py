@@ -69,7 +69,8 @@ class Candidates(Protocol):
     async def build(self, run: Run, arrays: Arrays, lineage: Lineage) -> Built:
         """The run's parent with other parameters, as `run.new_version`: packed, quantized, and judged.
 
-        A variant that does not pass its own gate is a failed check. Raises PackageError where no version comes of it.
+        Published already: what was published, not made again. A variant that does not pass its own gate is a failed
+        check. Raises PackageError where no version comes of it.
         """
         ...
 

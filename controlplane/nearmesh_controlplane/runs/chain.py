@@ -1,7 +1,7 @@
 """Takes a trained model into serving: the gate, its variants, the catalog, a rollout.
 
 Each part is found done where it has been done, so that a control plane which begins in the middle does nothing twice:
-a version is known by its name, which is the run's alone, and a rollout by the version's digest.
+a version is known by its name, which is the run's alone (`Candidates` looks), and a rollout by the version's digest.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from nearmesh.errors import (
     Unreachable,
 )
 from nearmesh.rpc import Identity
-from nearmesh_controlplane.catalog.catalog import Catalog, Version
+from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.rollouts.calls import Agreement
 from nearmesh_controlplane.rollouts.messages import MIRROR_SHARE
-from nearmesh_controlplane.rollouts.rollout import STEP_S, STEPS, Limits, Plan, Rollout
+from nearmesh_controlplane.rollouts.rollout import STEPS, Limits, Plan, Rollout
 from nearmesh_controlplane.rollouts.rollouts import Rollouts
 from nearmesh_controlplane.rollouts.scope import Scope
 from nearmesh_controlplane.runs import gate, machine
@@ -42,6 +42,9 @@ from nearmesh_controlplane.runs.runs import Runs
 
 log = logging.getLogger(__name__)
 
+# How long each step of the canary is watched, unless somebody says otherwise. Shorter than that of a version of which
+# nothing is known: the sites have judged this one.
+STEP_S = 10.0
 # Nobody's fault, and over some time.
 PASSING = (Unreachable, NotReady, Overloaded, DeadlineExceeded, StorageFull)
 
@@ -146,24 +149,16 @@ class Chain:
     # The catalog
 
     async def _publish(self, run: Run) -> None:
-        found = self._published(run)
-        if found is None:
-            built = self._built.get(run.id)
-            if built is None:
-                parent = await self._candidates.parent(run.model, run.parent_version)
-                built = await self._build(run, parent, await self._arrays(run))
-            if built is None:
-                return
-            found = await self._candidates.publish(built, run.promoted_by)
+        built = self._built.get(run.id)
+        if built is None:
+            parent = await self._candidates.parent(run.model, run.parent_version)
+            built = await self._build(run, parent, await self._arrays(run))
+        if built is None:
+            return
+        found = await self._candidates.publish(built, run.promoted_by)
         version, digest = found.version, found.digest
         await self._runs.step(run, lambda run: machine.published(run, version, digest, self._wall()))
         self._built.pop(run.id, None)
-
-    def _published(self, run: Run) -> Version | None:
-        try:
-            return self._catalog.version(run.model, run.new_version)
-        except NotFound:
-            return None
 
     # The rollout
 
@@ -228,7 +223,7 @@ def plan_of(promotion: Promotion, agreement: float = 0.0) -> Plan:
     return Plan(
         strategy="canary",
         steps=promotion.steps or usual.steps,
-        step_s=promotion.step_s or STEP_S["canary"],
+        step_s=promotion.step_s or STEP_S,
         step_requests=promotion.step_requests or usual.step_requests,
         mirror_share=MIRROR_SHARE if agreement else 0.0,
         limits=Limits(agreement=agreement),

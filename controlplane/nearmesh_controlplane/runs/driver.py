@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 
 from nearmesh.errors import MeshError
+from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.runs import machine
+from nearmesh_controlplane.runs.calls import wanted_version
 from nearmesh_controlplane.runs.chain import Chain
 from nearmesh_controlplane.runs.run import Run, new_pseudonym
 from nearmesh_controlplane.runs.runs import Runs
@@ -30,6 +32,7 @@ class Driver:
         trainer: Trainer,
         chain: Chain,
         sites: Sites,
+        catalog: Catalog,
         *,
         address: str = "",
         leads: Callable[[], bool] = lambda: True,
@@ -40,6 +43,7 @@ class Driver:
         self._trainer = trainer
         self._chain = chain
         self._sites = sites
+        self._catalog = catalog
         self._address = address
         self.leads = leads
         self._wall = wall
@@ -137,10 +141,15 @@ class Driver:
             # Those that would be asked are those that a schedule looks at.
             look = machine.Waiting(ready=ready, busy=self._busy(run), closed=self._trainer.closed(run, ready))
             names = {node: new_pseudonym() for node in ready}
+            parent = None if await self._runs.rounds(run.id) else wanted_version(self._catalog, run.model)
 
             def step(run: Run) -> Run:
                 after = machine.waited(run, look)
-                return machine.joined(after, names) if after.state == "training" else after
+                if after.state == "waiting":
+                    return after
+                if parent:
+                    after = machine.begins_from(after, parent.version, parent.digest)
+                return machine.joined(after, names)
 
             await self._runs.step(run, step)
 

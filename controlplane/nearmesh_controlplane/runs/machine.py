@@ -28,6 +28,8 @@ from nearmesh_controlplane.runs.run import Check, Promotion, Run
 MAX_TRIES = 8
 # The first attempts follow at once, since whatever died may be back already.
 AT_ONCE, LONGEST_DELAY_S = 2, 30.0
+# How a reason begins while nobody knows how the engine's run stands.
+AWAY = "the engine is away"
 # What is away for a while, such as the registry or another rollout, is asked for again after so long.
 ASK_AGAIN_S = 2.0
 
@@ -59,11 +61,21 @@ class Training:
     closed: str = ""
     end: End | None = None
     judged: Sequence[Judged] | None = None
+    # Why the engine says nothing at present.
+    away: str = ""
     # The last words of the server app, where it went without having ended.
     last_words: str = ""
 
 
 # Rounds
+
+
+def begins_from(run: Run, version: str, digest: str) -> Run:
+    """What is wanted of the model now that it begins, where no version was named: the run before it may have ended in
+    another one."""
+    if run.asked.version or run.parent_digest == digest:
+        return run
+    return dataclasses.replace(run, parent_version=version, parent_digest=digest)
 
 
 def waited(run: Run, look: Waiting) -> Run:
@@ -115,6 +127,8 @@ def trained(run: Run, look: Training, now_s: float) -> Run:
         return died(run, look.last_words or look.engine.detail or f"its Flower run is {look.engine.state}", now_s)
     if look.closed and look.resting and look.finished < run.asked.rounds:
         return dataclasses.replace(run, state="waiting", reason=look.closed, engine_run="", begun=False)
+    if look.away or run.reason.startswith(AWAY):
+        return _because(run, look.away)
     return run
 
 

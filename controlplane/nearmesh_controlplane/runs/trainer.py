@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from nearmesh.errors import InvalidInput, MeshError, NotFound, NotInstalled, PackageError
 from nearmesh_controlplane.runs import machine, schedule
 from nearmesh_controlplane.runs.desk import Desk
-from nearmesh_controlplane.runs.engine import ENDED, Engine, EngineAway
+from nearmesh_controlplane.runs.engine import ENDED, Engine, EngineAway, EngineStatus
 from nearmesh_controlplane.runs.folder import RoundRecord, RunFolder, SiteInfo
 from nearmesh_controlplane.runs.run import Run, new_pseudonym
 from nearmesh_controlplane.runs.runs import Runs
@@ -23,6 +24,8 @@ from nearmesh_controlplane.runs.sites import Sites
 
 log = logging.getLogger(__name__)
 
+# Files are looked at each time. The engine, which has to do for every question, is asked how a run stands so often.
+ASK_EVERY_S = 2.0
 # Of the words that a server app left, so many characters at the end stand in the run.
 LAST_WORDS = 300
 
@@ -37,6 +40,9 @@ class _Attempt:
     keys: dict[str, str] = field(default_factory=dict)
     sites: dict[int, SiteInfo] = field(default_factory=dict)
     held: str = ""
+    status: EngineStatus = field(default_factory=lambda: EngineStatus(state="waiting"))
+    asked_at: float = -math.inf
+    away: str = ""
 
 
 class Trainer:
@@ -50,6 +56,8 @@ class Trainer:
         sites: Sites,
         on_asked: Callable[[], object],
         wall: Callable[[], float] = time.time,
+        *,
+        ask_every_s: float = ASK_EVERY_S,
     ) -> None:
         """`on_asked` is called whenever other nodes are asked than before."""
         self._runs = runs
@@ -58,6 +66,7 @@ class Trainer:
         self._sites = sites
         self._on_asked = on_asked
         self._wall = wall
+        self._ask_every_s = ask_every_s
         self._attempts: dict[str, _Attempt] = {}
 
     def asks(self, node: str) -> bool:
@@ -80,7 +89,7 @@ class Trainer:
         try:
             await self._engine.prepare()
         except EngineAway as error:
-            words = f"the engine is away: {error.message}"
+            words = f"{machine.AWAY}: {error.message}"
             await self._runs.step(run, lambda run: machine.put_off(run, words, self._wall()))
             return
         except NotInstalled as error:
@@ -89,7 +98,7 @@ class Trainer:
         try:
             await self._attempt(run)
         except EngineAway as error:
-            words = f"the engine is away: {error.message}"
+            words = f"{machine.AWAY}: {error.message}"
             await self._runs.step(run, lambda run: machine.died(run, words, self._wall()))
         except (InvalidInput, NotFound, PackageError) as error:
             await self._fail(run, error)
@@ -142,7 +151,7 @@ class Trainer:
 
     async def _look(self, run: Run, attempt: _Attempt) -> None:
         # First: what has ended has written all that it will.
-        status = await self._engine.status(attempt.engine_run)
+        status = await self._status(attempt)
         fresh = await self._take_rounds(run, attempt)
         run = await self._ask(run, attempt)
         folder = attempt.folder
@@ -152,6 +161,7 @@ class Trainer:
         closed = self.closed(run, attempt.keys)
         look = machine.Training(
             engine=status,
+            away=attempt.away,
             finished=_finished(rounds),
             fresh=fresh,
             resting=progress is None or progress.phase == "waiting",
@@ -164,6 +174,18 @@ class Trainer:
         after = await self._runs.step(run, lambda run: machine.trained(run, look, self._wall()))
         if after.state != "training" or after.engine_run != attempt.engine_run:
             await self.leave(run.id)
+
+    async def _status(self, attempt: _Attempt) -> EngineStatus:
+        """As the engine said last."""
+        now = time.monotonic()
+        if now - attempt.asked_at < self._ask_every_s and not await asyncio.to_thread(attempt.folder.end):
+            return attempt.status
+        try:
+            attempt.status, attempt.asked_at, attempt.away = await self._engine.status(attempt.engine_run), now, ""
+        except EngineAway as error:
+            # Its server app may go on all the same, and a SuperLink that died is started again.
+            attempt.away = f"{machine.AWAY}: {error.message}"
+        return attempt.status
 
     async def _take_rounds(self, run: Run, attempt: _Attempt) -> bool:
         """Into the database, each that has ended; whether there were any."""
@@ -194,6 +216,7 @@ class Trainer:
         attempt.held = why
 
     async def _last_words(self, attempt: _Attempt) -> str:
+        """Of the server app; empty where it left none."""
         lines = (await self._engine.log(attempt.engine_run)).strip().splitlines()
         return lines[-1][-LAST_WORDS:] if lines else ""
 
