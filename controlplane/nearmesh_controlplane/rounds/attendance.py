@@ -65,9 +65,9 @@ class Attendance:
 
     def hold(self, number: int) -> None:
         """Returns when a round may begin."""
-        began_s = self._clock.now_s()
+        if self._folder.held():
+            self._tell(number, "waiting", self._clock.now_s())
         while self._folder.held():
-            self._tell(number, "waiting", began_s)
             self._clock.sleep(LOOK_S)
 
     def ask(
