@@ -12,8 +12,8 @@ from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
-# What a site makes of a message: an answer, an error's words, or nothing at all.
-Site = Callable[[Message], RecordDict | str | None]
+# What a site makes of a message: an answer, an error's words, bytes that Flower raises over, or nothing at all.
+Site = Callable[[Message], RecordDict | str | Exception | None]
 
 
 class FakeClock:
@@ -40,14 +40,17 @@ class Inline(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001  # as an executor does
+            future.set_exception(error)
         return future
 
 
 @dataclass
 class _Sent:
     message: Message
-    reply: Message | None
+    reply: Message | Exception | None
     ready_at_s: float
     gone_at_s: float
 
@@ -86,10 +89,10 @@ class FakeGrid:
         self._messages[id] = _Sent(message, self._reply(message), ready_at_s, now_s + message.metadata.ttl)
         return id
 
-    def _reply(self, message: Message) -> Message | None:
+    def _reply(self, message: Message) -> Message | Exception | None:
         said = self.sites[message.metadata.dst_node_id](message)
-        if said is None:
-            return None
+        if said is None or isinstance(said, Exception):
+            return said
         if isinstance(said, str):
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, said), reply_to=message)
         return Message(said, reply_to=message)
@@ -103,6 +106,8 @@ class FakeGrid:
         if sent.reply is None or self.clock.now_s() < sent.ready_at_s:
             return None
         del self._messages[id]
+        if isinstance(sent.reply, Exception):
+            raise sent.reply
         return sent.reply
 
     def _lost(self, id: str, code: int) -> Message:

@@ -223,6 +223,14 @@ def test_too_few_answers_are_tried_again_and_then_it_gives_up(tmp_path: Path) ->
     assert run.folder.rounds() == []
 
 
+def test_a_site_whose_bytes_flower_cannot_read_fails_alone(tmp_path: Path) -> None:
+    run = a_run(tmp_path, {**digits_sites(3), 2: lambda _message: ValueError("no object")}, rounds=1)
+    run.go()
+    assert run.reason() == ""
+    (site,) = run.of("node-2")
+    assert (site.answer, site.detail.partition(";")[0]) == (FAILED, "its answer cannot be read (ValueError)")
+
+
 def test_a_site_that_fails_now_and_then_is_no_end(tmp_path: Path) -> None:
     sites = digits_sites(3)
     good = sites[2]

@@ -16,6 +16,7 @@ from typing import Protocol
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
 # Between two looks for answers: so much of the time that has passed, so that a look costs little of what it waits for.
 POLL_PART = 0.05
@@ -32,6 +33,8 @@ SENDS = 3
 
 # The message, or its answer, went astray; no word of the site.
 _LOST = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE}
+# What Flower raises over the bytes of a site that keeps to none of its formats.
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, EOFError, RecursionError, DecodeError)
 # A site's reason is shown to people.
 _LONGEST_REASON = 200
 
@@ -155,10 +158,10 @@ class Asking:
     def _look(self, question: _Question) -> bool:
         """Whether anything new has come."""
         self._pull({**question.pending, **self._overdue})
-        self._late += sum(_answer(message) is not None for _, message in self._taken(self._overdue))
+        self._late += sum(answer is not None for _, answer in self._taken(self._overdue))
         news = False
-        for node_id, message in self._taken(question.pending):
-            if (answer := _answer(message)) is not None:
+        for node_id, answer in self._taken(question.pending):
+            if answer is not None:
                 question.answers[node_id] = answer
                 news = True
         self._send(question, [node for node in self._lost(question) if node in self.online()])
@@ -170,7 +173,7 @@ class Asking:
                 sent.pull = self._executor.submit(self._grid.pull_messages, [id])
         wait([sent.pull for sent in all_sent.values() if sent.pull is not None], timeout=PULL_S)
 
-    def _taken(self, all_sent: dict[str, _Sent]) -> Iterator[tuple[int, Message]]:
+    def _taken(self, all_sent: dict[str, _Sent]) -> Iterator[tuple[int, Answer | None]]:
         """Takes out those whose answer is there, and those that will have none any more."""
         for id, sent in list(all_sent.items()):
             if sent.pull is None:
@@ -179,10 +182,18 @@ class Asking:
                 continue
             if not sent.pull.done():
                 continue
-            found, sent.pull = list(sent.pull.result()), None
-            if found:
+            pull, sent.pull = sent.pull, None
+            for answer in _pulled(pull):
                 del all_sent[id]
-                yield sent.node_id, found[0]
+                yield sent.node_id, answer
+
+
+def _pulled(pull: Future[Iterable[Message]]) -> list[Answer | None]:
+    """None is a lost message; nothing at all: nothing is there yet."""
+    try:
+        return [_answer(message) for message in pull.result()][:1]
+    except _UNREADABLE as error:
+        return [Answer(None, f"its answer cannot be read ({type(error).__name__})")]
 
 
 def _answer(message: Message) -> Answer | None:

@@ -33,7 +33,7 @@ def judge(rounds: Rounds, arrays: Arrays) -> None:
         TOLERANCE: plan.tolerance,
     }
     said = rounds.evaluate(plan.rounds, QUERY, RecordDict({ARRAYS: record_of(ordered), CONFIG: ConfigRecord(config)}))
-    nodes = dict.fromkeys([*said.counted, *said.complaints, *rounds.sites.nodes()])
+    nodes = dict.fromkeys([*rounds.sites.nodes(), *said.counted, *said.complaints])
     folder.write_judged([_judged(node, said) for node in nodes])
 
 

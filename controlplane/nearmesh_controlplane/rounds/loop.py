@@ -148,12 +148,12 @@ class Rounds:
         content = RecordDict({ARRAYS: record_of(arrays), CONFIG: config})
         said = self.evaluate(record.number, MessageType.EVALUATE, content)
         sites = {site.node: site for site in record.sites}
-        for node in dict.fromkeys([*sites, *said.counted, *said.complaints, *self.sites.nodes()]):
-            sites[node] = _with_word(sites.get(node), node, said, trained=bool(record.number))
+        nodes = dict.fromkeys([*self.sites.nodes(), *sites, *said.counted, *said.complaints])
+        whole = [_with_word(sites.get(node), node, said, trained=bool(record.number)) for node in nodes]
         return replace(
             record,
             ended_at_s=self._clock.now_s(),
-            sites=list(sites.values()),
+            sites=whole,
             metrics=pooled([(one.examples, one.figures) for one in said.counted.values()]),
             late=record.late + self._asking.take_late(),
         )
