@@ -8,6 +8,8 @@ that only remember.
 from __future__ import annotations
 
 import asyncio
+import io
+import zipfile
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -324,3 +326,29 @@ async def _wired(world: World, found: State, name: str) -> Plane:
     calls = RunCalls(runs, found.catalog, found.registry, world.candidates, found.wall)
     mesh = Mesh(found, rollouts, world.nodes)
     return Plane(world, found, mesh, rollouts, runs, chain, driver, calls, audit)
+
+
+# An app of a data team's own, as `flwr build` packs one.
+PROJECT = """
+[project]
+name = "own"
+version = "1.0.0"
+[tool.flwr.app]
+publisher = "team"
+[tool.flwr.app.components]
+serverapp = "own.server_app:app"
+clientapp = "own.client_app:app"
+[tool.flwr.app.config]
+num-server-rounds = 3
+lr.first = 0.1
+"""
+
+
+def fab(**files: str) -> bytes:
+    """With other files; one of `-` is left out."""
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        for name, text in {"pyproject.toml": PROJECT, ".info/CONTENT": "", **files}.items():
+            if text != "-":
+                archive.writestr(name, text)
+    return held.getvalue()

@@ -79,6 +79,9 @@ class RunsConfig:
     superexec_secret: PathOrUrl = NOWHERE
     # The control plane's own ends when no run has needed it for so long. Starting it takes some seconds.
     idle_s: float = 300.0
+    # Whoever may start runs may bring a Flower app: its server half runs on this machine, as the control plane's user,
+    # its client half at the sites. False: packages' recipes alone, which operators have published.
+    own_apps: bool = True
 
     def __post_init__(self) -> None:
         if self.superlink:

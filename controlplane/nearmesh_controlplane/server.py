@@ -305,7 +305,7 @@ class ControlPlane:
             superlink=superlink,
             runs=runs,
             run_driver=driver,
-            run_calls=RunCalls(runs, catalog, registry, candidates),
+            run_calls=RunCalls(runs, catalog, registry, candidates, own_apps=config.runs.own_apps),
         )
 
     def take_prices(self, state: FeedState) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import tomllib
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from nearmesh_controlplane.server import POLICY
 from nearmesh.errors import InvalidInput, PermissionDenied
 from nearmesh.rpc import Gatekeeper, Identity
 from nearmesh.v1 import run_pb2 as pb
+from tests.pretended_runs import PROJECT, fab
 
 
 def asked(**more: Any) -> pb.StartRunRequest:
@@ -160,30 +159,6 @@ def test_the_mesh_s_app_is_what_flower_takes(tmp_path: Path) -> None:
     assert {name.removeprefix("set-"): value for name, value in config.items() if name.startswith("set-")} == settings
     assert (config["run-folder"], config["model"], config["inputs"]) == (str(tmp_path), "m", "x,y")
     assert (tmp_path / "app" / "recipe.py").read_bytes() == b"def train(): ...\n"
-
-
-PROJECT = """
-[project]
-name = "own"
-version = "1.0.0"
-[tool.flwr.app]
-publisher = "team"
-[tool.flwr.app.components]
-serverapp = "own.server_app:app"
-clientapp = "own.client_app:app"
-[tool.flwr.app.config]
-num-server-rounds = 3
-lr.first = 0.1
-"""
-
-
-def fab(**files: str) -> bytes:
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w") as archive:
-        for name, text in {"pyproject.toml": PROJECT, ".info/CONTENT": "", **files}.items():
-            if text != "-":
-                archive.writestr(name, text)
-    return held.getvalue()
 
 
 def test_an_app_s_config_is_read_from_its_bundle() -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from nearmesh_controlplane.rollouts.rollout import Plan
 from nearmesh_controlplane.rollouts.scope import Scope
-from nearmesh_controlplane.runs.folder import End, from_npz
+from nearmesh_controlplane.runs.calls import RunCalls
+from nearmesh_controlplane.runs.engine import EngineStatus
+from nearmesh_controlplane.runs.folder import End, RunFolder, from_npz
 from nearmesh_controlplane.runs.run import Check
 
-from nearmesh.errors import AlreadyExists, InvalidInput, NotFound, PackageError
+from nearmesh.errors import AlreadyExists, InvalidInput, NotFound, PackageError, PermissionDenied
 from nearmesh.v1 import run_pb2 as pb
 from tests.control_plane_state import digest_of
-from tests.pretended_runs import ME, MODEL, World, plane
+from tests.pretended_runs import ME, MODEL, World, fab, plane, request
 from tests.rollout_nodes import Behaviour
 
 TRAINED, SERVED, REFUSED = pb.RUN_STATE_TRAINED, pb.RUN_STATE_SERVED, pb.RUN_STATE_REFUSED
@@ -363,6 +365,62 @@ async def test_a_node_that_is_removed_is_not_asked_any_more(world: World) -> Non
         await found.state.registry.remove("b")
         await found.look()
         assert [found.driver.wanted_training(node) for node in "abc"] == ["plane:7480", None, "plane:7480"]
+
+
+async def test_a_node_that_is_drained_trains_no_more(world: World) -> None:
+    async with plane(world) as found:
+        id = (await found.start(rounds=100)).id
+        await found.until(id, TRAINING)
+        await found.look()
+        await found.state.registry.drain("c", undo=False)
+        await found.look()
+        assert [found.driver.wanted_training(node) for node in "abc"] == ["plane:7480", "plane:7480", None]
+        (run,) = world.engine.runs.values()
+        assert {site.node for site in run.folder.sites().values()} == {"a", "b"}
+
+
+async def test_apps_of_one_s_own_may_be_refused(world: World) -> None:
+    async with plane(world) as found:
+        calls = RunCalls(found.runs, found.state.catalog, found.state.registry, world.candidates, own_apps=False)
+        with pytest.raises(PermissionDenied, match="`own_apps`"):
+            await calls.start(request(app=fab()))
+
+
+async def test_an_app_of_one_s_own_has_the_supernodes_for_itself_and_ends_when_flower_says_so(world: World) -> None:
+    for said in world.says.values():
+        said.own_apps = True
+        said.models.append("n")
+    async with plane(world) as found:
+        own = await found.start(app=fab(), rounds=5, settings={"lr.first": "0.5"})
+        await found.state.publish("n", "1")
+        found.state.wall.now_s += 1
+        other = await found.start(model="n")
+        await found.driver.look()
+        await found.driver.look()
+        assert (await found.get(own.id)).own_app
+        assert (await found.get(other.id)).reason == f"waits for run {own.id}, which is at work"
+        (run,) = world.engine.runs.values()
+        assert (run.config, run.folder.path.name) == ({"lr.first": 0.5, "num-server-rounds": 5}, own.id)
+        run.status = EngineStatus(state="finished")
+        ended = await found.until(own.id, TRAINED, looks=3)
+        assert not ended.HasField("gate")
+        with pytest.raises(InvalidInput, match="has no setting 'lr'"):
+            await found.start(app=fab(), settings={"lr": "1"})
+
+
+async def test_a_disk_that_is_full_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left")
+
+    async with plane(world) as found:
+        id = (await found.start()).id
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "write_plan", full)
+            for _ in range(30):
+                await found.look()
+            run = await found.get(id)
+            assert (run.state, "No space left; look at the disk" in run.reason) == (TRAINING, True)
+        assert (await found.until(id, TRAINED)).resumed == 0
 
 
 async def test_runs_of_one_model_follow_each_other(world: World) -> None:

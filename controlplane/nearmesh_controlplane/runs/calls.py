@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from nearmesh.errors import InvalidInput, NotFound
+from nearmesh.errors import InvalidInput, NotFound, PermissionDenied
 from nearmesh.rpc import caller
 from nearmesh.v1 import run_pb2 as pb
 from nearmesh_controlplane.catalog.catalog import Catalog, Version
@@ -40,7 +40,11 @@ class RunCalls:
         registry: Registry,
         candidates: Candidates,
         wall: Callable[[], float] = time.time,
+        *,
+        own_apps: bool = True,
     ) -> None:
+        """`own_apps`: data teams may bring apps, which run here and at the sites."""
+        self._own_apps = own_apps
         self._runs = runs
         self._catalog = catalog
         self._registry = registry
@@ -55,6 +59,8 @@ class RunCalls:
         version = self._version(request.model, request.version)
         self._check_sites(asked)
         metric = ""
+        if request.app and not self._own_apps:
+            raise PermissionDenied("apps of one's own are not taken here: `own_apps` of [runs] in mesh.toml says so")
         if request.app:
             asked = self._own(asked, request.app)
         else:

@@ -69,10 +69,13 @@ class Driver:
                 except TimeoutError:
                     pass
         finally:
-            tasks = list(self._tasks.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._cancel()
+
+    async def _cancel(self) -> None:
+        tasks, self._tasks = list(self._tasks.values()), {}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def look(self) -> None:
         """One step of every run."""
@@ -85,8 +88,8 @@ class Driver:
         await self._collect()
         if not self.leads():
             if self._led:
-                self._led = False
                 await self._let_go()
+            self._led = False
             return
         self._led = True
         for run in self._runs.active():
@@ -95,6 +98,7 @@ class Driver:
 
     async def _let_go(self) -> None:
         log.info("runs are another control plane's from now on")
+        await self._cancel()
         self._chain.forget()
         try:
             await self._trainer.leave_all()

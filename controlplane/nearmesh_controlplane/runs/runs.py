@@ -56,14 +56,14 @@ class Runs:
         found = await self._db.run(store.read_all)
         active = [run.id for run in found if run.active]
         rounds = await self._db.run(store.rounds, active)
-        before, self._runs = self._runs, {}
         for run in found:
-            known = before.get(run.id)
+            known = self._runs.get(run.id)
             # What is known here may be newer than what was read.
-            self._runs[run.id] = known if known is not None and known.revision > run.revision else run
-        self._rounds = {
-            id: max(records, self._rounds.get(id, []), key=len) for id, records in rounds.items() if id in self._runs
-        }
+            if known is None or known.revision < run.revision:
+                self._runs[run.id] = run
+        self._rounds |= {id: max(records, self._rounds.get(id, []), key=len) for id, records in rounds.items()}
+        for id in self._rounds.keys() - {run.id for run in self.active()}:
+            del self._rounds[id]
         await self.restore_progress()
 
     async def restore_progress(self) -> None:

@@ -52,7 +52,9 @@ class Sites:
         found = {}
         for node in self._registry.serving_nodes():
             said = self._status(node.id)
-            if node.id in run.nodes and said is not None and self._may(run, node.id):
+            if self._registry.leaving(node.id) or node.id not in run.nodes:
+                continue
+            if said is not None and self._may(run, node.id):
                 found[node.id] = said.public_key
         return found
 

@@ -10,14 +10,14 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nearmesh.errors import InvalidInput, MeshError, NotFound, NotInstalled, PackageError
 from nearmesh_controlplane.runs import machine, schedule
 from nearmesh_controlplane.runs.desk import Desk
 from nearmesh_controlplane.runs.engine import ENDED, Engine, EngineAway, EngineStatus
-from nearmesh_controlplane.runs.folder import RoundRecord, RunFolder, SiteInfo
+from nearmesh_controlplane.runs.folder import RoundRecord, RunFolder
 from nearmesh_controlplane.runs.run import Run, new_pseudonym
 from nearmesh_controlplane.runs.runs import Runs
 from nearmesh_controlplane.runs.sites import Sites
@@ -36,9 +36,8 @@ class _Attempt:
 
     folder: RunFolder
     engine_run: str
-    # By node, as they were made known to the engine; and who is behind each of its ids, also of keys that are no more.
+    # By node, as they were made known to the engine.
     keys: dict[str, str] = field(default_factory=dict)
-    sites: dict[int, SiteInfo] = field(default_factory=dict)
     held: str = ""
     status: EngineStatus = field(default_factory=lambda: EngineStatus(state="waiting"))
     asked_at: float = -math.inf
@@ -76,12 +75,17 @@ class Trainer:
     async def go_on(self, run: Run) -> None:
         """One look at a run in training. Raises MeshError where something is away."""
         attempt = self._attempts.get(run.id)
-        if attempt is not None and attempt.engine_run == run.engine_run:
-            await self._look(run, attempt)
-        elif run.stopping:
-            await self._runs.step(run, lambda run: machine.stopped(run, self._wall()))
-        elif self._wall() >= run.again_at_s:
-            await self._begin(run)
+        try:
+            if attempt is not None and attempt.engine_run == run.engine_run:
+                await self._look(run, attempt)
+            elif run.stopping:
+                await self._runs.step(run, lambda run: machine.stopped(run, self._wall()))
+            elif self._wall() >= run.again_at_s:
+                await self.leave(run.id)
+                await self._begin(run)
+        except OSError as error:
+            words = f"the run's folder cannot be used: {error}; look at the disk that `data` is on"
+            await self._runs.step(run, lambda run: machine.put_off(run, words, self._wall()))
 
     # Beginning
 
@@ -140,12 +144,25 @@ class Trainer:
             run = await self._runs.step(run, lambda run: machine.joined(run, names))
         keys = self._sites.keys(run)
         if keys != attempt.keys:
-            ids = await self._engine.register(keys)
-            attempt.sites |= {ids[node]: self._sites.info(run, node) for node in keys}
-            await asyncio.to_thread(attempt.folder.write_sites, attempt.sites)
+            ids = await self._registered(keys)
+            sites = {id: self._sites.info(run, node) for node, id in ids.items()}
+            await asyncio.to_thread(attempt.folder.write_sites, sites)
             attempt.keys = keys
             self._on_asked()
         return run
+
+    async def _registered(self, keys: Mapping[str, str]) -> dict[str, int]:
+        """Ids of the nodes whose keys the engine takes."""
+        try:
+            return await self._engine.register(keys)
+        except InvalidInput:
+            found: dict[str, int] = {}
+            for node, key in keys.items():
+                try:
+                    found |= await self._engine.register({node: key})
+                except InvalidInput as error:
+                    log.warning("node=%s takes no part: %s", node, error.message)
+            return found
 
     # While it runs
 
@@ -153,7 +170,10 @@ class Trainer:
         # First: what has ended has written all that it will.
         status = await self._status(attempt)
         fresh = await self._take_rounds(run, attempt)
-        run = await self._ask(run, attempt)
+        try:
+            run = await self._ask(run, attempt)
+        except EngineAway as error:
+            attempt.away = f"{machine.AWAY}: {error.message}"
         folder = attempt.folder
         progress, end, judged = await asyncio.to_thread(lambda: (folder.progress(), folder.end(), folder.judged()))
         rounds = await self._runs.rounds(run.id)
