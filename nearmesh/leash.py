@@ -29,9 +29,14 @@ def main(parent: int, command: list[str]) -> None:
 
 
 def give_way(nice: int) -> None:
-    """Puts this process behind others; with it its session, by which some kernels share the cores out first."""
+    """Puts this process behind others, and its session."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, nice)
+    session_gives_way(nice)
+
+
+def session_gives_way(nice: int) -> None:
+    """Puts the whole session behind others, where the kernel shares the cores out among sessions first."""
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as file:  # noqa: PTH123  # nothing imported
         file.write(str(nice))
 

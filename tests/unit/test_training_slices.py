@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from nearmesh_agent.training.slices import LONGEST_STOP_S, MOMENT_S, Slices
+from nearmesh_agent.training.slices import LONGEST_STOP_S, MOMENT_S, Slices, Starvation
 
 
 class Apps:
@@ -86,3 +86,69 @@ def test_a_smaller_share_holds_at_once_and_a_larger_one_is_not_held_up_by_old_de
     apps.slices.share = 0.5
     apps.run(1)
     assert apps.run(5) == pytest.approx(1.0, rel=0.1)
+
+
+class Waiting:
+    """Training that wants to run all the time, and gets so much of a core, on a clock of its own."""
+
+    def __init__(self, gets: float, on_a_level: float, pace: float = 1.0) -> None:
+        self.starvation = Starvation(0.0)
+        self.gets, self.on_a_level, self.pace = gets, on_a_level, pace
+        self.wants = True
+        self.now_s = 0.0
+
+    def run(self, seconds: float) -> tuple[float, float]:
+        """Processor seconds a second, and the part of the time on a level with others."""
+        steps = round(seconds / 0.05)
+        used = level = 0.0
+        for _ in range(steps):
+            self.now_s += 0.05
+            gets = (self.on_a_level if self.starvation.relieved else self.gets) * self.wants * 0.05
+            used += gets
+            level += self.starvation.step(self.now_s, gets, self.pace, wants=self.wants)
+        return used / (steps * 0.05), level / steps
+
+
+@pytest.mark.parametrize(
+    ("gets", "on_a_level", "comes_to"),
+    [
+        # Others leave it nothing: it gets a quarter of its pace, whatever that takes.
+        (0.0, 1.0, 0.25),
+        (0.02, 0.5, 0.25),
+        # Not even on a level does it get so much: it stays there.
+        (0.0, 0.05, 0.05),
+        # It gets enough where it is.
+        (0.3, 1.0, 0.3),
+    ],
+)
+def test_training_that_others_leave_nothing_gets_its_turn_all_the_same(
+    gets: float, on_a_level: float, comes_to: float
+) -> None:
+    training = Waiting(gets, on_a_level)
+    training.run(10)
+    assert training.run(60)[0] == pytest.approx(comes_to, rel=0.15)
+
+
+def test_training_that_gets_enough_always_comes_last() -> None:
+    assert Waiting(0.26, 1.0).run(60)[1] == 0
+
+
+def test_who_sleeps_or_stands_still_waits_for_nothing() -> None:
+    training = Waiting(0.0, 1.0)
+    training.wants = False
+    assert training.run(60) == (0.0, 0.0)
+    # While requests come first, so do others.
+    training.wants = True
+    training.run(1.1)
+    assert training.starvation.relieved
+    training.pace = 0.0
+    assert training.run(60)[1] == 0
+
+
+def test_what_is_made_up_for_is_bounded() -> None:
+    training = Waiting(0.0, 0.0)
+    training.run(600)
+    training.on_a_level = 1.0
+    # From five seconds at a quarter of its pace, and those that pass meanwhile.
+    training.run(1.7)
+    assert not training.starvation.relieved

@@ -33,6 +33,8 @@ class Process:
     cpu_s: float = 0.0
     # It has ended, and its parent has not noticed yet.
     ended: bool = False
+    # It runs, or waits for a core.
+    runnable: bool = False
 
 
 class Family:
@@ -103,7 +105,13 @@ class Family:
         # The name, in parentheses, may hold anything. See proc(5); this begins with the third field.
         fields = text[text.rindex(b")") + 2 :].split()
         cpu_s = sum(map(int, fields[11:15])) / _TICKS_PER_S
-        process = Process(pid=pid, started=int(fields[19]), cpu_s=cpu_s, ended=fields[0] in (b"Z", b"X"))
+        process = Process(
+            pid=pid,
+            started=int(fields[19]),
+            cpu_s=cpu_s,
+            ended=fields[0] in (b"Z", b"X"),
+            runnable=fields[0] == b"R",
+        )
         return int(fields[1]), int(fields[2]), process
 
 

@@ -1,8 +1,11 @@
-"""When training processes run and when they stand still, so that they take their share of the processor: pure.
+"""When training processes run, when they stand still, and when they no longer come last: pure.
 
 A bucket of processor seconds fills at the pace of the share; what they used is taken out. They stand still while it is
 empty, but never for so long that a connection of theirs would time out: with no share at all they run for a moment
 about once a second.
+
+They come after whoever else wants a core. Where others always do, they would get nothing at all, and no round would
+end; so they are put on a level with others whenever they have had too little for too long.
 """
 
 from __future__ import annotations
@@ -17,6 +20,12 @@ _ENOUGH_S = 0.05
 LONGEST_STOP_S, MOMENT_S = 0.9, 0.02
 # How often it is looked at what they used.
 LOOK_EVERY_S = 0.05
+
+# Of their share's pace: what they are to get at least while they want to run and may.
+FAIR = 0.25
+# What they wait for in vain before they are put on a level with others, and what is made up for at most; in seconds at
+# that pace.
+WAITED_S, MADE_UP_S = 1.0, 5.0
 
 
 class Slices:
@@ -50,3 +59,32 @@ class Slices:
         if self.running:
             return self.share >= 1 or self._credit_s > 0 or since_s < MOMENT_S
         return (pace > 0 and self._credit_s >= _ENOUGH_S * pace) or since_s >= LONGEST_STOP_S
+
+
+class Starvation:
+    """Whether training has to be put on a level with others, because they leave it nearly nothing."""
+
+    def __init__(self, now_s: float) -> None:
+        self._looked_s = now_s
+        # Processor seconds.
+        self._owed_s = 0.0
+        self.relieved = False
+
+    def step(self, now_s: float, used_s: float, pace: float, *, wants: bool) -> bool:
+        """Whether it is on a level from now on.
+
+        `used_s` are processor seconds since the last step, `pace` those that it may use in a second; it `wants` to run
+        when it is neither asleep nor made to stand still.
+        """
+        elapsed_s, self._looked_s = now_s - self._looked_s, now_s
+        if not pace:
+            # It stands still so that requests are answered, and others are to come first.
+            self.relieved = False
+            return False
+        fair = FAIR * pace
+        self._owed_s = min(MADE_UP_S * fair, max(0.0, self._owed_s + wants * fair * elapsed_s - used_s))
+        if self._owed_s > WAITED_S * fair:
+            self.relieved = True
+        elif not self._owed_s:
+            self.relieved = False
+        return self.relieved

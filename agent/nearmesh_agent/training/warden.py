@@ -26,7 +26,7 @@ from nearmesh import leash
 from nearmesh_agent.engines.cores import usable_cores
 from nearmesh_agent.training.budget import LEAST_SHARE
 from nearmesh_agent.training.family import Family, send
-from nearmesh_agent.training.slices import Slices
+from nearmesh_agent.training.slices import Slices, Starvation
 
 _PR_SET_CHILD_SUBREAPER = 36
 # Apps are looked for so often: among all processes of the machine, of which there may be thousands. One that has just
@@ -49,7 +49,9 @@ class Warden:
     def __init__(self, command: Sequence[str], yielded: Path, cores: int) -> None:
         self._parent = os.getppid()
         self._family = Family()
+        self._cores = cores
         self._slices = Slices(cores, time.monotonic())
+        self._starvation = Starvation(time.monotonic())
         self._used_s = 0.0
         self._still = False
         self._file = os.open(yielded, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -94,8 +96,10 @@ class Warden:
         if self._family.workers and self._still:
             self._yielded_s += now_s - self._looked_s
             self._write_down()
-        run = self._slices.step(now_s, max(0.0, used_s - self._used_s)) or self._ending_s is not None
-        self._used_s, self._looked_s = used_s, now_s
+        used_s, self._used_s = max(0.0, used_s - self._used_s), used_s
+        self._looked_s = now_s
+        self._get_a_turn(now_s, used_s)
+        run = self._slices.step(now_s, used_s) or self._ending_s is not None
         if not run:
             # Each time, for those who have come since.
             send(self._family.workers, signal.SIGSTOP)
@@ -104,6 +108,15 @@ class Warden:
         self._still = not run
         self._speak(now_s)
         self._reap()
+
+    def _get_a_turn(self, now_s: float, used_s: float) -> None:
+        before = self._starvation.relieved
+        wants = any(member.runnable for member in self._family.alive)
+        now = self._starvation.step(now_s, used_s, self._slices.share * self._cores, wants=wants)
+        if now != before:
+            # Apps stay behind whoever else is in their session, which is nobody; only who may do anything could change
+            # that.
+            leash.session_gives_way(0 if now else _NICE)
 
     def _write_down(self) -> None:
         """Always as long, so that who reads never finds half a number."""

@@ -27,7 +27,7 @@ STOP_WITHIN_S = 1.0
 FIRST_WAIT_S, LONGEST_WAIT_S, STEADY_S = 0.2, 30.0, 60.0
 # Flower's processes take whole seconds of a core to begin. Where the control plane shares its machine with a gateway or
 # with nodes, requests do not wait for that.
-NICE = 10
+NICE = 5
 # A log file becomes its `.1`, in the place of an older one, at this size.
 MAX_LOG_BYTES = 8 * 1024 * 1024
 
