@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nearmesh_controlplane.rollouts.rollout import Plan
@@ -13,6 +14,7 @@ from nearmesh_controlplane.runs.calls import RunCalls
 from nearmesh_controlplane.runs.engine import EngineStatus
 from nearmesh_controlplane.runs.folder import End, RunFolder, from_npz
 from nearmesh_controlplane.runs.run import Check
+from nearmesh_controlplane.runs.trainer import Trainer
 
 from nearmesh.errors import AlreadyExists, InvalidInput, NotFound, PackageError, PermissionDenied
 from nearmesh.v1 import run_pb2 as pb
@@ -180,6 +182,25 @@ async def test_one_that_dies_again_and_again_is_given_up_with_its_last_words(wor
         run = await found.get(id)
         assert run.reason == "8 attempts in a row ended before a round had; the last one: KeyError: 'w'"
         assert (run.resumed, len(world.engine.runs), world.engine.ready) == (7, 8, False)
+
+
+async def test_a_server_app_that_ends_while_it_is_looked_at_loses_no_round(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Trainer._take_rounds
+
+    async def sudden(*args: Any) -> bool:
+        fresh = await own(*args)
+        for _ in range(6):
+            world.engine.play()
+        return fresh
+
+    monkeypatch.setattr(Trainer, "_take_rounds", sudden)
+    async with plane(world) as found:
+        id = (await found.start()).id
+        ended = await found.until(id, TRAINED)
+        assert [one.number for one in ended.rounds] == [0, 1, 2, 3]
+        assert 3 in await found.runs.arrays(id)
 
 
 async def test_a_server_app_that_gives_up_says_why(world: World) -> None:

@@ -45,8 +45,9 @@ log = logging.getLogger(__name__)
 # How long each step of the canary is watched, unless somebody says otherwise. Shorter than that of a version of which
 # nothing is known: the sites have judged this one.
 STEP_S = 10.0
-# Nobody's fault, and over some time.
-PASSING = (Unreachable, NotReady, Overloaded, DeadlineExceeded, StorageFull)
+# Nobody's fault, and over some time. A version that is not found is still being copied from another control plane: none
+# is ever removed.
+PASSING = (Unreachable, NotReady, NotFound, Overloaded, DeadlineExceeded, StorageFull)
 
 
 class Chain:
@@ -79,8 +80,8 @@ class Chain:
             await self._step(run)
         except NotLeader:
             raise
-        except PASSING as error:
-            words = error.message
+        except (*PASSING, OSError) as error:
+            words = error.message if isinstance(error, MeshError) else f"files of this machine cannot be used: {error}"
             await self._runs.step(run, lambda run: machine.put_off(run, words, self._wall()))
         except PackageError as error:
             words = error.message

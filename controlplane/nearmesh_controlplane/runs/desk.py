@@ -101,9 +101,10 @@ class Desk:
 def plan(run: Run, parent: Parent | None) -> Plan:
     """What the server app is told; without a parent for an app of the data team's own, which needs none of it."""
     asked = run.asked
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"metric": run.metric}
     if parent is not None:
         more = {
+            "metric": parent.metric,
             "parameters": list(parent.arrays),
             "tolerance": parent.tolerance,
             "settings": told(asked.settings, parent.settings),
@@ -116,7 +117,6 @@ def plan(run: Run, parent: Parent | None) -> Plan:
         strategy=asked.strategy,
         strategy_options=dict(asked.strategy_options),
         round_timeout_s=asked.round_timeout_s,
-        metric=run.metric,
         largest_norm=asked.largest_norm,
         noise_multiplier=asked.privacy.noise_multiplier,
         clipping_norm=asked.privacy.clipping_norm,

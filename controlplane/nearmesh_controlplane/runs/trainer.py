@@ -104,7 +104,11 @@ class Trainer:
         except EngineAway as error:
             words = f"{machine.AWAY}: {error.message}"
             await self._runs.step(run, lambda run: machine.died(run, words, self._wall()))
-        except (InvalidInput, NotFound, PackageError) as error:
+        except NotFound as error:
+            # Of a version that this control plane is still copying from another one.
+            words = error.message
+            await self._runs.step(run, lambda run: machine.put_off(run, words, self._wall()))
+        except (InvalidInput, PackageError) as error:
             await self._fail(run, error)
 
     async def _fail(self, run: Run, error: MeshError) -> None:
@@ -167,15 +171,14 @@ class Trainer:
     # While it runs
 
     async def _look(self, run: Run, attempt: _Attempt) -> None:
-        # First: what has ended has written all that it will.
-        status = await self._status(attempt)
+        # In this order: what has ended has written all that it will, and its last round before its end.
+        status, folder = await self._status(attempt), attempt.folder
+        progress, end, judged = await asyncio.to_thread(lambda: (folder.progress(), folder.end(), folder.judged()))
         fresh = await self._take_rounds(run, attempt)
         try:
             run = await self._ask(run, attempt)
         except EngineAway as error:
             attempt.away = f"{machine.AWAY}: {error.message}"
-        folder = attempt.folder
-        progress, end, judged = await asyncio.to_thread(lambda: (folder.progress(), folder.end(), folder.judged()))
         rounds = await self._runs.rounds(run.id)
         await self._runs.tell_progress(run.id, progress)
         closed = self.closed(run, attempt.keys)
@@ -202,7 +205,7 @@ class Trainer:
             return attempt.status
         try:
             attempt.status, attempt.asked_at, attempt.away = await self._engine.status(attempt.engine_run), now, ""
-        except EngineAway as error:
+        except (EngineAway, InvalidInput) as error:
             # Its server app may go on all the same, and a SuperLink that died is started again.
             attempt.away = f"{machine.AWAY}: {error.message}"
         return attempt.status
