@@ -62,6 +62,22 @@ def test_a_suspect_is_told_with_the_figure() -> None:
     assert distrust.suspects([EAST, EAST, EAST, WEST])[3] == "its change goes against the others' (cosine -1.00)"
 
 
+@pytest.mark.parametrize("rows", [3, 4, 5, 8])
+def test_the_median_of_the_others_is_that(rows: int) -> None:
+    block = np.random.default_rng(rows).integers(0, 4, (rows, 50)).astype(float)
+    for at, median in enumerate(distrust.medians_of_others(block)):
+        np.testing.assert_array_equal(median, np.median(np.delete(block, at, axis=0), axis=0))
+
+
+def test_large_models_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    updates = list(np.random.default_rng(1).normal(1, 1, (4, 1000)))
+    updates[2] = -updates[2]
+    whole = distrust.suspects(updates)
+    monkeypatch.setattr(distrust, "BLOCK", 64)
+    assert distrust.suspects(updates) == whole
+    assert [bool(why) for why in whole] == [False, False, True, False]
+
+
 def answer(**changed: object) -> RecordDict:
     parts: dict = {
         "arrays": record_of(GOOD),

@@ -23,6 +23,8 @@ LEAST_NORM_DEVIATION = 0.3
 LEAST_COSINE_DEVIATION = 0.1
 # Of two that differ nobody can say which is wrong.
 FEWEST = 3
+# Numbers that are compared at a time, so that large models need no multiple of their memory.
+BLOCK = 1 << 18
 
 
 def norm(update: Vector) -> float:
@@ -57,7 +59,7 @@ def _too_long(norms: Sequence[float]) -> list[str]:
 
 def _against(updates: Sequence[Vector]) -> list[str]:
     """Those that go against the rest, while the rest goes one way."""
-    cosines = [_cosine(update, _median_of_others(updates, at)) for at, update in enumerate(updates)]
+    cosines = _cosines(updates)
     scores = _scores(cosines, least=LEAST_COSINE_DEVIATION)
     return [
         f"its change goes against the others' (cosine {cosine:.2f})" if cosine < 0 and score < -OUTLIER else ""
@@ -65,16 +67,29 @@ def _against(updates: Sequence[Vector]) -> list[str]:
     ]
 
 
-def _median_of_others(updates: Sequence[Vector], at: int) -> Vector:
-    others = [update for place, update in enumerate(updates) if place != at]
-    middle: Vector = np.median(np.stack(others), axis=0)
-    return middle
+def _cosines(updates: Sequence[Vector]) -> list[float]:
+    """Between each and the median of the others, number by number; 0 where one of both is nothing."""
+    products, own, others = np.zeros((3, len(updates)))
+    for begin in range(0, len(updates[0]), BLOCK):
+        block = np.stack([update[begin : begin + BLOCK] for update in updates])
+        medians = medians_of_others(block)
+        products += (block * medians).sum(axis=1)
+        own += np.square(block).sum(axis=1)
+        others += np.square(medians).sum(axis=1)
+    lengths = np.sqrt(own * others)
+    return [float(product / length) if length else 0.0 for product, length in zip(products, lengths, strict=True)]
 
 
-def _cosine(a: Vector, b: Vector) -> float:
-    """0 where one of them is nothing."""
-    lengths = norm(a) * norm(b)
-    return float(a @ b / lengths) if lengths else 0.0
+def medians_of_others(block: np.ndarray) -> np.ndarray:
+    """For each row, the median of all other rows, column by column; of one sorting."""
+    order = np.argsort(block, axis=0)
+    ranks = np.argsort(order, axis=0)
+    rows = np.take_along_axis(block, order, axis=0)
+    others = len(block) - 1
+    # The row at a place among the others stands one further in `rows` where the row itself comes before it.
+    middle = [np.where(place < ranks, rows[place], rows[place + 1]) for place in ((others - 1) // 2, others // 2)]
+    found: np.ndarray = (middle[0] + middle[1]) / 2
+    return found
 
 
 def _scores(values: Sequence[float], *, least: float) -> list[float]:

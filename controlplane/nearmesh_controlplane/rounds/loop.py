@@ -76,9 +76,9 @@ class Rounds:
             arrays = self._round(number, arrays)
         return arrays
 
-    def evaluate(self, number: int, message_type: str, content: RecordDict) -> Said:
+    def evaluate(self, number: int, message_type: str, content: RecordDict, silent: Collection[str] = ()) -> Said:
         """Enough of the sites say something. Raises GivenUp."""
-        return self.sites.ask(number, "evaluating", message_type, lambda _nodes: content, self._said)
+        return self.sites.ask(number, "evaluating", message_type, lambda _nodes: content, self._said, silent=silent)
 
     def config(self, number: int, base: str) -> dict[str, Any]:
         """What every message tells a site."""
@@ -146,7 +146,8 @@ class Rounds:
         """The whole record of a round whose model is made."""
         config = ConfigRecord(self.config(record.number, digest(arrays)))
         content = RecordDict({ARRAYS: record_of(arrays), CONFIG: config})
-        said = self.evaluate(record.number, MessageType.EVALUATE, content)
+        silent = [site.node for site in record.sites if site.answer == MISSING]
+        said = self.evaluate(record.number, MessageType.EVALUATE, content, silent)
         sites = {site.node: site for site in record.sites}
         nodes = dict.fromkeys([*self.sites.nodes(), *sites, *said.counted, *said.complaints])
         whole = [_with_word(sites.get(node), node, said, trained=bool(record.number)) for node in nodes]
