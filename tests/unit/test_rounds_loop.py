@@ -171,6 +171,31 @@ def test_late_answers_are_dropped_and_counted(tmp_path: Path) -> None:
         np.testing.assert_array_equal(run.arrays()[name], array)
 
 
+def test_who_is_slow_is_in_time_when_a_round_is_tried_again(tmp_path: Path) -> None:
+    run = a_run(tmp_path, digits_sites(3), rounds=2, round_timeout_s=10, min_sites=3)
+    run.grid.delay_s = {0: 2, 1: 2, 2: 13}
+    run.go()
+    assert run.reason() == ""
+    assert [site.answer for site in run.of("node-2")] == [COUNTED] * 2
+    # Who had answered was not asked a second time.
+    assert run.grid.sent.count((0, "train", "1")) == 1
+    assert run.grid.sent.count((2, "train", "1")) == 2
+
+
+def test_a_site_whose_process_died_over_a_message_is_sent_it_again(tmp_path: Path) -> None:
+    sites, dead = digits_sites(2), [None]
+
+    def dies_once(message: Message) -> RecordDict | None:
+        if message.metadata.message_type == "train" and dead:
+            return dead.pop()
+        return sites[1](message)
+
+    run = a_run(tmp_path, {0: sites[0], 1: dies_once}, rounds=1)
+    run.go()
+    assert run.reason() == ""
+    assert [site.answer for site in run.of("node-1")] == [COUNTED]
+
+
 def test_a_site_that_was_cut_off_and_is_back_in_time_counts(tmp_path: Path) -> None:
     run = a_run(tmp_path, digits_sites(2), rounds=1)
     run.grid.delay_s = {1: 5}

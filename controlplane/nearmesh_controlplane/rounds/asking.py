@@ -25,9 +25,10 @@ POLL_LEAST_S, POLL_MOST_S = 0.1, 1.0
 PULL_S = 0.25
 # Who is in reach changes slowly.
 ONLINE_S = 1.0
-# For so long after the round's time a site may still hand its answer in, which is then counted as late. A message that
-# nobody has fetched is given out until then, too, and a site that comes back would work on it for nothing.
-LATE_S = 30.0
+# A message and its answer are good for twice the time that is waited for them, and a little more. A question that too
+# few have answered is asked again, and who is slow is in time for that; what comes later still is counted as late. A
+# message that nobody has fetched is given out until then, too: a site that comes back may work on it for nothing.
+LIVES, LATE_S = 2, 30.0
 # How often a message is sent again that Flower has lost.
 SENDS = 3
 
@@ -72,17 +73,30 @@ class _Sent:
 
 
 @dataclass(slots=True)
-class _Question:
-    """One round's messages of one kind."""
+class Question:
+    """A round's messages of one kind. Asked again, it takes answers to what was sent before, too."""
 
     content: RecordDict
     message_type: str
     group: str
-    until_s: float
+    until_s: float = 0.0
     # By message id.
     pending: dict[str, _Sent] = field(default_factory=dict)
+    # How often each node was sent it, of those that are asked.
     sends: dict[int, int] = field(default_factory=dict)
     answers: dict[int, Answer] = field(default_factory=dict)
+
+    @property
+    def lost(self) -> list[int]:
+        """Nodes that may be sent it again."""
+        known = {sent.node_id for sent in self.pending.values()} | self.answers.keys()
+        return [node for node, sends in self.sends.items() if node not in known and sends < SENDS]
+
+    @property
+    def waits(self) -> bool:
+        """For one of those that are asked."""
+        pending = {sent.node_id for sent in self.pending.values()}
+        return bool(self.lost) or any(node in pending and node not in self.answers for node in self.sends)
 
 
 class Asking:
@@ -112,59 +126,57 @@ class Asking:
 
     def ask(
         self,
-        content: RecordDict,
-        message_type: str,
+        question: Question,
         nodes: Collection[int],
-        *,
-        group: str,
         until_s: float,
         told: Callable[[Mapping[int, Answer]], None] = lambda _answers: None,
     ) -> dict[int, Answer]:
-        """Answers by node; a node without one is silent. `told` hears of them as they come."""
-        question = _Question(content, message_type, group, until_s)
+        """Answers by node; a node without one is silent. `told` hears of them as they come.
+
+        `close` has to follow, after one or more of these.
+        """
+        question.until_s, question.sends = until_s, dict.fromkeys(nodes, 0)
+        for node in nodes:
+            question.answers.pop(node, None)
         began_s = self._clock.now_s()
-        self._send(question, nodes)
-        while self._waits(question) and (now_s := self._clock.now_s()) < until_s:
+        self._send(question, list(nodes))
+        while question.waits and (now_s := self._clock.now_s()) < until_s:
             if self._look(question):
                 told(question.answers)
                 continue
             pause_s = min(max(POLL_PART * (now_s - began_s), POLL_LEAST_S), POLL_MOST_S)
             self._clock.sleep(min(pause_s, until_s - now_s))
-        self._overdue |= question.pending
-        return question.answers
+        return {node: question.answers[node] for node in nodes if node in question.answers}
 
-    def _send(self, question: _Question, nodes: Collection[int]) -> None:
+    def close(self, question: Question) -> None:
+        """What still comes is late."""
+        self._overdue |= question.pending
+        question.pending = {}
+
+    def _send(self, question: Question, nodes: Collection[int]) -> None:
         if not nodes:
             return
         now_s = self._clock.now_s()
-        ttl_s = question.until_s - now_s + LATE_S
+        ttl_s = LIVES * (question.until_s - now_s) + LATE_S
         messages = [
             Message(question.content, node, question.message_type, ttl=ttl_s, group_id=question.group) for node in nodes
         ]
         for node, id in zip(nodes, self._grid.push_messages(messages), strict=False):
-            question.sends[node] = question.sends.get(node, 0) + 1
+            question.sends[node] += 1
             # None: Flower did not take it.
             if id:
                 question.pending[id] = _Sent(node, now_s + ttl_s)
 
-    def _waits(self, question: _Question) -> bool:
-        return bool(question.pending or self._lost(question))
-
-    def _lost(self, question: _Question) -> list[int]:
-        """Nodes that may be sent the message again."""
-        known = {sent.node_id for sent in question.pending.values()} | question.answers.keys()
-        return [node for node, sends in question.sends.items() if node not in known and sends < SENDS]
-
-    def _look(self, question: _Question) -> bool:
+    def _look(self, question: Question) -> bool:
         """Whether anything new has come."""
         self._pull({**question.pending, **self._overdue})
         self._late += sum(answer is not None for _, answer in self._taken(self._overdue))
         news = False
         for node_id, answer in self._taken(question.pending):
-            if answer is not None:
+            if answer is not None and node_id not in question.answers:
                 question.answers[node_id] = answer
                 news = True
-        self._send(question, [node for node in self._lost(question) if node in self.online()])
+        self._send(question, [node for node in question.lost if node in self.online()])
         return news
 
     def _pull(self, all_sent: Mapping[str, _Sent]) -> None:

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from flwr.app import RecordDict
 
 from nearmesh.errors import MeshError
-from nearmesh_controlplane.rounds.asking import Answer, Asking, Clock
+from nearmesh_controlplane.rounds.asking import Answer, Asking, Clock, Question
 from nearmesh_controlplane.runs.folder import Plan, Progress, RunFolder, SiteInfo
 
 # Trials of one question in a row that too few sites answered, before the run gives up. What goes away by itself, such
@@ -84,18 +84,29 @@ class Attendance:
 
         `silent` nodes have cost this round its time already; they are asked only where it does not go without them.
         """
-        complaints: Mapping[str, str] = {}
-        for trial in range(TRIALS):
-            if trial:
-                self._clock.sleep(PAUSE_S * 2 ** (trial - 1))
-            present = self._present(number)
-            others = {id: site for id, site in present.items() if site.node not in silent}
-            if not trial and len(others) >= self._plan.min_sites:
-                present = others
-            found = read(self._once(number, phase, message_type, content_for(present), present))
-            if found.counted and len(found.counted) + found.borne >= self._plan.min_sites:
-                return found
-            complaints = found.complaints
+        question: Question | None = None
+        got: dict[str, Answer | None] = {}
+        found: R | None = None
+        try:
+            for trial in range(TRIALS):
+                if trial:
+                    self._clock.sleep(PAUSE_S * 2 ** (trial - 1))
+                present = self._present(number)
+                others = {id: site for id, site in present.items() if site.node not in silent}
+                if not trial and len(others) >= self._plan.min_sites:
+                    present = others
+                question = question or Question(content_for(present), message_type, str(number))
+                # Who has answered well is not asked again.
+                counted = found.counted if found else ()
+                asked = {id: site for id, site in present.items() if site.node not in counted}
+                got |= self._once(number, phase, question, asked, list(counted))
+                found = read(got)
+                if found.counted and len(found.counted) + found.borne >= self._plan.min_sites:
+                    return found
+        finally:
+            if question:
+                self._asking.close(question)
+        complaints = found.complaints if found else {}
         said = "; ".join(f"{node}: {complaint}" for node, complaint in list(complaints.items())[:_NAMED])
         raise GivenUp(
             f"round {number}, {phase}: in {TRIALS} trials never {self._plan.min_sites} sites had an answer that "
@@ -128,25 +139,18 @@ class Attendance:
             self._clock.sleep(LOOK_S)
 
     def _once(
-        self, number: int, phase: str, message_type: str, content: RecordDict, present: Mapping[int, SiteInfo]
+        self, number: int, phase: str, question: Question, asked: Mapping[int, SiteInfo], had: list[str]
     ) -> dict[str, Answer | None]:
         began_s = self._clock.now_s()
 
         def told(answers: Mapping[int, Answer]) -> None:
-            here = [site.node for id, site in present.items() if id in answers]
-            missing = [site.node for id, site in present.items() if id not in answers]
+            here = [*had, *(site.node for id, site in asked.items() if id in answers)]
+            missing = [site.node for id, site in asked.items() if id not in answers]
             self._tell(number, phase, began_s, here, missing)
 
         told({})
-        answers = self._asking.ask(
-            content,
-            message_type,
-            present,
-            group=str(number),
-            until_s=began_s + self._plan.round_timeout_s,
-            told=told,
-        )
-        return {site.node: answers.get(id) for id, site in present.items()}
+        answers = self._asking.ask(question, list(asked), began_s + self._plan.round_timeout_s, told)
+        return {site.node: answers.get(id) for id, site in asked.items()}
 
     def _tell(
         self, number: int, phase: str, began_s: float, answered: Sequence[str] = (), missing: Sequence[str] = ()
