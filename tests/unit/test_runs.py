@@ -241,6 +241,21 @@ async def test_another_control_plane_goes_on_from_the_database(world: World) -> 
         assert from_npz(arrays[3])["w"] == pytest.approx(1.3, abs=1e-5)
 
 
+async def test_whoever_was_asked_stays_asked_while_the_next_control_plane_begins(world: World) -> None:
+    world.says = {name: world.says[name] for name in "ab"}
+    async with plane(world) as found:
+        id = (await found.start()).id
+        await found.until(id, TRAINING)
+        # Nothing has begun yet.
+        assert found.driver.wanted_training("a") is None
+        await found.look()
+        assert found.driver.wanted_training("a") == "plane:7480"
+    async with plane(world, "second") as found:
+        assert [found.driver.wanted_training(node) for node in "abc"] == ["plane:7480", "plane:7480", None]
+        await found.until(id, TRAINED)
+        assert found.driver.wanted_training("a") is None
+
+
 async def test_a_folder_of_a_time_when_another_one_led_is_thrown_away(world: World) -> None:
     async with plane(world, "first") as found:
         id = (await found.start()).id

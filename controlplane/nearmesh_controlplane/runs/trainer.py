@@ -69,8 +69,17 @@ class Trainer:
         self._attempts: dict[str, _Attempt] = {}
 
     def asks(self, node: str) -> bool:
-        """Whether the node is asked to take part in anything now."""
-        return any(node in attempt.keys for attempt in self._attempts.values())
+        """Whether the node is asked to take part in anything now.
+
+        Whoever was asked when this control plane came to a run stays asked until it has begun: its SuperNode need not
+        end for that moment.
+        """
+        training = [run for run in self._runs.active() if run.state == "training"]
+        return any(self._asks(run, node) for run in training)
+
+    def _asks(self, run: Run, node: str) -> bool:
+        attempt = self._attempts.get(run.id)
+        return (run.begun and node in run.nodes) if attempt is None else node in attempt.keys
 
     async def go_on(self, run: Run) -> None:
         """One look at a run in training. Raises MeshError where something is away."""
