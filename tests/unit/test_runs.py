@@ -172,7 +172,7 @@ async def test_a_server_app_that_dies_is_followed_by_another_that_goes_on(world:
 async def test_one_that_dies_again_and_again_is_given_up_with_its_last_words(world: World) -> None:
     async with plane(world) as found:
         id = (await found.start()).id
-        world.engine.words = "Traceback\n  ...\nKeyError: 'w'\n"
+        world.engine.words = "INFO: round 1\nTraceback\n  ...\nKeyError: 'w'\nINFO: ends\n"
         for _ in range(400):
             await found.driver.look()
             world.engine.kill()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +27,9 @@ log = logging.getLogger(__name__)
 
 # Files are looked at each time. The engine, which has to do for every question, is asked how a run stands so often.
 ASK_EVERY_S = 2.0
-# Of the words that a server app left, so many characters at the end stand in the run.
+# Of the error that a server app ended with, so many characters stand in the run; and how such a line begins.
 LAST_WORDS = 300
+_ERROR = re.compile(r"[\w.]*(Error|Exception)\b")
 
 
 @dataclass(slots=True)
@@ -248,9 +250,12 @@ class Trainer:
         attempt.held = why
 
     async def _last_words(self, attempt: _Attempt) -> str:
-        """Of the server app; empty where it left none."""
-        lines = (await self._engine.log(attempt.engine_run)).strip().splitlines()
-        return lines[-1][-LAST_WORDS:] if lines else ""
+        """The error that the server app ended with; empty where it told of none."""
+        try:
+            lines = (await self._engine.log(attempt.engine_run)).splitlines()
+        except EngineAway:
+            return ""
+        return next((line[:LAST_WORDS] for line in reversed(lines) if _ERROR.match(line)), "")
 
     # The end
 
