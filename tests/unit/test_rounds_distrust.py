@@ -9,6 +9,8 @@ from nearmesh_controlplane.rounds import distrust
 from nearmesh_controlplane.rounds.answers import Trained, evaluated, pooled, trained
 from nearmesh_controlplane.rounds.layout import Layout, Unfit, record_of
 
+from nearmesh.round_messages import digest
+
 BASE = {"weight": np.zeros((2, 3), np.float32), "bias": np.zeros((), np.float64)}
 LAYOUT = Layout.of(BASE)
 GOOD = {"weight": np.ones((2, 3), np.float32), "bias": np.array(2.0)}
@@ -42,9 +44,13 @@ EAST, WEST, NORTH, SOUTH = np.array([1.0, 0]), np.array([-1.0, 0]), np.array([0,
         ([EAST, EAST, EAST, 0 * EAST], []),
         ([EAST, EAST, EAST, WEST], [3]),
         ([EAST, EAST, WEST], [2]),
+        ([EAST, EAST, EAST, EAST, WEST, WEST], [4, 5]),
+        # Each of three agrees with two of the others, and so is one of most.
+        ([EAST + 0.4 * NORTH, EAST - 0.4 * NORTH, EAST, NORTH], []),
+        ([EAST + 0.4 * NORTH, EAST - 0.4 * NORTH, EAST, WEST], [3]),
         # Where everybody goes another way, nobody goes against the rest.
         ([EAST, NORTH, WEST, SOUTH], []),
-        ([EAST + 0.4 * NORTH, EAST - 0.4 * NORTH, EAST, NORTH], []),
+        ([EAST, EAST, WEST, WEST], []),
         # Of two that differ nobody can say which is wrong.
         ([EAST, 100 * WEST], []),
         ([EAST], []),
@@ -53,29 +59,35 @@ EAST, WEST, NORTH, SOUTH = np.array([1.0, 0]), np.array([-1.0, 0]), np.array([0,
     ],
 )
 def test_suspects_stand_far_from_the_others(updates: list[np.ndarray], suspected: list[int]) -> None:
-    said = distrust.suspects(updates)
-    assert [at for at, why in enumerate(said) if why] == suspected
+    said = distrust.suspicions(updates)
+    assert [at for at, why in enumerate(said) if why.reason] == suspected
+
+
+def test_what_was_not_too_long_before_is_not_now() -> None:
+    """A site whose data nobody else has goes on learning when the others are done."""
+    updates = [EAST, EAST, EAST, 10 * EAST]
+    assert not any(why.reason for why in distrust.suspicions(updates, longest_before=10.0))
+    assert distrust.suspicions(updates, longest_before=9.0)[3].reason
 
 
 def test_a_suspect_is_told_with_the_figure() -> None:
-    assert distrust.suspects([EAST, EAST, EAST, 10 * EAST])[3] == "its change is 10.0 times as long as the median's"
-    assert distrust.suspects([EAST, EAST, EAST, WEST])[3] == "its change goes against the others' (cosine -1.00)"
-
-
-@pytest.mark.parametrize("rows", [3, 4, 5, 8])
-def test_the_median_of_the_others_is_that(rows: int) -> None:
-    block = np.random.default_rng(rows).integers(0, 4, (rows, 50)).astype(float)
-    for at, median in enumerate(distrust.medians_of_others(block)):
-        np.testing.assert_array_equal(median, np.median(np.delete(block, at, axis=0), axis=0))
+    long = distrust.suspicions([EAST, EAST, EAST, 10 * EAST])[3]
+    assert long == distrust.Suspicion("its change is 10.0 times as long as the median's", against=False)
+    against = distrust.suspicions([EAST, EAST, EAST, WEST])[3]
+    assert against == distrust.Suspicion("its change goes against the others' (cosine -1.00)", against=True)
 
 
 def test_large_models_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     updates = list(np.random.default_rng(1).normal(1, 1, (4, 1000)))
     updates[2] = -updates[2]
-    whole = distrust.suspects(updates)
+    whole = distrust.suspicions(updates)
     monkeypatch.setattr(distrust, "BLOCK", 64)
-    assert distrust.suspects(updates) == whole
-    assert [bool(why) for why in whole] == [False, False, True, False]
+    assert distrust.suspicions(updates) == whole
+    assert [bool(why.reason) for why in whole] == [False, False, True, False]
+
+
+STALE = {"weight": np.full((2, 3), 7, np.float32), "bias": np.array(7.0)}
+OLD = digest(STALE)
 
 
 def answer(**changed: object) -> RecordDict:
@@ -88,7 +100,14 @@ def answer(**changed: object) -> RecordDict:
 
 
 def read(content: RecordDict) -> Trained:
-    return trained(content, layout=LAYOUT, base=LAYOUT.vector(BASE), number=3, digest="digest")
+    return trained(
+        content,
+        layout=LAYOUT,
+        base=LAYOUT.vector(BASE),
+        number=3,
+        digest="digest",
+        old={OLD: "the model after round 1"},
+    )
 
 
 def test_a_good_answer_is_read() -> None:
@@ -118,6 +137,7 @@ WEIGHT = bytes_of(GOOD["weight"])
         ({"config": ConfigRecord({"server-round": 3, "base": "other"})}, "trained from other parameters"),
         ({"config": ConfigRecord({"server-round": 3})}, "trained from other parameters"),
         ({"arrays": None}, "it has no parameters"),
+        ({"arrays": record_of(STALE)}, "stale: it is the model after round 1"),
         ({"arrays": record_of({"weight": GOOD["weight"]})}, "1 of 2 parameters are missing, such as bias"),
         ({"arrays": named(more=Array(np.zeros(3)))}, "1 parameters are unknown"),
         (

@@ -65,7 +65,7 @@ def test_it_is_within_two_points_of_four_honest_sites(tmp_path: Path, strategy: 
     assert trained(tmp_path / "poisoned", strategy, POISONS[poison]).accuracy() > clean.accuracy() - 0.02
 
 
-@pytest.mark.parametrize("poison", ["scaled", "flipped", "stale"])
+@pytest.mark.parametrize("poison", ["scaled", "flipped"])
 def test_a_mean_bears_none_of_it_but_names_the_site(tmp_path: Path, poison: str) -> None:
     clean, run = trained(tmp_path / "clean", "fedavg", None), trained(tmp_path / "run", "fedavg", POISONS[poison])
     assert run.accuracy() < clean.accuracy() - 0.04
@@ -79,6 +79,31 @@ def test_without_the_refusal_one_site_could_end_any_run(tmp_path: Path) -> None:
         (REFUSED, "650 of its 650 numbers are not finite")
     }
     assert run.accuracy() > 0.8
+
+
+def test_what_was_there_before_is_no_answer(tmp_path: Path) -> None:
+    """Neither the model of an earlier round nor what the site has sent already."""
+    first: list = []
+
+    def again(trained, _base, _number):
+        first.append(trained)
+        return first[0]
+
+    for poison, said in ((stale, "stale: it is the model after round 0"), (again, "what node-3 has sent in round 1")):
+        run = trained(tmp_path / poison.__name__, "fedavg", poison)
+        assert [site.answer for site in run.of(MALICIOUS)] == [COUNTED] + [REFUSED] * (ROUNDS - 1)
+        assert said in run.of(MALICIOUS)[1].detail
+        assert run.accuracy() > 0.9
+
+
+def test_who_went_against_the_others_once_stays_a_suspect(tmp_path: Path) -> None:
+    def once(trained, base, number):
+        return flipped(trained, base, number) if number == 2 else trained
+
+    run = trained(tmp_path, "trimmed-mean", once)
+    assert [site.suspect for site in run.of(MALICIOUS)] == [False] + [True] * (ROUNDS - 1)
+    assert run.of(MALICIOUS)[-1].detail == "it went against the others in round 2; left out"
+    assert _accused(run) == {MALICIOUS}
 
 
 def test_an_answer_to_other_parameters_is_refused(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from nearmesh.round_messages import (
     TRAIN_S,
     YIELDED_S,
 )
+from nearmesh.round_messages import digest as digest_of
 from nearmesh_controlplane.rounds.layout import Layout, Unfit, Vector
 
 # Above, a count is a lie or a mistake; it would outweigh every other site.
@@ -39,6 +40,8 @@ class Trained:
     """A site's answer to TRAIN."""
 
     update: Vector
+    # Digest of its parameters.
+    sent: str
     examples: int
     figures: Mapping[str, float]
     train_s: float = 0.0
@@ -54,8 +57,10 @@ class Evaluated:
     difference: float | None = None
 
 
-def trained(content: RecordDict, *, layout: Layout, base: Vector, number: int, digest: str) -> Trained:
-    """Raises Unfit."""
+def trained(
+    content: RecordDict, *, layout: Layout, base: Vector, number: int, digest: str, old: Mapping[str, str]
+) -> Trained:
+    """Raises Unfit. `old` are digests of parameters that were there before, and what they are."""
     config: Mapping[str, object] = content.config_records.get(CONFIG, {})
     if config.get(SERVER_ROUND) != number:
         raise Unfit(f"stale: it is of round {_short(config.get(SERVER_ROUND))}, this is round {number}")
@@ -63,7 +68,11 @@ def trained(content: RecordDict, *, layout: Layout, base: Vector, number: int, d
         raise Unfit("stale: it was trained from other parameters than those of this round")
     if ARRAYS not in content.array_records:
         raise Unfit("it has no parameters")
-    vector = layout.vector(layout.read(content.array_records[ARRAYS]))
+    arrays = layout.read(content.array_records[ARRAYS])
+    sent = digest_of(arrays)
+    if sent in old:
+        raise Unfit(f"stale: it is {old[sent]}")
+    vector = layout.vector(arrays)
     if not np.isfinite(vector).all():
         raise Unfit(f"{int((~np.isfinite(vector)).sum())} of its {len(vector)} numbers are not finite")
     with np.errstate(over="ignore"):
@@ -73,6 +82,7 @@ def trained(content: RecordDict, *, layout: Layout, base: Vector, number: int, d
     metrics = _metrics(content)
     return Trained(
         update=update,
+        sent=sent,
         examples=_examples(metrics),
         figures=_figures(metrics),
         train_s=_seconds(metrics, TRAIN_S),

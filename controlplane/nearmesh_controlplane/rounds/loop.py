@@ -108,7 +108,7 @@ class Rounds:
 
     def _trained(self, number: int, base: Arrays) -> tuple[RoundRecord, Arrays]:
         began_s = self._clock.now_s()
-        vector, known = self._layout.vector(base), digest(base)
+        vector, known, before = self._layout.vector(base), digest(base), self.folder.rounds()
 
         def content(nodes: Collection[int]) -> RecordDict:
             return self._aggregation.configure(number, base, self.config(number, known), nodes)
@@ -126,9 +126,17 @@ class Rounds:
                 base=vector,
                 number=number,
                 digest=known,
+                before=before,
             ),
         )
-        model, sites = made(found, aggregation=self._aggregation, plan=self.plan, base=base, number=number)
+        model, sites = made(
+            found,
+            aggregation=self._aggregation,
+            plan=self.plan,
+            base=base,
+            number=number,
+            before=before,
+        )
         record = RoundRecord(
             number=number,
             began_at_s=began_s,
@@ -144,7 +152,8 @@ class Rounds:
 
     def _evaluated(self, record: RoundRecord, arrays: Arrays) -> RoundRecord:
         """The whole record of a round whose model is made."""
-        config = ConfigRecord(self.config(record.number, digest(arrays)))
+        known = digest(arrays)
+        config = ConfigRecord(self.config(record.number, known))
         content = RecordDict({ARRAYS: record_of(arrays), CONFIG: config})
         silent = [site.node for site in record.sites if site.answer == MISSING]
         said = self.evaluate(record.number, MessageType.EVALUATE, content, silent)
@@ -155,6 +164,7 @@ class Rounds:
             record,
             ended_at_s=self._clock.now_s(),
             sites=whole,
+            digest=known,
             metrics=pooled([(one.examples, one.figures) for one in said.counted.values()]),
             late=record.late + self._asking.take_late(),
         )

@@ -8,7 +8,7 @@ no more of both than it bears; with more, nobody can say who is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from nearmesh_controlplane.rounds.answers import Trained, trained
 from nearmesh_controlplane.rounds.asking import Answer
 from nearmesh_controlplane.rounds.layout import Layout, Unfit, Vector
 from nearmesh_controlplane.rounds.strategies import Aggregation, Part
-from nearmesh_controlplane.runs.folder import COUNTED, FAILED, MISSING, REFUSED, Arrays, Plan, SiteRecord
+from nearmesh_controlplane.runs.folder import COUNTED, FAILED, MISSING, REFUSED, Arrays, Plan, RoundRecord, SiteRecord
 
 # Of a site that was asked.
 SILENT = "no answer in time"
@@ -47,8 +47,10 @@ def judged(
     base: Vector,
     number: int,
     digest: str,
+    before: Sequence[RoundRecord],
 ) -> Judged:
-    """By node; None: it was silent."""
+    """By node; None: it was silent. `digest` is that of the parameters that were sent, `before` are earlier rounds."""
+    old = _old(before, digest)
     sites: dict[str, SiteRecord] = {}
     counted: dict[str, Trained] = {}
     for node, answer in got.items():
@@ -58,7 +60,7 @@ def judged(
             sites[node] = SiteRecord(node=node, answer=FAILED, detail=answer.failed)
         else:
             try:
-                read = trained(answer.content, layout=layout, base=base, number=number, digest=digest)
+                read = trained(answer.content, layout=layout, base=base, number=number, digest=digest, old=old)
             except Unfit as error:
                 sites[node] = SiteRecord(node=node, answer=REFUSED, detail=str(error))
             else:
@@ -68,12 +70,14 @@ def judged(
 
 
 def made(
-    found: Judged, *, aggregation: Aggregation, plan: Plan, base: Arrays, number: int
+    found: Judged, *, aggregation: Aggregation, plan: Plan, base: Arrays, number: int, before: Sequence[RoundRecord]
 ) -> tuple[Vector, dict[str, SiteRecord]]:
-    """The next model, and the sites with those named that are suspected or left out. Raises InvalidInput."""
+    """The next model, and the sites with those named that are suspected or left out; `before` are the earlier rounds.
+
+    Raises InvalidInput.
+    """
     largest = largest_norm(plan)
-    # As they were sent: who sent too much is to be named.
-    why = dict(zip(found.counted, distrust.suspects([one.update for one in found.counted.values()]), strict=True))
+    why, against = _suspicions(found, number, before)
     suspected = [node for node in found.counted if why[node]]
     malicious = aggregation.bears(len(found.counted) + found.borne) - found.borne
     without = suspected if len(suspected) <= malicious else []
@@ -91,11 +95,38 @@ def made(
     return result.vector, {
         node: replace(
             record,
-            suspect=bool(why.get(node)),
+            suspect=node in suspected,
+            against=against.get(node, 0),
             detail="; ".join(filter(None, [record.detail, why.get(node), left_out.get(node)])),
         )
         for node, record in found.sites.items()
     }
+
+
+def _old(before: Sequence[RoundRecord], digest: str) -> dict[str, str]:
+    """Parameters that nobody can have come to by training in this round, by digest; and what they are."""
+    models = {record.digest: f"the model after round {record.number}" for record in before}
+    sent = {
+        site.sent: f"what {site.node} has sent in round {record.number}" for record in before for site in record.sites
+    }
+    # A site may find nothing to change.
+    return {key: what for key, what in {**sent, **models}.items() if key and key != digest}
+
+
+def _suspicions(found: Judged, number: int, before: Sequence[RoundRecord]) -> tuple[dict[str, str], dict[str, int]]:
+    """Why sites are suspected, those that are not with nothing; and since which round some go against the others."""
+    earlier = [site for record in before for site in record.sites]
+    longest = max((site.update_norm for site in earlier if not site.suspect), default=0.0)
+    # As they were sent: who sent too much is to be named.
+    fresh = distrust.suspicions([one.update for one in found.counted.values()], longest)
+    against = {site.node: site.against for site in earlier if site.against}
+    why: dict[str, str] = {}
+    for node, suspicion in zip(found.counted, fresh, strict=True):
+        if suspicion.against:
+            against.setdefault(node, number)
+        since = against.get(node, number)
+        why[node] = suspicion.reason or ("" if since == number else f"it went against the others in round {since}")
+    return why, against
 
 
 def largest_norm(plan: Plan) -> float:
@@ -109,6 +140,7 @@ def _record(node: str, read: Trained, largest: float) -> SiteRecord:
     return SiteRecord(
         node=node,
         answer=COUNTED,
+        sent=read.sent,
         examples=read.examples,
         train_metrics=read.figures,
         update_norm=length,

@@ -92,6 +92,10 @@ class SiteRecord:
     train_s: float = 0.0
     yielded_s: float = 0.0
     suspect: bool = False
+    # The round since which it is suspected for going against the others; 0: it is not.
+    against: int = 0
+    # Digest of the parameters that it sent.
+    sent: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +112,8 @@ class RoundRecord:
     late: int = 0
     # Spent so far, where there is differential privacy.
     epsilon: float = 0.0
+    # Of the parameters after it.
+    digest: str = ""
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> RoundRecord:
