@@ -79,7 +79,8 @@ class Fleet:
 
         async def look() -> EngineStatus | None:
             found = await self.engine.status(run)
-            return found if found.state in ENDED else None
+            # Each look is work for the SuperLink, which has other things to do.
+            return found if found.state in ENDED else await asyncio.sleep(0.5)
 
         return await until(look, within_s=within_s)
 

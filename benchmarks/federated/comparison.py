@@ -78,8 +78,9 @@ def compare_split(
     recipe = study.recipe
     judged = together([site.held_back for site in sites.values()])
     federated, history = first, []
-    for _ in range(study.rounds):
-        federated = averaged(recipe, federated, [site.train for site in sites.values()], settings)
+    for number in range(study.rounds):
+        told = {**settings, "seed": number}
+        federated = averaged(recipe, federated, [site.train for site in sites.values()], told)
         history.append(accuracy(recipe, federated, judged))
     longer = {**settings, "epochs": settings["epochs"] * study.rounds}
     pooled, _ = recipe.train(first, together([site.train for site in sites.values()]), longer)

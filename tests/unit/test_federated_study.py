@@ -63,7 +63,7 @@ def test_the_graph_answers_what_the_recipe_says_it_answers(study: Study, data: P
     session = InferenceSession(study.graph(arrays).SerializeToString())
     for site in study.read(data, 0).values():
         answered = session.run(["scores"], dict(site.train.inputs))[0]
-        np.testing.assert_allclose(answered, study.recipe.outputs(arrays, site.train.inputs)["scores"], atol=1e-5)
+        np.testing.assert_allclose(answered, study.recipe.outputs(arrays, site.train.inputs), atol=1e-5)
 
 
 @STUDIES

@@ -50,7 +50,8 @@ def train(arrays, data, settings):
     seen, labels = features(data.inputs["findings"]), data.targets.astype(np.int64)
     weight, bias = arrays["layer.weight"].astype(np.float32), arrays["layer.bias"].astype(np.float32)
     rate, decay = np.float32(settings["learning_rate"]), np.float32(settings["decay"])
-    order = np.random.default_rng(len(labels))
+    # The mesh gives another one in each round.
+    order = np.random.default_rng(settings.get("seed", 0))
     losses = []
     for _ in range(int(settings["epochs"])):
         losses = []
@@ -66,14 +67,14 @@ def train(arrays, data, settings):
 
 def evaluate(arrays, data, settings):
     """Share of the patients who are judged right, and the mean loss."""
-    scores = outputs(arrays, data.inputs)["scores"]
+    scores = outputs(arrays, data.inputs)
     labels = data.targets.astype(np.int64)
     return {"accuracy": float((scores.argmax(axis=1) == labels).mean()), "loss": _loss(scores, labels)}
 
 
 def outputs(arrays, inputs):
     """What the graph answers."""
-    return {"scores": _scores(arrays["layer.weight"], arrays["layer.bias"], features(inputs["findings"]))}
+    return _scores(arrays["layer.weight"], arrays["layer.bias"], features(inputs["findings"]))
 
 
 def _scores(weight, bias, seen):

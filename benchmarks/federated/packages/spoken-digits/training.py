@@ -16,7 +16,8 @@ def train(arrays, data, settings):
     weights = {name: arrays[name].astype(np.float32) for name in WEIGHTS}
     moving = {name: np.zeros_like(weight) for name, weight in weights.items()}
     rate, momentum = np.float32(settings["learning_rate"]), np.float32(settings["momentum"])
-    order = np.random.default_rng(len(labels))
+    # The mesh gives another one in each round.
+    order = np.random.default_rng(settings.get("seed", 0))
     losses = []
     for _ in range(int(settings["epochs"])):
         losses = []
@@ -32,7 +33,7 @@ def train(arrays, data, settings):
 
 def evaluate(arrays, data, settings):
     """Share of the recordings that are understood, and the mean loss."""
-    scores = outputs(arrays, data.inputs)["scores"]
+    scores = outputs(arrays, data.inputs)
     right = scores[np.arange(len(scores)), data.targets.astype(np.int64)]
     return {
         "accuracy": float((scores.argmax(axis=1) == data.targets).mean()),
@@ -43,7 +44,7 @@ def evaluate(arrays, data, settings):
 def outputs(arrays, inputs):
     """What the graph answers."""
     _, scores = _forward(arrays, _normal(inputs["logmel"]))
-    return {"scores": scores}
+    return scores
 
 
 def _normal(recordings):
