@@ -37,7 +37,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     folder = RunFolder(Path(str(context.run_config[RUN_FOLDER])))
-    # Threads that still wait for an answer do not keep the process.
+    # A thread that still waits for an answer keeps the process for a moment: Flower ends it after five seconds.
     executor = ThreadPoolExecutor(PULLS, thread_name_prefix="pull")
     try:
         work(folder, Asking(grid, executor), SystemClock())
