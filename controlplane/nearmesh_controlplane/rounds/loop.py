@@ -95,12 +95,11 @@ class Rounds:
         record = self.folder.trained(number)
         if record is None:
             self.sites.hold(number)
-            self.folder.write_trained(*self._trained(number, base), self._aggregation.state())
-            record = self.folder.trained(number)
-            assert record is not None
+            record, arrays = self._trained(number, base)
+            self.folder.write_trained(record, arrays, self._aggregation.state())
         else:
+            arrays = self.folder.arrays(number)
             self._aggregation.restore(self.folder.state(number))
-        arrays = self.folder.arrays(number)
         whole = self._evaluated(record, arrays)
         self.folder.write_round(whole, None)
         log.info("round %d of %d: %s", number, self.plan.rounds, whole.metrics)
