@@ -70,6 +70,23 @@ def test_requests_that_are_refused_count_once() -> None:
     assert node.throttle.share > 0
 
 
+def test_what_happened_before_anything_trained_is_passed_over() -> None:
+    node = Node("digits")
+    node.utilization = 0.6
+    node.replicas[0].tally.outcomes["OVERLOADED"] = 3
+    for _ in range(500):
+        node.replicas[0].answer(900.0)
+    node.throttle.begin()
+    node.run(30)
+    assert "requests are refused" not in node.throttle.paused
+    node.utilization = 0.1
+    node.run(30)
+    assert node.throttle.paused == ""
+    # Had the slow ones counted, this would be no rise.
+    node.run(10, beside_ms=30.0)
+    assert "10.0 ms without" in node.throttle.paused
+
+
 def test_what_was_wrong_with_requests_themselves_is_not_for_training_to_mend() -> None:
     node = Node("digits")
     node.utilization = 0.6

@@ -78,6 +78,7 @@ class Throttle:
         """Until the warden has ended; nothing that it has brought forth is left then. Cancelled, it stops it first."""
         listening = asyncio.create_task(self._listen(process))
         ended = asyncio.create_task(process.wait())
+        self.begin()
         try:
             while not ended.done():
                 self.decide()
@@ -88,6 +89,12 @@ class Throttle:
             listening.cancel()
             self.workers, self.paused, self._occupancy.yielding = 0, "", 0
 
+    def begin(self) -> None:
+        """Passes over what requests took while nobody looked, maybe hours ago."""
+        for replica in self._replicas:
+            replica.tally.take_latest_ms()
+            self._refused[replica] = _refused(replica)
+
     def decide(self) -> None:
         """What training may have from now on."""
         now = self._clock()
@@ -96,7 +103,7 @@ class Throttle:
         for replica in self._replicas:
             self._budget.saw(replica.name, replica.tally.take_latest_ms(), beside=beside, now_s=now)
             before = self._refused.get(replica, 0)
-            self._refused[replica] = replica.tally.outcomes.get(Overloaded.reason, 0)
+            self._refused[replica] = _refused(replica)
             refused += self._refused[replica] - before
         training = self.workers > 0
         decision = self._budget.decide(
@@ -120,6 +127,11 @@ class Throttle:
             workers, _, yielded_s = line.partition(b" ")
             self.workers, self.yielded_s = int(workers), float(yielded_s)
             self._occupancy.yielding = self.threads if self.workers else 0
+
+
+def _refused(replica: Replica) -> int:
+    """Requests that there was no room or no time for."""
+    return replica.tally.outcomes.get(Overloaded.reason, 0)
 
 
 async def stop(process: Process) -> None:
