@@ -16,15 +16,18 @@ import pytest_asyncio
 from nearmesh import signature
 from nearmesh.client import connect
 from nearmesh.client.admin import AdminClient
-from nearmesh.errors import Unreachable
+from nearmesh.errors import InvalidInput, Unreachable
 from nearmesh.membership import Membership
 from nearmesh.oci import digest_bytes
+from nearmesh.packaging.build import build
 from nearmesh.rpc import from_rpc_error
+from nearmesh.v1 import run_pb2
 from nearmesh.v1.route_pb2 import ReportLatencyRequest, ResolveRequest
 from nearmesh.v1.route_pb2_grpc import RouteServiceStub
 from tests.integration.adding_model import adding
 from tests.integration.mesh_processes import REGION, ControlPlane, Pair, node, pair, until
 from tests.postgres import Postgres
+from tests.trainable import trainable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -116,6 +119,37 @@ async def test_what_was_published_is_on_every_disk_when_it_is_acknowledged(both:
             text = (await client.get(f"https://{other.http}/v2/{made.manifest.model}/blobs/{payload.digest}")).content
             signature.check([plane.authority.model_key_pem], made.digest, text, signed)
             assert one == two
+
+
+async def test_a_run_is_one_run_whichever_is_asked_and_only_the_leader_goes_on_with_it(
+    both: Pair, tmp_path: Path
+) -> None:
+    leader = await both.leader()
+    follower = both.other(leader)
+    asked = run_pb2.StartRunRequest(model="linear", rounds=1, idempotency_key="k")
+    async with leader.operator() as one, follower.operator() as other:
+        await one.publish(build(trainable(tmp_path / "linear", more=""), tmp_path / "cache"))
+        begun = await other.runs.start(asked)
+        assert (await one.runs.start(asked)).id == begun.id
+        seen: list[run_pb2.Run] = []
+
+        async def watched() -> None:
+            async for run in other.runs.watch(begun.id):
+                seen.append(run)
+
+        watching = asyncio.create_task(watched())
+
+        async def waits() -> bool:
+            return bool(seen) and seen[-1].reason == "0 of 2 sites are there that have data for linear"
+
+        await until(waits, within_s=5, what="the follower tells what the leader found")
+        assert (await one.runs.stop(begun.id)).state == run_pb2.RUN_STATE_STOPPED
+        async with asyncio.timeout(5):
+            await watching
+        assert seen[-1].state == run_pb2.RUN_STATE_STOPPED
+        assert [run.id for run in await other.runs.list("linear")] == [begun.id]
+        with pytest.raises(InvalidInput, match="has no setting 'epoch'; it has epochs"):
+            await one.runs.start(run_pb2.StartRunRequest(model="linear", rounds=1, settings={"epoch": "1"}))
 
 
 def _blob(plane: ControlPlane, digest: str) -> Path:
