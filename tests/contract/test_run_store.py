@@ -101,6 +101,19 @@ async def test_what_goes_on_is_always_known_and_of_the_others_the_latest(
     assert [found.id for found in await db.run(store.newest, "", 2)] == ["r4", "r3"]
 
 
+async def test_parameters_go_with_the_runs_that_nobody_can_promote(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "RUNS_KEPT", 1)
+    for number, state in enumerate(("trained", "served", "refused", "failed", "training")):
+        found = await db.run(store.insert, run(f"r{number}", at_s=number), b"app")
+        await db.run(store.add_round, found.id, record(1), b"arrays")
+        await db.run(store.update, dataclasses.replace(found, state=state))
+    assert [bool(await db.run(store.arrays, f"r{n}")) for n in range(5)] == [False, False, True, False, True]
+    assert [bool(await db.run(store.app_of, f"r{n}")) for n in range(5)] == [False, False, False, False, True]
+    assert len((await db.run(store.rounds, ["r1"]))["r1"]) == 1, "what happened is known all the same"
+
+
 async def test_the_round_under_way_is_told_to_others_until_the_run_rests(db: Database) -> None:
     first = await db.run(store.insert, run(), b"")
     for phase in ("training", "evaluating"):

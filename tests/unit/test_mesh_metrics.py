@@ -9,13 +9,18 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.peers.role import Alone, Self
 from nearmesh_controlplane.prices.feed import FeedState
+from nearmesh_controlplane.runs.folder import RoundRecord
+from nearmesh_controlplane.runs.run import Asked, Run
+from nearmesh_controlplane.runs.runs import Runs
 from nearmesh_controlplane.web import metrics
 from nearmesh_controlplane.web.metrics import MeshMetrics, Observed
 from prometheus_client.parser import text_string_to_metric_families
 
 from nearmesh.errors import NotLeader
+from nearmesh.rpc import Identity
 from nearmesh.v1 import node_pb2, route_pb2
 from tests.control_plane_state import State, alone, replica, state
 
@@ -124,6 +129,19 @@ async def test_machines_by_presence(mesh: State) -> None:
         labels(kind="gateway", presence="gone"): 1,
     }
     assert len(found) == 6, "also what there is none of: an alert needs a series"
+
+
+async def test_federated_runs_by_what_they_are_at(mesh: State) -> None:
+    runs = Runs(mesh.db, Audit(mesh.db))
+    values = {"model": "m", "parent_version": "1", "parent_digest": "d", "actor": "me", "created_at_s": 1.0}
+    for id in ("r1", "r2"):
+        await runs.start(Run(id=id, asked=Asked(rounds=1), **values), b"", Identity("me", "data"))
+    await runs.step(await runs.get("r2"), lambda run: dataclasses.replace(run, state="rolling out", resumed=3))
+    await runs.take_round("r2", RoundRecord(number=0, began_at_s=0.0, ended_at_s=1.0), None)
+    found = read(observed(mesh, runs=runs))
+    counts = {dict(labels)["state"]: value for labels, value in found["nearmesh_runs"].items()}
+    assert {state: value for state, value in counts.items() if value} == {"waiting": 1, "rolling_out": 1}
+    assert (found["nearmesh_run_rounds_total"][()], found["nearmesh_runs_taken_up_again_total"][()]) == (1, 3)
 
 
 async def test_delivery_the_feed_and_who_leads(mesh: State) -> None:

@@ -116,8 +116,13 @@ def test_whoever_is_asked_keeps_its_pseudonym() -> None:
 def test_an_attempt_is_counted_before_it_is_made_and_a_later_one_is_a_resumption() -> None:
     first = machine.attempted(run("training"))
     assert (first.tries, first.resumed, first.begun) == (1, 0, True)
-    second = machine.attempted(dataclasses.replace(first, engine_run="5"))
+    second = machine.attempted(machine.died(dataclasses.replace(first, engine_run="5"), "x", NOW))
     assert (second.tries, second.resumed, second.engine_run) == (2, 1, "")
+    # The control plane itself was killed, again and again.
+    killed = second
+    for _ in range(20):
+        killed = machine.attempted(dataclasses.replace(killed, engine_run="6"))
+    assert (killed.tries, killed.resumed) == (2, 21)
 
 
 GOES_ON = run("training", begun=True, tries=1, engine_run="5")

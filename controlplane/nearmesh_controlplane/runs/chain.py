@@ -143,7 +143,7 @@ class Chain:
         """Those after the last round. Raises PackageError."""
         kept = await self._runs.arrays(run.id)
         if not kept:
-            raise PackageError(f"no round of run {run.name} left parameters")
+            raise PackageError(f"the parameters of run {run.name} are not kept any more; run it again")
         found = await asyncio.to_thread(from_npz, kept[max(kept)])
         return {name: array for name, array in found.items() if not name.startswith(STATE)}
 

@@ -101,9 +101,11 @@ def joined(run: Run, pseudonyms: Mapping[str, str]) -> Run:
 
 
 def attempted(run: Run) -> Run:
-    """Right before a run of the engine is begun: on disk first, so that what kills the control plane is counted."""
+    """Right before a run of the engine is begun: on disk first, so that a beginning which kills the control plane is
+    counted. A control plane that was killed while one went on is not its fault."""
+    tries = run.tries if run.engine_run else run.tries + 1
     return dataclasses.replace(
-        run, engine_run="", begun=True, tries=run.tries + 1, resumed=run.resumed + (1 if run.begun else 0)
+        run, engine_run="", begun=True, tries=tries, resumed=run.resumed + (1 if run.begun else 0)
     )
 
 

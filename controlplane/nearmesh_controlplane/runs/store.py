@@ -18,6 +18,8 @@ from nearmesh_controlplane.runs.run import Run, from_content
 KNOWN = 200
 # Rounds whose parameters are kept: the newest, and the one before, should the newest prove damaged.
 ARRAYS_KEPT = 2
+# Runs whose parameters are kept so that they may be promoted later.
+RUNS_KEPT = 20
 
 _COLUMNS = ("id", "model", "state", "revision", "content")
 
@@ -81,7 +83,23 @@ def update(connection: sa.Connection, run: Run) -> Run | None:
         return None
     if not after.active:
         connection.execute(sa.delete(tables.run_progress).where(tables.run_progress.c.run == run.id))
+        _forget(connection)
     return after
+
+
+def _forget(connection: sa.Connection) -> None:
+    """Parameters and apps of runs that nobody goes on with: all but those of the newest that may yet be promoted."""
+    table, rounds = tables.runs, tables.run_rounds
+    resting = sa.not_(table.c.active)
+    promotable = sa.and_(resting, table.c.state.in_(("trained", "refused")))
+    order = (table.c.created_at_s.desc(), table.c.id)
+    kept = [
+        row.id for row in connection.execute(sa.select(table.c.id).where(promotable).order_by(*order).limit(RUNS_KEPT))
+    ]
+    gone = sa.select(table.c.id).where(resting, table.c.id.not_in(kept))
+    has = rounds.c.arrays.is_not(None)
+    connection.execute(sa.update(rounds).where(has, rounds.c.run.in_(gone)).values(arrays=None))
+    connection.execute(sa.update(table).where(resting, table.c.app.is_not(None)).values(app=None))
 
 
 def app_of(connection: sa.Connection, id: str) -> bytes:
