@@ -46,7 +46,7 @@ OF_EXTRAS = {
     "nearmesh-agent": {
         "nearmesh_agent/engines": ("cpu",),
         "nearmesh_agent/training/client_app.py": ("rounds",),
-        "nearmesh_agent/training/mesh_app_process.py": ("rounds",),
+        "nearmesh_agent/training/app_process.py": ("rounds",),
         "nearmesh_agent/training/replies.py": ("rounds",),
     },
     # Runs inside Flower's server app.

@@ -11,7 +11,7 @@ from nearmesh_agent.training.family import Family
 ME, GROUP = os.getpid(), os.getpgrp()
 TICKS = os.sysconf("SC_CLK_TCK")
 # Ids that no process of this machine has: nothing that is found here is ever signalled.
-SUPERNODE, SUPEREXEC, APP, CHILD, STRANGER = (2**22 + each for each in range(1, 6))
+SUPERNODE, SUPEREXEC, APP, CHILD, STRANGER, NURSERY = (2**22 + each for each in range(1, 7))
 
 
 class Proc:
@@ -88,6 +88,14 @@ def test_one_that_was_just_forked_is_at_work_once_it_is_itself(proc: Proc, comma
     assert workers(family) == {APP}
     proc.put(CHILD, parent=SUPEREXEC, command="/venv/bin/flwr-clientapp")
     assert workers(family) == {APP, CHILD}
+
+
+def test_the_nursery_is_left_alone_and_what_it_has_forked_is_at_work(proc: Proc) -> None:
+    nursery = "/bin/python -m nearmesh_agent.training.nursery flower-nursery"
+    proc.put(NURSERY, parent=SUPERNODE, command=nursery)
+    # Its id is the smaller one where ids have begun anew.
+    proc.put(CHILD, parent=NURSERY, group=GROUP, command=nursery)
+    assert workers(Family(proc.folder)) == {APP, CHILD}
 
 
 def test_an_id_that_another_process_has_by_now_says_nothing_of_the_former(proc: Proc) -> None:

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 from flwr.clientapp.client_app import LoadClientAppError
 from flwr.common.config import get_project_dir
 from flwr.supernode.runtime import run_clientapp
-from nearmesh_agent.training import client_app, mesh_app_process, supernode
+from nearmesh_agent.training import app_process, client_app, supernode
 from nearmesh_agent.training.config import DataConfig, TrainingConfig
 from nearmesh_agent.training.key import private_openssh, public_openssh
 from nearmesh_agent.training.part import NO_FLOWER, Training
@@ -247,13 +247,14 @@ def test_of_flowers_programs_only_those_are_found_that_the_operator_allows(tmp_p
     for before in (not own_apps, own_apps):
         path = environment(tmp_path, own_apps=before)["PATH"]
     client_app = Path(shutil.which("flwr-clientapp", path=path) or "").read_text()
-    assert ("mesh_app_process" in client_app) is not own_apps
+    assert "nearmesh_agent.training.app_process" in client_app
+    assert ("--own-apps" in client_app) is own_apps
     for name in ("flwr-agentapp", "flwr-connector", "flwr-model"):
         done = subprocess.run([shutil.which(name, path=path) or ""], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (1, f"{name} does not run on this node\n")
 
 
-@pytest.mark.parametrize("said", [mesh_app_process.MESH_APP, "own.client:app"])
+@pytest.mark.parametrize("said", [app_process.MESH_APP, "own.client:app"])
 def test_p9_no_other_app_runs_unless_the_operator_lets_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
@@ -267,21 +268,24 @@ def test_p9_no_other_app_runs_unless_the_operator_lets_it(
         '[project]\nname = "app"\nversion = "1.0.0"\n[tool.flwr.app]\npublisher = "team"\n'
         f'[tool.flwr.app.components]\nserverapp = "s:app"\nclientapp = "{said}"\n'
     )
-    if said == mesh_app_process.MESH_APP:
-        assert mesh_app_process.load("team/app", "1.0.0", "0123456789") is client_app.app
+    if said == app_process.MESH_APP:
+        assert app_process.load("team/app", "1.0.0", "0123456789") is client_app.app
         assert sys.path[-1] == str(folder)
     else:
         with pytest.raises(LoadClientAppError, match=r"runs no app but the mesh's, and not 'own.client:app'"):
-            mesh_app_process.load("team/app", "1.0.0", "0123456789")
+            app_process.load("team/app", "1.0.0", "0123456789")
 
 
 def test_flowers_own_program_is_the_one_that_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were it loaded otherwise in some version of Flower, apps would slip through."""
     used = []
     monkeypatch.setattr(run_clientapp, "get_load_client_app_fn", run_clientapp.get_load_client_app_fn)
-    monkeypatch.setattr(mesh_app_process, "flwr_clientapp", lambda: used.append(run_clientapp.get_load_client_app_fn))
-    mesh_app_process.main()
-    assert used[0](default_app_ref="", app_path=None, multi_app=True) is mesh_app_process.load
+    monkeypatch.setattr(app_process, "flwr_clientapp", lambda: used.append(run_clientapp.get_load_client_app_fn))
+    plain = run_clientapp.get_load_client_app_fn
+    app_process.main(own_apps=True)
+    assert used.pop() is plain
+    app_process.main(own_apps=False)
+    assert used[0](default_app_ref="", app_path=None, multi_app=True) is app_process.load
     assert "load_client_app_fn = get_load_client_app_fn(" in inspect.getsource(run_clientapp.run_clientapp)
 
 

@@ -1,7 +1,7 @@
 """The processes that a training process has brought forth, as /proc shows them: which do the work, and what they used.
 
-The SuperNode and its SuperExec keep the connection to the SuperLink and are left alone; whatever else runs among them
-is an app at work.
+The SuperNode and its SuperExec keep the connection to the SuperLink, and the nursery forks apps: these are left alone.
+Whatever else runs among them is an app at work, also what the nursery has forked, which looks like it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-SPARED = frozenset({"flower-supernode", "flower-superexec"})
+NURSERY = "flower-nursery"
+SPARED = frozenset({"flower-supernode", "flower-superexec", NURSERY})
 # The name of a program is among the first words of its command line: after interpreters, their options and a leash.
 _WORDS = 16
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -72,29 +73,36 @@ class Family:
                 continue
             parent, group, process = found
             if parent == self._me or group == self._group or parent in seen or parent in self._members:
-                seen[pid] = self._known(process)
+                seen[pid] = self._known(process, parent)
             else:
                 self._others.add(pid)
         self._members = seen
         adopted = os.times()
         return sum(member.cpu_s for member in seen.values()) + adopted.children_user + adopted.children_system
 
-    def _known(self, process: Process) -> Process:
+    def _known(self, process: Process, parent: int) -> Process:
         known = self._members.get(process.pid)
         process.worker = bool(known and known.started == process.started and known.worker)
         if not process.worker and not process.ended:
-            process.worker = not self._is_spared(process.pid)
+            process.worker = not self._is_spared(process.pid, parent)
             if process.worker:
                 give_way(self._proc, process.pid)
         return process
 
-    def _is_spared(self, pid: int) -> bool:
+    def _is_spared(self, pid: int, parent: int) -> bool:
+        words = self._words(pid)
+        # There are none for a moment while it becomes another program.
+        if not words:
+            return True
+        return not words.isdisjoint(self._spared) and not (NURSERY in words and NURSERY in self._words(parent))
+
+    def _words(self, pid: int) -> set[str]:
+        """Of its command line, without folders; none where it has ended."""
         try:
             words = (self._proc / str(pid) / "cmdline").read_bytes().split(b"\0")[:_WORDS]
         except OSError:
-            return True
-        # There are none for a moment while it becomes another program.
-        return not words[0] or any(word.rpartition(b"/")[2].decode(errors="replace") in self._spared for word in words)
+            return set()
+        return {word.rpartition(b"/")[2].decode(errors="replace") for word in words} if words[0] else set()
 
     def _read(self, pid: int) -> tuple[int, int, Process] | None:
         """Its parent, its group, and itself; None when it is not there any more."""

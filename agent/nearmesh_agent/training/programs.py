@@ -12,8 +12,12 @@ import sys
 from pathlib import Path
 
 from nearmesh import leash
+from nearmesh_agent.training import nursery_call
 
 CLIENT_APP = "flwr-clientapp"
+# By their names: to import either is to import Flower.
+APP, NURSERY = "nearmesh_agent.training.app_process", "nearmesh_agent.training.nursery"
+OWN_APPS = "--own-apps"
 NEVER = ("flwr-agentapp", "flwr-connector", "flwr-model")
 
 
@@ -22,14 +26,11 @@ def put(folder: Path, *, own_apps: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in NEVER:
         _script(folder / name, f"echo '{name} does not run on this node' >&2; exit 1")
-    if own_apps:
-        # Flower's own, which the next folder on the PATH has.
-        (folder / CLIENT_APP).unlink(missing_ok=True)
-    else:
-        # Ended by the kernel with the SuperExec that starts it.
-        leashed = shlex.join([sys.executable, "-I", "-S", leash.__file__])
-        program = shlex.join([sys.executable, "-m", "nearmesh_agent.training.mesh_app_process"])
-        _script(folder / CLIENT_APP, f'exec {leashed} "$PPID" {program} "$@"')
+    call = shlex.join([sys.executable, "-I", "-S", nursery_call.__file__])
+    # Where there is no nursery, by itself; ended by the kernel with the SuperExec that starts it.
+    leashed = shlex.join([sys.executable, "-I", "-S", leash.__file__])
+    program = shlex.join([sys.executable, "-m", APP, *([OWN_APPS] if own_apps else [])])
+    _script(folder / CLIENT_APP, f'{call} "$@" || exec {leashed} "$PPID" {program} "$@"')
     return folder
 
 

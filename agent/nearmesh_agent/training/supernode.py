@@ -144,6 +144,7 @@ class SuperNode:
         node_config = f"{site.KEY}='{of_site.write(self._folder)}' {self._config.node_config}"
         command = [
             *self._program,
+            *([programs.OWN_APPS] if self._config.own_apps else []),
             "--superlink",
             superlink,
             "--root-certificates",

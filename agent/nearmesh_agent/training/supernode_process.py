@@ -1,10 +1,11 @@
 """Flower's SuperNode with its SuperExec: `python -m nearmesh_agent.training.supernode_process flower-supernode ...`.
 
-Its arguments are those of `flower-supernode`; this adds where its Runtime API listens, which starts the apps: a port of
-loopback that the system gives, behind a secret that the SuperExec alone knows, since other users of the machine reach
-loopback as well. Two things Flower's own program does not do:
+Its arguments, but for a first `--own-apps`, are those of `flower-supernode`; this adds where its Runtime API listens,
+which starts the apps: a port of loopback that the system gives, behind a secret that the SuperExec alone knows, since
+other users of the machine reach loopback as well. Two things Flower's own program does not do:
 
-- A SuperExec that ends is started again, and the message that the SuperNode holds is not lost with it.
+- A SuperExec that ends is started again, and the message that the SuperNode holds is not lost with it. So is the
+  nursery, from which apps are forked.
 - Where the SuperNode gives up its work, after an answer that it did not expect, the process ends. Flower's goes on for
   ever, since its HTTP server runs in a thread of its own, and no longer asks for messages.
 """
@@ -23,18 +24,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nearmesh.process import leashed
+from nearmesh_agent.training import family, programs
+from nearmesh_agent.training.programs import OWN_APPS
 
 LOOPBACK = "127.0.0.1"
 SUPEREXEC, SUPERNODE = "flower-superexec", "flower-supernode"
 # Read by both at their start, in the folder that they run in.
 SECRET = Path("superexec.secret")
-# Between two starts of the SuperExec.
+# Between two starts of the SuperExec, and of the nursery.
 AGAIN_S = 1.0
+# A nursery that takes longer to import what apps need is done without.
+NURSERY_WITHIN_S = 120.0
 
 
 def main(arguments: Sequence[str]) -> None:
     """Never returns."""
     name, *rest = arguments
+    own_apps = [OWN_APPS] if OWN_APPS in rest[:1] else []
+    rest = rest[len(own_apps) :]
     SECRET.unlink(missing_ok=True)
     handle = os.open(SECRET, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as file:
@@ -51,7 +58,10 @@ def main(arguments: Sequence[str]) -> None:
         "--parent-pid",
         str(os.getpid()),
     ]
-    threading.Thread(target=_keep, args=(superexec,), daemon=True).start()
+    nursery = [sys.executable, "-m", programs.NURSERY, family.NURSERY, *own_apps]
+    ready = threading.Event()
+    threading.Thread(target=_keep_nursery, args=(nursery, ready), daemon=True).start()
+    threading.Thread(target=_keep_superexec, args=(superexec, ready), daemon=True).start()
     sys.argv = [name, *rest, "--isolation", "process", "--host", LOOPBACK, "--port", str(port), *secret]
     code = 1
     try:
@@ -66,10 +76,25 @@ def main(arguments: Sequence[str]) -> None:
         os._exit(code)
 
 
-def _keep(superexec: Sequence[str]) -> None:
+def _keep_nursery(command: Sequence[str], ready: threading.Event) -> None:
+    """Sets `ready` when it has imported all, or has failed in that."""
     while True:
+        read, write = os.pipe()
         # Ended by the kernel with the thread that starts it, which lives as long as the process.
-        subprocess.run(leashed(superexec), stdin=subprocess.DEVNULL, check=False)
+        process = subprocess.Popen(leashed([*command, str(write)]), stdin=subprocess.DEVNULL, pass_fds=(write,))
+        os.close(write)
+        os.read(read, 1)
+        os.close(read)
+        ready.set()
+        process.wait()
+        time.sleep(AGAIN_S)
+
+
+def _keep_superexec(command: Sequence[str], ready: threading.Event) -> None:
+    """Not before apps can begin: from when it takes a message on, Flower waits for the app for half a minute."""
+    ready.wait(NURSERY_WITHIN_S)
+    while True:
+        subprocess.run(leashed(command), stdin=subprocess.DEVNULL, check=False)
         time.sleep(AGAIN_S)
 
 
