@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from nearmesh.package import load
 from nearmesh.packaging.agent_run import by_agent
 from nearmesh.packaging.build import Artifact
 from nearmesh.packaging.evaluate import Run
+from nearmesh.packaging.killed import Killed
 from nearmesh.packaging.layout import lay_out, published_files
 from nearmesh.packaging.release import GateFailed, release
 from nearmesh.packaging.warmup import INPUT, OUTPUT, check_warmup, read_warmup, to_plain
@@ -145,7 +147,9 @@ def _file(digest: str, held: Path | bytes, folder: Path) -> Path:
 
 
 def from_json(said: Mapping[str, Any]) -> Afresh:
-    """Raises PackageError with what the other process said, if it did not come to an end."""
+    """Raises PackageError and Killed with what the other process said, if it did not come to an end."""
+    if "killed" in said:
+        raise Killed(said["killed"])
     if "error" in said:
         raise PackageError(said["error"])
     judged = tuple(Judged(**one) for one in said["judged"])
@@ -157,12 +161,16 @@ def from_json(said: Mapping[str, Any]) -> Afresh:
 
 
 def main() -> None:
-    """Prints one line of JSON: what came of it, or {"error": ...}."""
+    """The last line that it prints is JSON: what came of it, {"error": ...} or {"killed": ...}."""
     order = {key: Path(value) for key, value in json.loads(sys.argv[1]).items()}
     os.nice(_NICE)
     order["cache"].mkdir(parents=True, exist_ok=True)
     try:
-        said = to_json(make(order["folder"], order["cache"], order["lineage"]), order["cache"])
+        # A package's own code may print what it likes.
+        with redirect_stdout(sys.stderr):
+            said = to_json(make(order["folder"], order["cache"], order["lineage"]), order["cache"])
+    except Killed as error:
+        said = {"killed": error.message}
     except MeshError as error:
         said = {"error": error.message}
     sys.stdout.write(json.dumps(said) + "\n")

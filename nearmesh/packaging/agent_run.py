@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from nearmesh.errors import PackageError
+from nearmesh.packaging.killed import check_not_killed
 from nearmesh.packaging.metrics import Answers
 from nearmesh.packaging.warmup import OUTPUT
 from nearmesh.process import leashed
@@ -44,7 +45,7 @@ class Ran:
 def by_agent(folder: Path, variants: Mapping[str, str], cases: Path) -> Ran:
     """The package in `folder`, as a node has it, on the cases of a file; `variants` names one for each step.
 
-    Raises PackageError.
+    Raises PackageError, Killed.
     """
     program = Path(sys.executable).with_name(PROGRAM)
     if not program.is_file():
@@ -59,6 +60,7 @@ def by_agent(folder: Path, variants: Mapping[str, str], cases: Path) -> Ran:
             done = subprocess.run(leashed(command), capture_output=True, text=True, timeout=_LIMIT_S, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise PackageError(f"{PROGRAM}: {error}") from None
+        check_not_killed(PROGRAM, done.returncode)
         if done.returncode != 0:
             said = done.stderr.strip().splitlines()
             raise PackageError(said[-1].removeprefix("Error: ") if said else f"{PROGRAM} ended with {done.returncode}")

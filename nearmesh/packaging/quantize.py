@@ -21,6 +21,7 @@ from pathlib import Path
 from nearmesh.errors import InvalidInput, PackageError
 from nearmesh.oci import digest_file
 from nearmesh.package import Package, Quantize, Variant
+from nearmesh.packaging.killed import check_not_killed
 from nearmesh.packaging.sets import set_file, version_of
 from nearmesh.packaging.sources import fetch
 from nearmesh.process import leashed
@@ -128,7 +129,7 @@ def versions() -> dict[str, str]:
 
 
 def _convert(quantize: Quantize, files: Mapping[str, Path], samples: Path | None, scratch: Path) -> Path:
-    """The made file, within `scratch`. Raises PackageError."""
+    """The made file, within `scratch`. Raises PackageError, Killed."""
     for needed in ("onnx", "onnxruntime"):
         if importlib.util.find_spec(needed) is None:
             raise PackageError(f"making variants needs {needed}: pip install 'nearmesh[build]' onnxruntime")
@@ -149,6 +150,7 @@ def _convert(quantize: Quantize, files: Mapping[str, Path], samples: Path | None
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=_LIMIT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PackageError(f"variant {quantize.variant!r} could not be made: {error}") from None
+    check_not_killed(f"the process that makes {quantize.variant!r}", done.returncode)
     if done.returncode != 0 or not target.is_file():
         said = done.stderr.strip().splitlines()
         why = said[-1] if said else f"the tools ended with {done.returncode}"

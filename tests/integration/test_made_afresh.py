@@ -17,12 +17,19 @@ from nearmesh.packaging.warmup import read_warmup
 from tests.trainable import BIAS, EVALUATED, WEIGHT, trainable
 from tests.unit.test_lineage import LINEAGE
 
-MADE = EVALUATED + '[[quantize]]\nvariant = "int8"\nkind = "int8-dynamic"\n\n[gate]\nsmallest_agreement = 0.5\n'
+# Whose metric prints, as code of one's own may.
+MADE = (
+    EVALUATED
+    + 'metric = "judge.py:judge"\n'
+    + '[[quantize]]\nvariant = "int8"\nkind = "int8-dynamic"\n\n[gate]\nsmallest_agreement = 0.5\n'
+)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    artifact = build(trainable(tmp_path / "author", MADE), tmp_path / "author-cache")
+    author = trainable(tmp_path / "author", MADE)
+    (author / "judge.py").write_text("def judge(outputs, expected):\n    print('judging')\n    return 1.0\n", "utf-8")
+    artifact = build(author, tmp_path / "author-cache")
     blobs = {digest: held for digest, held in artifact.blobs.items() if isinstance(held, Path)}
     (tmp_path / "run" / "package").mkdir(parents=True)
     unpack(artifact.manifest, blobs, tmp_path / "run" / "package", "1.0-r7")

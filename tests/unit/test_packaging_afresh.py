@@ -17,6 +17,7 @@ from nearmesh.packaging.afresh import Afresh, from_json, make, to_json
 from nearmesh.packaging.again import put, unpack
 from nearmesh.packaging.agent_run import Ran
 from nearmesh.packaging.build import build
+from nearmesh.packaging.killed import Killed, check_not_killed
 from nearmesh.packaging.warmup import read_warmup
 from tests.trainable import BIAS, EVALUATED, WEIGHT, by_numpy, trainable
 from tests.unit.test_lineage import LINEAGE
@@ -99,8 +100,19 @@ def test_what_came_of_it_reaches_the_other_process(folder: Path, tmp_path: Path)
     assert heard.packed.manifest == found.packed.manifest
     for digest, path in heard.packed.blobs.items():
         assert isinstance(path, Path) and digest_file(path) == digest
-    with pytest.raises(PackageError, match="no"):
-        from_json({"error": "no"})
+    with pytest.raises(PackageError, match="no such variant"):
+        from_json({"error": "no such variant"})
+    with pytest.raises(Killed, match="by somebody"):
+        from_json({"killed": "by somebody"})
+
+
+@pytest.mark.parametrize(("code", "killed"), [(0, False), (1, False), (-11, False), (-9, True), (-15, True)])
+def test_a_crash_is_the_packages_own_and_being_killed_is_not(code: int, killed: bool) -> None:
+    if not killed:
+        check_not_killed("it", code)
+        return
+    with pytest.raises(Killed, match=f"it was ended from outside \\(signal {-code}\\)"):
+        check_not_killed("it", code)
 
 
 def test_a_variant_that_fails_its_gate_makes_no_version(folder: Path, tmp_path: Path) -> None:

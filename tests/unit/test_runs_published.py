@@ -27,6 +27,7 @@ from nearmesh.oci_layout import Layout
 from nearmesh.packaging import parameters
 from nearmesh.packaging.afresh import Afresh, Judged, Packed, make
 from nearmesh.packaging.build import build
+from nearmesh.packaging.killed import Killed
 from nearmesh.tls import new_key
 from tests.control_plane_state import State, state
 from tests.trainable import BIAS, WEIGHT, by_numpy, trainable
@@ -201,6 +202,27 @@ async def test_a_variant_that_fails_its_gate_is_a_failed_check_and_is_not_publis
     with pytest.raises(PackageError, match=r"1\.0-r0000000a is not published: variant int8: accuracy 0\.5"):
         await mesh.candidates().publish(built, "operator/anna")
     assert len(mesh.state.catalog.versions("linear")) == 1
+
+
+@pytest.mark.parametrize("kills", [2, 3])
+async def test_a_process_that_is_killed_at_it_is_begun_again_and_not_for_ever(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    """Nobody's package is refused for it."""
+    here, left = module._made, [kills]
+
+    async def killed(folder: Path) -> Afresh:
+        if left[0]:
+            left[0] -= 1
+            raise Killed("nearmesh-agent was ended from outside (signal 9)")
+        return await here(folder)
+
+    monkeypatch.setattr(module, "_made", killed)
+    if kills < 3:
+        assert (await mesh.candidates().build(mesh.run(), NEW, mesh.lineage())).checks[0].passed
+        return
+    with pytest.raises(PackageError, match=r"1\.0-r0000000a could not be made in 3 attempts: nearmesh-agent was ended"):
+        await mesh.candidates().build(mesh.run(), NEW, mesh.lineage())
 
 
 async def test_a_lineage_that_is_none_is_not_published(mesh: Mesh) -> None:

@@ -28,6 +28,7 @@ from nearmesh.package import MANIFEST_FILE, Package
 from nearmesh.packaging import again, parameters
 from nearmesh.packaging.afresh import Afresh, Packed, from_json
 from nearmesh.packaging.graph import input_names
+from nearmesh.packaging.killed import Killed, check_not_killed
 from nearmesh.process import leashed
 from nearmesh.v1 import catalog_pb2 as pb
 from nearmesh_controlplane.catalog.catalog import Catalog, Version
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 # A version that is not made by then hangs.
 _LIMIT_S = 3600.0
+# Of making one, where a process that is at it is ended from outside.
+_ATTEMPTS = 3
 # Folders of runs that came to nothing go after so long.
 _FORGOTTEN_S = 24 * 3600.0
 # What the other process is told of this one's surroundings: it runs code of packages, which no secret concerns.
@@ -133,11 +136,21 @@ class Published:
         async with self._making:
             folder = self._folder / run.id
             await asyncio.to_thread(self._lay_out, folder, run, arrays, lineage)
-            found = await _made(folder)
+            found = await self._made(folder, run)
         checks = tuple(
             Check(name=f"variant {one.variant}", passed=one.passed, detail=one.detail) for one in found.judged
         )
         return Built(version=run.new_version, checks=checks, artifact=(found.packed, lineage))
+
+    async def _made(self, folder: Path, run: Run) -> Afresh:
+        """Again, where somebody ended a process that was at it. Raises PackageError."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return await _made(folder)
+            except Killed as error:
+                log.warning("making %s of %s, attempt %d: %s", run.new_version, run.name, attempt, error.message)
+                words = error.message
+        raise PackageError(f"{run.new_version} could not be made in {_ATTEMPTS} attempts: {words}")
 
     async def _known(self, run: Run, lineage: Lineage) -> Version | None:
         """The version of that name, where it is of this run."""
@@ -212,7 +225,7 @@ def _failed(built: Built) -> str:
 
 
 async def _made(folder: Path) -> Afresh:
-    """Has the package in `folder` made and judged. Raises PackageError."""
+    """Has the package in `folder` made and judged. Raises PackageError, Killed."""
     order = {"folder": folder / "package", "cache": folder / "cache", "lineage": folder / LINEAGE_FILE}
     told = json.dumps({name: str(path) for name, path in order.items()})
     process = await asyncio.create_subprocess_exec(
@@ -230,7 +243,8 @@ async def _made(folder: Path) -> Afresh:
         if process.returncode is None:
             process.kill()
             await process.wait()
+    check_not_killed("the process that makes versions", process.returncode)
     if process.returncode:
         said = errors.decode(errors="replace").strip().splitlines()
         raise PackageError(f"the version could not be made: {said[-1] if said else f'code {process.returncode}'}")
-    return await asyncio.to_thread(from_json, json.loads(output))
+    return await asyncio.to_thread(from_json, json.loads(output.splitlines()[-1]))
