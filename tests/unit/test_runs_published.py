@@ -92,8 +92,8 @@ async def mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         yield mesh
 
 
-async def _published(publisher: Publisher, folder: Path, cache: Path) -> Version:
-    artifact = build(folder, cache)
+async def _published(publisher: Publisher, folder: Path, cache: Path, *, workshop: bool = True) -> Version:
+    artifact = build(folder, cache, workshop=workshop)
     packed = Packed(manifest=artifact.manifest, manifest_bytes=artifact.manifest_bytes, blobs=artifact.blobs)
 
     async def upload() -> Version:
@@ -131,6 +131,24 @@ async def test_a_version_without_training_is_no_parent(mesh: Mesh) -> None:
     await _published(mesh.publisher, mesh.folder / "author", mesh.folder)
     with pytest.raises(PackageError, match=r"linear@0\.9 has no \[training\] in its model\.toml"):
         await mesh.candidates().parent("linear", "0.9")
+
+
+async def test_a_version_that_lacks_what_new_ones_are_made_with_is_no_parent(mesh: Mesh) -> None:
+    text = (mesh.folder / "author" / "model.toml").read_text("utf-8")
+    (mesh.folder / "author" / "model.toml").write_text(text.replace('"1.0"', '"0.9"'), "utf-8")
+    await _published(mesh.publisher, mesh.folder / "author", mesh.folder, workshop=False)
+    with pytest.raises(PackageError, match=r"linear@0\.9 was published without training\.py, cases\.npz: raise"):
+        await mesh.candidates().parent("linear", "0.9")
+
+
+async def test_a_version_that_no_run_could_be_called_after_is_no_parent(mesh: Mesh) -> None:
+    """Told before the rounds, not after."""
+    long = "1" * 60
+    text = (mesh.folder / "author" / "model.toml").read_text("utf-8")
+    (mesh.folder / "author" / "model.toml").write_text(text.replace("1.0", long), "utf-8")
+    await _published(mesh.publisher, mesh.folder / "author", mesh.folder)
+    with pytest.raises(PackageError, match="has too long a version: what a run makes is called after it"):
+        await mesh.candidates().parent("linear", long)
 
 
 async def test_a_new_version_is_made_signed_and_in_the_catalog(mesh: Mesh) -> None:

@@ -20,7 +20,8 @@ from nearmesh import package as packages
 from nearmesh import rpc
 from nearmesh.chunks import ChunkIndex
 from nearmesh.client.upload import requests, steps
-from nearmesh.errors import AlreadyExists, NotFound, PackageError
+from nearmesh.errors import AlreadyExists, InvalidInput, NotFound, PackageError
+from nearmesh.ids import check_version
 from nearmesh.lineage import LINEAGE_FILE, Lineage
 from nearmesh.oci import Manifest
 from nearmesh.oci_layout import Layout
@@ -36,7 +37,7 @@ from nearmesh_controlplane.catalog.lineages import lineage_of
 from nearmesh_controlplane.catalog.publishing import Publisher
 from nearmesh_controlplane.runs.candidates import Built, Limits, Parent
 from nearmesh_controlplane.runs.folder import Arrays
-from nearmesh_controlplane.runs.run import Check, Run
+from nearmesh_controlplane.runs.run import Check, Run, new_id, version_of
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +79,11 @@ class Published:
                 f"{name} has no [training] in its model.toml, which says what rounds train and by which recipe: begin "
                 "from a version that has, or bring an app of your own (--app)"
             )
-        if training.recipe not in files:
+        # Before the rounds, not after.
+        _check_name(version)
+        if lacking := [kept for kept in package.kept_files if kept not in files]:
             raise PackageError(
-                f"{name} was published without its recipe {training.recipe}: raise `version` and publish it again"
+                f"{name} was published without {', '.join(lacking)}: raise `version` in model.toml and publish it again"
             )
         return Parent(
             model=version.model,
@@ -218,6 +221,16 @@ class Published:
         parts = requests(packed, steps(packed.manifest, ChunkIndex(), None), lambda sent, total: None)
         while (part := await asyncio.to_thread(next, parts, None)) is not None:
             yield part
+
+
+def _check_name(version: Version) -> None:
+    """Whether a version of a run can be called after it. Raises PackageError."""
+    try:
+        check_version(version_of(version.version, new_id()))
+    except InvalidInput as error:
+        raise PackageError(
+            f"{version.model}@{version.version} has too long a version: what a run makes is called after it ({error})"
+        ) from None
 
 
 def _failed(built: Built) -> str:

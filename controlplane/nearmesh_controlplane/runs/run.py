@@ -167,7 +167,7 @@ class Run:
     @property
     def new_version(self) -> str:
         """What a version is called that comes of it."""
-        return f"{_OF_A_RUN.sub('', self.parent_version)}-{self.id}"
+        return version_of(self.parent_version, self.id)
 
     def content(self) -> dict[str, Any]:
         """As JSON has it; without what has a column of its own."""
@@ -202,6 +202,11 @@ def from_content(id: str, model: str, state: State, revision: int, content: Mapp
 def new_id() -> str:
     """It stands in the names of versions and folders, and is never used again."""
     return f"r{secrets.token_hex(4)}"
+
+
+def version_of(parent: str, run: str) -> str:
+    """What a version is called that a run makes of another one."""
+    return f"{_OF_A_RUN.sub('', parent)}-{run}"
 
 
 def new_pseudonym() -> str:
