@@ -28,8 +28,8 @@ from typing import NoReturn
 from nearmesh_agent.training.nursery_call import GO, LONGEST, SOCKET
 from nearmesh_agent.training.programs import APP, OWN_APPS
 
-# What apps use, PyTorch where it is installed. Not ONNX Runtime: it begins a thread, and forks of processes with threads
-# may find a lock held that nobody will release.
+# What apps use, PyTorch where it is installed. Not ONNX Runtime: it begins a thread, and a fork of a process with
+# threads may find a lock held that nobody will release.
 _IMPORTED = (APP, "nearmesh_agent.training.client_app", "nearmesh_agent.training.plain_recipe")
 _IF_THERE = ("torch",)
 _PR_SET_PDEATHSIG = 1
