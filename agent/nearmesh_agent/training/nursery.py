@@ -21,6 +21,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -61,8 +62,13 @@ def _import() -> None:
     for name in _IMPORTED:
         importlib.import_module(name)
     for name in _IF_THERE:
-        if importlib.util.find_spec(name) is not None:
+        if importlib.util.find_spec(name) is None:
+            continue
+        try:
             importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            # Of a broken installation those recipes have to speak that need it.
+            print(f"{name} cannot be imported: {error}", file=sys.stderr, flush=True)  # noqa: T201  # its log
     # What is not looked at again stays shared with those that are forked.
     gc.collect()
     gc.freeze()
@@ -93,6 +99,9 @@ def _be(argv: list[str], *, own_apps: bool) -> NoReturn:
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        raise
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
