@@ -32,11 +32,16 @@ def _training(found: run_pb2.Run) -> str:
     if not found.HasField("progress"):
         return f"starting, {len(counted(found))} of {found.asked.rounds} rounds done"
     number = f"round {progress.number} of {found.asked.rounds}" if progress.number else "the parent, before round 1"
-    sites = len(progress.answered) + len(progress.missing)
-    if not sites:
-        return f"{number}, {progress.phase}"
+    if progress.phase == "evaluating" and any(one.number == progress.number for one in found.rounds):
+        return f"the sites judge what the rounds made: {_sites(progress, 'answered')}"
+    if progress.phase == "waiting":
+        return f"{number}, waiting for sites: {_sites(progress, 'there')}"
+    return f"{number}, {progress.phase}: {_sites(progress, 'answered')}"
+
+
+def _sites(progress: run_pb2.RoundProgress, how: str) -> str:
     missing = f", missing {', '.join(progress.missing)}" if progress.missing else ""
-    return f"{number}, {progress.phase}: {len(progress.answered)} of {sites} sites answered{missing}"
+    return f"{len(progress.answered)} of {len(progress.answered) + len(progress.missing)} {how}{missing}"
 
 
 def counted(found: run_pb2.Run) -> list[run_pb2.Round]:

@@ -67,7 +67,7 @@ def test_a_run_is_watched_until_it_is_served(bench: RunBench) -> None:
         "digits@1 as it was, 9.5 s accuracy 0.8000 (node-a 0.7900, node-b 0.8000, node-c 0.8100)",
         "round 1 of 3, 9.5 s accuracy 0.9000 (node-a 0.8900, node-b 0.9000, node-c 0.9100)",
         "round 2 of 3, 9.5 s accuracy 0.9300 (node-a 0.9200, node-b 0.9300, node-c missing)",
-        "run r7 of digits@1: round 3 of 3, training: 1 of 3 sites answered, missing node-b, node-c",
+        "run r7 of digits@1: round 3 of 3, training: 1 of 3 answered, missing node-b, node-c",
         "round 3 of 3, 9.5 s accuracy 0.9500 (node-a 0.9400, node-b 0.9500, node-c 0.9600)",
         "gate, finite: passed",
         "gate, site node-a: passed, accuracy 0.940, was 0.790",
@@ -343,10 +343,17 @@ def test_without_a_name_the_newest_run_is_meant(bench: RunBench) -> None:
         (run(progress=None), "starting, 2 of 3 rounds done"),
         (run(progress=None, reason="is taken up again: x"), "starting, 2 of 3 rounds done (is taken up again: x)"),
         (
-            run(progress=run_pb2.RoundProgress(number=0, phase="evaluating", answered=["a", "b"])),
-            "the parent, before round 1, evaluating: 2 of 2 sites answered",
+            run(rounds=[], progress=run_pb2.RoundProgress(number=0, phase="evaluating", answered=["a", "b"])),
+            "the parent, before round 1, evaluating: 2 of 2 answered",
         ),
-        (run(progress=run_pb2.RoundProgress(number=2, phase="waiting")), "round 2 of 3, waiting"),
+        (
+            run(progress=run_pb2.RoundProgress(number=3, phase="waiting", answered=["a"], missing=["b", "c"])),
+            "round 3 of 3, waiting for sites: 1 of 3 there, missing b, c",
+        ),
+        (
+            run(progress=run_pb2.RoundProgress(number=2, phase="evaluating", answered=["a"], missing=["b"])),
+            "the sites judge what the rounds made: 1 of 2 answered, missing b",
+        ),
         (run(state=run_pb2.RUN_STATE_CHECKING), "the gate looks at what the rounds made"),
         (run(state=run_pb2.RUN_STATE_PUBLISHING, version="1-r7"), "publishing 1-r7"),
         (run(state=run_pb2.RUN_STATE_ROLLING_OUT, version="1-r7"), "rolling out digits@1-r7"),
@@ -380,7 +387,7 @@ def test_on_a_terminal_the_picture_changes_and_ends_with_the_rollout(
     assert (done.exit_code, done.stderr) == (0, "run r7 is started\n")
     shown = screen.getvalue()
     for words in (
-        "round 3 of 3, training: 1 of 3 sites answered, missing node-b, node-c",
+        "round 3 of 3, training: 1 of 3 answered, missing node-b, node-c",
         "the control plane is away",
         "rolling out digits@1-r7",
         "gate, site node-a: passed, accuracy 0.940, was 0.790",
