@@ -71,7 +71,13 @@ def _facts(found: run_pb2.Run) -> Iterator[str]:
     asked = found.asked
     options = "".join(f", {name} {asked.strategy_options[name]:g}" for name in sorted(asked.strategy_options))
     strategy = "an app of its own" if found.own_app else f"{asked.strategy}{options}"
-    yield f"{asked.rounds} rounds, {strategy}, at least {asked.min_sites} sites within {asked.round_timeout_s:g} s each"
+    rounds = "1 round" if asked.rounds == 1 else f"{asked.rounds} rounds"
+    yield f"{rounds}, {strategy}, at least {asked.min_sites} sites within {asked.round_timeout_s:g} s each"
+    if asked.largest_norm:
+        yield f"updates longer than {asked.largest_norm:g} are shortened to it"
+    if asked.privacy.noise_multiplier:
+        noise, norm = asked.privacy.noise_multiplier, asked.privacy.clipping_norm
+        yield f"noise of {noise:g} times the clipping norm, which is {norm:g}"
     if asked.HasField("schedule"):
         yield f"runs {', '.join(_schedule(asked.schedule))}"
     if found.epsilon:

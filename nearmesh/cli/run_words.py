@@ -31,9 +31,14 @@ def _training(found: run_pb2.Run) -> str:
     progress = found.progress
     if not found.HasField("progress"):
         return f"starting, {len(counted(found))} of {found.asked.rounds} rounds done"
-    number = f"round {progress.number} of {found.asked.rounds}" if progress.number else "the parent, before round 1"
-    if progress.phase == "evaluating" and any(one.number == progress.number for one in found.rounds):
-        return f"the sites judge what the rounds made: {_sites(progress, 'answered')}"
+    rounds = found.asked.rounds
+    number = f"round {progress.number} of {rounds}" if progress.number else "the parent, before round 1"
+    if progress.number > rounds:
+        return f"its {_rounds(rounds)} have ended, and the app ends"
+    if any(one.number == progress.number for one in found.rounds):
+        # Of a round that has ended nothing is under way; after the last one the sites are shown what came out.
+        judging = progress.phase == "evaluating" and progress.number == rounds and not found.own_app
+        return f"the sites judge what came out: {_sites(progress, 'answered')}" if judging else f"{number} has ended"
     if progress.phase == "waiting":
         return f"{number}, waiting for sites: {_sites(progress, 'there')}"
     return f"{number}, {progress.phase}: {_sites(progress, 'answered')}"

@@ -19,7 +19,7 @@ from nearmesh.strategies import STRATEGIES
 from nearmesh.v1 import run_pb2
 from tests import fake_runs
 from tests.fake_admin import Bench, FakeAdmin, local_mesh
-from tests.fake_runs import RUN, ended, round_, run, served, site
+from tests.fake_runs import RUN, TRAINING, ended, round_, run, served, site
 
 REFUSED, ROLLED_BACK = run_pb2.RUN_STATE_REFUSED, run_pb2.RUN_STATE_ROLLED_BACK
 STOPPED, FAILED = run_pb2.RUN_STATE_STOPPED, run_pb2.RUN_STATE_FAILED
@@ -279,6 +279,8 @@ def test_one_run_in_full(bench: RunBench) -> None:
         asked=fake_runs.asked(
             strategy="krum",
             strategy_options={"num-malicious-nodes": 1},
+            largest_norm=4,
+            privacy=run_pb2.Privacy(noise_multiplier=1.5, clipping_norm=2),
             schedule=run_pb2.Schedule(window="22:00-06:00", idle_below=0.3, usd_per_hour_below=0.5),
         ),
         resumed=1,
@@ -288,9 +290,11 @@ def test_one_run_in_full(bench: RunBench) -> None:
     bench.hear(found)
     done = bench("run", "show", RUN)
     lines = done.stdout.splitlines()
-    assert lines[:6] == [
+    assert lines[:8] == [
         "run r7 of digits@1: served",
         "3 rounds, krum, num-malicious-nodes 1, at least 2 sites within 120 s each",
+        "updates longer than 4 are shortened to it",
+        "noise of 1.5 times the clipping norm, which is 2",
         "runs from 22:00 to 06:00 UTC, while sites serve with less than 30 % of themselves, "
         "while nodes cost less than 0.5 USD per hour",
         "differential privacy so far: epsilon 2.00 at delta 1e-05",
@@ -351,9 +355,17 @@ def test_without_a_name_the_newest_run_is_meant(bench: RunBench) -> None:
             "round 3 of 3, waiting for sites: 1 of 3 there, missing b, c",
         ),
         (
-            run(progress=run_pb2.RoundProgress(number=2, phase="evaluating", answered=["a"], missing=["b"])),
-            "the sites judge what the rounds made: 1 of 2 answered, missing b",
+            ended(
+                TRAINING, progress=run_pb2.RoundProgress(number=3, phase="evaluating", answered=["a"], missing=["b"])
+            ),
+            "the sites judge what came out: 1 of 2 answered, missing b",
         ),
+        (
+            ended(TRAINING, own_app=True, progress=run_pb2.RoundProgress(number=3, phase="evaluating")),
+            "round 3 of 3 has ended",
+        ),
+        (run(progress=run_pb2.RoundProgress(number=4, phase="waiting")), "its 3 rounds have ended, and the app ends"),
+        (run(progress=run_pb2.RoundProgress(number=2, phase="evaluating", missing=["b"])), "round 2 of 3 has ended"),
         (run(state=run_pb2.RUN_STATE_CHECKING), "the gate looks at what the rounds made"),
         (run(state=run_pb2.RUN_STATE_PUBLISHING, version="1-r7"), "publishing 1-r7"),
         (run(state=run_pb2.RUN_STATE_ROLLING_OUT, version="1-r7"), "rolling out digits@1-r7"),

@@ -122,7 +122,7 @@ def _lacks(one: Judged, evidence: Evidence) -> str:
 
 def _site(site: _Site, metric: str, largest_loss: float) -> Check:
     loss = site.before - site.after
-    moved = f"loses {loss:.4f}" if loss > 0 else f"gains {-loss:.4f}"
+    moved = f"loses {loss:.4f}" if loss > 0 else f"gains {abs(loss):.4f}"
     detail = f"{metric} {site.before:.4f} -> {site.after:.4f} over {site.examples} examples, {moved}"
     # nan fails every comparison.
     passed = loss <= largest_loss + _ROUNDING
