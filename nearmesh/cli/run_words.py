@@ -32,7 +32,7 @@ def _training(found: run_pb2.Run) -> str:
     if not found.HasField("progress"):
         return f"starting, {len(counted(found))} of {found.asked.rounds} rounds done"
     rounds = found.asked.rounds
-    number = f"round {progress.number} of {rounds}" if progress.number else "the parent, before round 1"
+    number = f"round {progress.number} of {rounds}" if progress.number else "the parent, as it was"
     if progress.number > rounds:
         return f"its {_rounds(rounds)} have ended, and the app ends"
     if any(one.number == progress.number for one in found.rounds):

@@ -348,7 +348,7 @@ def test_without_a_name_the_newest_run_is_meant(bench: RunBench) -> None:
         (run(progress=None, reason="is taken up again: x"), "starting, 2 of 3 rounds done (is taken up again: x)"),
         (
             run(rounds=[], progress=run_pb2.RoundProgress(number=0, phase="evaluating", answered=["a", "b"])),
-            "the parent, before round 1, evaluating: 2 of 2 answered",
+            "the parent, as it was, evaluating: 2 of 2 answered",
         ),
         (
             run(progress=run_pb2.RoundProgress(number=3, phase="waiting", answered=["a"], missing=["b", "c"])),
