@@ -38,7 +38,8 @@ def _training(found: run_pb2.Run) -> str:
     if any(one.number == progress.number for one in found.rounds):
         # Of a round that has ended nothing is under way; after the last one the sites are shown what came out.
         judging = progress.phase == "evaluating" and progress.number == rounds and not found.own_app
-        return f"the sites judge what came out: {_sites(progress, 'answered')}" if judging else f"{number} has ended"
+        ended = f"{number} has ended" if progress.number else "the sites have judged the parent"
+        return f"the sites judge what came out: {_sites(progress, 'answered')}" if judging else ended
     if progress.phase == "waiting":
         return f"{number}, waiting for sites: {_sites(progress, 'there')}"
     return f"{number}, {progress.phase}: {_sites(progress, 'answered')}"

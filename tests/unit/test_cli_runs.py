@@ -364,6 +364,7 @@ def test_without_a_name_the_newest_run_is_meant(bench: RunBench) -> None:
             ended(TRAINING, own_app=True, progress=run_pb2.RoundProgress(number=3, phase="evaluating")),
             "round 3 of 3 has ended",
         ),
+        (run(progress=run_pb2.RoundProgress(phase="evaluating")), "the sites have judged the parent"),
         (run(progress=run_pb2.RoundProgress(number=4, phase="waiting")), "its 3 rounds have ended, and the app ends"),
         (run(progress=run_pb2.RoundProgress(number=2, phase="evaluating", missing=["b"])), "round 2 of 3 has ended"),
         (run(state=run_pb2.RUN_STATE_CHECKING), "the gate looks at what the rounds made"),
