@@ -42,10 +42,7 @@ def start(session: Session, /, detach: bool, plot: Path | None, as_json: bool, *
     weights, counts and metrics come back. Ctrl-C stops watching: the run goes on. With --auto-promote a better model
     is quantized, signed, published and rolled out; a worse one is refused, and the exit code is 1.
     """
-    if plot and detach:
-        raise click.UsageError(
-            "--plot draws the end, which --detach does not wait for; `run show --plot` draws it later"
-        )
+    _check_plot(plot, detach)
     asked = request(given)
     asked.promote.CopyFrom(promotion(given))
     if given["app"]:
@@ -74,11 +71,19 @@ def promote(session: Session, /, run_id: str, detach: bool, plot: Path | None, a
     The sites judge it on data that they held back, its variants are made and judged, and it is published, signed and
     rolled out by a canary. What is worse is refused or taken back, and the exit code is 1.
     """
+    _check_plot(plot, detach)
     found = session.ask(lambda admin: admin.runs.promote(run_id, promotion(given)))
     if detach:
         _begun(found, "is on its way into serving", as_json)
         return
     _follow(session, found.id, as_json=as_json, plot=plot, promoted=True)
+
+
+def _check_plot(plot: Path | None, detach: bool) -> None:
+    if plot and detach:
+        raise click.UsageError(
+            "--plot draws the end, which --detach does not wait for; `run show --plot` draws it later"
+        )
 
 
 def _begun(found: run_pb2.Run, how: str, as_json: bool) -> None:
@@ -119,9 +124,10 @@ def _end(ended: run_pb2.Run, plot: Path | None, *, say: bool) -> None:
 
     if say:
         run_tables.print_run(ended, facts=False)
-    if plot:
-        _draw(ended, plot)
     good, words = run_words.verdict(ended)
+    # Why a run failed says more than that there is nothing to draw of it.
+    if plot and (good or run_words.metric_of(ended)):
+        _draw(ended, plot)
     if not good:
         raise Failure(words)
     if say:

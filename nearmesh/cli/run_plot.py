@@ -59,10 +59,10 @@ def draw(found: run_pb2.Run, path: Path) -> None:
 
     figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
-    pooled = [(one.number, words.value_of(one.metrics, one.train_metrics, metric)) for one in found.rounds]
+    pooled = [(one.number, words.value_of(found, one)) for one in found.rounds]
     # Broad and behind the sites, of which one may run along it.
     _line(axes, pooled, label="pooled", color="0.7", linewidth=5)
-    _sites(axes, found, metric)
+    _sites(axes, found)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round (0: the version that it began from)")
     axes.set_ylabel(metric)
@@ -73,12 +73,12 @@ def draw(found: run_pb2.Run, path: Path) -> None:
     figure.savefig(path, metadata=_metadata(path))
 
 
-def _sites(axes: Axes, found: run_pb2.Run, metric: str) -> None:
+def _sites(axes: Axes, found: run_pb2.Run) -> None:
     nodes = words.nodes_of(found.rounds)
     named = len(nodes) <= MOST_NAMED
     for index, node in enumerate(nodes):
         parts = [(one.number, site) for one in found.rounds for site in one.sites if site.node == node]
-        told = [(number, words.value_of(site.metrics, site.train_metrics, metric)) for number, site in parts]
+        told = [(number, words.value_of(found, site)) for number, site in parts]
         counted = [
             (number, value if site.answer == records.COUNTED else None)
             for (number, value), (_, site) in zip(told, parts, strict=True)

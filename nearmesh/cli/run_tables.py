@@ -46,8 +46,7 @@ def _newest(found: run_pb2.Run) -> str:
     metric = words.metric_of(found)
     if not metric or not found.rounds:
         return NOTHING
-    last = found.rounds[-1]
-    return f"{metric} {words.figure(words.value_of(last.metrics, last.train_metrics, metric))}"
+    return f"{metric} {words.figure(words.value_of(found, found.rounds[-1]))}"
 
 
 def print_run(found: run_pb2.Run, *, facts: bool = True) -> None:
@@ -102,7 +101,7 @@ def _schedule(found: run_pb2.Schedule) -> Iterator[str]:
 
 def _rounds_table(found: run_pb2.Run) -> tuple[Row, list[Row]]:
     """Headings and rows."""
-    metric, nodes = words.metric_of(found), words.nodes_of(found.rounds)
+    nodes = words.nodes_of(found.rounds)
     wide = len(nodes) <= MOST_COLUMNS
     sites = nodes if wide else ["lowest", "highest", "counted"]
     late = any(one.late for one in found.rounds)
@@ -115,21 +114,21 @@ def _rounds_table(found: run_pb2.Run) -> tuple[Row, list[Row]]:
     )
     rows = []
     for one in found.rounds:
-        cells = _cells(one, nodes, metric) if wide else _extremes(one, metric)
-        took, pooled = one.ended_at_s - one.began_at_s, words.value_of(one.metrics, one.train_metrics, metric)
+        cells = _cells(found, one, nodes) if wide else _extremes(found, one)
+        took, pooled = one.ended_at_s - one.began_at_s, words.value_of(found, one)
         number = str(one.number) if one.number else f"0 ({found.parent_version})"
         rows.append((number, f"{took:.1f}", words.figure(pooled), *cells, *((str(one.late),) if late else ())))
     return headings, rows
 
 
-def _cells(one: run_pb2.Round, nodes: list[str], metric: str) -> list[str]:
-    said = {site.node: words.cell(site, metric) for site in one.sites}
+def _cells(found: run_pb2.Run, one: run_pb2.Round, nodes: list[str]) -> list[str]:
+    said = {site.node: words.cell(found, site) for site in one.sites}
     return [said.get(node, NOTHING) for node in nodes]
 
 
-def _extremes(one: run_pb2.Round, metric: str) -> list[str]:
+def _extremes(found: run_pb2.Run, one: run_pb2.Round) -> list[str]:
     counted = [site for site in one.sites if site.answer == records.COUNTED]
-    values = [words.value_of(site.metrics, site.train_metrics, metric) for site in counted]
+    values = [words.value_of(found, site) for site in counted]
     known = [value for value in values if value is not None]
     edges = [words.figure(min(known)), words.figure(max(known))] if known else [NOTHING, NOTHING]
     return [*edges, f"{len(counted)} of {len(one.sites)}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from nearmesh.cli import run_records as records
 from nearmesh.cli.output import NOTHING
@@ -63,9 +63,13 @@ def metric_of(found: run_pb2.Run) -> str:
     return next(named, "")
 
 
-def value_of(metrics: Mapping[str, float], train_metrics: Mapping[str, float], metric: str) -> float | None:
-    """Of evaluation; an app of the data team's own may have told it of training alone."""
-    return metrics[metric] if metric in metrics else train_metrics.get(metric)
+def value_of(found: run_pb2.Run, part: run_pb2.Round | run_pb2.SiteRound) -> float | None:
+    """The figure of a round, or of a site in it; None: it has told none."""
+    name = metric_of(found)
+    if name in part.metrics:
+        return part.metrics[name]
+    # An app of the data team's own may tell figures of training alone; those of a recipe are another thing.
+    return None if found.metric else part.train_metrics.get(name)
 
 
 def figure(value: float | None) -> str:
@@ -79,18 +83,18 @@ def round_line(found: run_pb2.Run, one: run_pb2.Round) -> str:
     name = f"round {one.number} of {found.asked.rounds}" if one.number else parent
     parts = [f"{name}, {one.ended_at_s - one.began_at_s:.1f} s"]
     if metric:
-        parts.append(f"{metric} {figure(value_of(one.metrics, one.train_metrics, metric))}")
-    sites = [f"{site.node} {cell(site, metric)}" for site in one.sites]
+        parts.append(f"{metric} {figure(value_of(found, one))}")
+    sites = [f"{site.node} {cell(found, site)}" for site in one.sites]
     parts.append(f"({', '.join(sites)})" if sites else "")
     late = f"{one.late} late answer{'s' if one.late != 1 else ''} dropped" if one.late else ""
     return "; ".join(part for part in (" ".join(filter(None, parts)), late) if part)
 
 
-def cell(site: run_pb2.SiteRound, metric: str) -> str:
+def cell(found: run_pb2.Run, site: run_pb2.SiteRound) -> str:
     """A site's part in a round, in a word or two."""
     if site.answer != records.COUNTED:
         return records.answer(site)
-    words = [figure(value_of(site.metrics, site.train_metrics, metric))]
+    words = [figure(value_of(found, site))]
     words += ["shortened"] if site.clipped else []
     words += ["suspect"] if site.suspect else []
     return " ".join(words)
@@ -141,9 +145,8 @@ def _gained(found: run_pb2.Run) -> str:
     rounds, metric = counted(found), metric_of(found)
     words = [_rounds(len(rounds))]
     if metric and rounds:
-        last = value_of(rounds[-1].metrics, rounds[-1].train_metrics, metric)
-        words.append(f"{metric} {figure(last)}")
-        before = next((value_of(one.metrics, {}, metric) for one in found.rounds if not one.number), None)
+        words.append(f"{metric} {figure(value_of(found, rounds[-1]))}")
+        before = next((value_of(found, one) for one in found.rounds if not one.number), None)
         if before is not None:
             words.append(f"{found.parent_version} has {figure(before)}")
     if found.epsilon:

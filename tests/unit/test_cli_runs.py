@@ -310,6 +310,13 @@ def test_one_run_in_full(bench: RunBench) -> None:
     assert (done.exit_code, done.stderr) == (1, "error: no run 'nope'; `nearmesh run list` lists them\n")
 
 
+def test_figures_of_training_do_not_stand_for_those_of_evaluation(bench: RunBench) -> None:
+    unheard = site("node-a", None, answer=fake_runs.COUNTED, train_metrics={"accuracy": 0.99})
+    bench.hear(run(rounds=[run_pb2.Round(number=1, metrics={"accuracy": 0.6}, sites=[unheard])]))
+    rows = [line.split() for line in bench("run", "show", RUN).stdout.splitlines()]
+    assert ["1", "0.0", "0.6000", "-"] in rows
+
+
 def test_many_sites_are_told_by_the_lowest_and_the_highest(bench: RunBench) -> None:
     sites = [site(f"node-{number}", 0.5 + number / 100) for number in range(20)]
     sites.append(site("node-x", None))
@@ -470,6 +477,15 @@ def test_a_run_without_a_figure_is_not_drawn(bench: RunBench, tmp_path: Path) ->
     bench.hear(run(metric="", rounds=[]))
     done = bench("run", "show", RUN, "--plot", str(tmp_path / "r.png"))
     assert (done.exit_code, done.stderr) == (1, "error: run r7 has no figure to draw yet: no round has told one\n")
+
+
+def test_why_a_run_failed_says_more_than_that_nothing_can_be_drawn(bench: RunBench, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    bench.hear(run(), ended(FAILED, reason="no site is there", metric="", rounds=[]))
+    done = bench(*START, "--plot", str(tmp_path / "r.png"))
+    assert done.stderr.splitlines()[-1] == "error: run r7 failed after 0 rounds: no site is there"
+    bench.hear(run(), ended(FAILED, reason="no site is there any more"))
+    assert "is drawn" in bench(*START, "--plot", str(tmp_path / "r.png")).stderr
 
 
 def test_a_machine_without_matplotlib_is_told_before_a_run_begins(
