@@ -32,6 +32,8 @@ class PlainRecipe:
         if own is None:
             return None
         found = own(_copies(arrays), dict(inputs))
+        if isinstance(found, Mapping):
+            raise RecipeError("`outputs` returned a dict, expected an array, or one for each output of the graph")
         return [np.asarray(one) for one in (found if isinstance(found, tuple | list) else (found,))]
 
     def metrics(self, outputs: list[Array], targets: Array) -> Metrics:

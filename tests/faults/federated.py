@@ -1,0 +1,158 @@
+"""kill -9 of the processes of a federated run, in each of its phases: it ends right, and nothing is done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from nearmesh.v1 import run_pb2
+from tests.integration.federated_mesh import MODEL, FederatedMesh, asking, federated_mesh
+from tests.integration.mesh_processes import until
+
+Figures = dict[str, Any]
+
+ROUNDS = 2
+# By the name in their command line: Flower's programs beside the control plane, and at a site.
+BESIDE_THE_CONTROL_PLANE = {
+    "SuperLink": "flower-superlink",
+    "SuperExec": "flower-superexec",
+    "server app": "flwr-serverapp",
+}
+AT_A_SITE = {"SuperNode": "flower-supernode", "site's SuperExec": "flower-superexec", "client app": "flwr-clientapp"}
+CONTROL_PLANE, AGENT = "control plane", "agent"
+WHO = (CONTROL_PLANE, *BESIDE_THE_CONTROL_PLANE, AGENT, *AT_A_SITE)
+
+Seen = Callable[[Any], bool]
+
+
+def _in_round(number: int, phase: str) -> Seen:
+    def seen(run: Any) -> bool:
+        return bool(
+            run.state == run_pb2.RUN_STATE_TRAINING and run.progress.number == number and run.progress.phase == phase
+        )
+
+    return seen
+
+
+def _state(state: int) -> Seen:
+    return lambda run: bool(run.state == state)
+
+
+PHASES: dict[str, Seen] = {
+    "the parent is judged": _in_round(0, "evaluating"),
+    "training": _in_round(1, "training"),
+    "evaluating": _in_round(1, "evaluating"),
+    "training again": _in_round(2, "training"),
+    "checking": _state(run_pb2.RUN_STATE_CHECKING),
+    "publishing": _state(run_pb2.RUN_STATE_PUBLISHING),
+    "rolling out": _state(run_pb2.RUN_STATE_ROLLING_OUT),
+}
+# Phases that are over before one looks again are met as often as they are seen.
+FLEETING = {"checking", "publishing"}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Whom, and when."""
+
+    who: str
+    phase: str
+
+
+async def killed(mesh: FederatedMesh, kills: Sequence[Kill]) -> Figures:
+    """One run in which these die, in the order of its phases."""
+    runs = mesh.runs()
+    before = await _versions(mesh)
+    asked = asking(rounds=ROUNDS, idempotency_key=f"kills-{len(before)}")
+    started = await runs.Start(asked, timeout=10)
+    met = []
+    for kill in sorted(kills, key=lambda kill: list(PHASES).index(kill.phase)):
+        if await _reached(mesh, started.id, kill.phase) and await _kill(mesh, kill.who):
+            met.append(f"{kill.who} while {kill.phase}")
+    ended = await mesh.ends(started.id)
+    assert [one.number for one in ended.rounds] == list(range(ROUNDS + 1)), ended.rounds
+    assert ended.gate.passed, ended.gate
+    after = await _versions(mesh)
+    assert after - before == {ended.version}, (before, after)
+    for node in mesh.nodes:
+        await node.says(MODEL, lambda replica: replica.version == ended.version, within_s=60.0)
+    # The same key again is the same run, whatever died meanwhile.
+    assert (await runs.Start(asked, timeout=10)).id == started.id
+    return {
+        "killed": met,
+        "seconds": round(ended.ended_at_s - ended.created_at_s, 1),
+        "resumed": ended.resumed,
+        "late": sum(one.late for one in ended.rounds),
+    }
+
+
+async def _versions(mesh: FederatedMesh) -> set[str]:
+    async with mesh.plane.operator() as operator:
+        return {version.version for version in (await operator.model(MODEL)).versions}
+
+
+async def _reached(mesh: FederatedMesh, run: str, phase: str) -> bool:
+    """Whether the phase was met; one that is fleeting may be over."""
+    over = list(PHASES).index(phase)
+
+    def seen(found: Any) -> bool:
+        return PHASES[phase](found) or (phase in FLEETING and _past(found, over))
+
+    found = await mesh.reaches(run, seen)
+    return PHASES[phase](found)
+
+
+def _past(run: Any, phase: int) -> bool:
+    later = list(PHASES.values())[phase + 1 :]
+    return run.state == run_pb2.RUN_STATE_SERVED or any(seen(run) for seen in later)
+
+
+async def _kill(mesh: FederatedMesh, who: str) -> bool:
+    """Whether there was such a process. Whoever is not brought back by the mesh itself is started again."""
+    if who == CONTROL_PLANE:
+        await mesh.plane.kill()
+        await mesh.plane.start()
+        return True
+    if who == AGENT:
+        node = mesh.nodes[0]
+        await node.kill()
+        await node.start()
+        return True
+    beside = who in BESIDE_THE_CONTROL_PLANE
+    parent = mesh.plane.child.pid if beside else mesh.nodes[0].child.pid
+    program = (BESIDE_THE_CONTROL_PLANE if beside else AT_A_SITE)[who]
+
+    async def found() -> list[psutil.Process]:
+        return _processes(parent, program)
+
+    processes = await until(found, within_s=30.0, what=f"{who} below process {parent}")
+    for process in processes:
+        process.kill()
+    return True
+
+
+def _processes(parent: int | None, program: str) -> list[psutil.Process]:
+    found = []
+    try:
+        for process in psutil.Process(parent).children(recursive=True):
+            try:
+                if any(Path(part).name == program for part in process.cmdline()[:3]):
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+    except psutil.NoSuchProcess:
+        pass
+    return found
+
+
+async def run(folder: Path) -> Figures:
+    """For the soak: each process in each phase."""
+    found: Figures = {}
+    async with federated_mesh(folder) as mesh:
+        for who in WHO:
+            found[who] = await killed(mesh, [Kill(who, phase) for phase in PHASES])
+    return found

@@ -1,0 +1,28 @@
+"""One federated run in which one process after the other dies; the soak kills each of them in each phase."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.federated import Kill, killed
+from tests.integration.federated_mesh import federated_mesh
+
+pytest.importorskip("flwr", reason="federated runs need the extra `rounds`")
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(420)]
+
+KILLS = (
+    Kill("server app", "the parent is judged"),
+    Kill("SuperLink", "training"),
+    Kill("SuperNode", "evaluating"),
+    Kill("control plane", "training again"),
+    Kill("control plane", "rolling out"),
+)
+
+
+async def test_p3_a_run_goes_on_after_whatever_was_killed(tmp_path: Path) -> None:
+    async with federated_mesh(tmp_path) as mesh:
+        figures = await killed(mesh, KILLS)
+    assert figures["resumed"] >= 3, figures
