@@ -16,15 +16,25 @@ from tests.integration.mesh_processes import until
 Figures = dict[str, Any]
 
 ROUNDS = 2
-# By the name in their command line: Flower's programs beside the control plane, and at a site.
+# By a word of their command line: Flower's processes beside the control plane, and at a site.
 BESIDE_THE_CONTROL_PLANE = {
     "SuperLink": "flower-superlink",
     "SuperExec": "flower-superexec",
-    "server app": "flwr-serverapp",
+    "server app": "nearmesh_controlplane.rounds.stock",
 }
-AT_A_SITE = {"SuperNode": "flower-supernode", "site's SuperExec": "flower-superexec", "client app": "flwr-clientapp"}
+NURSERY, CLIENT_APP = "nursery", "client app"
+AT_A_SITE = {
+    "warden": "nearmesh_agent.training.warden",
+    "SuperNode": "nearmesh_agent.training.supernode_process",
+    "site's SuperExec": "flower-superexec",
+    NURSERY: "flower-nursery",
+    # Forked from the nursery, and called like it.
+    CLIENT_APP: "flower-nursery",
+}
 CONTROL_PLANE, AGENT = "control plane", "agent"
 WHO = (CONTROL_PLANE, *BESIDE_THE_CONTROL_PLANE, AGENT, *AT_A_SITE)
+# Asked of a site for a moment, a few times in a run.
+BRIEF = {CLIENT_APP}
 
 Seen = Callable[[Any], bool]
 
@@ -124,35 +134,48 @@ async def _kill(mesh: FederatedMesh, who: str) -> bool:
         return True
     beside = who in BESIDE_THE_CONTROL_PLANE
     parent = mesh.plane.child.pid if beside else mesh.nodes[0].child.pid
-    program = (BESIDE_THE_CONTROL_PLANE if beside else AT_A_SITE)[who]
+    assert parent
 
     async def found() -> list[psutil.Process]:
-        return _processes(parent, program)
+        return _processes(parent, who)
 
-    processes = await until(found, within_s=30.0, what=f"{who} below process {parent}")
+    try:
+        processes = await until(found, within_s=3.0 if who in BRIEF else 30.0, what=f"{who} below process {parent}")
+    except AssertionError:
+        if who in BRIEF:
+            return False
+        raise
     for process in processes:
         process.kill()
     return True
 
 
-def _processes(parent: int | None, program: str) -> list[psutil.Process]:
-    found = []
+def _processes(parent: int, who: str) -> list[psutil.Process]:
+    """Below the process `parent`."""
+    word = {**BESIDE_THE_CONTROL_PLANE, **AT_A_SITE}[who]
+    below = [process for process in psutil.Process(parent).children(recursive=True) if word in _command(process)]
+    if who in (NURSERY, CLIENT_APP):
+        ids = {process.pid for process in below}
+        return [process for process in below if (_parent(process) in ids) == (who == CLIENT_APP)]
+    # The warden's command line has that of whom it runs, too.
+    return [process for process in below if who == "warden" or AT_A_SITE["warden"] not in _command(process)]
+
+
+def _command(process: psutil.Process) -> list[str]:
     try:
-        for process in psutil.Process(parent).children(recursive=True):
-            try:
-                if any(Path(part).name == program for part in process.cmdline()[:3]):
-                    found.append(process)
-            except psutil.NoSuchProcess:
-                continue
+        return [Path(word).name for word in process.cmdline()]
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
+
+
+def _parent(process: psutil.Process) -> int:
+    try:
+        return int(process.ppid())
     except psutil.NoSuchProcess:
-        pass
-    return found
+        return 0
 
 
-async def run(folder: Path) -> Figures:
-    """For the soak: each process in each phase."""
-    found: Figures = {}
+async def run(folder: Path, who: str) -> Figures:
+    """For the soak: one process, in each phase of one run."""
     async with federated_mesh(folder) as mesh:
-        for who in WHO:
-            found[who] = await killed(mesh, [Kill(who, phase) for phase in PHASES])
-    return found
+        return await killed(mesh, [Kill(who, phase) for phase in PHASES])

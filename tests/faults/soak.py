@@ -21,7 +21,7 @@ from typing import Any
 from nearmesh.devmesh.mesh import LocalMesh, local_mesh
 from nearmesh.devmesh.plan import MODELS, REGIONS, site_of
 from nearmesh.devmesh.tour import tour
-from tests.faults import control_planes, departures, many_models, matrix, pulls, scenarios
+from tests.faults import control_planes, departures, federated, many_models, matrix, pulls, scenarios
 from tests.faults.live import live
 from tests.faults.live_report import broken
 from tests.faults.machine import machine
@@ -122,6 +122,11 @@ async def soak(only: str) -> list[dict[str, Any]]:
         name = "an agent killed while it shares a pull with two others"
         if only in name:
             found.append(await _measured(name, lambda: pulls.killed_sharer(Path(scratch) / "sharer")))
+        for who in federated.WHO:
+            name = f"federated run: {who} killed in each phase"
+            if only in name:
+                folder = Path(scratch) / f"federated-{who.replace(' ', '-')}"
+                found.append(await _measured(name, lambda: federated.run(folder, who)))  # noqa: B023
         name = f"many models: {MANY_MODELS} with memory for {MANY_ROOM}"
         if only in name:
             folder = Path(scratch) / "many"
