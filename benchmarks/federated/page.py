@@ -67,7 +67,7 @@ def page(results: Results) -> str:
         markdown(bars(results)),
         *(_section(study) for study in results["studies"]),
         "## Taken on",
-        _taken(results),
+        taken(results),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -129,11 +129,12 @@ def _settings(study: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name} = {value}`" for name, value in study["settings"].items())
 
 
-def _taken(results: Results) -> str:
-    taken, machine = results["taken"], results["machine"]
-    changes = ", with uncommitted changes" if taken["uncommitted_changes"] else ""
+def taken(results: Results) -> str:
+    """When, of what, and on what machine."""
+    when, machine = results["taken"], results["machine"]
+    changes = ", with uncommitted changes" if when["uncommitted_changes"] else ""
     return (
-        f"- {taken['at']}, commit `{taken['commit'][:12]}`{changes}, {taken['duration_s']:.0f} s in all\n"
+        f"- {when['at']}, commit `{when['commit'][:12]}`{changes}, {when['duration_s']:.0f} s in all\n"
         f"- {machine['cpu']}, {machine['cores']} cores, {machine['kernel']}; Python {machine['python']}, NumPy "
         f"{machine['libraries']['numpy']}"
     )

@@ -1,0 +1,92 @@
+"""The results of the runs through a mesh as tables and as a page: pure, from the JSON alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.federated.comparison import OF_POOLED
+from benchmarks.federated.page import Results, taken
+from benchmarks.table import Table, markdown
+
+TITLE = "Federated runs through a mesh, from the first version to a served one"
+SERVED, INT8 = "served", "int8"
+
+
+def tables(results: Results) -> list[Table]:
+    """What each run came to, and the bars."""
+    return [*(_alone(study) for study in results["studies"]), bars(results)]
+
+
+def bars(results: Results) -> Table:
+    """What had to be reached, and whether it was."""
+    rows = [
+        (study["name"], bar, found, "held" if reached else "NOT HELD")
+        for study in results["studies"]
+        for bar, found, reached in _bars(study)
+    ]
+    return Table(title="The bars", columns=("study", "bar", "found", ""), rows=tuple(rows))
+
+
+def held(results: Results) -> bool:
+    """Whether every bar was reached."""
+    return all(reached for study in results["studies"] for _, _, reached in _bars(study))
+
+
+def page(results: Results) -> str:
+    """The whole Markdown page."""
+    sections = [
+        f"# {TITLE}",
+        f"Written by `{results['taken']['command']}`; a new run replaces it. All figures are in `federated_mesh.json` "
+        "beside this page.",
+        "A control plane and a node for each site, as processes on one machine. One command, `nearmesh run start "
+        "--auto-promote`, goes from the first version to the served one: rounds at the sites, the gate, int8, signature, "
+        "and a canary of two steps, while 20 requests a second are asked. The accuracy is what the mesh itself answers, "
+        "by its int8 variant, on the rows that the sites hold back; the pooled model and each site's own are made by "
+        "the same recipe from the same rows without a mesh.",
+        "## The bars",
+        markdown(bars(results)),
+        *(_section(study) for study in results["studies"]),
+        "## Taken on",
+        taken(results),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _bars(study: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+    errors = len(study["errors"])
+    return [
+        ("served as int8", f"{study['state']}, {', '.join(study['variants'])}", _is_served(study)),
+        (f"at least {OF_POOLED} of the pooled model", f"{study['of_pooled']:.3f}", study["of_pooled"] >= OF_POOLED),
+        ("above every site's own model on the others' data", _lead(study), study["above_all"]),
+        ("no error among the requests meanwhile", f"{errors} of {study['requests']}", not errors),
+    ]
+
+
+def _is_served(study: Mapping[str, Any]) -> bool:
+    return bool(study["state"] == SERVED and study["variants"] == [INT8])
+
+
+def _lead(study: Mapping[str, Any]) -> str:
+    leads = [one["federated_elsewhere"] - one["elsewhere"] for one in study["alone"]]
+    return f"{min(leads):+.3f} at least"
+
+
+def _section(study: Mapping[str, Any]) -> str:
+    history = ", ".join(f"{value:.3f}" for value in study["history"])
+    return (
+        f"## {study['title']}\n\n`{study['name']}`: {study['rounds']} rounds; {study['took_s']:.0f} s from the command to "
+        f"its end. Accuracy at the sites after each round, the first version before: {history}. Served: "
+        f"{study['served']:.3f}; pooled: {study['pooled']:.3f}. Requests: {study['requests']}, p99 "
+        f"{study['p99_ms']:.0f} ms.\n\n{markdown(_alone(study))}\n\nWhat the command printed:\n\n"
+        f"```text\n{study['table'].strip()}\n```"
+    )
+
+
+def _alone(study: Mapping[str, Any]) -> Table:
+    columns = ("site", "own model at home", "own model at the other sites", "served version there")
+    rows = [
+        (one["site"], *(f"{one[figure]:.3f}" for figure in ("own", "elsewhere", "federated_elsewhere")))
+        for one in study["alone"]
+    ]
+    return Table(title=f"{study['title']}: each site alone", columns=columns, rows=tuple(rows))
