@@ -20,7 +20,8 @@ HELD_BACK = 0.25
 PUBLISHER, SECOND = 43, 47
 # The first version has heard this speaker alone, in the publisher's few takes of him.
 FIRST_SPEAKER = 0
-BANDS, STEPS, HIDDEN, DIGITS = 32, 16, 64, 10
+# Wide enough that 8 bits are worth something to a processor.
+BANDS, STEPS, HIDDEN, DIGITS = 32, 16, 512, 10
 SEED = 7
 OPSET, IR_VERSION = 17, 9
 
@@ -129,7 +130,7 @@ STUDY = Study(
     name="spoken-digits",
     title="Six speakers, two at each of three sites",
     sites=SITES,
-    rounds=10,
+    rounds=8,
     splits=5,
     read=read,
     write_sites=write_sites,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import statistics
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -33,6 +34,8 @@ REQUESTS_PER_S = 20.0
 # Rows of a request that asks for what a version is worth.
 ROWS = 32
 RUN_WITHIN_S = 900.0
+# Models of pooled data, each with its rows in another order; their mean is what the served version is held against.
+POOLED = 5
 # Watched for so long each, the two steps of the canary.
 STEPS, STEP_TIME = "25,50", "5s"
 
@@ -55,7 +58,10 @@ class Found:
     state: str
     reason: str
     version: str
+    # Which answered; a node takes int8 where that is faster there.
     variants: list[str]
+    # By name, what the gate said of each variant that was published.
+    gate: dict[str, str]
     # From the command's start to its end.
     took_s: float
     # As the run has it: the weighted mean of what the sites said, after each round; number 0 is the first version.
@@ -98,8 +104,8 @@ async def run(study: Study, data: Path, folder: Path, settings: Mapping[str, Any
             asked = {name: await _ask(client, study, site.held_back, found.version) for name, site in sites.items()}
     longer = {**settings, "epochs": settings["epochs"] * study.rounds}
     recipe, first = study.recipe, study.first(data)
-    pooled, _ = recipe.train(first, together([site.train for site in sites.values()]), longer)
-    held = together([site.held_back for site in sites.values()])
+    train, held = (together([getattr(site, part) for site in sites.values()]) for part in ("train", "held_back"))
+    pooled = [recipe.train(first, train, {**longer, "seed": seed})[0] for seed in range(POOLED)]
     return Found(
         name=study.name,
         rounds=study.rounds,
@@ -107,10 +113,11 @@ async def run(study: Study, data: Path, folder: Path, settings: Mapping[str, Any
         reason=found.reason,
         version=found.version,
         variants=sorted({variant for one in asked.values() for variant in one.variants}),
+        gate={one.name: one.detail for one in found.gate.checks if one.passed},
         took_s=took_s,
         history=[one.metrics.get("accuracy", float("nan")) for one in found.rounds],
         served=sum(one.right for one in asked.values()) / sum(one.rows for one in asked.values()),
-        pooled=accuracy(recipe, pooled, held),
+        pooled=statistics.mean(accuracy(recipe, arrays, held) for arrays in pooled),
         alone=[_alone(study, name, sites, first, asked, longer) for name in sites],
         requests=len(callers.times_ms) + len(callers.errors),
         errors=callers.errors[:20],
