@@ -1,8 +1,8 @@
 """What a round and a run of the mesh cost beyond Flower's own: `python -m benchmarks.round_overhead`.
 
-One SuperLink and three SuperNodes, as the mesh runs them, make rounds of two apps that train the same small model on the
-same data, in turns: one as Flower's documentation teaches, with Flower's own server program and loop; and the mesh's
-own, made for a recipe. Writes benchmarks/results/round_overhead.{json,md}. Some minutes; needs `nearmesh[rounds]`.
+One SuperLink and three SuperNodes, as the mesh runs them, make rounds of two apps that train the same small model on
+the same data, in turns: one as Flower's documentation teaches, with Flower's own server program and loop; and the
+mesh's own, made for a recipe. Writes benchmarks/results/round_overhead.{json,md}. Some minutes; needs Flower.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import statistics
 import sys
@@ -189,8 +190,8 @@ async def _plain(fleet: Fleet, app: Path, out: Path) -> list[float]:
     with _flowers_own_program(fleet):
         run = await fleet.engine.start(app, {"out": str(out), "rounds": ROUNDS})
         await _ended(fleet, run)
-    times = [float(line) for line in out.read_text().split()]
-    return [after - before for before, after in zip(times[:-1], times[1:], strict=True)]
+    times = [float(line) for line in (await asyncio.to_thread(out.read_text)).split()]
+    return [after - before for before, after in itertools.pairwise(times)]
 
 
 async def _mesh(fleet: Fleet, folder: RunFolder, sites: dict[int, SiteInfo]) -> list[float]:
@@ -241,10 +242,9 @@ def table(found: dict[str, Any]) -> Table:
     rows = []
     for what, key in (("one round", "rounds_s"), ("a whole run", "runs_s")):
         plain, mesh = (statistics.median(found[name][key]) for name in (PLAIN, MESH))
-        spread = (f"{min(found[MESH][key]):.1f} to {max(found[MESH][key]):.1f}", len(found[MESH][key]))
-        rows.append(
-            (what, f"{plain:.2f} s", f"{mesh:.2f} s", f"{mesh - plain:+.2f} s", f"{spread[0]} s of {spread[1]}")
-        )
+        ours = found[MESH][key]
+        spread = f"{min(ours):.1f} to {max(ours):.1f} s of {len(ours)}"
+        rows.append((what, f"{plain:.2f} s", f"{mesh:.2f} s", f"{mesh - plain:+.2f} s", spread))
     columns = ("", PLAIN, MESH, "more", f"{MESH}, spread")
     return Table(title="Medians", columns=columns, rows=tuple(rows))
 
@@ -258,24 +258,21 @@ def overhead_s(found: dict[str, Any]) -> float:
 def page(results: dict[str, Any]) -> str:
     taken, where = results["taken"], results["machine"]
     bar = "held" if overhead_s(results["found"]) < MOST_S else "NOT HELD"
-    return (
-        "\n\n".join(
-            (
-                "# What a round and a run cost beyond Flower's own",
-                f"Written by `{taken['command']}`; a new run replaces it.",
-                f"One SuperLink and {NODES} SuperNodes on one machine; two apps train the same small model on the same data, "
-                f"{ROUNDS} rounds at a time, in turns. *{PLAIN}* is an app as Flower's documentation teaches, in Flower's "
-                f"own server program; *{MESH}* is its own app for a recipe, which besides judges the first version before the "
-                "rounds. Every message starts a process at its node, in either; Flower's own loop looks for answers every "
-                "3 s, the mesh's sooner, so that the difference may be below zero.",
-                markdown(table(results["found"])),
-                f"A round may cost at most {MOST_S:g} s more: {bar}.",
-                f"- {taken['at']}, commit `{taken['commit'][:12]}`{', with uncommitted changes' if taken['uncommitted_changes'] else ''}\n"
-                f"- {where['cpu']}, {where['cores']} cores, load average before the run {where['load_before']}",
-            )
-        )
-        + "\n"
+    changes = ", with uncommitted changes" if taken["uncommitted_changes"] else ""
+    sections = (
+        "# What a round and a run cost beyond Flower's own",
+        f"Written by `{taken['command']}`; a new run replaces it.",
+        f"One SuperLink and {NODES} SuperNodes on one machine; two apps train the same small model on the same data, "
+        f"{ROUNDS} rounds at a time, in turns. *{PLAIN}* is an app as Flower's documentation teaches, in Flower's own "
+        f"server program; *{MESH}* is its own app for a recipe, which besides judges the first version before the "
+        "rounds. Every message starts a process at its node, in either. Flower's own loop looks for answers every 3 s, "
+        "the mesh's sooner, so that the difference may be below zero.",
+        markdown(table(results["found"])),
+        f"A round may cost at most {MOST_S:g} s more: {bar}.",
+        f"- {taken['at']}, commit `{taken['commit'][:12]}`{changes}\n- {where['cpu']}, {where['cores']} cores, load "
+        f"average before the run {where['load_before']}",
     )
+    return "\n\n".join(sections) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
