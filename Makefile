@@ -88,6 +88,7 @@ bench: $(STAMP) ## Measure, and write benchmarks/results
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.client_policy
 	$(BIN)/python -m benchmarks.variants
+	$(BIN)/python -m benchmarks.round_overhead
 	$(BIN)/python -m benchmarks.training_beside_serving
 
 soak: $(STAMP) postgres ## The fault and fuzz runs at full counts; results go to tests/faults/results

@@ -24,32 +24,24 @@ def bars(results: Results) -> Table:
     """What had to be reached."""
     rows = []
     for study in results["studies"]:
-        first = study["splits"][0]
-        above = sum(split["above_all"] for split in study["splits"])
+        splits = study["splits"]
+        above = sum(split["above_all"] for split in splits)
+        ways = f"{len(splits)} ways to hold data back"
+        pooled = f"at least {OF_POOLED} of the pooled model, mean of {ways}"
+        lead = min(_leads(study))
+        alone = "above every site's own model on the others' data, mean of them"
         rows += [
-            _bar(study, f"at least {OF_POOLED} of the pooled model", f"{first['of_pooled']:.3f}", _of_pooled(first)),
+            _bar(study, pooled, f"{study['of_pooled']:.3f}", study["of_pooled"] >= OF_POOLED),
             _bar(
-                study,
-                "the same, mean over ways to hold data back",
-                f"{study['of_pooled']:.3f} of {len(study['splits'])}",
-                study["of_pooled"] >= OF_POOLED,
-            ),
-            _bar(
-                study,
-                "above every site's own model on the others' data",
-                f"in {above} of {len(study['splits'])} ways",
-                first["above_all"],
+                study, alone, f"{min(_leads(study)):+.3f} at least; in each way {above} times", min(_leads(study)) > 0
             ),
         ]
     return Table(title="The bars", columns=("study", "bar", "found", ""), rows=tuple(rows))
 
 
 def held(results: Results) -> bool:
-    """Whether every bar was reached: as the data lie at the sites, and in the mean."""
-    return all(
-        _of_pooled(study["splits"][0]) and study["splits"][0]["above_all"] and study["of_pooled"] >= OF_POOLED
-        for study in results["studies"]
-    )
+    """Whether every bar was reached."""
+    return all(study["of_pooled"] >= OF_POOLED and min(_leads(study)) > 0 for study in results["studies"])
 
 
 def page(results: Results) -> str:
@@ -60,9 +52,10 @@ def page(results: Results) -> str:
         "beside this page.",
         "Every model begins with the package's first version and is trained by the package's own recipe and settings: "
         "the *federated* one over rounds in which each site trains on its own part and the mean by examples goes on "
-        "(FedAvg), the *pooled* one on all parts in one place, *a site's own* on its part alone; the latter two with "
-        "as many passes over the data as all rounds together. Accuracy is that on what the sites hold back, a quarter "
-        "of each. No mesh takes part here, so that many ways to hold data back can be tried.",
+        "(FedAvg), the *pooled* one on all parts in one place (the mean of three, with rows in other orders), *a site's "
+        "own* on its part alone; the latter two with as many passes over the data as all rounds together. Accuracy is "
+        "that on what the sites hold back, a quarter of each. No mesh takes part here, so that many ways to hold data "
+        "back can be tried; `federated_mesh.md` is of runs through one.",
         "## The bars",
         markdown(bars(results)),
         *(_section(study) for study in results["studies"]),
@@ -121,8 +114,10 @@ def _bar(study: Mapping[str, Any], bar: str, found: str, reached: bool) -> tuple
     return (study["name"], bar, found, "held" if reached else "NOT HELD")
 
 
-def _of_pooled(split: Mapping[str, Any]) -> bool:
-    return bool(split["of_pooled"] >= OF_POOLED)
+def _leads(study: Mapping[str, Any]) -> list[float]:
+    """By site, how far the federated model is above its own on the other sites' data, in the mean."""
+    by_site = zip(*(split["alone"] for split in study["splits"]), strict=True)
+    return [statistics.mean(one["federated_elsewhere"] - one["elsewhere"] for one in of_one) for of_one in by_site]
 
 
 def _settings(study: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from nearmesh_agent.training import data as agent_data
 from nearmesh_agent.training.config import DataConfig
 
-from benchmarks.federated.comparison import Alone, accuracy
+from benchmarks.federated.comparison import POOLED, Alone, accuracy
 from benchmarks.federated.local import REGION, Local, local
 from benchmarks.federated.study import PACKAGES, Arrays, Data, SiteData, Study, together
 from nearmesh import config
@@ -34,8 +34,6 @@ REQUESTS_PER_S = 20.0
 # Rows of a request that asks for what a version is worth.
 ROWS = 32
 RUN_WITHIN_S = 900.0
-# Models of pooled data, each with its rows in another order; their mean is what the served version is held against.
-POOLED = 5
 # Watched for so long each, the two steps of the canary.
 STEPS, STEP_TIME = "25,50", "5s"
 

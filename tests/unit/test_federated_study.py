@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.federated import hospitals, speakers
+from benchmarks.federated import hospitals, mesh_page, speakers
 from benchmarks.federated.comparison import Alone, Comparison, Split, compare_split
 from benchmarks.federated.page import held, page, tables
 from benchmarks.federated.study import PACKAGES, Data, Study
@@ -132,6 +132,44 @@ def test_the_page_says_what_was_not_reached(elsewhere: float, pooled: float, goo
     results = json.loads(json.dumps({"studies": [study], "taken": _TAKEN, "machine": _MACHINE}))
     assert held(results) is good and ("NOT HELD" in page(results)) is not good
     assert "| federated, after round 2 | 0.900 |" in page(results) and len(tables(results)) == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "bars"),
+    [
+        ({}, 0),
+        ({"state": "refused"}, 1),
+        ({"gate": {"variant fp32": "passed"}}, 1),
+        ({"of_pooled": 0.97}, 1),
+        ({"above_all": False}, 1),
+        ({"errors": ["Overloaded: full"], "state": "rolled back"}, 2),
+    ],
+)
+def test_the_page_of_runs_through_a_mesh_says_what_was_not_reached(wrong: dict[str, object], bars: int) -> None:
+    study = {
+        "name": "m",
+        "title": "T",
+        "rounds": 1,
+        "state": "served",
+        "variants": ["int8"],
+        "gate": {"variant int8": "accuracy 0.9"},
+        "took_s": 60.0,
+        "history": [0.5, 0.9],
+        "served": 0.9,
+        "pooled": 0.9,
+        "of_pooled": 1.0,
+        "above_all": True,
+        "alone": [{"site": "a", "own": 0.9, "elsewhere": 0.7, "federated_elsewhere": 0.9}],
+        "requests": 100,
+        "errors": [],
+        "p99_ms": 9.0,
+        "table": "watching\nRounds: accuracy\n 1  0.9\n",
+        **wrong,
+    }
+    results = {"studies": [study], "taken": _TAKEN, "machine": _MACHINE}
+    text = mesh_page.page(results)
+    assert text.count("NOT HELD") == bars and mesh_page.held(results) is not bool(bars)
+    assert "watching" not in text and "Rounds: accuracy" in text
 
 
 def _input(part: Data) -> np.ndarray:
