@@ -32,9 +32,7 @@ def bars(results: Results) -> Table:
         alone = "above every site's own model on the others' data, mean of them"
         rows += [
             _bar(study, pooled, f"{study['of_pooled']:.3f}", study["of_pooled"] >= OF_POOLED),
-            _bar(
-                study, alone, f"{min(_leads(study)):+.3f} at least; in each way {above} times", min(_leads(study)) > 0
-            ),
+            _bar(study, alone, f"{lead:+.3f} at least; each of them in {above} ways", lead > 0),
         ]
     return Table(title="The bars", columns=("study", "bar", "found", ""), rows=tuple(rows))
 
@@ -52,8 +50,8 @@ def page(results: Results) -> str:
         "beside this page.",
         "Every model begins with the package's first version and is trained by the package's own recipe and settings: "
         "the *federated* one over rounds in which each site trains on its own part and the mean by examples goes on "
-        "(FedAvg), the *pooled* one on all parts in one place (the mean of three, with rows in other orders), *a site's "
-        "own* on its part alone; the latter two with as many passes over the data as all rounds together. Accuracy is "
+        "(FedAvg), the *pooled* one on all parts in one place (the mean of three, with rows in other orders), *a "
+        "site's own* on its part alone; the latter two with as many passes over the data as all rounds together. Accuracy is "
         "that on what the sites hold back, a quarter of each. No mesh takes part here, so that many ways to hold data "
         "back can be tried; `federated_mesh.md` is of runs through one.",
         "## The bars",
