@@ -51,9 +51,9 @@ def page(results: Results) -> str:
         "Every model begins with the package's first version and is trained by the package's own recipe and settings: "
         "the *federated* one over rounds in which each site trains on its own part and the mean by examples goes on "
         "(FedAvg), the *pooled* one on all parts in one place (the mean of three, with rows in other orders), *a "
-        "site's own* on its part alone; the latter two with as many passes over the data as all rounds together. Accuracy is "
-        "that on what the sites hold back, a quarter of each. No mesh takes part here, so that many ways to hold data "
-        "back can be tried; `federated_mesh.md` is of runs through one.",
+        "site's own* on its part alone; the latter two with as many passes over the data as all rounds together. "
+        "Accuracy is that on what the sites hold back, a quarter of each. No mesh takes part, so that many ways to "
+        "hold data back can be tried; `federated_mesh.md` is of runs through one.",
         "## The bars",
         markdown(bars(results)),
         *(_section(study) for study in results["studies"]),
