@@ -154,7 +154,7 @@ async def _start(mesh: Local, study: Study, folder: Path) -> str:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return said.decode(errors="replace")
+    return said.decode(errors="replace").replace(f"{folder}{os.sep}", "")
 
 
 @asynccontextmanager
