@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nearmesh.devmesh.samples import CHECKOUT
-from nearmesh.errors import MeshError
+from nearmesh.errors import NotInstalled
 
 BUILD = CHECKOUT / "build" / "bench"
 PYTHON = "python3.11"
@@ -22,12 +22,6 @@ PYTHON = "python3.11"
 STAMP = "installed.txt"
 # The slowest one downloads some 300 MB.
 INSTALL_WITHIN_S = 900.0
-
-
-class NotInstalled(MeshError):
-    """A peer cannot be installed on this machine."""
-
-    reason = "NOT_INSTALLED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

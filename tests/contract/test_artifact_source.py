@@ -90,7 +90,8 @@ def _with_token(app: ASGIApp, token: str) -> ASGIApp:
 @asynccontextmanager
 async def served(app: ASGIApp) -> AsyncIterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
+    config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
     server.capture_signals = _Nothing  # type: ignore[method-assign]
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:

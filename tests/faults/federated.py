@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 
 import psutil
 
+from nearmesh.devmesh.ports import free_ports
+from nearmesh.devmesh.wan import LinkSettings, WanSettings, running
+from nearmesh.devmesh.wan.link import Link
 from nearmesh.v1 import run_pb2
 from tests.integration.federated_mesh import MODEL, FederatedMesh, asking, federated_mesh
 from tests.integration.mesh_processes import until
@@ -33,6 +37,8 @@ AT_A_SITE = {
 }
 CONTROL_PLANE, AGENT = "control plane", "agent"
 WHO = (CONTROL_PLANE, *BESIDE_THE_CONTROL_PLANE, AGENT, *AT_A_SITE)
+# The site whose way is cut, for how long each time, and in a run of how many rounds.
+CUT_OFF, CUT_S, CUT_OFF_ROUNDS = "north", 60.0, 12
 # Asked of a site for a moment, a few times in a run.
 BRIEF = {CLIENT_APP}
 
@@ -179,3 +185,42 @@ async def run(folder: Path, who: str) -> Figures:
     """For the soak: one process, in each phase of one run."""
     async with federated_mesh(folder) as mesh:
         return await killed(mesh, [Kill(who, phase) for phase in PHASES])
+
+
+async def cut_off(folder: Path) -> Figures:
+    """For the soak: one site is cut off for a minute of every two; how many of the rounds it takes part in."""
+    (port,) = free_ports(1)
+    address = f"127.0.0.1:{port}"
+    async with federated_mesh(folder, superlink=lambda _, site: address if site == CUT_OFF else "") as mesh:
+        way = LinkSettings(
+            name="wan", client_region="-", node="-", target=mesh.plane.http, round_trip_ms=90.0, listen_port=port
+        )
+        async with running(WanSettings(links=(way,))) as wan:
+            cutting = asyncio.create_task(_cut_again_and_again(wan.links["wan"]))
+            try:
+                started = await mesh.runs().Start(asking(rounds=CUT_OFF_ROUNDS, round_timeout_s=45.0), timeout=10)
+                ended = await mesh.ends(started.id, within_s=1200.0)
+            finally:
+                cutting.cancel()
+                await asyncio.gather(cutting, return_exceptions=True)
+    took_part = [
+        one.number
+        for one in ended.rounds[1:]
+        for site in one.sites
+        if site.node == f"node-{CUT_OFF}" and site.answer == run_pb2.SITE_ANSWER_COUNTED
+    ]
+    assert took_part, ended.rounds
+    return {
+        "rounds": CUT_OFF_ROUNDS,
+        "took_part_in": took_part,
+        "late": sum(one.late for one in ended.rounds),
+        "seconds": round(ended.ended_at_s - ended.created_at_s, 1),
+    }
+
+
+async def _cut_again_and_again(link: Link) -> None:
+    while True:
+        await asyncio.sleep(CUT_S)
+        await link.cut()
+        await asyncio.sleep(CUT_S)
+        await link.heal()

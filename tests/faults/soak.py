@@ -127,6 +127,9 @@ async def soak(only: str) -> list[dict[str, Any]]:
             if only in name:
                 folder = Path(scratch) / f"federated-{who.replace(' ', '-')}"
                 found.append(await _measured(name, lambda: federated.run(folder, who)))  # noqa: B023
+        name = "federated run: a site that is cut off for a minute of every two"
+        if only in name:
+            found.append(await _measured(name, lambda: federated.cut_off(Path(scratch) / "federated-cut-off")))
         name = f"many models: {MANY_MODELS} with memory for {MANY_ROOM}"
         if only in name:
             folder = Path(scratch) / "many"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from nearmesh.v1 import node_pb2, run_pb2, run_pb2_grpc
 from tests.integration.mesh_processes import ControlPlane, Node, control_plane, node, until
 
 MODEL, KINDS, FEATURES = "kinds", 3, 4
+# The same model, whose new versions have to answer as their parent did: what is learnt passes the gate and no canary.
+STUBBORN = "stubborn"
 SITES = ("north", "south", "west")
 ENDED = (
     run_pb2.RUN_STATE_SERVED,
@@ -32,7 +35,7 @@ RUN_WITHIN_S = 240.0
 CENTRES = np.random.default_rng(11).normal(0, 2.0, (KINDS, FEATURES))
 
 TOML = """
-name = "kinds"
+name = "MODEL"
 version = "1"
 description = "Which of three kinds a point is of"
 licence = "Apache-2.0"
@@ -61,7 +64,7 @@ learning_rate = 0.2
 # The parent knows nothing: next to its parameters whatever is learnt is long.
 largest_change = 1000.0
 [online_check]
-smallest_agreement = 0.1
+smallest_agreement = AGREEMENT
 """
 
 RECIPE = '''"""Softmax regression by gradient descent, over NumPy."""
@@ -102,10 +105,11 @@ def points(seed: int, count: int, *, without: int | None = None) -> tuple[np.nda
     return (CENTRES[which] + chance.normal(0, 1.0, (count, FEATURES))).astype(np.float32), which.astype(np.int64)
 
 
-def package(folder: Path) -> Path:
+def package(folder: Path, model: str = MODEL) -> Path:
     """A version that knows nothing yet: all its parameters are 0 but for a little of one kind."""
     folder.mkdir(parents=True)
-    (folder / "model.toml").write_text(TOML)
+    agreement = "1.0" if model == STUBBORN else "0.1"
+    (folder / "model.toml").write_text(TOML.replace("MODEL", model).replace("AGREEMENT", agreement))
     (folder / "training.py").write_text(RECIPE)
     onnx.save(_graph(), folder / "kinds.onnx")
     x, kinds = points(1, 300)
@@ -138,7 +142,7 @@ def site_data(folder: Path, lacking: int) -> dict[str, Any]:
     for name, seed, count, without in (("train", 20, 400, lacking), ("held_back", 30, 200, None)):
         x, kinds = points(seed + lacking, count, without=without)
         np.savez(folder / f"{name}.npz", **{"input.x": x, "target": kinds})
-    return {"allowed": True, "data": {MODEL: {"path": str(folder)}}}
+    return {"allowed": True, "data": {model: {"path": str(folder)} for model in (MODEL, STUBBORN)}}
 
 
 @dataclass
@@ -197,18 +201,21 @@ def asking(**more: Any) -> Any:
 
 
 @asynccontextmanager
-async def federated_mesh(folder: Path, sites: int = 3, **settings: Any) -> AsyncIterator[FederatedMesh]:
-    """Running, with version 1 of the package served by every node."""
+async def federated_mesh(
+    folder: Path, models: Sequence[str] = (MODEL,), superlink: Callable[[ControlPlane, str], str] = lambda *_: ""
+) -> AsyncIterator[FederatedMesh]:
+    """Running, with version 1 of each package served by every node; `superlink` is where a site's SuperNode goes."""
     async with AsyncExitStack() as stack:
-        plane = await stack.enter_async_context(control_plane(folder / "plane", **settings))
+        plane = await stack.enter_async_context(control_plane(folder / "plane"))
         nodes = []
-        for number, name in enumerate(SITES[:sites]):
-            training = site_data(folder / f"data-{name}", number)
+        for number, name in enumerate(SITES):
+            training = site_data(folder / f"data-{name}", number) | {"superlink": superlink(plane, name)}
             nodes.append(await stack.enter_async_context(node(plane, folder / name, f"node-{name}", training=training)))
-        made = release(package(folder / "package"), folder / "cache")
         async with plane.operator() as operator:
-            await operator.publish(made)
-            await operator.deploy(MODEL, "1")
-        for one in nodes:
-            await one.says(MODEL, lambda replica: replica.status.state == node_pb2.REPLICA_STATE_READY)
+            for model in models:
+                made = release(package(folder / f"package-{model}", model), folder / "cache")
+                await operator.publish(made)
+                await operator.deploy(model, "1")
+        for one, model in itertools.product(nodes, models):
+            await one.says(model, lambda replica: replica.status.state == node_pb2.REPLICA_STATE_READY)
         yield FederatedMesh(plane, nodes)

@@ -232,6 +232,8 @@ class App:
 def watched(observed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import flwr.serverapp
 
+    # What is watched works in the run's folder from then on.
+    monkeypatch.chdir(observed)
     monkeypatch.setattr(flwr.serverapp, "ServerApp", App)
     monkeypatch.setattr(App, "__call__", App.__call__)
     monkeypatch.setattr(Strategy, "start", Strategy.start)

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import re
+import threading
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ _LENGTH_BYTES = 4
 _LOG_WITHIN_S, _LOG_CHARACTERS, _LOG_BYTES = 2.0, 8_000, 16 * 1024 * 1024
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # As Flower calls them.
+_IMPORTING = threading.Lock()
 _STATES: Mapping[str, State] = {"pending": "waiting", "starting": "waiting", "running": "running"}
 _GONE = "unregistered"
 _ENDS: Mapping[str, State] = {"completed": "finished", "failed": "failed", "stopped": "stopped"}
@@ -164,9 +166,11 @@ class FlowerEngine:
 
 
 def _messages() -> Any:
-    from flwr.proto import control_pb2
+    # Flower's modules import each other in circles, in which two threads at a time get lost; two runs may begin at once.
+    with _IMPORTING:
+        from flwr.proto import control_pb2
 
-    return control_pb2
+        return control_pb2
 
 
 def _pem(line: str) -> bytes:
@@ -175,10 +179,10 @@ def _pem(line: str) -> bytes:
 
 def _bundle(app: Path, run_config: RunConfig) -> Any:
     """The request that starts an app. Raises InvalidInput, which says what Flower's own answer would not."""
-    from flwr.cli.build import build_fab_from_disk
-    from flwr.common.config import flatten_dict, fuse_dicts, get_fab_config
-    from flwr.common.serde import user_config_to_proto
-
+    with _IMPORTING:
+        from flwr.cli.build import build_fab_from_disk
+        from flwr.common.config import flatten_dict, fuse_dicts, get_fab_config
+        from flwr.common.serde import user_config_to_proto
     try:
         content = app.read_bytes() if app.is_file() else build_fab_from_disk(app)
         own = flatten_dict(get_fab_config(content)["tool"]["flwr"]["app"].get("config"))
