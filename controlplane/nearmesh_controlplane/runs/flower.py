@@ -166,7 +166,7 @@ class FlowerEngine:
 
 
 def _messages() -> Any:
-    # Flower's modules import each other in circles, in which two threads at a time get lost; two runs may begin at once.
+    # Flower's modules import each other in circles, in which two threads get lost; two runs may begin at once.
     with _IMPORTING:
         from flwr.proto import control_pb2
 
