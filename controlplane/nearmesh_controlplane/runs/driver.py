@@ -48,7 +48,6 @@ class Driver:
         self.leads = leads
         self._wall = wall
         self._led = False
-        # Two runs of one model must not both find it free.
         self._beginning = asyncio.Lock()
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -94,7 +93,7 @@ class Driver:
         self._led = True
         for run in self._runs.active():
             if run.id not in self._tasks:
-                self._tasks[run.id] = asyncio.create_task(self._one(run.id), name=f"run {run.id}")
+                self._tasks[run.id] = asyncio.create_task(self._one(run), name=f"run {run.id}")
 
     async def _let_go(self) -> None:
         log.info("runs are another control plane's from now on")
@@ -127,35 +126,39 @@ class Driver:
         except MeshError as error:
             log.warning("run id=%s is still under way: %s", id, error.message)
 
-    async def _one(self, id: str) -> None:
+    async def _one(self, seen: Run) -> None:
         try:
-            run = await self._runs.get(id)
-            if run.state == "waiting":
-                await self._wait(run)
-            elif run.state == "training":
+            if seen.state == "waiting":
+                # One after the other, as they were asked for: two runs of one model must not both find it free.
+                async with self._beginning:
+                    await self._wait(await self._runs.get(seen.id))
+                return
+            run = await self._runs.get(seen.id)
+            if run.state == "training":
                 await self._trainer.go_on(run)
             elif run.active:
                 await self._chain.go_on(run)
         except MeshError as error:
-            log.warning("run id=%s was not gone on with: %s", id, error.message)
+            log.warning("run id=%s was not gone on with: %s", seen.id, error.message)
 
     async def _wait(self, run: Run) -> None:
-        async with self._beginning:
-            ready = self._sites.ready(run)
-            # Those that would be asked are those that a schedule looks at.
-            look = machine.Waiting(ready=ready, busy=self._busy(run), closed=self._trainer.closed(run, ready))
-            names = {node: new_pseudonym() for node in ready}
-            parent = None if await self._runs.rounds(run.id) else wanted_version(self._catalog, run.model)
+        if run.state != "waiting":
+            return
+        ready = self._sites.ready(run)
+        # Those that would be asked are those that a schedule looks at.
+        look = machine.Waiting(ready=ready, busy=self._busy(run), closed=self._trainer.closed(run, ready))
+        names = {node: new_pseudonym() for node in ready}
+        parent = None if await self._runs.rounds(run.id) else wanted_version(self._catalog, run.model)
 
-            def step(run: Run) -> Run:
-                after = machine.waited(run, look)
-                if after.state == "waiting":
-                    return after
-                if parent:
-                    after = machine.begins_from(after, parent.version, parent.digest)
-                return machine.joined(after, names)
+        def step(run: Run) -> Run:
+            after = machine.waited(run, look)
+            if after.state == "waiting":
+                return after
+            if parent:
+                after = machine.begins_from(after, parent.version, parent.digest)
+            return machine.joined(after, names)
 
-            await self._runs.step(run, step)
+        await self._runs.step(run, step)
 
     def _busy(self, run: Run) -> str:
         """Another run that has to end first.
