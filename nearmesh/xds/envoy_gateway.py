@@ -103,8 +103,8 @@ _NO_BREAKER = 1_000_000
 
 # A frozen node's kernel still acknowledges: only unanswered HTTP/2 pings show it. Any byte that arrives counts as an
 # answer, so a long upload over a slow line is not mistaken for a frozen node. With the interval's jitter (15 %) such a
-# node is left after 1.7 s; one that stalls for a second stays.
-_KEEPALIVE = {"interval": "0.4s", "timeout": "1.2s", "connection_idle_interval": "5s"}
+# node is left after 1.4 s; one that stalls for less than a second stays.
+_KEEPALIVE = {"interval": "0.25s", "timeout": "1.1s", "connection_idle_interval": "5s"}
 
 _NAMELESS = tuple(f"/{SERVICE}/{method}" for method in ("ServerLive", "ServerReady", "ServerMetadata"))
 _NAMELESS += (f"/{SERVICE}/RepositoryIndex", f"/{SERVICE}/ModelStatistics")
