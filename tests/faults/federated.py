@@ -67,6 +67,8 @@ PHASES: dict[str, Seen] = {
     "publishing": _state(run_pb2.RUN_STATE_PUBLISHING),
     "rolling out": _state(run_pb2.RUN_STATE_ROLLING_OUT),
 }
+# Those in which Flower's processes are there.
+ROUNDS_ARE_MADE = ("the parent is judged", "training", "evaluating", "training again")
 # Phases that are over before one looks again are met as often as they are seen.
 FLEETING = {"checking", "publishing"}
 
@@ -182,9 +184,10 @@ def _parent(process: psutil.Process) -> int:
 
 
 async def run(folder: Path, who: str) -> Figures:
-    """For the soak: one process, in each phase of one run."""
+    """For the soak: one process, in each phase of one run in which it is there."""
+    phases = PHASES if who in (CONTROL_PLANE, AGENT) else ROUNDS_ARE_MADE
     async with federated_mesh(folder) as mesh:
-        return await killed(mesh, [Kill(who, phase) for phase in PHASES])
+        return await killed(mesh, [Kill(who, phase) for phase in phases])
 
 
 async def cut_off(folder: Path) -> Figures:
