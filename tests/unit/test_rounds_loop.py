@@ -73,27 +73,27 @@ def test_killed_at_any_write_it_ends_as_if_it_had_not_been(
 
     undisturbed = run_in("undisturbed")
     undisturbed.go()
-    write = run_folder._write
+    write = run_folder.write_private
     deaths = 0
     while True:
         run, writes = run_in(f"killed-{deaths}"), 0
 
-        def dies(path: Path, content: bytes, *, durable: bool = True, at: int = deaths) -> None:
+        def dies(path: Path, content: bytes, *, at: int = deaths) -> None:
             nonlocal writes
             # Before a write and after it.
             if writes == at:
                 raise Died
-            write(path, content, durable=durable)
+            write(path, content)
             writes += 2
             if writes == at + 1:
                 raise Died
 
-        monkeypatch.setattr(run_folder, "_write", dies)
+        monkeypatch.setattr(run_folder, "write_private", dies)
         try:
             run.go()
             break
         except Died:
-            monkeypatch.setattr(run_folder, "_write", write)
+            monkeypatch.setattr(run_folder, "write_private", write)
         run.go()
         assert run.reason() == ""
         assert [record.number for record in run.folder.rounds()] == [0, 1, 2]

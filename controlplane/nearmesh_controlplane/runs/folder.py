@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from nearmesh.tls import write_private
 
 # What became of a site's part in a round; SiteAnswer in run.proto.
 COUNTED, MISSING, FAILED, REFUSED = "counted", "missing", "failed", "refused"
@@ -170,24 +170,24 @@ class RunFolder:
         self._rounds.mkdir(parents=True, exist_ok=True)
 
     def write_plan(self, plan: Plan) -> None:
-        _write(self.path / "plan.json", _json(asdict(plan)))
+        write_private(self.path / "plan.json", _json(asdict(plan)))
 
     def write_sites(self, sites: Mapping[int, SiteInfo]) -> None:
         """By Flower's node id."""
-        _write(self.path / "sites.json", _json({str(id): asdict(site) for id, site in sites.items()}))
+        write_private(self.path / "sites.json", _json({str(id): asdict(site) for id, site in sites.items()}))
 
     def put_round(self, record: RoundRecord, content: bytes | None) -> None:
         """A finished round that another control plane had, with the file of its parameters where that is kept."""
         if content is not None:
-            _write(self._rounds / f"{record.number:04}.npz", content)
-        _write(self._rounds / f"{record.number:04}.json", _json(asdict(record)))
+            write_private(self._rounds / f"{record.number:04}.npz", content)
+        write_private(self._rounds / f"{record.number:04}.json", _json(asdict(record)))
 
     def write_initial(self, arrays: Arrays) -> None:
-        _write(self.path / "initial.npz", npz(arrays))
+        write_private(self.path / "initial.npz", npz(arrays))
 
     def hold(self, reason: str) -> None:
         """No further round begins until `release`; one that has begun ends."""
-        _write(self.path / "hold.json", _json({"reason": reason}))
+        write_private(self.path / "hold.json", _json({"reason": reason}))
 
     def release(self) -> None:
         (self.path / "hold.json").unlink(missing_ok=True)
@@ -210,27 +210,27 @@ class RunFolder:
         `state` is what the strategy remembers.
         """
         remembered = {STATE + name: array for name, array in (state or {}).items()}
-        _write(self._rounds / f"{record.number:04}.npz", npz({**arrays, **remembered}))
-        _write(self._rounds / f"{record.number:04}.trained", _json(asdict(record)))
+        write_private(self._rounds / f"{record.number:04}.npz", npz({**arrays, **remembered}))
+        write_private(self._rounds / f"{record.number:04}.trained", _json(asdict(record)))
 
     def write_round(self, record: RoundRecord, arrays: Arrays | None) -> None:
         """Finished when this returns: on disk, whatever dies next. `arrays` is None for round 0, and after
         `write_trained`, which has written them."""
         if arrays is not None:
-            _write(self._rounds / f"{record.number:04}.npz", npz(arrays))
+            write_private(self._rounds / f"{record.number:04}.npz", npz(arrays))
         # Last, since by its being there a round is finished.
-        _write(self._rounds / f"{record.number:04}.json", _json(asdict(record)))
+        write_private(self._rounds / f"{record.number:04}.json", _json(asdict(record)))
         (self._rounds / f"{record.number:04}.trained").unlink(missing_ok=True)
 
     def write_progress(self, progress: Progress) -> None:
-        _write(self.path / "progress.json", _json(asdict(progress)), durable=False)
+        write_private(self.path / "progress.json", _json(asdict(progress)))
 
     def write_judged(self, judged: Sequence[Judged]) -> None:
         """With `candidate_graph`, which has to be there first."""
-        _write(self.path / "candidate.json", _json([asdict(one) for one in judged]))
+        write_private(self.path / "candidate.json", _json([asdict(one) for one in judged]))
 
     def write_end(self, end: End) -> None:
-        _write(self.path / "end.json", _json(asdict(end)))
+        write_private(self.path / "end.json", _json(asdict(end)))
 
     # Both
 
@@ -305,20 +305,3 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
-
-
-def _write(path: Path, content: bytes, *, durable: bool = True) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    Path(name).replace(path)
-    if durable:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
