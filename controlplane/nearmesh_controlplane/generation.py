@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 
 class Generation:
@@ -35,13 +36,18 @@ class Generation:
             self._drifted = False
             self.bump()
 
-    async def above(self, seen: int) -> int:
-        """The present value, as soon as it is above `seen`."""
-        while self.value <= seen:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.add(waiter)
-            try:
-                await waiter
-            finally:
-                self._waiters.discard(waiter)
+    async def above(self, seen: int, within_s: float | None = None) -> int:
+        """The present value, as soon as it is above `seen`; after `within_s` also where it is not."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while self.value <= seen:
+                    await self._next()
         return self.value
+
+    async def _next(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)

@@ -80,3 +80,11 @@ async def test_what_drifts_is_one_change_at_the_next_tick() -> None:
     assert await waiting == 2
     changes.tick()
     assert changes.value == 2
+
+
+async def test_a_wait_may_be_bounded() -> None:
+    changes = Generation()
+    seen = changes.value
+    assert await changes.above(seen, 0.0) == seen
+    changes.bump()
+    assert await changes.above(seen, 0.0) == seen + 1

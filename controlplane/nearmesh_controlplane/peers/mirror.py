@@ -8,7 +8,6 @@ version.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import http.client
 import logging
 import ssl
@@ -77,9 +76,7 @@ class Mirror:
                 wait_s = None
             else:
                 wait_s = backoff.next_s()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._changes.above(seen)
+            await self._changes.above(seen, wait_s)
 
     async def fetch(self, model: str) -> None:
         """Copies what is missing of one model, for somebody who asks for it. Raises NotFound."""

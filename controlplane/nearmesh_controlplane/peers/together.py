@@ -170,11 +170,7 @@ class Together:
                     await self._tell_presence(term)
             except MeshError as error:
                 log.warning("interrupted in its leadership: %s", error.message)
-            try:
-                async with asyncio.timeout(LOOK_EVERY_S):
-                    await self._turn.above(seen)
-            except TimeoutError:
-                pass
+            await self._turn.above(seen, LOOK_EVERY_S)
 
     async def _take_over(self, term: int) -> None:
         self._led_since_s = steady_clock()

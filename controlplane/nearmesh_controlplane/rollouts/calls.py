@@ -118,11 +118,7 @@ class RolloutCalls:
             if found.ended_at_s:
                 return
             await asyncio.sleep(TELL_EVERY_S)
-            try:
-                async with asyncio.timeout(LOOK_AGAIN_S):
-                    await self._changes.above(seen)
-            except TimeoutError:
-                pass
+            await self._changes.above(seen, LOOK_AGAIN_S)
 
     async def change(self, request: pb.ChangeRolloutRequest) -> pb.Rollout:
         change = _CHANGES.get(request.change)

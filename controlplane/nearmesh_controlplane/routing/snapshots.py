@@ -86,12 +86,8 @@ class Snapshots:
             if self.decides():
                 await self.refresh()
             pause_s = max(SETTLE_S, TIME_PARTS * (time.monotonic() - began_s))
-            try:
-                async with asyncio.timeout(self._lifetime_s / 3):
-                    await self._changes.above(seen)
-            except TimeoutError:
-                continue
-            await asyncio.sleep(min(pause_s, self._lifetime_s / 3))
+            if await self._changes.above(seen, self._lifetime_s / 3) > seen:
+                await asyncio.sleep(min(pause_s, self._lifetime_s / 3))
 
     async def refresh(self) -> bool:
         """Makes a new one if it is time to; whether it did."""

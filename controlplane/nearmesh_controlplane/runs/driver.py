@@ -62,11 +62,7 @@ class Driver:
                 seen = self._runs.changes.value
                 await self._spawn()
                 await asyncio.sleep(AT_MOST_EVERY_S)
-                try:
-                    async with asyncio.timeout(LOOK_EVERY_S):
-                        await self._runs.changes.above(seen)
-                except TimeoutError:
-                    pass
+                await self._runs.changes.above(seen, LOOK_EVERY_S)
         finally:
             await self._cancel()
 
