@@ -6,17 +6,12 @@ does not say whose data it has seen, and the control plane that ran the rounds k
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from nearmesh import config
-from nearmesh.errors import ConfigError, PackageError
+from nearmesh.document import Document
 
 LINEAGE_FILE = "lineage.json"
-# One site takes some hundred bytes.
-MAX_LINEAGE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +48,10 @@ class Privacy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lineage:
+class Lineage(Document):
     """Of one version."""
+
+    FILE: ClassVar[str] = LINEAGE_FILE
 
     run: str
     # The one whose parameters the version has; the run's last.
@@ -80,31 +77,3 @@ class Lineage:
     def examples(self) -> int:
         """Of all sites together."""
         return sum(site.examples for site in self.sites)
-
-    def to_bytes(self) -> bytes:
-        """JSON, canonical."""
-        body = {key: value for key, value in asdict(self).items() if value is not None}
-        return json.dumps(body, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Lineage:
-        """Raises PackageError."""
-        if len(data) > MAX_LINEAGE_BYTES:
-            raise PackageError(f"{LINEAGE_FILE} of {len(data)} bytes is above the limit of {MAX_LINEAGE_BYTES}")
-        try:
-            body = json.loads(data)
-            if not isinstance(body, dict):
-                raise PackageError(f"{LINEAGE_FILE}: expected an object, got {type(body).__name__}")
-            return config.parse(cls, body, where=LINEAGE_FILE, base=Path())
-        except (ValueError, RecursionError, ConfigError) as error:
-            raise PackageError(f"{LINEAGE_FILE}: {error}") from None
-
-
-def read_lineage(folder: Path) -> Lineage | None:
-    """Of the version in a node's folder; None where it has none. Raises PackageError."""
-    try:
-        return Lineage.from_bytes((folder / LINEAGE_FILE).read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise PackageError(f"{LINEAGE_FILE}: {error}") from None

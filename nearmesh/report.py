@@ -6,19 +6,15 @@ node takes no made variant that the report does not pass.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from nearmesh import config
-from nearmesh.errors import ConfigError, PackageError
+from nearmesh.document import Document
+from nearmesh.errors import PackageError
 from nearmesh.package import Package
 
 REPORT_FILE = "report.json"
-# One variant takes some hundred bytes.
-MAX_REPORT_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +60,10 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(Document):
     """Of one version."""
+
+    FILE: ClassVar[str] = REPORT_FILE
 
     model: str
     version: str
@@ -88,39 +86,6 @@ class Report:
     @property
     def failed(self) -> tuple[Measured, ...]:
         return tuple(variant for variant in self.variants if not variant.passed)
-
-    def to_bytes(self) -> bytes:
-        """JSON, canonical."""
-        return json.dumps(_without_none(asdict(self)), sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Report:
-        """Raises PackageError."""
-        if len(data) > MAX_REPORT_BYTES:
-            raise PackageError(f"{REPORT_FILE} of {len(data)} bytes is above the limit of {MAX_REPORT_BYTES}")
-        try:
-            body = json.loads(data)
-            if not isinstance(body, dict):
-                raise PackageError(f"{REPORT_FILE}: expected an object, got {type(body).__name__}")
-            return config.parse(cls, body, where=REPORT_FILE, base=Path())
-        except (ValueError, RecursionError, ConfigError) as error:
-            raise PackageError(f"{REPORT_FILE}: {error}") from None
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def read_report(folder: Path) -> Report | None:
-    """Of the version in a node's folder; None where it has none. Raises PackageError."""
-    try:
-        return Report.from_bytes((folder / REPORT_FILE).read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise PackageError(f"{REPORT_FILE}: {error}") from None
 
 
 def check_published(package: Package, digests: Mapping[str, str], report: Report | None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nearmesh.errors import PackageError
-from nearmesh.lineage import LINEAGE_FILE, Lineage, Parent, Privacy, SiteLineage, read_lineage
+from nearmesh.lineage import LINEAGE_FILE, Lineage, Parent, Privacy, SiteLineage
 
 LINEAGE = Lineage(
     run="r7",
@@ -33,13 +33,13 @@ LINEAGE = Lineage(
 @pytest.mark.parametrize("lineage", [LINEAGE, replace(LINEAGE, privacy=None, sites=())])
 def test_what_is_written_is_read(lineage: Lineage, tmp_path: Path) -> None:
     (tmp_path / LINEAGE_FILE).write_bytes(lineage.to_bytes())
-    assert read_lineage(tmp_path) == lineage
+    assert Lineage.read(tmp_path) == lineage
     assert Lineage.from_bytes(lineage.to_bytes()).to_bytes() == lineage.to_bytes()
     assert LINEAGE.examples == 400
 
 
 def test_a_version_that_no_run_made_has_none(tmp_path: Path) -> None:
-    assert read_lineage(tmp_path) is None
+    assert Lineage.read(tmp_path) is None
 
 
 @pytest.mark.parametrize(

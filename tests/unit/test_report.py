@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from nearmesh.document import MAX_DOCUMENT_BYTES
 from nearmesh.errors import PackageError
 from nearmesh.package import Quantize
-from nearmesh.report import MAX_REPORT_BYTES, Machine, Measured, Report, check_published, read_report
+from nearmesh.report import Machine, Measured, Report, check_published
 from tests.tiny_models import package, spec
 
 FP32 = "sha256:" + "a" * 64
@@ -54,9 +55,9 @@ def test_it_is_read_as_it_was_written(tmp_path):
     assert Report.from_bytes(REPORT.to_bytes()) == REPORT
     assert REPORT.to_bytes() == Report.from_bytes(REPORT.to_bytes()).to_bytes()
     assert "agreement" not in json.loads(REPORT.to_bytes())["variants"][0], "what is not known is left out"
-    assert read_report(tmp_path) is None
+    assert Report.read(tmp_path) is None
     (tmp_path / "report.json").write_bytes(REPORT.to_bytes())
-    assert read_report(tmp_path) == REPORT
+    assert Report.read(tmp_path) == REPORT
     assert REPORT.of("int8") == MADE and REPORT.of("fp16") is None and REPORT.of("int8", "step") is None
 
 
@@ -68,7 +69,7 @@ def test_it_is_read_as_it_was_written(tmp_path):
         (b"\xff", "codec"),
         (b'{"model": "m"}', "missing"),
         (b"[" * 100_000, "report.json"),
-        (b" " * (MAX_REPORT_BYTES + 1), "above the limit"),
+        (b" " * (MAX_DOCUMENT_BYTES + 1), "above the limit"),
         (REPORT.to_bytes().replace(b'"cases": 100', b'"cases": "many"'), "cases"),
         (REPORT.to_bytes().replace(b'"passed": true', b'"passed": 1'), "passed"),
     ],

@@ -11,7 +11,7 @@ import onnxruntime
 
 from nearmesh.errors import EngineFailure, PackageError
 from nearmesh.package import Package, Step, Variant
-from nearmesh.report import read_report
+from nearmesh.report import Report
 from nearmesh_agent.engines.base import Engine
 from nearmesh_agent.engines.choice import CPU, TENSORRT, Layout, candidates, lay_out, to_compare
 from nearmesh_agent.engines.cores import usable_cores
@@ -161,7 +161,7 @@ def not_to_be_had(folder: Path, package: Package) -> set[str]:
 
     Raises PackageError for a report that cannot be read.
     """
-    report = read_report(folder)
+    report = Report.read(folder)
     passed = {v.label for v in report.variants if v.passed} if report else set()
     made = {
         variant.file

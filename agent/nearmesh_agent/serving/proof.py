@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nearmesh.errors import EngineFailure, InvalidInput, WarmupFailed
 from nearmesh.package import Package
-from nearmesh.report import Report, read_report
+from nearmesh.report import Report
 from nearmesh_agent.engines.base import Array, Engine
 from nearmesh_agent.serving import warmup
 from nearmesh_agent.serving.batch import BatchLayout
@@ -28,7 +28,7 @@ def prove(engine: Engine, folder: Path, package: Package) -> dict[str, Array]:
 
     A variant that was made may differ from them by what its report allows.
     """
-    allowed = allowance(read_report(folder), engine.variant)
+    allowed = allowance(Report.read(folder), engine.variant)
     smallest: dict[str, Array] | None = None
     for case, given, expected in warmup.cases(folder, package):
         try:

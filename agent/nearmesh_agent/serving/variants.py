@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nearmesh.errors import EngineFailure, InvalidInput, PackageError, WarmupFailed
 from nearmesh.package import Package
-from nearmesh.report import Report, read_report
+from nearmesh.report import Report
 from nearmesh_agent.engines.base import Array, Engine
 from nearmesh_agent.engines.choice import is_worth, why
 from nearmesh_agent.engines.factory import OnnxEngines, not_to_be_had
@@ -105,7 +105,7 @@ class BestVariants:
                 for name in names:
                     if name != trial.variants[step] and name not in trial.failed.get(step, ()):
                         self._try(trial, folder, package, step, name, inputs)
-            return trial.engine, _Choice(trial.variants, _words(trial, read_report(folder)))
+            return trial.engine, _Choice(trial.variants, _words(trial, Report.read(folder)))
         except BaseException:
             trial.engine.close()
             raise

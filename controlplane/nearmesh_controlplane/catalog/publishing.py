@@ -14,18 +14,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from nearmesh import package as packages
 from nearmesh import signature
 from nearmesh.errors import Incomplete, InvalidInput, NotFound, PackageError, TooLarge
+from nearmesh.lineage import Lineage
 from nearmesh.oci import MANIFEST_TYPE, Descriptor, Manifest, digest_bytes
 from nearmesh.oci_layout import BlobWriter, Layout
 from nearmesh.package import MANIFEST_FILE, Package
-from nearmesh.report import check_published
+from nearmesh.report import Report, check_published
 from nearmesh.rpc import caller
 from nearmesh.v1 import catalog_pb2 as pb
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog import known_chunks
 from nearmesh_controlplane.catalog.catalog import Catalog, Version
+from nearmesh_controlplane.catalog.documents import Documents, differ_in_report_alone, document_of
 from nearmesh_controlplane.catalog.known_chunks import Stretch
-from nearmesh_controlplane.catalog.lineages import lineage_of
-from nearmesh_controlplane.catalog.reports import Documents, differ_in_report_alone, report_of
 from nearmesh_controlplane.catalog.signing import Signing
 from nearmesh_controlplane.database import whole
 from nearmesh_controlplane.idle.book import IdleBook
@@ -67,8 +67,8 @@ class Publisher:
         self._max_blob_bytes = max_blob_bytes
         self._copied = copied
         # What was measured of the versions that are here, and where those come from that rounds made.
-        self.reports = Documents(layout, report_of)
-        self.lineages = Documents(layout, lineage_of)
+        self.reports = Documents(layout, Report)
+        self.lineages = Documents(layout, Lineage)
 
     async def lacks(self, request: pb.LacksRequest) -> pb.LacksResponse:
         """Which of the blobs and chunks have to be sent. Raises InvalidInput."""
@@ -207,9 +207,9 @@ class Publisher:
         """Records a version whose blobs are all there."""
         package = self._package(manifest)
         digests = {file.title: file.digest for file in manifest.files}
-        check_published(package, digests, report_of(self._layout, manifest))
+        check_published(package, digests, document_of(Report, self._layout, manifest))
         # So that whoever reads it later finds what it should be.
-        lineage_of(self._layout, manifest)
+        document_of(Lineage, self._layout, manifest)
         also = functools.partial(take_package, model=manifest.model, policy=package.idle)
         version = await self._catalog.add(manifest, digest, package.route, store, also)
         if self._idle:

@@ -33,7 +33,7 @@ from nearmesh.packaging.killed import Killed, check_not_killed
 from nearmesh.process import leashed
 from nearmesh.v1 import catalog_pb2 as pb
 from nearmesh_controlplane.catalog.catalog import Catalog, Version
-from nearmesh_controlplane.catalog.lineages import lineage_of
+from nearmesh_controlplane.catalog.documents import document_of
 from nearmesh_controlplane.catalog.publishing import Publisher
 from nearmesh_controlplane.runs.candidates import Built, Limits, Parent
 from nearmesh_controlplane.runs.folder import Arrays
@@ -165,7 +165,7 @@ class Published:
 
     def _is_of(self, version: Version, lineage: Lineage) -> bool:
         try:
-            found = lineage_of(self._layout, self._manifest(version.digest))
+            found = document_of(Lineage, self._layout, self._manifest(version.digest))
         except (NotFound, PackageError):
             return False
         return found is not None and (found.run, found.round, found.parent) == (

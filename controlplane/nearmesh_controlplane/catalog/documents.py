@@ -1,31 +1,26 @@
-"""What was measured of published versions, as their artifacts say; and how such documents are read."""
+"""What artifacts say of their versions: what was measured of them, and where those come from that rounds made."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol
+from typing import TypeVar
 
+from nearmesh.document import Document
 from nearmesh.errors import NotFound, PackageError
 from nearmesh.oci import Manifest
 from nearmesh.oci_layout import Layout
-from nearmesh.report import MAX_REPORT_BYTES, REPORT_FILE, Report
+from nearmesh.report import REPORT_FILE
+
+D = TypeVar("D", bound=Document)
 
 
-class Document(Protocol):
-    """Something that a version's artifact has as JSON."""
-
-    def to_bytes(self) -> bytes: ...
-
-
-def report_of(layout: Layout, manifest: Manifest) -> Report | None:
-    """The version's report; None where it has none. Reads a file. Raises PackageError, NotFound."""
-    file = next((file for file in manifest.files if file.title == REPORT_FILE), None)
+def document_of(kind: type[D], layout: Layout, manifest: Manifest) -> D | None:
+    """What the version has of that kind; None where it has none. Reads a file. Raises PackageError, NotFound."""
+    file = next((file for file in manifest.files if file.title == kind.FILE), None)
     if file is None:
         return None
-    if file.size_bytes > MAX_REPORT_BYTES:
-        raise PackageError(f"{REPORT_FILE} of {file.size_bytes} bytes is above the limit of {MAX_REPORT_BYTES}")
-    return Report.from_bytes(layout.path(file.digest).read_bytes())
+    kind.check_size(file.size_bytes)
+    return kind.from_bytes(layout.path(file.digest).read_bytes())
 
 
 def differ_in_report_alone(layout: Layout, digest: str, manifest: Manifest) -> bool:
@@ -45,12 +40,11 @@ def _files(manifest: Manifest) -> dict[str, str]:
 
 
 class Documents:
-    """What artifacts say of their versions, as JSON by digest; each is read once, since versions never change."""
+    """Those of one kind, as JSON by digest; each is read once, since versions never change."""
 
-    def __init__(self, layout: Layout, read: Callable[[Layout, Manifest], Document | None]) -> None:
-        """`read` finds the document of a version, such as `report_of`; raises PackageError, NotFound."""
+    def __init__(self, layout: Layout, kind: type[Document]) -> None:
         self._layout = layout
-        self._of = read
+        self._kind = kind
         self._known: dict[str, str] = {}
 
     async def text(self, digest: str) -> str:
@@ -65,7 +59,7 @@ class Documents:
     def _read(self, digest: str) -> str | None:
         try:
             manifest = Manifest.from_bytes(self._layout.path(digest).read_bytes())
-            found = self._of(self._layout, manifest)
+            found = document_of(self._kind, self._layout, manifest)
         except (NotFound, PackageError, OSError):
             return None
         return found.to_bytes().decode() if found else ""
