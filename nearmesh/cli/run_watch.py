@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from nearmesh.cli import rollouts, run_records, run_words
 from nearmesh.cli.output import console, note, print_json
 from nearmesh.cli.run_tables import picture
+from nearmesh.client import tasks
 from nearmesh.client.runs import ENDED
 from nearmesh.errors import MeshError
 from nearmesh.v1 import run_pb2
@@ -53,9 +54,7 @@ async def _watched(session: Session, run: str, screen: Screen, known: bool, prom
                 if _at_rest(found, promoted):
                     break
     finally:
-        if rollout is not None:
-            rollout.cancel()
-            await asyncio.gather(rollout, return_exceptions=True)
+        await tasks.end([rollout] if rollout else [])
     assert last is not None, "a stream that ends without a word is an error of its own"
     return last
 
