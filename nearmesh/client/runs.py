@@ -85,7 +85,7 @@ class Runs:
         at once when none was there from the start, unless the run is `known` to be there.
         """
         last: run_pb2.Run | None = None
-        absence = _Absence(run, began_s=time.monotonic() if known else None)
+        absence = _Absence(run, known)
         fresh = False
         while True:
             try:
@@ -128,30 +128,30 @@ class Runs:
 
 
 class _Absence:
-    """How long nobody answers. Without `began_s` nobody ever has, and is waited for in vain."""
+    """How long nobody answers. Unless the run is `known` to be there, who never answered is waited for in vain."""
 
-    def __init__(self, run: str, began_s: float | None) -> None:
+    def __init__(self, run: str, known: bool) -> None:
         self._run = run
-        self._known = began_s is not None
-        self._began_s = began_s
-        self._told = False
+        self._known = known
+        self._began_s: float | None = None
 
     def over(self) -> None:
-        self._known, self._began_s, self._told = True, None, False
+        self._known, self._began_s = True, None
 
     def goes_on(self, error: Unreachable | NotLeader) -> bool:
         """Whether that is news. Raises `error` when it is too long, or was so from the start."""
         if not self._known:
             raise error
         now_s = time.monotonic()
-        self._began_s = now_s if self._began_s is None else self._began_s
+        if self._began_s is None:
+            self._began_s = now_s
+            return True
         if now_s - self._began_s > AWAY_S:
             words = (
                 f"{error.message}; the run goes on by itself, and `nearmesh run watch {self._run}` shows how far it is"
             )
             raise type(error)(words) from None
-        news, self._told = not self._told, True
-        return news
+        return False
 
 
 def _named(error: Unsupported) -> Unsupported:
