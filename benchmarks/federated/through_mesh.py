@@ -23,12 +23,12 @@ from benchmarks.federated.comparison import POOLED, Alone, accuracy
 from benchmarks.federated.local import REGION, Local, local
 from benchmarks.federated.study import PACKAGES, Arrays, Data, SiteData, Study, together
 from nearmesh import config
+from nearmesh.cli import run_records
 from nearmesh.client import Mesh, connect
 from nearmesh.devmesh.children import script
 from nearmesh.errors import MeshError
 from nearmesh.package import load
 from nearmesh.quantiles import quantile
-from nearmesh.v1 import run_pb2
 
 REQUESTS_PER_S = 20.0
 # Rows of a request that asks for what a version is worth.
@@ -107,7 +107,7 @@ async def run(study: Study, data: Path, folder: Path, settings: Mapping[str, Any
     return Found(
         name=study.name,
         rounds=study.rounds,
-        state=run_pb2.RunState.Name(found.state).removeprefix("RUN_STATE_").lower().replace("_", " "),
+        state=run_records.state(found),
         reason=found.reason,
         version=found.version,
         variants=sorted({variant for one in asked.values() for variant in one.variants}),

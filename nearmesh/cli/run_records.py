@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nearmesh.cli.records import Record
 from nearmesh.v1 import run_pb2
-
-Record = dict[str, Any]
 
 _STATES = {
     run_pb2.RUN_STATE_WAITING: "waiting",

@@ -70,7 +70,7 @@ def _facts(found: run_pb2.Run) -> Iterator[str]:
     asked = found.asked
     options = "".join(f", {name} {asked.strategy_options[name]:g}" for name in sorted(asked.strategy_options))
     strategy = "an app of its own" if found.own_app else f"{asked.strategy}{options}"
-    rounds = "1 round" if asked.rounds == 1 else f"{asked.rounds} rounds"
+    rounds = words.how_many(asked.rounds)
     yield f"{rounds}, {strategy}, at least {asked.min_sites} sites within {asked.round_timeout_s:g} s each"
     if asked.largest_norm:
         yield f"updates longer than {asked.largest_norm:g} are shortened to it"

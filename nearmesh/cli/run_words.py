@@ -34,7 +34,7 @@ def _training(found: run_pb2.Run) -> str:
     rounds = found.asked.rounds
     number = f"round {progress.number} of {rounds}" if progress.number else "the parent, as it was"
     if progress.number > rounds:
-        return f"its {_rounds(rounds)} have ended, and the app ends"
+        return f"its {how_many(rounds)} have ended, and the app ends"
     if any(one.number == progress.number for one in found.rounds):
         # Of a round that has ended nothing is under way; after the last one the sites are shown what came out.
         judging = progress.phase == "evaluating" and progress.number == rounds and not found.own_app
@@ -128,7 +128,7 @@ def verdict(found: run_pb2.Run) -> tuple[bool, str]:
         return False, f"{name} is refused by the gate{reason}; {stays}"
     if found.state == run_pb2.RUN_STATE_ROLLED_BACK:
         return False, f"{name} was rolled out as {found.model}@{found.version} and taken back{reason}; {stays}"
-    done = _rounds(len(counted(found)))
+    done = how_many(len(counted(found)))
     if found.state == run_pb2.RUN_STATE_STOPPED:
         return False, f"{name} was stopped after {done}{reason}"
     return False, f"{name} {records.state(found)} after {done}{reason}"
@@ -143,7 +143,7 @@ def _trained(found: run_pb2.Run, reason: str) -> tuple[bool, str]:
 
 def _gained(found: run_pb2.Run) -> str:
     rounds, metric = counted(found), metric_of(found)
-    words = [_rounds(len(rounds))]
+    words = [how_many(len(rounds))]
     if metric and rounds:
         words.append(f"{metric} {figure(value_of(found, rounds[-1]))}")
         before = next((value_of(found, one) for one in found.rounds if not one.number), None)
@@ -156,7 +156,8 @@ def _gained(found: run_pb2.Run) -> str:
     return ", ".join(words)
 
 
-def _rounds(count: int) -> str:
+def how_many(count: int) -> str:
+    """Rounds, as one says it."""
     return "1 round" if count == 1 else f"{count} rounds"
 
 
