@@ -2,12 +2,14 @@
 
 Its arguments, but for a first `--own-apps`, are those of `flower-supernode`; this adds where its Runtime API listens,
 which starts the apps: a port of loopback that the system gives, behind a secret that the SuperExec alone knows, since
-other users of the machine reach loopback as well. Two things Flower's own program does not do:
+other users of the machine reach loopback as well. Three things Flower's own program does not do:
 
 - A SuperExec that ends is started again, and the message that the SuperNode holds is not lost with it. So is the
   nursery, from which apps are forked.
 - Where the SuperNode gives up its work, after an answer that it did not expect, the process ends. Flower's goes on for
   ever, since its HTTP server runs in a thread of its own, and no longer asks for messages.
+- Where the one before was killed, its leave is taken for it. The SuperLink would otherwise hold it to be there, and
+  refuse this one, until its heartbeats have been missing for a minute.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nearmesh.process import leashed
 from nearmesh_agent.training import family, programs
@@ -31,6 +34,8 @@ LOOPBACK = "127.0.0.1"
 SUPEREXEC, SUPERNODE = "flower-superexec", "flower-supernode"
 # Read by both at their start, in the folder that they run in.
 SECRET = Path("superexec.secret")
+# Which Flower node the last one was, in the folder that they run in.
+NODE_ID = "flower-node-id"
 # Between two starts of the SuperExec, and of the nursery.
 AGAIN_S = 1.0
 # A nursery that takes longer to import what apps need is done without.
@@ -65,6 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     sys.argv = [name, *rest, "--isolation", "process", "--host", LOOPBACK, "--port", str(port), *secret]
     code = 1
     try:
+        take_leave_for_the_one_before(Path(NODE_ID))
         (program,) = importlib.metadata.entry_points(group="console_scripts", name=SUPERNODE)
         program.load()()
         print("the SuperNode gave up its work", file=sys.stderr)  # noqa: T201  # its log
@@ -74,6 +80,27 @@ def main(arguments: Sequence[str]) -> None:
         sys.stderr.flush()
         # Not `sys.exit`: that waits for the HTTP server.
         os._exit(code)
+
+
+def take_leave_for_the_one_before(kept: Path) -> None:
+    """Before this SuperNode is activated, the one whose id `kept` has is not any more; then `kept` has this one's."""
+    import httpx
+    from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+
+    activate = FleetHttpClient.ActivateNode
+
+    def activated(client: Any, request: Any) -> Any:
+        try:
+            client.DeactivateNode(DeactivateNodeRequest(node_id=int(kept.read_text("utf-8"))))
+        except (FileNotFoundError, ValueError, httpx.HTTPStatusError):
+            # The first one here; or it has taken leave itself, or the SuperLink never knew it.
+            pass
+        response = activate(client, request)
+        kept.write_text(str(response.node_id), "utf-8")
+        return response
+
+    FleetHttpClient.ActivateNode = activated  # type: ignore[assignment,method-assign]
 
 
 def _keep_nursery(command: Sequence[str], ready: threading.Event) -> None:

@@ -1,0 +1,62 @@
+"""A SuperNode takes leave for the one before it, which was killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from nearmesh_agent.training.supernode_process import take_leave_for_the_one_before
+
+pytest.importorskip("flwr", reason="federated rounds need the extra `rounds`")
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a SuperLink heard, which knows node 7 alone."""
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+
+    heard: list[str] = []
+
+    def activate(_client: Any, _request: Any) -> Any:
+        heard.append("activate")
+        return SimpleNamespace(node_id=7)
+
+    def deactivate(_client: Any, request: Any) -> None:
+        heard.append(f"deactivate {request.node_id}")
+        if request.node_id != 7:
+            raise httpx.HTTPStatusError("404", request=httpx.Request("POST", "/"), response=httpx.Response(404))
+
+    monkeypatch.setattr(FleetHttpClient, "ActivateNode", activate)
+    monkeypatch.setattr(FleetHttpClient, "DeactivateNode", deactivate)
+    return heard
+
+
+def begin(kept: Path) -> None:
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+
+    take_leave_for_the_one_before(kept)
+    client = FleetHttpClient.__new__(FleetHttpClient)
+    client.ActivateNode(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("before", "heard"),
+    [
+        (None, ["activate"]),
+        ("7", ["deactivate 7", "activate"]),
+        # Of a SuperLink whose database is gone; and a file that was cut off.
+        ("8", ["deactivate 8", "activate"]),
+        ("", ["activate"]),
+    ],
+)
+def test_whoever_was_there_before_is_not_any_more(
+    tmp_path: Path, said: list[str], before: str | None, heard: list[str]
+) -> None:
+    kept = tmp_path / "node-id"
+    if before is not None:
+        kept.write_text(before)
+    begin(kept)
+    assert (said, kept.read_text()) == (heard, "7")
