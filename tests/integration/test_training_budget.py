@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 from nearmesh_agent.training.throttle import Throttle
 
 from tests.training_family import cpu_s, named, state, tree
@@ -117,3 +118,16 @@ async def test_a_supernode_that_ends_is_told_by_its_exit_code_and_leaves_no_apps
         os.kill(supernode, signal.SIGUSR1)
         assert await asyncio.wait_for(process.wait(), 5) == 128 + signal.SIGUSR1
         assert state(app) == ""
+
+
+def test_a_warden_that_hears_no_more_is_waited_for_on_the_agents_own_loop() -> None:
+    """uvloop closes a pipe that nobody reads, and raises what no other loop does for the next write."""
+
+    async def deaf() -> int | None:
+        process = await asyncio.create_subprocess_exec("sleep", "0.5", stdin=PIPE, stdout=PIPE, start_new_session=True)
+        assert process.stdin is not None
+        process.stdin.close()
+        await Throttle((), lambda: 0.0, cpu_share=0.5).run(process)
+        return process.returncode
+
+    assert uvloop.run(deaf()) == 0

@@ -144,6 +144,27 @@ async def test_a_supernode_runs_while_it_is_asked_for(tmp_path: Path) -> None:
         assert node.supernode.ended == len(node.supernode.at) == 3
 
 
+async def test_whatever_is_wrong_with_training_serving_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("nearmesh_agent.training.part.LOOK_EVERY_S", 0.0)
+    node = Node(tmp_path, config(tmp_path))
+    kept, broken = node.supernode.keep, iter([RuntimeError("a bug"), RuntimeError("again")])
+
+    async def breaks(superlink: str) -> None:
+        if error := next(broken, None):
+            raise error
+        await kept(superlink)
+
+    node.supernode.keep = breaks  # type: ignore[method-assign]
+    async with node.running():
+        node.want()
+        await settled()
+        await settled()
+        assert node.supernode.at == [SUPERLINK]
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["a bug", "again"]
+
+
 async def test_the_operators_own_address_of_the_superlink_counts(tmp_path: Path) -> None:
     node = Node(tmp_path, config(tmp_path, superlink="proxy.example:1"))
     async with node.running():

@@ -100,8 +100,11 @@ class Training:
                 await asyncio.wait(waiting, timeout=LOOK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 changed.cancel()
-            if kept and kept.done():
-                kept.result()
+            if kept and (error := kept.done() and kept.exception()):
+                # Serving goes on, whatever is wrong with training.
+                log.error("the SuperNode is begun anew in %s s", LOOK_EVERY_S, exc_info=error)
+                await asyncio.sleep(LOOK_EVERY_S)
+                return
             if self._changed.is_set():
                 return
 

@@ -116,7 +116,10 @@ class Throttle:
 
     async def _tell(self, process: Process) -> None:
         assert process.stdin is not None
-        # One that has just ended hears nothing; that it has is noticed next.
+        # One that has just ended hears nothing; that it has is noticed next. uvloop raises what no caller expects for a
+        # pipe that it has closed.
+        if process.stdin.is_closing():
+            return
         with suppress(ConnectionError):
             process.stdin.write(f"{self.share:.4f}\n".encode())
             await process.stdin.drain()
