@@ -85,6 +85,12 @@ def test_a_trained_round_counts_when_it_is_evaluated(folder: RunFolder) -> None:
     assert folder.state(1).keys() == {"m:w"}
 
 
+def test_rounds_come_by_number_also_where_their_names_are_longer(folder: RunFolder) -> None:
+    for number in (1_000, 10_000, 1_001):
+        folder.write_round(RoundRecord(number=number, began_at_s=0, ended_at_s=1), None)
+    assert [found.number for found in folder.rounds()] == [1_000, 1_001, 10_000]
+
+
 def test_rounds_are_held_until_they_are_released(folder: RunFolder) -> None:
     assert folder.held() == ""
     folder.hold("waits for 22:00-06:00 UTC")

@@ -63,12 +63,13 @@ class Rounds:
         self.sites = Attendance(folder, self.plan, asking, clock)
         self._layout = Layout.of(folder.arrays(0))
         self._aggregation = Aggregation(self.plan.strategy, self.plan.strategy_options, self._layout)
+        # Finished ones, in order; there may be thousands, so they are read once.
+        self._done: list[RoundRecord] = []
 
     def run(self) -> Arrays:
         """The parameters after the last round. Raises GivenUp, InvalidInput."""
-        if not self.folder.rounds():
-            self._baseline()
-        finished = self.folder.rounds()[-1].number
+        self._done = self.folder.rounds() or [self._baseline()]
+        finished = self._done[-1].number
         arrays = self.folder.arrays(finished)
         if finished:
             self._aggregation.restore(self.folder.state(finished))
@@ -85,11 +86,13 @@ class Rounds:
         settings = {SETTING + name: value for name, value in self.plan.settings.items()}
         return {SERVER_ROUND: number, RUN: self.plan.run, BASE: base, **settings}
 
-    def _baseline(self) -> None:
+    def _baseline(self) -> RoundRecord:
         began_s = self._clock.now_s()
         self.sites.hold(0)
         record = RoundRecord(number=0, began_at_s=began_s, ended_at_s=began_s)
-        self.folder.write_round(self._evaluated(record, self.folder.arrays(0)), None)
+        whole = self._evaluated(record, self.folder.arrays(0))
+        self.folder.write_round(whole, None)
+        return whole
 
     def _round(self, number: int, base: Arrays) -> Arrays:
         record = self.folder.trained(number)
@@ -102,12 +105,13 @@ class Rounds:
             self._aggregation.restore(self.folder.state(number))
         whole = self._evaluated(record, arrays)
         self.folder.write_round(whole, None)
+        self._done.append(whole)
         log.info("round %d of %d: %s", number, self.plan.rounds, whole.metrics)
         return arrays
 
     def _trained(self, number: int, base: Arrays) -> tuple[RoundRecord, Arrays]:
         began_s = self._clock.now_s()
-        vector, known, before = self._layout.vector(base), digest(base), self.folder.rounds()
+        vector, known = self._layout.vector(base), digest(base)
 
         def content(nodes: Collection[int]) -> RecordDict:
             return self._aggregation.configure(number, base, self.config(number, known), nodes)
@@ -125,7 +129,7 @@ class Rounds:
                 base=vector,
                 number=number,
                 digest=known,
-                before=before,
+                before=self._done,
             ),
         )
         model, sites = made(
@@ -134,7 +138,7 @@ class Rounds:
             plan=self.plan,
             base=base,
             number=number,
-            before=before,
+            before=self._done,
         )
         record = RoundRecord(
             number=number,

@@ -236,7 +236,9 @@ class RunFolder:
 
     def rounds(self) -> list[RoundRecord]:
         """Those finished, in order."""
-        return [RoundRecord.of(_read(path)) for path in sorted(self._rounds.glob("*.json"))]
+        # By number: names have four digits, and five from round 10,000 on.
+        paths = sorted(self._rounds.glob("*.json"), key=lambda path: int(path.stem))
+        return [RoundRecord.of(_read(path)) for path in paths]
 
     def round(self, number: int) -> RoundRecord | None:
         """None: it is not finished."""
