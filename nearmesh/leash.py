@@ -20,12 +20,17 @@ _PR_SET_PDEATHSIG = 1
 
 def main(parent: int, command: list[str]) -> None:
     """Never returns. The setting outlives the exec."""
+    end_with(parent)
+    os.execvp(command[0], command)
+
+
+def end_with(parent: int) -> None:
+    """Has the kernel end this process when its parent is gone."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # The parent may have died before the setting was made.
     if os.getppid() != parent:
         sys.exit(1)
-    os.execvp(command[0], command)
 
 
 def give_way(nice: int) -> None:

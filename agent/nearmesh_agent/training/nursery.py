@@ -12,7 +12,6 @@ ends what was forked together with this process. FD is told when it is ready; be
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import importlib.util
@@ -26,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from nearmesh import leash
 from nearmesh_agent.training.nursery_call import GO, LONGEST, SOCKET
 from nearmesh_agent.training.programs import APP, OWN_APPS
 
@@ -33,11 +33,11 @@ from nearmesh_agent.training.programs import APP, OWN_APPS
 # threads may find a lock held that nobody will release.
 _IMPORTED = (APP, "nearmesh_agent.training.client_app", "nearmesh_agent.training.plain_recipe")
 _IF_THERE = ("torch",)
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str]) -> None:
     """For ever."""
+    nursery = os.getpid()
     Path(SOCKET).unlink(missing_ok=True)
     # Those that keep the connection are in a hurry; this is not, nor is what begins here.
     os.setpriority(os.PRIO_PROCESS, 0, 19)
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
                 argv = _asked(connection)
             if argv and not os.fork():
                 listener.close()
-                _be(argv, own_apps=OWN_APPS in arguments)
+                _be(argv, nursery, own_apps=OWN_APPS in arguments)
 
 
 def _import() -> None:
@@ -87,13 +87,12 @@ def _asked(connection: socket.socket) -> list[str]:
     return [str(one) for one in found]
 
 
-def _be(argv: list[str], *, own_apps: bool) -> NoReturn:
+def _be(argv: list[str], nursery: int, *, own_apps: bool) -> NoReturn:
     """In the fork: becomes the program, and never returns into the loop."""
     code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        leash.end_with(nursery)
         sys.argv = argv
         importlib.import_module(APP).main(own_apps=own_apps)
         code = 0
