@@ -36,7 +36,8 @@ def end_with(parent: int) -> None:
 def give_way(nice: int) -> None:
     """Puts this process behind others, and its session."""
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
+        # One that is behind already stays there; who may do anything could come forward.
+        os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
     session_gives_way(nice)
 
 
