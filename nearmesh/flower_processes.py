@@ -73,8 +73,13 @@ def _programs(folder: Path, instead: Mapping[str, Sequence[str]]) -> Path:
     for name in _STARTED_BY_FLOWER:
         leashed = shlex.join((sys.executable, "-I", "-S", leash.__file__))
         program = shlex.join(instead.get(name, (str(Path(sys.executable).with_name(name)),)))
-        draft = folder / f".{name}"
-        draft.write_text(f'#!/bin/sh\nexec {leashed} "$PPID" {program} "$@"\n', "utf-8")
-        draft.chmod(0o755)
-        draft.replace(folder / name)
+        put_script(folder / name, f'exec {leashed} "$PPID" {program} "$@"')
     return folder
+
+
+def put_script(path: Path, line: str) -> None:
+    """A program of one line of shell; whoever starts it meanwhile finds a whole one."""
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(f"#!/bin/sh\n{line}\n", "utf-8")
+    draft.chmod(0o755)
+    draft.replace(path)

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 from nearmesh import leash
+from nearmesh.flower_processes import put_script
 from nearmesh_agent.training import nursery_call
 
-CLIENT_APP = "flwr-clientapp"
+CLIENT_APP, SUPEREXEC, SUPERNODE = "flwr-clientapp", "flower-superexec", "flower-supernode"
 # By their names: to import either is to import Flower.
 APP, NURSERY = "nearmesh_agent.training.app_process", "nearmesh_agent.training.nursery"
 OWN_APPS = "--own-apps"
@@ -25,17 +26,10 @@ def put(folder: Path, *, own_apps: bool) -> Path:
     """Scripts into a folder, which is to come first on the SuperExec's PATH; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in NEVER:
-        _script(folder / name, f"echo '{name} does not run on this node' >&2; exit 1")
+        put_script(folder / name, f"echo '{name} does not run on this node' >&2; exit 1")
     call = shlex.join([sys.executable, "-I", "-S", nursery_call.__file__])
     # Where there is no nursery, by itself; ended by the kernel with the SuperExec that starts it.
     leashed = shlex.join([sys.executable, "-I", "-S", leash.__file__])
     program = shlex.join([sys.executable, "-m", APP, *([OWN_APPS] if own_apps else [])])
-    _script(folder / CLIENT_APP, f'{call} "$@" || exec {leashed} "$PPID" {program} "$@"')
+    put_script(folder / CLIENT_APP, f'{call} "$@" || exec {leashed} "$PPID" {program} "$@"')
     return folder
-
-
-def _script(path: Path, line: str) -> None:
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(f"#!/bin/sh\n{line}\n", "utf-8")
-    draft.chmod(0o755)
-    draft.replace(path)
