@@ -18,8 +18,8 @@ from nearmesh.errors import ConfigError
 from nearmesh.tls import Credentials, write_private
 from nearmesh_agent.training import key, programs, site
 from nearmesh_agent.training.config import TrainingConfig
+from nearmesh_agent.training.programs import SUPERNODE
 from nearmesh_agent.training.site import Site
-from nearmesh_agent.training.supernode_process import SUPERNODE
 
 log = logging.getLogger(__name__)
 

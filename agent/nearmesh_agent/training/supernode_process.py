@@ -28,10 +28,9 @@ from typing import Any
 
 from nearmesh.process import leashed
 from nearmesh_agent.training import family, programs
-from nearmesh_agent.training.programs import OWN_APPS
+from nearmesh_agent.training.programs import OWN_APPS, SUPEREXEC, SUPERNODE
 
 LOOPBACK = "127.0.0.1"
-SUPEREXEC, SUPERNODE = "flower-superexec", "flower-supernode"
 # Read by both at their start, in the folder that they run in.
 SECRET = Path("superexec.secret")
 # Which Flower node the last one was, in the folder that they run in.
