@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 import zipfile
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,12 +88,6 @@ class FakeEngine:
     async def register(self, keys: Mapping[str, str]) -> dict[str, int]:
         self._check()
         return {node: self.ids.setdefault(key, 100 + len(self.ids)) for node, key in keys.items()}
-
-    async def unregister(self, keys: Collection[str]) -> None:
-        return None
-
-    async def online(self) -> frozenset[int]:
-        return frozenset(self.ids.values())
 
     async def start(self, app: Path, run_config: RunConfig, folder: Path | None = None) -> str:
         self._check()

@@ -61,24 +61,17 @@ def test_what_a_node_says_is_bounded() -> None:
     assert len(found.detail) == MAX_DETAIL_CHARACTERS
 
 
-def test_willing_is_who_is_there_with_data_for_the_model(mesh: State, training: Training) -> None:
+def test_one_that_is_away_for_a_moment_keeps_its_part(mesh: State, training: Training) -> None:
     training.heard("a", report(), KEY)
-    training.heard("b", report(ANOTHER, ("speech",)), ANOTHER)
-    assert (training.willing("digits"), training.willing("speech"), training.willing("vision")) == (["a"], ["b"], [])
     mesh.registry.session_closed("a")
-    assert (training.willing("digits"), training.node_of(KEY)) == ([], "a")
+    assert training.node_of(KEY) == "a"
 
 
 async def test_p8_a_removed_node_takes_part_no_more(mesh: State, training: Training) -> None:
     training.heard("a", report(), KEY)
     assert (training.node_of(KEY), training.node_of(ANOTHER)) == ("a", None)
     await mesh.registry.remove("a")
-    assert (training.node_of(KEY), training.status("a"), training.all(), training.willing("digits")) == (
-        None,
-        None,
-        {},
-        [],
-    )
+    assert (training.node_of(KEY), training.status("a")) == (None, None)
 
 
 def test_an_operator_who_takes_leave_back_is_heard(training: Training) -> None:
@@ -92,7 +85,7 @@ def test_a_wrong_key_counts_as_no_training_and_is_logged_once(
 ) -> None:
     for _ in range(3):
         training.heard("a", report(ANOTHER), KEY)
-    assert training.all() == {}
+    assert training.status("a") is None
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert said == "node=a may not train: its SuperNode's key is not the key of its certificate"
 

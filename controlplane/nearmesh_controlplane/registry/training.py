@@ -60,18 +60,6 @@ class Training:
         """What the node said last; None: its operator does not allow training, it was removed, or it is unknown."""
         return None if node_id in self._registry.removed_ids() else self._said.get(node_id)
 
-    def all(self) -> dict[str, pb.TrainingStatus]:
-        """Every node that may be asked, whether it is there at present or not."""
-        return {node: said for node, said in sorted(self._said.items()) if node not in self._registry.removed_ids()}
-
-    def willing(self, model: str) -> list[str]:
-        """Nodes that are there, allow training, and have data for the model."""
-        return [
-            node
-            for node, said in self.all().items()
-            if model in said.models and self._registry.presence(node) == "live"
-        ]
-
     def node_of(self, key: str) -> str | None:
         """Whose SuperNode proves itself by this key (an OpenSSH line), if it may take part."""
         node = self._node_of.get(key)

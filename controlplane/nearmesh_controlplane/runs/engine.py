@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -52,14 +52,6 @@ class Engine(Protocol):
 
         Raises InvalidInput for what is no such key.
         """
-        ...
-
-    async def unregister(self, keys: Collection[str]) -> None:
-        """These public keys are never let in again; unknown ones are passed over."""
-        ...
-
-    async def online(self) -> frozenset[int]:
-        """Flower's node ids of those that are there at present."""
         ...
 
     async def start(self, app: Path, run_config: RunConfig, folder: Path | None = None) -> str:

@@ -32,8 +32,9 @@ _LENGTH_BYTES = 4
 # Of a log, which Flower gives whole and, of a run that goes on, without an end.
 _LOG_WITHIN_S, _LOG_CHARACTERS, _LOG_BYTES = 2.0, 8_000, 16 * 1024 * 1024
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-# As Flower calls them.
+# Flower's modules import each other in circles, in which two threads get lost; two runs may begin at once.
 _IMPORTING = threading.Lock()
+# As Flower calls them.
 _STATES: Mapping[str, State] = {"pending": "waiting", "starting": "waiting", "running": "running"}
 _GONE = "unregistered"
 _ENDS: Mapping[str, State] = {"completed": "finished", "failed": "failed", "stopped": "stopped"}
@@ -60,14 +61,6 @@ class FlowerEngine:
             if pem not in known:
                 known[pem] = await self._register(pem)
         return {node: known[pem] for node, pem in pems.items()}
-
-    async def unregister(self, keys: Collection[str]) -> None:
-        gone = {_pem(line) for line in keys}
-        control = _messages()
-        for pem, node_id in (await self._known()).items():
-            if pem in gone:
-                request = control.UnregisterNodeRequest(node_id=node_id)
-                await self._call("unregister-node", request, control.UnregisterNodeResponse, allowed=(404,))
 
     async def online(self) -> frozenset[int]:
         return frozenset(found.node_id for found in await self._nodes() if found.status == "online")
@@ -166,7 +159,6 @@ class FlowerEngine:
 
 
 def _messages() -> Any:
-    # Flower's modules import each other in circles, in which two threads get lost; two runs may begin at once.
     with _IMPORTING:
         from flwr.proto import control_pb2
 
