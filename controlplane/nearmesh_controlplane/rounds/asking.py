@@ -40,6 +40,11 @@ _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, EOFError, Rec
 _LONGEST_REASON = 200
 
 
+def pause_s(waited_s: float) -> float:
+    """Before the next look for answers that have been waited for so long."""
+    return min(max(POLL_PART * waited_s, POLL_LEAST_S), POLL_MOST_S)
+
+
 class Clock(Protocol):
     def now_s(self) -> float:
         """Seconds since the epoch."""
@@ -144,8 +149,7 @@ class Asking:
             if self._look(question):
                 told(question.answers)
                 continue
-            pause_s = min(max(POLL_PART * (now_s - began_s), POLL_LEAST_S), POLL_MOST_S)
-            self._clock.sleep(min(pause_s, until_s - now_s))
+            self._clock.sleep(min(pause_s(now_s - began_s), until_s - now_s))
         return {node: question.answers[node] for node in nodes if node in question.answers}
 
     def close(self, question: Question) -> None:

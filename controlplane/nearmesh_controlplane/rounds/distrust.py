@@ -46,12 +46,10 @@ def norm(update: Vector) -> float:
     return float(np.linalg.norm(update))
 
 
-def clipped(update: Vector, largest: float) -> tuple[Vector, bool]:
-    """Shortened to the largest norm, and whether it was longer; 0: there is none."""
+def clipped(update: Vector, largest: float) -> Vector:
+    """Shortened to the largest norm, the same object where it is no longer; 0: there is none."""
     length = norm(update)
-    if not largest or length <= largest:
-        return update, False
-    return update * (largest / length), True
+    return update * (largest / length) if largest and length > largest else update
 
 
 def suspicions(updates: Sequence[Vector], longest_before: float = 0.0) -> list[Suspicion]:

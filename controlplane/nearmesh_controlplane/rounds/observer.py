@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from nearmesh.round_messages import NUM_EXAMPLES
 from nearmesh_controlplane.rounds import run_grid
+from nearmesh_controlplane.rounds.layout import record_of
 from nearmesh_controlplane.runs.folder import (
     COUNTED,
     FAILED,
@@ -33,7 +35,6 @@ from nearmesh_controlplane.runs.folder import (
 LOOK_EVERY_S = 0.5
 # Of what a site says of its failure.
 LONGEST_DETAIL = 200
-NUM_EXAMPLES = "num-examples"
 _METHODS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
 # Between an attribute's name and what of it: a strategy's memory, as one set of arrays.
 _OF = "/"
@@ -60,7 +61,7 @@ def start(
     done = [record for record in folder.rounds() if record.number]
     last = done[-1].number if done else 0
     if last:
-        initial_arrays = to_record(folder.arrays(last))
+        initial_arrays = record_of(folder.arrays(last))
         _remember(strategy, folder.state(last))
     else:
         folder.write_initial(to_arrays(initial_arrays))
@@ -249,10 +250,6 @@ class _Round:
 
 def to_arrays(record: ArrayRecord) -> Arrays:
     return {name: array.numpy() for name, array in record.items()}
-
-
-def to_record(arrays: Arrays) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
 
 
 def _by_node(answers: Iterable[Message], asked: Iterable[int]) -> dict[int, Message | None]:

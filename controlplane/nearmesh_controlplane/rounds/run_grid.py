@@ -8,10 +8,8 @@ from typing import Any
 
 from flwr.app import Message
 
+from nearmesh_controlplane.rounds.asking import pause_s
 from nearmesh_controlplane.runs.folder import RunFolder
-
-# Between two looks for answers: so much of the time that has passed. Flower's own 3 s would be most of a short round.
-POLL_PART, POLL_LEAST_S, POLL_MOST_S = 0.05, 0.1, 1.0
 
 
 def only_sites(grid: Any, folder: RunFolder) -> Any:
@@ -33,7 +31,10 @@ def soon(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Any:
-    """The same grid, whose `send_and_receive` looks often; `heard` is told whose answers have come."""
+    """The same grid, whose `send_and_receive` looks often; `heard` is told whose answers have come.
+
+    Flower's own 3 s between two looks would be most of a short round.
+    """
 
     def send_and_receive(messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         # None is one that the SuperLink did not take.
@@ -46,7 +47,7 @@ def soon(
                 waited_for -= {message.metadata.reply_to_message_id for message in fresh}
                 heard([message.metadata.src_node_id for message in found])
             else:
-                sleep(min(max(POLL_PART * (clock() - began_s), POLL_LEAST_S), POLL_MOST_S))
+                sleep(pause_s(clock() - began_s))
         return found
 
     grid.send_and_receive = send_and_receive

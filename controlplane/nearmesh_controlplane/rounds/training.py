@@ -82,7 +82,7 @@ def made(
     malicious = aggregation.bears(len(found.counted) + found.borne) - found.borne
     without = suspected if len(suspected) <= malicious else []
     parts = [
-        Part(node=node, update=distrust.clipped(one.update, largest)[0], examples=one.examples)
+        Part(node=node, update=distrust.clipped(one.update, largest), examples=one.examples)
         for node, one in found.counted.items()
         if node not in without
     ]
