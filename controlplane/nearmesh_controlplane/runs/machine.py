@@ -22,7 +22,7 @@ from nearmesh_controlplane.runs import gate
 from nearmesh_controlplane.runs.engine import ENDED as ENGINE_ENDED
 from nearmesh_controlplane.runs.engine import EngineStatus
 from nearmesh_controlplane.runs.folder import End, Judged
-from nearmesh_controlplane.runs.run import Check, Promotion, Run
+from nearmesh_controlplane.runs.run import Check, Promotion, Run, State
 
 # Attempts in a row that got nothing done. More than a machine needs that is restarted again and again.
 MAX_TRIES = 8
@@ -210,11 +210,13 @@ def rolled_out(run: Run, rollout: Rollout) -> Run:
         return run
     if rollout.state == "done":
         return _ended(run, "served", rollout.reason, rollout.ended_at_s)
-    state, words = ("stopped", "its rollout was taken back") if run.stopping else ("rolled back", "its rollout failed")
-    if rollout.state == "aborted" and not run.stopping:
+    words = "its rollout failed"
+    if run.stopping:
+        words = "its rollout was taken back"
+    elif rollout.state == "aborted":
         words = "its rollout was ended"
     why = f"{words}: {rollout.reason}" if rollout.reason else words
-    return dataclasses.replace(run, state=state, reason=why, ended_at_s=rollout.ended_at_s)  # type: ignore[arg-type]
+    return _ended(run, "stopped" if run.stopping else "rolled back", why, rollout.ended_at_s)
 
 
 def put_off(run: Run, why: str, now_s: float) -> Run:
@@ -268,5 +270,5 @@ def _because(run: Run, why: str) -> Run:
     return run if run.reason == why else dataclasses.replace(run, reason=why)
 
 
-def _ended(run: Run, state: str, why: str, now_s: float) -> Run:
-    return dataclasses.replace(run, state=state, reason=why, ended_at_s=now_s)  # type: ignore[arg-type]
+def _ended(run: Run, state: State, why: str, now_s: float) -> Run:
+    return dataclasses.replace(run, state=state, reason=why, ended_at_s=now_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import tomllib
@@ -53,7 +54,8 @@ def asked_of(request: pb.StartRunRequest) -> Asked:
     _check("round_timeout_s", request.round_timeout_s, 0.0, MAX_ROUND_TIMEOUT_S)
     _check("largest_norm", request.largest_norm, 0.0, 1e12)
     if len(request.idempotency_key) > MAX_KEY_CHARACTERS:
-        raise InvalidInput(f"the idempotency key has {len(request.idempotency_key)} characters; at most 200 are taken")
+        found = len(request.idempotency_key)
+        raise InvalidInput(f"the idempotency key has {found} characters; at most {MAX_KEY_CHARACTERS} are taken")
     if len(request.sites) > MAX_SITES:
         raise InvalidInput(f"{len(request.sites)} sites are named; at most {MAX_SITES} are taken")
     name = request.strategy or strategies.DEFAULT
@@ -218,18 +220,7 @@ def run_message(
 
 def without_sites(records: Sequence[RoundRecord]) -> list[RoundRecord]:
     """As a list of runs has them."""
-    return [
-        RoundRecord(
-            number=record.number,
-            began_at_s=record.began_at_s,
-            ended_at_s=record.ended_at_s,
-            train_metrics=record.train_metrics,
-            metrics=record.metrics,
-            late=record.late,
-            epsilon=record.epsilon,
-        )
-        for record in records
-    ]
+    return [dataclasses.replace(record, sites=()) for record in records]
 
 
 def _asked_message(run: Run) -> pb.StartRunRequest:
