@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.federated.study import PACKAGES, Arrays, Data, SiteData, Study, held_back, parted, recipe
+from benchmarks.federated.onnx_graph import initializers, onnx_model
+from benchmarks.federated.study import HELD_BACK, Arrays, Data, SiteData, Study, parted, recipe
 
 FOLDER = "heart_disease_sites"
 SITES = ("cleveland", "hungarian", "switzerland", "va")
-HELD_BACK = 0.25
 PUBLISHER_EVERY = 10
-OPSET, IR_VERSION = 17, 9
 # The first version: who is older than most adults (the usual mean, in training.py) is taken for diseased.
 RULE_OF_THUMB = {"age": 1.0}
 
@@ -26,20 +25,18 @@ RULE_OF_THUMB = {"age": 1.0}
 def read(folder: Path, seed: int) -> dict[str, SiteData]:
     """Each hospital's patients."""
     found = {}
-    for at, site in enumerate(SITES):
-        findings, diseased = _numbers([row for row in _at_sites(folder) if row["site"] == site])
-        mask = held_back(len(diseased), HELD_BACK, 100 * seed + at)
-        found[site] = parted({"findings": findings}, diseased, mask)
+    for at, (site, rows) in enumerate(_at_sites(folder).items()):
+        findings, diseased = _numbers(rows)
+        found[site] = parted({"findings": findings}, diseased, 100 * seed + at)
     return found
 
 
 def write_sites(folder: Path, into: Path) -> dict[str, dict[str, Any]]:
     """A CSV file for each hospital."""
-    columns = list(recipe(PACKAGES / "heart-disease" / "training.py").COLUMNS)
+    columns = list(recipe("heart-disease").COLUMNS)
+    into.mkdir(parents=True, exist_ok=True)
     asked = {}
-    for site in SITES:
-        into.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in _at_sites(folder) if row["site"] == site]
+    for site, rows in _at_sites(folder).items():
         path = into / f"{site}.csv"
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0].keys())
@@ -65,7 +62,7 @@ def sets(folder: Path) -> dict[str, Data]:
 
 def first(folder: Path) -> Arrays:
     """The rule of thumb as weights."""
-    names = recipe(PACKAGES / "heart-disease" / "training.py").FEATURES
+    names = recipe("heart-disease").FEATURES
     points = np.array([RULE_OF_THUMB.get(name, 0.0) for name in names], np.float32)
     return {
         "layer.weight": np.stack([-points, points], axis=1) / 2,
@@ -75,10 +72,10 @@ def first(folder: Path) -> Arrays:
 
 def graph(arrays: Arrays) -> Any:
     """`features` of training.py, and the layer, as an ONNX model."""
-    from onnx import TensorProto, checker, helper, numpy_helper
+    from onnx import TensorProto, helper, numpy_helper
 
-    rules = recipe(PACKAGES / "heart-disease" / "training.py")
-    constants = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    rules = recipe("heart-disease")
+    constants = initializers(arrays)
     nodes = []
 
     def add(operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
@@ -124,18 +121,7 @@ def graph(arrays: Arrays) -> Any:
     features = add("Concat", [known, flags, one_hot, told], "features", axis=1)
     logits = add("Add", [add("MatMul", [features, "layer.weight"], "weighed"), "layer.bias"], "logits")
     add("Softmax", [logits], "scores", axis=1)
-    made = helper.make_graph(
-        nodes,
-        "heart-disease",
-        [helper.make_tensor_value_info("findings", TensorProto.FLOAT, ["rows", len(rules.COLUMNS)])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["rows", 2])],
-        constants,
-    )
-    model = helper.make_model(
-        made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="nearmesh"
-    )
-    checker.check_model(model, full_check=True)
-    return model
+    return onnx_model("heart-disease", nodes, constants, ("findings", len(rules.COLUMNS)), ("scores", 2))
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
@@ -143,13 +129,15 @@ def _rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _at_sites(folder: Path) -> list[dict[str, str]]:
-    return [row for at, row in enumerate(_rows(folder)) if at % PUBLISHER_EVERY]
+def _at_sites(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """By site, all but the publisher's."""
+    rows = [row for at, row in enumerate(_rows(folder)) if at % PUBLISHER_EVERY]
+    return {site: [row for row in rows if row["site"] == site] for site in SITES}
 
 
 def _numbers(rows: list[dict[str, str]]) -> tuple[np.ndarray, np.ndarray]:
     """Findings as the graph takes them, and who is diseased."""
-    rules = recipe(PACKAGES / "heart-disease" / "training.py")
+    rules = recipe("heart-disease")
     findings = [[float(row[name]) if row[name] else rules.MISSING for name in rules.COLUMNS] for row in rows]
     return np.array(findings, np.float32), np.array([float(row["num"]) > 0 for row in rows], np.int64)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.federated.study import PACKAGES, Arrays, Data, SiteData, Study, held_back, parted, recipe
+from benchmarks.federated.onnx_graph import initializers, onnx_model
+from benchmarks.federated.study import Arrays, Data, SiteData, Study, parted, recipe
 
 FOLDER = "fsdd_speakers"
 SITES = ("speakers-a", "speakers-b", "speakers-c")
-HELD_BACK = 0.25
 # Takes from here on are the publisher's: for judging variants, and from the second on for ranges and a first model.
 PUBLISHER, SECOND = 43, 47
 # The first version has heard this speaker alone, in the publisher's few takes of him.
@@ -23,7 +23,6 @@ FIRST_SPEAKER = 0
 # Wide enough that 8 bits are worth something to a processor.
 BANDS, STEPS, HIDDEN, DIGITS = 32, 16, 512, 10
 SEED = 7
-OPSET, IR_VERSION = 17, 9
 
 
 def read(folder: Path, seed: int) -> dict[str, SiteData]:
@@ -32,8 +31,7 @@ def read(folder: Path, seed: int) -> dict[str, SiteData]:
     found = {}
     for at, site in enumerate(SITES):
         mine = (speaker // 2 == at) & (take < PUBLISHER)
-        mask = held_back(int(mine.sum()), HELD_BACK, 100 * seed + at)
-        found[site] = parted({"logmel": x[mine]}, digit[mine], mask)
+        found[site] = parted({"logmel": x[mine]}, digit[mine], 100 * seed + at)
     return found
 
 
@@ -64,8 +62,7 @@ def first(folder: Path) -> Arrays:
     x, digit, speaker, take = _all(folder)
     mine = (speaker == FIRST_SPEAKER) & (take >= SECOND)
     settings = {"epochs": 20, "batch_size": 10, "learning_rate": 0.01, "momentum": 0.9}
-    module = recipe(PACKAGES / "spoken-digits" / "training.py")
-    arrays, _ = module.train(untrained(), Data({"logmel": x[mine]}, digit[mine]), settings)
+    arrays, _ = recipe("spoken-digits").train(untrained(), Data({"logmel": x[mine]}, digit[mine]), settings)
     return dict(arrays)
 
 
@@ -82,9 +79,9 @@ def untrained() -> Arrays:
 
 def graph(arrays: Arrays) -> Any:
     """The network as an ONNX model; mean and deviation of each recording are taken out in it."""
-    from onnx import TensorProto, checker, helper, numpy_helper
+    from onnx import helper, numpy_helper
 
-    smallest = recipe(PACKAGES / "spoken-digits" / "training.py").SMALLEST
+    smallest = recipe("spoken-digits").SMALLEST
     node = helper.make_node
     nodes = [
         node("Flatten", ["logmel"], ["flat"], "flatten", axis=1),
@@ -100,20 +97,8 @@ def graph(arrays: Arrays) -> Any:
         node("Gemm", ["hidden", "layer2.weight", "layer2.bias"], ["logits"], "layer2", transB=1),
         node("Softmax", ["logits"], ["scores"], "softmax", axis=1),
     ]
-    constants = [numpy_helper.from_array(np.float32(smallest), "smallest")]
-    constants += [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
-    made = helper.make_graph(
-        nodes,
-        "spoken-digits",
-        [helper.make_tensor_value_info("logmel", TensorProto.FLOAT, ["rows", BANDS, STEPS])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["rows", DIGITS])],
-        constants,
-    )
-    model = helper.make_model(
-        made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="nearmesh"
-    )
-    checker.check_model(model, full_check=True)
-    return model
+    constants = [*initializers(arrays), numpy_helper.from_array(np.float32(smallest), "smallest")]
+    return onnx_model("spoken-digits", nodes, constants, ("logmel", BANDS, STEPS), ("scores", DIGITS))
 
 
 def _all(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -16,6 +16,8 @@ from nearmesh.package import load
 from nearmesh.packaging.warmup import record
 
 PACKAGES = Path(__file__).with_name("packages")
+# Of each site's rows, those that nothing is trained on.
+HELD_BACK = 0.25
 
 Arrays = dict[str, np.ndarray]
 
@@ -59,7 +61,7 @@ class Study:
 
     @property
     def recipe(self) -> ModuleType:
-        return recipe(PACKAGES / self.name / "training.py")
+        return recipe(self.name)
 
     def make_package(self, data: Path, into: Path) -> Path:
         """A folder that can be published. `data` is the folder with the study's data."""
@@ -77,24 +79,20 @@ class Study:
         return folder
 
 
-def recipe(path: Path) -> ModuleType:
+def recipe(package: str) -> ModuleType:
     """A package's training.py, as a module of its own."""
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.parent.name.replace('-', '_')}", path)
+    path = PACKAGES / package / "training.py"
+    spec = importlib.util.spec_from_file_location(f"recipe_{package.replace('-', '_')}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def held_back(rows: int, share: float, seed: int) -> np.ndarray:
-    """Which rows are held back: a mask."""
-    mask = np.zeros(rows, bool)
-    mask[np.random.default_rng(seed).permutation(rows)[: round(share * rows)]] = True
-    return mask
-
-
-def parted(inputs: Mapping[str, np.ndarray], targets: np.ndarray, mask: np.ndarray) -> SiteData:
-    """Rows for training, and those of the mask."""
+def parted(inputs: Mapping[str, np.ndarray], targets: np.ndarray, seed: int) -> SiteData:
+    """Rows for training, and those held back; the seed says which."""
+    mask = np.zeros(len(targets), bool)
+    mask[np.random.default_rng(seed).permutation(len(mask))[: round(HELD_BACK * len(mask))]] = True
     return SiteData(
         Data({name: array[~mask] for name, array in inputs.items()}, targets[~mask]),
         Data({name: array[mask] for name, array in inputs.items()}, targets[mask]),
