@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.federated import hospitals, mesh_page, page, speakers
 from benchmarks.federated.comparison import compare
-from benchmarks.federated.page import Results
+from benchmarks.federated.report import Results
 from benchmarks.federated.study import PACKAGES, Study
 from benchmarks.machine import commit, machine
 from nearmesh.cli.output import Number, note, print_table
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     studies = [STUDIES[name] for name in options.studies]
     results = run(studies, Path(data), " ".join(["python -m benchmarks.federated", *given]), mesh=options.mesh)
-    shown = mesh_page if options.mesh else page
+    shown = mesh_page.REPORT if options.mesh else page.REPORT
     for table in shown.tables(results):
         print_table((table.columns[0], *map(Number, table.columns[1:])), table.rows, title="\n" + table.title)
     usual = RESULTS_OF_MESH if options.mesh else RESULTS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -78,22 +78,46 @@ def compare_split(
 ) -> Split:
     """One way to hold data back."""
     recipe = study.recipe
-    judged = together([site.held_back for site in sites.values()])
+    judged = _held_back(sites, sites)
     federated, history = first, []
     for number in range(study.rounds):
         told = {**settings, "seed": number}
         federated = averaged(recipe, federated, [site.train for site in sites.values()], told)
         history.append(accuracy(recipe, federated, judged))
-    longer = {**settings, "epochs": settings["epochs"] * study.rounds}
+    pooled, alone = without_rounds(
+        study, sites, first, settings, lambda others: accuracy(recipe, federated, _held_back(sites, others))
+    )
+    return Split(seed=seed, first=accuracy(recipe, first, judged), federated=history, pooled=pooled, alone=alone)
+
+
+def without_rounds(
+    study: Study,
+    sites: Mapping[str, SiteData],
+    first: Arrays,
+    settings: Mapping[str, Any],
+    federated_at: Callable[[Collection[str]], float],
+) -> tuple[float, list[Alone]]:
+    """Accuracy of the pooled model, and of each site's own; `federated_at` is that of the federated one at some sites.
+
+    All have as many passes over the data as the study's rounds together.
+    """
+    recipe, longer = study.recipe, {**settings, "epochs": settings["epochs"] * study.rounds}
     rows = together([site.train for site in sites.values()])
     pooled = [recipe.train(first, rows, {**longer, "seed": order})[0] for order in range(POOLED)]
-    return Split(
-        seed=seed,
-        first=accuracy(recipe, first, judged),
-        federated=history,
-        pooled=statistics.mean(accuracy(recipe, arrays, judged) for arrays in pooled),
-        alone=[_alone(recipe, name, sites, first, federated, longer) for name in sites],
-    )
+    alone = []
+    for name, site in sites.items():
+        arrays, _ = recipe.train(first, site.train, longer)
+        others = [other for other in sites if other != name]
+        alone.append(
+            Alone(
+                site=name,
+                own=accuracy(recipe, arrays, site.held_back),
+                elsewhere=accuracy(recipe, arrays, _held_back(sites, others)),
+                federated_elsewhere=federated_at(others),
+            )
+        )
+    judged = _held_back(sites, sites)
+    return statistics.mean(accuracy(recipe, arrays, judged) for arrays in pooled), alone
 
 
 def averaged(recipe: ModuleType, arrays: Arrays, parts: list[Data], settings: Mapping[str, Any]) -> Arrays:
@@ -110,19 +134,5 @@ def accuracy(recipe: ModuleType, arrays: Arrays, data: Data) -> float:
     return float(recipe.evaluate(arrays, data, {})["accuracy"])
 
 
-def _alone(
-    recipe: ModuleType,
-    name: str,
-    sites: Mapping[str, SiteData],
-    first: Arrays,
-    federated: Arrays,
-    settings: Mapping[str, Any],
-) -> Alone:
-    arrays, _ = recipe.train(first, sites[name].train, settings)
-    others = together([site.held_back for other, site in sites.items() if other != name])
-    return Alone(
-        site=name,
-        own=accuracy(recipe, arrays, sites[name].held_back),
-        elsewhere=accuracy(recipe, arrays, others),
-        federated_elsewhere=accuracy(recipe, federated, others),
-    )
+def _held_back(sites: Mapping[str, SiteData], names: Collection[str]) -> Data:
+    return together([sites[name].held_back for name in names])

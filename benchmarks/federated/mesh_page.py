@@ -1,4 +1,4 @@
-"""The results of the runs through a mesh as tables and as a page: pure, from the JSON alone."""
+"""The results of the runs through a mesh as tables and as a page."""
 
 from __future__ import annotations
 
@@ -6,55 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.federated.comparison import OF_POOLED
-from benchmarks.federated.page import Results, taken
+from benchmarks.federated.report import Bar, Report, alone_table
 from benchmarks.table import Table, markdown
 
-TITLE = "Federated runs through a mesh, from the first version to a served one"
 SERVED, INT8 = "served", "variant int8"
 
 
-def tables(results: Results) -> list[Table]:
-    """What each run came to, and the bars."""
-    return [*(_alone(study) for study in results["studies"]), bars(results)]
-
-
-def bars(results: Results) -> Table:
-    """What had to be reached, and whether it was."""
-    rows = [
-        (study["name"], bar, found, "held" if reached else "NOT HELD")
-        for study in results["studies"]
-        for bar, found, reached in _bars(study)
-    ]
-    return Table(title="The bars", columns=("study", "bar", "found", ""), rows=tuple(rows))
-
-
-def held(results: Results) -> bool:
-    """Whether every bar was reached."""
-    return all(reached for study in results["studies"] for _, _, reached in _bars(study))
-
-
-def page(results: Results) -> str:
-    """The whole Markdown page."""
-    sections = [
-        f"# {TITLE}",
-        f"Written by `{results['taken']['command']}`; a new run replaces it. All figures are in `federated_mesh.json` "
-        "beside this page.",
-        "A control plane and a node for each site, as processes on one machine. One command, `nearmesh run start "
-        "--auto-promote`, goes from the first version to the served one: rounds at the sites, the gate, int8, "
-        "signature, and a canary of two steps, while 20 requests a second are asked. The accuracy is what the mesh "
-        "itself answers on the rows that the sites hold back, by the variant that its nodes have found the faster. The "
-        "pooled models, of which the mean counts, and each site's own are made by the same recipe from the same rows "
-        "without a mesh.",
-        "## The bars",
-        markdown(bars(results)),
-        *(_section(study) for study in results["studies"]),
-        "## Taken on",
-        taken(results),
-    ]
-    return "\n\n".join(sections) + "\n"
-
-
-def _bars(study: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+def _bars(study: Mapping[str, Any]) -> list[Bar]:
     errors = len(study["errors"])
     return [
         ("served, with an int8 variant that passed its gate", study["state"], _is_served(study)),
@@ -93,9 +51,21 @@ def _end(printed: str) -> str:
 
 
 def _alone(study: Mapping[str, Any]) -> Table:
-    columns = ("site", "own model at home", "own model at the other sites", "served version there")
-    rows = [
-        (one["site"], *(f"{one[figure]:.3f}" for figure in ("own", "elsewhere", "federated_elsewhere")))
-        for one in study["alone"]
-    ]
-    return Table(title=f"{study['title']}: each site alone", columns=columns, rows=tuple(rows))
+    return alone_table(study, "served version there", [[one] for one in study["alone"]])
+
+
+REPORT = Report(
+    title="Federated runs through a mesh, from the first version to a served one",
+    file="federated_mesh.json",
+    about=(
+        "A control plane and a node for each site, as processes on one machine. One command, `nearmesh run start "
+        "--auto-promote`, goes from the first version to the served one: rounds at the sites, the gate, int8, "
+        "signature, and a canary of two steps, while 20 requests a second are asked. The accuracy is what the mesh "
+        "itself answers on the rows that the sites hold back, by the variant that its nodes have found the faster. The "
+        "pooled models, of which the mean counts, and each site's own are made by the same recipe from the same rows "
+        "without a mesh."
+    ),
+    bars_of=_bars,
+    tables_of=lambda study: (_alone(study),),
+    section_of=_section,
+)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import statistics
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import Any
 from nearmesh_agent.training import data as agent_data
 from nearmesh_agent.training.config import DataConfig
 
-from benchmarks.federated.comparison import POOLED, Alone, accuracy
+from benchmarks.federated.comparison import Alone, without_rounds
 from benchmarks.federated.local import REGION, Local, local
-from benchmarks.federated.study import PACKAGES, Arrays, Data, SiteData, Study, together
+from benchmarks.federated.study import PACKAGES, Data, SiteData, Study
 from nearmesh import config
 from nearmesh.cli import run_records
 from nearmesh.client import Mesh, connect
@@ -100,10 +99,7 @@ async def run(study: Study, data: Path, folder: Path, settings: Mapping[str, Any
                 (newest, *_) = await admin.runs.list(study.name)
                 found = await admin.runs.get(newest.id)
             asked = {name: await _ask(client, study, site.held_back, found.version) for name, site in sites.items()}
-    longer = {**settings, "epochs": settings["epochs"] * study.rounds}
-    recipe, first = study.recipe, study.first(data)
-    train, held = (together([getattr(site, part) for site in sites.values()]) for part in ("train", "held_back"))
-    pooled = [recipe.train(first, train, {**longer, "seed": seed})[0] for seed in range(POOLED)]
+    pooled, alone = without_rounds(study, sites, study.first(data), settings, lambda names: _right(asked, names))
     return Found(
         name=study.name,
         rounds=study.rounds,
@@ -114,9 +110,9 @@ async def run(study: Study, data: Path, folder: Path, settings: Mapping[str, Any
         gate={one.name: one.detail for one in found.gate.checks if one.passed},
         took_s=took_s,
         history=[one.metrics.get("accuracy", float("nan")) for one in found.rounds],
-        served=sum(one.right for one in asked.values()) / sum(one.rows for one in asked.values()),
-        pooled=statistics.mean(accuracy(recipe, arrays, held) for arrays in pooled),
-        alone=[_alone(study, name, sites, first, asked, longer) for name in sites],
+        served=_right(asked, asked),
+        pooled=pooled,
+        alone=alone,
         requests=len(callers.times_ms) + len(callers.errors),
         errors=callers.errors[:20],
         p99_ms=quantile(sorted(callers.times_ms), 0.99),
@@ -220,20 +216,6 @@ async def _ask(client: Mesh, study: Study, data: Data, version: str) -> Asked:
     return Asked(right, len(data.targets), frozenset(variants))
 
 
-def _alone(
-    study: Study,
-    name: str,
-    sites: Mapping[str, SiteData],
-    first: Arrays,
-    asked: Mapping[str, Asked],
-    settings: Mapping[str, Any],
-) -> Alone:
-    """One site's own model on the other sites' data, and what the mesh's version is worth there."""
-    arrays, _ = study.recipe.train(first, sites[name].train, settings)
-    others = [other for other in sites if other != name]
-    return Alone(
-        site=name,
-        own=accuracy(study.recipe, arrays, sites[name].held_back),
-        elsewhere=accuracy(study.recipe, arrays, together([sites[other].held_back for other in others])),
-        federated_elsewhere=sum(asked[o].right for o in others) / sum(asked[o].rows for o in others),
-    )
+def _right(asked: Mapping[str, Asked], names: Collection[str]) -> float:
+    """The accuracy of what the mesh answered of these sites' rows."""
+    return sum(asked[name].right for name in names) / sum(asked[name].rows for name in names)

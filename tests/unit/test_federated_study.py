@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.federated import hospitals, mesh_page, speakers
+from benchmarks.federated import hospitals, mesh_page, page, speakers
 from benchmarks.federated.comparison import Alone, Comparison, Split, compare_split
-from benchmarks.federated.page import held, page, tables
 from benchmarks.federated.study import PACKAGES, Data, Study
 from nearmesh.package import load
 from nearmesh.packaging.release import release
@@ -130,8 +129,9 @@ def test_the_page_says_what_was_not_reached(elsewhere: float, pooled: float, goo
     )
     study = {**comparison.to_json(), "title": "T", "rounds": 2, "settings": {"epochs": 1}, "examples": 4}
     results = json.loads(json.dumps({"studies": [study], "taken": _TAKEN, "machine": _MACHINE}))
-    assert held(results) is good and ("NOT HELD" in page(results)) is not good
-    assert "| federated, after round 2 | 0.900 |" in page(results) and len(tables(results)) == 3
+    report, text = page.REPORT, page.REPORT.page(results)
+    assert report.held(results) is good and ("NOT HELD" in text) is not good
+    assert "| federated, after round 2 | 0.900 |" in text and len(report.tables(results)) == 3
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def test_the_page_of_runs_through_a_mesh_says_what_was_not_reached(wrong: dict[s
         **wrong,
     }
     results = {"studies": [study], "taken": _TAKEN, "machine": _MACHINE}
-    text = mesh_page.page(results)
-    assert text.count("NOT HELD") == bars and mesh_page.held(results) is not bool(bars)
+    text = mesh_page.REPORT.page(results)
+    assert text.count("NOT HELD") == bars and mesh_page.REPORT.held(results) is not bool(bars)
     assert "watching" not in text and "Rounds: accuracy" in text
 
 
