@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nearmesh_controlplane.listeners import POLICY
 from nearmesh_controlplane.runs.apps import check_fab, write_app
 from nearmesh_controlplane.runs.messages import asked_of, check_settings, promotion_of, run_message
 from nearmesh_controlplane.runs.run import Check, Run, When
-from nearmesh_controlplane.server import POLICY
 
 from nearmesh.errors import InvalidInput, PermissionDenied
 from nearmesh.rpc import Gatekeeper, Identity
