@@ -1,8 +1,9 @@
-"""How a listener's address is written: `host:port`, where an IPv6 host stands in brackets."""
+"""How a listener's address is written, `host:port` with an IPv6 host in brackets, and a port where one is free."""
 
 from __future__ import annotations
 
 import ipaddress
+import socket
 
 from nearmesh.errors import InvalidInput
 
@@ -42,3 +43,12 @@ def split_ip(address: str) -> tuple[str, int]:
 def several(text: str) -> tuple[str, ...]:
     """The addresses in a list with commas between, each once: of control planes, of which any may answer."""
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def free_port(host: str) -> int:
+    """A port that was free a moment ago, for a program that must be told a number."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port

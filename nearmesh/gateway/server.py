@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 
 from nearmesh import addresses
+from nearmesh.addresses import free_port
 from nearmesh.gateway.access_log import AccessLog, listening, socket_path
 from nearmesh.gateway.bootstrap import (
     BOOTSTRAP_FILE,
@@ -21,7 +22,7 @@ from nearmesh.gateway.bootstrap import (
 )
 from nearmesh.gateway.calls import CallTally
 from nearmesh.gateway.config import GatewayConfig
-from nearmesh.gateway.envoy import Envoy, envoy_binary, envoy_command, free_port
+from nearmesh.gateway.envoy import Envoy, envoy_binary, envoy_command
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.gateway.predictions import Predictions
 from nearmesh.membership import Membership, Renewal, member

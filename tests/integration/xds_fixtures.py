@@ -20,13 +20,14 @@ from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.routing import load_reports
 from nearmesh_controlplane.routing.load_reports import LoadReports
 
+from nearmesh.addresses import free_port
 from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
 from nearmesh.gateway.access_log import AccessLog, listening, socket_path
 from nearmesh.gateway.bootstrap import CONFIGURES_FILE, GatewayIdentity, write_configures, write_secrets
 from nearmesh.gateway.bootstrap import write_bootstrap as write_envoy
 from nearmesh.gateway.calls import CallTally, Prediction
 from nearmesh.gateway.config import GatewayConfig
-from nearmesh.gateway.envoy import Envoy, envoy_binary, envoy_command, free_port
+from nearmesh.gateway.envoy import Envoy, envoy_binary, envoy_command
 from nearmesh.gateway.metadata import GatewayMetadata
 from nearmesh.ids import Kind, MachineId
 from nearmesh.routing.table import Endpoint, Listener, ModelRoutes, RouteTable

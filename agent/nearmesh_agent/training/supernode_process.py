@@ -17,7 +17,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nearmesh.addresses import free_port
 from nearmesh.process import leashed
 from nearmesh_agent.training import family, programs
 from nearmesh_agent.training.programs import OWN_APPS, SUPEREXEC, SUPERNODE
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str]) -> None:
     handle = os.open(SECRET, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(secrets.token_bytes(32))
-    port = _free_port()
+    # Were it taken in the next moment, the SuperNode ends and is started again.
+    port = free_port(LOOPBACK)
     secret = ["--superexec-auth-secret-file", str(SECRET)]
     api = f"{LOOPBACK}:{port}"
     superexec = [
@@ -126,14 +127,6 @@ def _keep_superexec(command: Sequence[str], ready: threading.Event) -> None:
 
 def _script(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
-
-
-def _free_port() -> int:
-    """That nobody else has taken at this moment; were it taken in the next, the SuperNode ends and is started again."""
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

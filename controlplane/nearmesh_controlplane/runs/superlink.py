@@ -16,7 +16,6 @@ import contextlib
 import logging
 import secrets
 import shutil
-import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator
@@ -127,7 +126,7 @@ class SuperLink:
     @contextlib.asynccontextmanager
     async def _talking(self) -> AsyncIterator[None]:
         # It stays the same, so that server apps which run find the SuperLink again that was started anew.
-        self._port = self._port or _free_port()
+        self._port = self._port or addresses.free_port(LOOPBACK)
         async with httpx.AsyncClient(verify=self._context, timeout=TIMEOUT, limits=LIMITS, trust_env=False) as client:
             self._client = client
             try:
@@ -192,7 +191,7 @@ class SuperLink:
 
     async def _another_port(self) -> None:
         """Somebody may have taken it meanwhile. Server apps that run keep to the old one, and so they end."""
-        self._port = _free_port()
+        self._port = addresses.free_port(LOOPBACK)
         await self._superexec.stop()
 
     def _put_database_aside(self) -> None:
@@ -301,8 +300,3 @@ class SuperLink:
             return f"the SuperLink at {self._config.superlink} ([runs] in mesh.toml) does not answer"
         said = self._superlink.last_words()
         return f"the SuperLink does not start; {self._folder / 'superlink.log'} says: {said or 'nothing'}"
-
-
-def _free_port() -> int:
-    with socket.create_server((LOOPBACK, 0)) as found:
-        return int(found.getsockname()[1])
