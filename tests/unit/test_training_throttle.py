@@ -19,7 +19,14 @@ class Node:
         self.utilization = 0.1
         self.now_s = 100.0
         replicas: Any = self.replicas
-        self.throttle = Throttle(replicas, lambda: self.utilization, cpu_share=0.5, clock=lambda: self.now_s)
+        self.occupancy = Occupancy()
+        self.throttle = Throttle(
+            replicas,
+            lambda: self.utilization,
+            cpu_share=0.5,
+            occupancy=self.occupancy,
+            clock=lambda: self.now_s,
+        )
         self.throttle.workers = 1
 
     def run(self, seconds: float, *, beside_ms: float = 10.0) -> None:
@@ -131,3 +138,18 @@ def test_threads_of_training_that_give_way_keep_no_engine_call_from_the_other_co
     busy = Occupancy(runnable=lambda: 3)
     busy.yielding = 1
     assert not busy.enter()
+
+
+def test_training_that_stands_still_gives_nobody_way() -> None:
+    node = Node("digits")
+    node.run(1)
+    assert node.occupancy.yielding == node.throttle.threads
+    node.utilization = 0.9
+    node.run(1)
+    assert (node.throttle.share, node.occupancy.yielding) == (0.0, 0)
+    node.utilization = 0.1
+    node.run(10)
+    assert node.occupancy.yielding == node.throttle.threads
+    node.throttle.workers = 0
+    node.run(1)
+    assert node.occupancy.yielding == 0

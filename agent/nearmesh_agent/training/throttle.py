@@ -113,6 +113,8 @@ class Throttle:
         if bool(why) != bool(self.paused):
             log.info("training beside serving: %s", why or "has its whole budget")
         self.share, self.paused = decision.share, why
+        # Who stands still does not run: whatever else does is no thread of training, and gives way to nobody.
+        self._occupancy.yielding = self.threads if training and decision.share else 0
 
     async def _tell(self, process: Process) -> None:
         assert process.stdin is not None
@@ -129,7 +131,6 @@ class Throttle:
         async for line in process.stdout:
             workers, _, yielded_s = line.partition(b" ")
             self.workers, self.yielded_s = int(workers), float(yielded_s)
-            self._occupancy.yielding = self.threads if self.workers else 0
 
 
 def _refused(replica: Replica) -> int:
