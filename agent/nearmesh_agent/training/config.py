@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from nearmesh.addresses import is_address
 from nearmesh.config import Problem, refuse
 
 # Below a tenth a round hardly ends within its time; held back more than half, and little is left to learn from.
@@ -104,8 +105,7 @@ class TrainingConfig:
     data: dict[str, DataConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        host, _, port = self.superlink.rpartition(":")
-        address = not self.superlink or (bool(host) and port.isdecimal() and 0 < int(port) <= 65535)
+        address = not self.superlink or is_address(self.superlink)
         share, device = SMALLEST_SHARE <= self.cpu_share <= 1, re.fullmatch(r"cpu|cuda(:\d+)?", self.device)
         pairs = _pairs_problem(self.node_config)
         checks = [

@@ -25,8 +25,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nearmesh import flower_processes
 from nearmesh.addresses import free_port
 from nearmesh.process import leashed
+from nearmesh.tls import write_private
 from nearmesh_agent.training import family, programs
 from nearmesh_agent.training.programs import OWN_APPS, SUPEREXEC, SUPERNODE
 
@@ -46,16 +48,13 @@ def main(arguments: Sequence[str]) -> None:
     name, *rest = arguments
     own_apps = [OWN_APPS] if OWN_APPS in rest[:1] else []
     rest = rest[len(own_apps) :]
-    SECRET.unlink(missing_ok=True)
-    handle = os.open(SECRET, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(secrets.token_bytes(32))
+    write_private(SECRET, secrets.token_bytes(32))
     # Were it taken in the next moment, the SuperNode ends and is started again.
     port = free_port(LOOPBACK)
     secret = ["--superexec-auth-secret-file", str(SECRET)]
     api = f"{LOOPBACK}:{port}"
     superexec = [
-        _script(SUPEREXEC),
+        flower_processes.script(SUPEREXEC, "nearmesh-agent"),
         "--insecure",
         "--runtime-api-address",
         api,
@@ -123,10 +122,6 @@ def _keep_superexec(command: Sequence[str], ready: threading.Event) -> None:
     while True:
         subprocess.run(leashed(command), stdin=subprocess.DEVNULL, check=False)
         time.sleep(AGAIN_S)
-
-
-def _script(name: str) -> str:
-    return str(Path(sys.executable).with_name(name))
 
 
 if __name__ == "__main__":
