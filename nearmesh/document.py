@@ -23,7 +23,7 @@ class Document:
 
     def to_bytes(self) -> bytes:
         """JSON, canonical."""
-        return json.dumps(_without_none(asdict(self)), sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
+        return json.dumps(without_none(asdict(self)), sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -54,7 +54,8 @@ class Document:
             raise PackageError(f"{cls.FILE} of {size_bytes} bytes is above the limit of {MAX_DOCUMENT_BYTES}")
 
 
-def _without_none(value: Any) -> Any:
+def without_none(value: Any) -> Any:
+    """As JSON and the reader of configuration know it: what is not given is not there."""
     if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    return [without_none(item) for item in value] if isinstance(value, list | tuple) else value

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nearmesh import config
+from nearmesh.document import without_none
 from nearmesh.errors import ConfigError
 from nearmesh.tls import write_private
 from nearmesh_agent.training.config import DataConfig
@@ -38,7 +39,8 @@ class Site:
     def write(self, folder: Path) -> Path:
         """Readable by this user alone; returns where it is."""
         path = folder / FILE
-        write_private(path, json.dumps(_plain(asdict(self)), indent=1).encode())
+        said = json.dumps(without_none(asdict(self)), indent=1, default=_absolute)
+        write_private(path, said.encode())
         return path
 
     @classmethod
@@ -72,10 +74,6 @@ class Site:
             return 0.0
 
 
-def _plain(value: Any) -> Any:
-    """As JSON and the reader of configuration know it: without what is not given."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value.absolute()) if isinstance(value, Path) else value
+def _absolute(path: Path) -> str:
+    """Whoever reads it runs in another folder."""
+    return str(path.absolute())
