@@ -112,7 +112,7 @@ class _Graph:
             close = difflib.get_close_matches(name, self.tensors, n=1)
             near = f"did you mean {close[0]!r}?" if close else f"it has {_some(sorted(self.tensors))}"
             yield f"the graph has no initializer {name!r}; {near}"
-        elif (element := _element(tensor)) not in TRAINABLE:
+        elif (element := element_of(tensor)) not in TRAINABLE:
             yield f"initializer {name!r} is {element}; parameters are {', '.join(TRAINABLE)}"
         elif self._size(tensor) != (needed := _count(tensor) * _dtype(tensor).itemsize):
             yield f"initializer {name!r} has {self._size(tensor)} bytes; its shape {list(tensor.dims)} needs {needed}"
@@ -121,7 +121,7 @@ class _Graph:
         """Between arrays and the initializers that they would replace."""
         for name, array in arrays.items():
             tensor = self.tensors.get(name)
-            if tensor is None or _element(tensor) not in TRAINABLE:
+            if tensor is None or element_of(tensor) not in TRAINABLE:
                 continue
             if array.shape != (shape := tuple(tensor.dims)):
                 yield f"array {name!r} has shape {list(array.shape)}, the initializer {list(shape)}"
@@ -179,14 +179,15 @@ class _Graph:
         return len(tensor.raw_data) or each * _dtype(tensor).itemsize
 
 
-def _element(tensor: TensorProto) -> str:
+def element_of(tensor: TensorProto) -> str:
+    """What its numbers are, as ONNX calls it."""
     from onnx import TensorProto
 
     return TensorProto.DataType.Name(tensor.data_type)
 
 
 def _dtype(tensor: TensorProto) -> np.dtype[Any]:
-    return TRAINABLE[_element(tensor)]
+    return TRAINABLE[element_of(tensor)]
 
 
 def _count(tensor: TensorProto) -> int:
@@ -202,7 +203,7 @@ def _is_external(tensor: TensorProto) -> bool:
 def _range(tensor: TensorProto) -> tuple[str, int, int]:
     """The file that has the tensor, where it begins there, and its bytes."""
     said = {entry.key: entry.value for entry in tensor.external_data}
-    bits = TRAINABLE.get(_element(tensor))
+    bits = TRAINABLE.get(element_of(tensor))
     size = int(said.get("length") or (_count(tensor) * bits.itemsize if bits else 0))
     return said["location"], int(said.get("offset") or 0), size
 

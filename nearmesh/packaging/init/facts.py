@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from nearmesh.errors import PackageError
 from nearmesh.package import DType
 from nearmesh.packaging.graph import DTYPES, external_files
-from nearmesh.packaging.parameters import TRAINABLE
+from nearmesh.packaging.parameters import TRAINABLE, element_of
 from nearmesh.packaging.sources.instead import what_came_instead
 
 if TYPE_CHECKING:
@@ -70,15 +70,9 @@ def read(path: Path) -> Facts:
         description=" ".join((model.doc_string or graph.doc_string).split()),
         external=tuple(external_files(model)),
         tables={value.name: size for value in inputs if (size := min(uses.tables(value.name), default=0))},
-        parameters=tuple(t.name for t in graph.initializer if t.dims and _element(t) in TRAINABLE),
+        parameters=tuple(t.name for t in graph.initializer if t.dims and element_of(t) in TRAINABLE),
         compared={value.name: found for value in inputs if (found := tuple(uses.compared(value.name)))},
     )
-
-
-def _element(tensor: TensorProto) -> str:
-    from onnx import TensorProto
-
-    return TensorProto.DataType.Name(tensor.data_type)
 
 
 def load(path: Path, *, with_external: bool = False) -> ModelProto:
