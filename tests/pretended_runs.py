@@ -52,6 +52,12 @@ from tests.rollout_nodes import MODEL, FakeNode, Mesh, rollouts_of
 ME = rpc.Identity("ann", "data")
 SITES = ("a", "b", "c")
 
+WAITING, TRAINING, TRAINED = pb.RUN_STATE_WAITING, pb.RUN_STATE_TRAINING, pb.RUN_STATE_TRAINED
+SERVED, REFUSED, ROLLED_BACK = pb.RUN_STATE_SERVED, pb.RUN_STATE_REFUSED, pb.RUN_STATE_ROLLED_BACK
+STOPPED, FAILED = pb.RUN_STATE_STOPPED, pb.RUN_STATE_FAILED
+# A canary that is soon over.
+QUICK = pb.PromoteOptions(steps=[0.5], step_s=1.0, step_requests=1)
+
 
 @dataclass
 class _EngineRun:
