@@ -29,6 +29,22 @@ def script(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
+async def output_of(command: Sequence[str], failure: str) -> bytes:
+    """What a program prints until it ends well. Raises ChildFailed: `failure`, and what it said of that."""
+    process = await asyncio.create_subprocess_exec(
+        *leashed(command), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise ChildFailed(f"{failure}: {errors.decode(errors='replace').strip()}")
+    return output
+
+
 class Child:
     """One process, which may be started again under the same name."""
 

@@ -18,14 +18,14 @@ from typing import Any
 from nearmesh.client.admin import AdminClient
 from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
 from nearmesh.devmesh import training
-from nearmesh.devmesh.children import Child, ChildFailed, script
+from nearmesh.devmesh.children import Child, ChildFailed, output_of, script
 from nearmesh.devmesh.folder import MESH_FILE as MESH_FILE
 from nearmesh.devmesh.plan import MESH, REGIONS, Plan, gateway_of, local, node_of, round_trip_ms, site_of
 from nearmesh.devmesh.samples import CHECKOUT
 from nearmesh.errors import AlreadyExists, ConfigError, MeshError, NotFound
 from nearmesh.ids import Kind
 from nearmesh.packaging.build import Artifact, build
-from nearmesh.process import LOCK_FILE, leashed, only_one
+from nearmesh.process import LOCK_FILE, only_one
 from nearmesh.tls import write_private
 from nearmesh.v1 import node_pb2
 
@@ -139,18 +139,7 @@ class LocalMesh:
 
     async def _control_plane_command(self, *arguments: str) -> bytes:
         command = [script("nearmesh-controlplane"), "--config", str(self.plan.control_plane_config), *arguments]
-        process = await asyncio.create_subprocess_exec(
-            *leashed(command), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
-        try:
-            output, errors = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode:
-            raise ChildFailed(f"{' '.join(command)} failed: {errors.decode(errors='replace').strip()}")
-        return output
+        return await output_of(command, f"{' '.join(command)} failed")
 
     async def _start_machines(self, admin: AdminClient) -> None:
         for region in REGIONS:

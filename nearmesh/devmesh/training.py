@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from nearmesh.devmesh.children import ChildFailed, script
+from nearmesh.devmesh.children import output_of, script
 from nearmesh.devmesh.samples import CHECKOUT
-from nearmesh.process import leashed
 
 # Three sites have images of it, and each lacks some digits; see models/digits.
 MODEL = "digits"
@@ -27,14 +25,4 @@ def is_possible(modules: Iterable[str] = MODULES) -> bool:
 async def write_data(folders: Sequence[Path]) -> None:
     """A site's data into each folder. Raises ChildFailed."""
     command = [script("python"), str(CHECKOUT / "models" / MODEL / "sites.py"), *map(str, folders)]
-    process = await asyncio.create_subprocess_exec(
-        *leashed(command), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
-        said, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        raise ChildFailed(f"the sites' data could not be written: {said.decode(errors='replace').strip()}")
+    await output_of(command, "the sites' data could not be written")
