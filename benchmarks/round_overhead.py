@@ -27,13 +27,12 @@ from nearmesh_agent.training.config import DataConfig
 from nearmesh_controlplane.runs.apps import write_app
 from nearmesh_controlplane.runs.folder import Plan, RunFolder, SiteInfo
 
+from benchmarks.flower_fleet import Fleet, fleet_in
 from benchmarks.machine import commit, machine
 from benchmarks.table import Table, markdown
 from nearmesh.cli.output import Number, note, print_table
 from nearmesh.devmesh.samples import CHECKOUT
 from nearmesh.flower_processes import environment
-from nearmesh.tls import new_key
-from tests.flower_fleet import Fleet, fleet_in
 
 RESULTS = CHECKOUT / "benchmarks" / "results" / "round_overhead.json"
 NODES, ROUNDS, TURNS = 3, 3, 3
@@ -154,12 +153,7 @@ async def run(folder: Path, turns: int) -> dict[str, Any]:
 
 
 async def _nodes(fleet: Fleet, stack: AsyncExitStack) -> dict[int, SiteInfo]:
-    keys = {f"node-{number}": new_key() for number in range(NODES)}
-    lines = {}
-    for name, key in keys.items():
-        await fleet.mesh.node(name)
-        lines[name] = fleet.allows(name, key)
-    ids = await fleet.engine.register(lines)
+    keys, ids = await fleet.nodes(*(f"node-{number}" for number in range(NODES)))
     for number, (name, key) in enumerate(keys.items()):
         data = _data(fleet.folder / f"data-{number}", number)
         file = site.Site(data={"m": DataConfig(path=data)}).write(data)

@@ -13,10 +13,10 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from benchmarks.flower_fleet import Fleet, fleet_in
 from nearmesh.errors import InvalidInput
 from nearmesh.ssh_keys import ssh_line
 from nearmesh.tls import new_key
-from tests.flower_fleet import Fleet, fleet_in
 from tests.integration.mesh_processes import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -90,9 +90,8 @@ def asking(folder: Path) -> Path:
 
 
 async def test_a_node_that_trains_takes_part_until_it_is_removed(fleet: Fleet) -> None:
-    await fleet.mesh.node("node-a")
     key = new_key()
-    line = fleet.allows("node-a", key)
+    line = await fleet.joins("node-a", key)
     ids = await fleet.engine.register({"node-a": line})
     assert await fleet.engine.register({"node-a": line}) == ids
     out = fleet.folder / "out.txt"
@@ -113,7 +112,7 @@ async def test_a_node_that_trains_takes_part_until_it_is_removed(fleet: Fleet) -
         assert (await fleet.ended(run)).state == "finished", await fleet.engine.log(run)
         assert out.read_text() == str(BYTES)
         # Its next call is refused, upon which a SuperNode ends.
-        await fleet.mesh.registry.remove("node-a")
+        await fleet.registry.remove("node-a")
         async with asyncio.timeout(15.0):
             await supernode.ended()
 

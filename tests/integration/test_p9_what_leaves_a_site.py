@@ -24,8 +24,8 @@ from nearmesh_controlplane.runs.apps import write_app
 from nearmesh_controlplane.runs.folder import Plan, RunFolder, SiteInfo
 from onnx import TensorProto, helper, numpy_helper
 
-from nearmesh.tls import Credentials, key_to_pem, new_key
-from tests.flower_fleet import Fleet, fleet_in
+from benchmarks.flower_fleet import Fleet, fleet_in
+from nearmesh.tls import Credentials, key_to_pem
 from tests.recorded_fleet import Recorder
 
 WEIGHT = np.zeros((3, 2), np.float32)
@@ -115,12 +115,7 @@ async def site(fleet: Fleet, name: str, key: ec.EllipticCurvePrivateKey, data: D
 async def test_p9_nothing_but_weights_counts_and_metrics_leaves_a_site(tmp_path: Path) -> None:
     recorder = Recorder()
     async with fleet_in(tmp_path, recorder.around) as fleet, AsyncExitStack() as stack:
-        keys = {"node-sound": new_key(), "node-broken": new_key()}
-        lines = {}
-        for name, key in keys.items():
-            await fleet.mesh.node(name)
-            lines[name] = fleet.allows(name, key)
-        ids = await fleet.engine.register(lines)
+        keys, ids = await fleet.nodes("node-sound", "node-broken")
         sites = {id: SiteInfo(node=name, site="s", region="r", pseudonym=name) for name, id in ids.items()}
         folder = run_folder(tmp_path / "run", sites)
         for name, key in keys.items():

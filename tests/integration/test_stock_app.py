@@ -15,8 +15,7 @@ import pytest
 from nearmesh_controlplane.rounds import stock
 from nearmesh_controlplane.runs.folder import Plan, RunFolder, SiteInfo
 
-from nearmesh.tls import new_key
-from tests.flower_fleet import Fleet, fleet_in
+from benchmarks.flower_fleet import Fleet, fleet_in
 from tests.integration.mesh_processes import until
 
 APP = Path(__file__).parents[1] / "stock_app"
@@ -27,12 +26,7 @@ ROUNDS = 2
 @contextlib.asynccontextmanager
 async def two_sites(fleet: Fleet, folder: RunFolder) -> AsyncIterator[None]:
     """Two nodes whose operators say which partition of the data is theirs, as Flower's documentation has it."""
-    keys = {name: new_key() for name in NODES}
-    lines = {}
-    for name, key in keys.items():
-        await fleet.mesh.node(name)
-        lines[name] = fleet.allows(name, key)
-    ids = await fleet.engine.register(lines)
+    keys, ids = await fleet.nodes(*NODES)
     folder.make()
     folder.write_plan(
         Plan(run="r1", model="m", rounds=ROUNDS, min_sites=2, strategy="", round_timeout_s=30.0, metric="eval_acc")

@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from nearmesh_controlplane import database as tables
 from nearmesh_controlplane.config import RunsConfig
+from nearmesh_controlplane.database import Database
+from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.registry.authority import Authority
+from nearmesh_controlplane.registry.node import Node
+from nearmesh_controlplane.registry.nodes import Registry
+from nearmesh_controlplane.registry.rows import node_from_row
 from nearmesh_controlplane.registry.training import Training
 from nearmesh_controlplane.runs.child import Child
 from nearmesh_controlplane.runs.engine import ENDED, EngineStatus
@@ -27,10 +34,11 @@ from starlette.types import ASGIApp
 from nearmesh.devmesh.ports import free_ports
 from nearmesh.flower_processes import environment, script
 from nearmesh.ssh_keys import ssh_line
-from nearmesh.tls import Credentials
+from nearmesh.tls import Credentials, new_key
 from nearmesh.v1 import node_pb2
-from tests.control_plane_state import State, state
-from tests.integration.mesh_processes import until
+
+# No node has a session, which would be what a lease is for.
+LEASE_S = 10.0
 
 
 @dataclass(slots=True)
@@ -39,14 +47,27 @@ class Fleet:
 
     folder: Path
     authority: Authority
-    mesh: State
+    registry: Registry
     training: Training
     superlink: SuperLink
     engine: FlowerEngine
     address: str
 
-    def allows(self, node: str, key: ec.EllipticCurvePrivateKey) -> str:
-        """The node says that it trains; its key's line."""
+    async def nodes(self, *names: str) -> tuple[dict[str, ec.EllipticCurvePrivateKey], dict[str, int]]:
+        """Nodes that join and may train: their keys, and the numbers that Flower knows them by."""
+        keys = {name: new_key() for name in names}
+        lines = {name: await self.joins(name, key) for name, key in keys.items()}
+        return keys, await self.engine.register(lines)
+
+    async def joins(self, node: str, key: ec.EllipticCurvePrivateKey) -> str:
+        """The node is of the mesh, and says that it trains; its key's line."""
+        row = {"id": node, "kind": "node", "site": node, "region": "r", "joined_at_s": 1.0}
+
+        def insert(connection: sa.Connection) -> Node:
+            connection.execute(sa.insert(tables.nodes).values(**row))
+            return node_from_row(connection.execute(sa.select(tables.nodes).where(tables.nodes.c.id == node)).one())
+
+        await self.registry.register(insert)
         line = ssh_line(key.public_key())
         self.training.heard(node, node_pb2.NodeStatus(training=node_pb2.TrainingStatus(public_key=line)), line)
         return line
@@ -75,14 +96,12 @@ class Fleet:
             await child.stop()
 
     async def ended(self, run: str, within_s: float = 60.0) -> EngineStatus:
-        """How a run has ended, when it has."""
-
-        async def look() -> EngineStatus | None:
-            found = await self.engine.status(run)
-            # Each look is work for the SuperLink, which has other things to do.
-            return found if found.state in ENDED else await asyncio.sleep(0.5)
-
-        return await until(look, within_s=within_s)
+        """How a run has ended, when it has. Raises TimeoutError."""
+        async with asyncio.timeout(within_s):
+            while (found := await self.engine.status(run)).state not in ENDED:  # noqa: ASYNC110  # Flower tells nobody
+                # Each look is work for the SuperLink, which has other things to do.
+                await asyncio.sleep(0.5)
+        return found
 
 
 @asynccontextmanager
@@ -91,8 +110,10 @@ async def fleet_in(folder: Path, around: Callable[[ASGIApp], ASGIApp] = lambda a
     authority = Authority.open("test-mesh", folder / "authority")
     authority.server_credentials(["127.0.0.1"]).write(folder / "server")
     (port,) = free_ports(1)
-    async with state(folder) as mesh:
-        training = Training(mesh.registry, mesh.changes, time.monotonic)
+    changes = Generation()
+    with closing(Database.open(folder / "state.db")) as db:
+        registry = Registry(db, changes, LEASE_S, time.monotonic)
+        training = Training(registry, changes, time.monotonic)
         # Long ago.
         training._began_at = -1e9
         superlink = SuperLink(RunsConfig(), authority, folder / "flower")
@@ -107,6 +128,6 @@ async def fleet_in(folder: Path, around: Callable[[ASGIApp], ASGIApp] = lambda a
             running = [tasks.create_task(https.run_until_stopped()), tasks.create_task(superlink.run())]
             engine = FlowerEngine(superlink)
             await engine.prepare()
-            yield Fleet(folder, authority, mesh, training, superlink, engine, f"127.0.0.1:{port}")
+            yield Fleet(folder, authority, registry, training, superlink, engine, f"127.0.0.1:{port}")
             https.should_exit = True
             running[1].cancel()
