@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -61,9 +62,9 @@ class Throttle:
         self._budget = Budget(cpu_share)
         self._refused: WeakKeyDictionary[Replica, int] = WeakKeyDictionary()
 
-    @property
+    @cached_property
     def threads(self) -> int:
-        """That an app computes in: as many as it may use at a time."""
+        """That an app computes in: as many as it may use at a time. Asked for at each decision, and read from files."""
         return max(1, int(self.cpu_share * usable_cores()))
 
     def command(self, command: Sequence[str], yielded_file: Path) -> list[str]:
