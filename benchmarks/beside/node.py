@@ -22,7 +22,7 @@ from nearmesh_agent.serving.node import ServingNode
 from nearmesh_agent.serving.responses import Place
 from nearmesh_agent.training.throttle import Throttle
 
-from nearmesh.process import rare_collections
+from nearmesh.process import leashed, rare_collections
 from nearmesh.rpc import Gatekeeper
 from nearmesh.transport.server import Server
 
@@ -46,7 +46,7 @@ class Training:
         """Returns when an app is at work."""
         command = [sys.executable, "-m", "benchmarks.beside.app", "flower-supernode", str(self._folder / "examples")]
         if not self._held:
-            self._unheld = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+            self._unheld = await asyncio.create_subprocess_exec(*leashed(command), start_new_session=True)
             return
         process = await asyncio.create_subprocess_exec(
             *self._throttle.command(command, self._folder / "yielded"), stdin=PIPE, stdout=PIPE
