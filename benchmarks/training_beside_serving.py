@@ -65,8 +65,13 @@ class Node:
     async def hear(self) -> dict[str, Any]:
         """Its next line. Raises NodeFailed."""
         assert self._process.stdout is not None
-        async with asyncio.timeout(SAYS_WITHIN_S):
-            line = await self._process.stdout.readline()
+        try:
+            async with asyncio.timeout(SAYS_WITHIN_S):
+                line = await self._process.stdout.readline()
+        except TimeoutError:
+            # Who says nothing would not hear of the input's end either.
+            self._process.kill()
+            raise NodeFailed(f"the node has said nothing for {SAYS_WITHIN_S:g} s, and is killed") from None
         if not line:
             raise NodeFailed(f"the node ended with code {await self._process.wait()}; see its error above")
         found: dict[str, Any] = json.loads(line)
@@ -278,7 +283,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="packages in models/")
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help=f"default {ROUNDS}")
     parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help=f"of a window; default {SECONDS:g}")
-    parser.add_argument("--rate", type=float, default=RATE_PER_S, metavar="R", help="requests a second; default 20")
+    parser.add_argument(
+        "--rate", type=float, default=RATE_PER_S, metavar="R", help=f"requests a second; default {RATE_PER_S:g}"
+    )
     parser.add_argument("--cpu-share", type=float, default=CPU_SHARE, metavar="P", help=f"default {CPU_SHARE}")
     parser.add_argument(
         "--no-budget", action="store_true", help="nothing holds training; written only where --output says"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 
+from benchmarks import training_beside_serving
 from benchmarks.beside.windows import Window, rise, turns
-from benchmarks.training_beside_serving import page, table
+from benchmarks.training_beside_serving import Node, NodeFailed, page, table
 
 
 def window(number: int, training: bool, p99_ms: float, model: str = "digits") -> Window:
@@ -90,3 +93,20 @@ def test_a_line_for_each_model_and_a_page() -> None:
     )
     assert "within a budget of 50% of the cores" in text
     assert "without a budget" in page({**results, "settings": {**settings, "cpu_share": 0.0}})
+
+
+async def test_a_node_that_says_nothing_is_killed_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        killed = False
+
+        def __init__(self) -> None:
+            self.stdout = asyncio.StreamReader()
+
+        def kill(self) -> None:
+            self.killed = True
+
+    monkeypatch.setattr(training_beside_serving, "SAYS_WITHIN_S", 0.0)
+    process: Any = Silent()
+    with pytest.raises(NodeFailed, match="said nothing"):
+        await Node(process).hear()
+    assert process.killed
