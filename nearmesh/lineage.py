@@ -6,10 +6,15 @@ does not say whose data it has seen, and the control plane that ran the rounds k
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from nearmesh.document import Document
+from nearmesh.errors import PackageError
+
+log = logging.getLogger(__name__)
 
 LINEAGE_FILE = "lineage.json"
 
@@ -77,3 +82,17 @@ class Lineage(Document):
     def examples(self) -> int:
         """Of all sites together."""
         return sum(site.examples for site in self.sites)
+
+
+def run_of(folder: Path) -> str:
+    """The federated run that made the version; empty: none did, or it cannot be read here.
+
+    It is said in receipts alone: a lineage of a newer mesh, or a file of a package's own by that name, is no reason not
+    to serve.
+    """
+    try:
+        lineage = Lineage.read(folder)
+    except PackageError as error:
+        log.warning("receipts will not say which run made the version in %s: %s", folder, error)
+        return ""
+    return lineage.run if lineage else ""

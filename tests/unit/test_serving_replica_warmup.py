@@ -9,6 +9,7 @@ import pytest
 from nearmesh_agent.serving.replica import Replica
 
 from nearmesh.errors import PackageError, WarmupFailed
+from nearmesh.lineage import LINEAGE_FILE
 from nearmesh.package import Warmup
 from nearmesh.quantiles import LEAST_SAMPLES
 from tests.gated_engine import Gate
@@ -106,3 +107,11 @@ async def test_other_wrong_warm_ups(tmp_path):
     ):
         with pytest.raises(error, match=said):
             await load(tmp_path, Gate(), warmup=(warmup,))
+
+
+async def test_a_lineage_that_cannot_be_read_keeps_no_version_from_serving(tmp_path, caplog):
+    (tmp_path / LINEAGE_FILE).write_text('{"run": "spring", "of_a_newer_mesh": 1}')
+    replica = await load(tmp_path, Gate())
+    assert replica.run == ""
+    assert "receipts will not say which run made the version" in caplog.text
+    await replica.close()

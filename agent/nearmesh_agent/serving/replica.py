@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nearmesh import package as packages
 from nearmesh.errors import DeadlineExceeded, NotReady, Overloaded
-from nearmesh.lineage import Lineage
+from nearmesh.lineage import run_of
 from nearmesh.package import Package
 from nearmesh_agent.engines.base import Array, Engine, EngineFactory
 from nearmesh_agent.serving import memory
@@ -136,8 +136,7 @@ class Replica:
             occupancy=occupancy,
         )
         replica.on_trial = on_trial
-        lineage = await loop.run_in_executor(executor, Lineage.read, folder)
-        replica.run = lineage.run if lineage else ""
+        replica.run = await loop.run_in_executor(executor, run_of, folder)
         replica.footprint.weights_bytes = await loop.run_in_executor(executor, weights_bytes, folder, described)
         await (bring(replica, folder) if bring else replica.activate(folder))
         return replica
