@@ -6,13 +6,14 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 # Of a pipe or a file, which has no width of its own: lines should not break there.
 PIPE_COLUMNS = 240
@@ -32,6 +33,19 @@ def console(*, err: bool = False) -> Console:
     stream = sys.stderr if err else sys.stdout
     width = None if stream.isatty() else PIPE_COLUMNS
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+@contextmanager
+def changing_picture() -> Iterator[Callable[[RenderableType], None] | None]:
+    """Shows another picture in the last one's place on a terminal's stderr, and none in the end; None elsewhere."""
+    screen = console(err=True)
+    if not screen.is_terminal:
+        yield None
+        return
+    from rich.live import Live
+
+    with Live(console=screen, transient=True, auto_refresh=False) as live:
+        yield lambda what: live.update(what, refresh=True)
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from nearmesh.cli import records
-from nearmesh.cli.output import NOTHING, Number, console, moment, ms, percent, print_table, size
+from nearmesh.cli.output import NOTHING, Number, changing_picture, moment, ms, percent, print_table, size
 from nearmesh.errors import DeadlineExceeded, NotLeader, Unreachable
 from nearmesh.v1 import catalog_pb2
 
@@ -87,19 +87,16 @@ def _quiet() -> Iterator[_Screen]:
 @contextmanager
 def _screen() -> Iterator[_Screen]:
     """On a terminal a picture that changes; else a line on stderr for each step."""
-    screen = console(err=True)
-    if not screen.is_terminal:
-        yield _Lines()
-        return
-    from rich.live import Live
+    with changing_picture() as draw:
+        yield _Picture(draw) if draw else _Lines()
 
-    with Live(console=screen, transient=True, auto_refresh=False) as live:
 
-        class Picture:
-            def show(self, found: catalog_pb2.Rollout) -> None:
-                live.update(picture(found), refresh=True)
+class _Picture:
+    def __init__(self, draw: Callable[[RenderableType], None]) -> None:
+        self._draw = draw
 
-        yield Picture()
+    def show(self, found: catalog_pb2.Rollout) -> None:
+        self._draw(picture(found))
 
 
 class _Lines:

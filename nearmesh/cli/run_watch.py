@@ -8,7 +8,7 @@ from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from nearmesh.cli import rollouts, run_records, run_words
-from nearmesh.cli.output import console, note, print_json
+from nearmesh.cli.output import changing_picture, note, print_json
 from nearmesh.cli.run_tables import picture
 from nearmesh.client import tasks
 from nearmesh.client.runs import ENDED
@@ -80,14 +80,8 @@ async def _rollout(session: Session, found: run_pb2.Run, screen: Screen) -> None
 @contextmanager
 def shown() -> Iterator[Screen]:
     """On a terminal a picture that changes; else a line on stderr for each thing that happens."""
-    screen = console(err=True)
-    if not screen.is_terminal:
-        yield Lines(note)
-        return
-    from rich.live import Live
-
-    with Live(console=screen, transient=True, auto_refresh=False) as live:
-        yield _Picture(lambda what: live.update(what, refresh=True))
+    with changing_picture() as draw:
+        yield _Picture(draw) if draw else Lines(note)
 
 
 class _Picture:

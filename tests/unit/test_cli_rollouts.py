@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nearmesh.cli import rollouts
+from nearmesh.cli import output, rollouts
 from nearmesh.client.admin import CHANGES
 from nearmesh.errors import Unreachable
 from nearmesh.v1 import catalog_pb2, node_pb2
@@ -46,7 +46,7 @@ def test_on_a_terminal_the_picture_changes(run: Bench, monkeypatch: pytest.Monke
     from rich.console import Console
 
     screen = StringIO()
-    monkeypatch.setattr(rollouts, "console", lambda err: Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr(output, "console", lambda err: Console(file=screen, force_terminal=True, width=120))
     done = run("model", "deploy", "digits@1")
     assert (done.exit_code, done.stdout) == (0, "digits@1 is wanted at every site; 1 node changed over in 12 s\n")
     shown = screen.getvalue()

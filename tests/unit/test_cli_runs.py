@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nearmesh.cli import run_watch, run_words
+from nearmesh.cli import output, run_words
 from nearmesh.errors import Unreachable
 from nearmesh.v1 import run_pb2
 from tests import fake_runs
@@ -291,7 +291,8 @@ def test_on_a_terminal_the_picture_changes_and_ends_with_the_rollout(
     from rich.console import Console
 
     screen = StringIO()
-    monkeypatch.setattr(run_watch, "console", lambda err: Console(file=screen, force_terminal=True, width=120))
+    terminal, real = Console(file=screen, force_terminal=True, width=120), output.console
+    monkeypatch.setattr(output, "console", lambda *, err=False: terminal if err else real())
     rolling = run(state=run_pb2.RUN_STATE_ROLLING_OUT, version="1-r7", rollout=9, progress=None, gate=fake_runs.gate())
     bench.hear(run(), rolling, rolling, served(), away=True)
     done = bench(*START, "--auto-promote")
