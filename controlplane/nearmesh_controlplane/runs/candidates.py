@@ -63,7 +63,7 @@ class Candidates(Protocol):
         ...
 
     async def write_graph(self, parent: Parent, target: Path) -> None:
-        """The graph with the parent's parameters, into the file `target`; what it leaves to other files, beside it."""
+        """The graph with the parent's parameters, into the file `target`: a graph that is trained is one file."""
         ...
 
     async def build(self, run: Run, arrays: Arrays, lineage: Lineage) -> Built:

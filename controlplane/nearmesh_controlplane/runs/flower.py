@@ -12,7 +12,7 @@ import json
 import re
 import threading
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -207,7 +207,7 @@ def _said(response: httpx.Response) -> str:
 
 
 @contextlib.contextmanager
-def _away() -> Any:
+def _away() -> Iterator[None]:
     try:
         yield
     except httpx.HTTPError as error:

@@ -27,7 +27,7 @@ from nearmesh import addresses
 from nearmesh.errors import ConfigError
 from nearmesh.flower_processes import environment, script
 from nearmesh.process import has_died
-from nearmesh.tls import Credentials, write_once
+from nearmesh.tls import Credentials, write_once, write_private
 from nearmesh_controlplane.config import RunsConfig
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.rounds import stock
@@ -208,13 +208,10 @@ class SuperLink:
 
     def note(self, run: str, folder: Path) -> None:
         """In which folder the rounds of a Flower run belong, for whoever watches its app."""
-        self._observed.mkdir(parents=True, exist_ok=True)
-        for older in self._observed.iterdir():
-            if not Path(older.read_text("utf-8")).exists():
-                older.unlink()
-        draft = self._observed / f".{run}"
-        draft.write_text(str(folder.absolute()), "utf-8")
-        draft.replace(self._observed / run)
+        write_private(self._observed / run, str(folder.absolute()).encode())
+        for noted in self._observed.iterdir():
+            if not Path(noted.read_text("utf-8")).exists():
+                noted.unlink()
 
     def server_app_died(self, run: str) -> bool:
         """Whether the server app of a Flower run was here and is gone."""

@@ -68,8 +68,8 @@ BODY_WITHIN_S = 300.0
 # Calls of one node at a time; a SuperNode makes some ten.
 MAX_CALLS = 32
 
-# Headers that are passed on, there and back.
-_ASKED = ("content-type", "content-length", "accept", PUBLIC_KEY, TIMESTAMP, SIGNATURE)
+# Headers that are passed on, there and back, beside Flower's own.
+_ASKED = ("content-type", "content-length", "accept")
 _ANSWERED = ("content-type", "content-length", "content-encoding")
 _FLOWERS_OWN = "flwr-"
 
