@@ -269,6 +269,27 @@ async def test_an_engine_that_goes_away_in_the_middle_is_waited_for(world: World
         assert (await found.until(second, STOPPED, looks=3)).reason == "stopped by request"
 
 
+async def test_folders_that_cannot_be_tidied_end_nothing_else(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the task that drives all runs, and with it the control plane."""
+
+    def bug(_folder: RunFolder) -> None:
+        raise ZeroDivisionError
+
+    def vanished(_path: Path) -> None:
+        raise FileNotFoundError(2, "gone meanwhile")
+
+    async with plane(world) as found:
+        bad = (await found.start()).id
+        await found.until(bad, TRAINING)
+        await found.look()
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "progress", bug)
+            patch.setattr(Path, "iterdir", vanished)
+            await found.until(bad, FAILED)
+        assert world.engine.running == []
+        assert (await found.until((await found.start()).id, TRAINED)).resumed == 0
+
+
 async def test_a_bug_ends_its_run_and_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async with plane(world) as found:
         bad = await found.start(auto_promote=True)

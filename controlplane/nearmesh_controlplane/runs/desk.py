@@ -91,11 +91,13 @@ class Desk:
 
     def tidy(self, active: Collection[str]) -> None:
         """Removes folders of runs that are not active, but for the newest."""
-        if not self._base.is_dir():
-            return
-        others = [path for path in self._base.iterdir() if path.is_dir() and path.name not in active]
-        for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[FOLDERS_KEPT:]:
-            shutil.rmtree(path, ignore_errors=True)
+        try:
+            others = [path for path in self._base.iterdir() if path.is_dir() and path.name not in active]
+            for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[FOLDERS_KEPT:]:
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError as error:
+            # Another run's end may be removing the same ones this moment; the next one looks again.
+            log.info("folders of runs that have ended stay for now: %s", error)
 
 
 def plan(run: Run, parent: Parent | None) -> Plan:

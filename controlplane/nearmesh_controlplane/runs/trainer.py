@@ -267,7 +267,7 @@ class Trainer:
         self._on_asked()
         try:
             await self._engine.stop(attempt.engine_run)
-        except EngineAway as error:
+        except (EngineAway, InvalidInput) as error:
             log.warning("engine_run=%s was not ended: %s", attempt.engine_run, error.message)
         await self._rest()
         await asyncio.to_thread(self._desk.tidy, {run.id for run in self._runs.active()})
