@@ -211,6 +211,17 @@ async def test_a_node_says_what_it_has_and_not_where(tmp_path: Path) -> None:
     assert isinstance(load_ssh_public_key(status.public_key.encode()), ec.EllipticCurvePublicKey)
 
 
+async def test_a_path_that_cannot_even_be_looked_at_ends_no_agent(tmp_path: Path) -> None:
+    # Longer than a name may be: as of a folder that is closed to this user, asking for it is an error.
+    data = {"odd": DataConfig(path=tmp_path / ("x" * 300))}
+    node = Node(tmp_path, config(tmp_path, data=data))
+    async with node.running():
+        await settled()
+        status = node.part.status()
+    assert status is not None
+    assert list(status.models) == []
+
+
 async def test_without_flower_a_node_has_no_models_and_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,8 +125,9 @@ class Training:
 
 
 def _missing(data: dict[str, DataConfig], before: frozenset[str]) -> frozenset[str]:
-    """The models whose data are not there; new ones are logged."""
-    found = {name for name, one in data.items() if not one.loader and one.path and not one.path.exists()}
+    """The models whose data are not there, or not to be read; new ones are logged."""
+    # Not `Path.exists`, which raises where a folder is closed to this user or its server has gone.
+    found = {name for name, one in data.items() if not one.loader and one.path and not os.access(one.path, os.R_OK)}
     for name in found - before:
-        log.warning("no data for model=%s at %s; the model is not trained here", name, data[name].path)
+        log.warning("no data to be read for model=%s at %s; the model is not trained here", name, data[name].path)
     return frozenset(found)
