@@ -20,7 +20,7 @@ from nearmesh.packaging.layout import lay_out
 from nearmesh.packaging.release import release
 from nearmesh.packaging.sources import default_cache
 from nearmesh.packaging.warmup import read_warmup
-from nearmesh.report import Measured, read_report
+from nearmesh.report import Measured, Report
 
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays], dict[str, np.ndarray]]
@@ -81,7 +81,7 @@ def run(engine: Engine) -> Run:
 @pytest.fixture(scope="module")
 def measured(published: Path, variant: str) -> Measured:
     """What publishing found out about the variant."""
-    report = read_report(published)
+    report = Report.read(published)
     assert report, "the package has an evaluation"
     (found,) = [each for each in report.variants if each.label == variant]
     return found
