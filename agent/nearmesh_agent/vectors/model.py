@@ -1,0 +1,238 @@
+"""What a site's vectors are made of, and what the parts that keep and search them are to each other.
+
+A collection has one table for each generation of its embedder; one of them serves. What was written is in the journal
+and in the index when it is acknowledged; the store (Milvus) takes it over from the journal, and the journal forgets it
+then. The index is made from store and journal, so that there is one truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+# FP32, shape [dimension].
+Vector = NDArray[np.float32]
+Scalar = str | int | float | bool
+
+
+class Metric(StrEnum):
+    """How near two vectors are."""
+
+    COSINE = "cosine"
+    INNER_PRODUCT = "ip"
+    # Squared Euclidean distance; lower is nearer, all others are higher.
+    L2 = "l2"
+
+
+class FieldType(StrEnum):
+    STRING = "string"
+    INT = "int"
+    FLOAT = "float"
+    BOOL = "bool"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a row's text is from."""
+
+    source: str = ""
+    # Of the source's whole content.
+    hash: str = ""
+    # Which of how many, from 0.
+    part: int = 0
+    parts: int = 0
+    # For people: a page, a line, a heading.
+    position: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """When a row was written and deleted, by hybrid logical clocks, so that sites agree in whatever order they hear.
+
+    Of two states of a row the one with the larger (written_after, written) wins, and the larger `deleted`; the row is
+    there when `written_after >= deleted`: a write that did not know of the delete never brings it back.
+    """
+
+    written: int = 0
+    # The newest delete of this id that the writer knew of.
+    written_after: int = 0
+    deleted: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One passage, or whatever has a vector."""
+
+    id: str
+    vector: Vector
+    text: str = ""
+    fields: Mapping[str, Scalar] = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
+    clock: Clock = field(default_factory=Clock)
+    # Since the epoch, seconds.
+    written_at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """What the store and the index know of a generation of a collection."""
+
+    # Unique on the node; letters, digits and underscores, as Milvus takes them.
+    name: str
+    dimension: int
+    metric: Metric
+    fields: Mapping[str, FieldType] = field(default_factory=dict)
+    # As Milvus calls it; empty: the best that the engine has.
+    index_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A row that a search found; `score` as the metric says."""
+
+    id: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """Rows that are written and ids that are deleted together, as the journal keeps them."""
+
+    table: str
+    rows: Sequence[Row] = ()
+    deleted: Sequence[str] = ()
+
+
+class Where(Protocol):
+    """A filter that was read and checked against a table's fields (`filters.read`)."""
+
+    def milvus(self) -> str:
+        """The same as Milvus reads it, every value quoted."""
+        ...
+
+    def matches(self, row: Row) -> bool:
+        """Whether it takes the row."""
+        ...
+
+
+class Store(Protocol):
+    """Milvus, Lite or a server. Called from threads, one at a time for each table. Raises MeshError."""
+
+    def tables(self) -> Sequence[str]: ...
+
+    def create(self, table: Table) -> None:
+        """Makes the table if it is not there. Raises Unsupported for an index type that the engine does not build."""
+        ...
+
+    def drop(self, table: str) -> None:
+        """Whether it is there or not."""
+        ...
+
+    def write(self, writes: Sequence[Write]) -> None:
+        """In order; the same again changes nothing. On disk only after `flush`."""
+        ...
+
+    def flush(self) -> None:
+        """Everything written so far is on disk when it returns, also after a loss of power."""
+        ...
+
+    def get(self, table: str, ids: Sequence[str]) -> Sequence[Row]:
+        """Those that are there."""
+        ...
+
+    def scan(self, table: str, *, after: str = "", batch: int = 1000) -> Iterator[Sequence[Row]]:
+        """All rows, with vectors, in the order of their ids from after `after` on."""
+        ...
+
+    def count(self, table: str, where: Where | None = None) -> int: ...
+
+    def search(self, table: str, vector: Vector, k: int, where: Where | None = None) -> Sequence[Found]:
+        """The engine's own search, best first."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Journal(Protocol):
+    """What was acknowledged and is not yet in the store. One for each node; a position counts up with each write."""
+
+    async def append(self, writes: Sequence[Write]) -> int:
+        """On disk (fsync, shared by those who wait) when it returns; the position of the last."""
+        ...
+
+    def after(self, position: int) -> Iterator[tuple[int, Write]]:
+        """What was appended after a position, in order."""
+        ...
+
+    def forget(self, position: int) -> None:
+        """Everything up to it is in the store and in every saved index."""
+        ...
+
+    @property
+    def position(self) -> int: ...
+
+
+class Index(Protocol):
+    """One table in memory: vectors, scalar fields and what a hit shows. Threads search it beside one writer."""
+
+    def apply(self, write: Write, position: int) -> None:
+        """Searches find it, or do not any more, when it returns."""
+        ...
+
+    def search(
+        self, vector: Vector, k: int, where: Where | None = None, *, exact: bool = False
+    ) -> tuple[Sequence[Found], str]:
+        """Best first, and the way: "index" or "exact"."""
+        ...
+
+    def rows(self, ids: Iterable[str], *, vectors: bool = False) -> Sequence[Row]:
+        """Those that are there, in the order asked for."""
+        ...
+
+    def select(self, where: Where | None, *, after: str = "", limit: int | None = None) -> Sequence[str]:
+        """Ids that the filter takes, in order, from after `after` on."""
+        ...
+
+    def maintain(self) -> None:
+        """Takes fresh rows into the index, trains it anew where it has grown; in a thread, for as long as it takes."""
+        ...
+
+    def save(self) -> int:
+        """Writes it to its folder, whole or not at all; the position up to which it knows."""
+        ...
+
+    @property
+    def position(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    @property
+    def fresh(self) -> int:
+        """Rows that are searched exactly, as they are not in the index yet."""
+        ...
+
+
+class Lexical(Protocol):
+    """Words of one table's texts, made from its rows as the index is."""
+
+    def apply(self, write: Write, position: int) -> None: ...
+
+    def search(self, text: str, k: int, among: Where | None = None) -> Sequence[Found]:
+        """By BM25, best first."""
+        ...
+
+    def save(self) -> int: ...
+
+    @property
+    def position(self) -> int: ...
+
+    def close(self) -> None: ...
