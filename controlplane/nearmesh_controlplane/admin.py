@@ -11,7 +11,7 @@ from nearmesh.ids import Kind
 from nearmesh.rpc import caller
 from nearmesh.v1 import admin_pb2 as pb
 from nearmesh.v1 import admin_pb2_grpc
-from nearmesh.v1.node_pb2 import TrainingStatus
+from nearmesh.v1.node_pb2 import TrainingStatus, VectorStatus
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.catalog import Catalog
 from nearmesh_controlplane.database import whole
@@ -49,6 +49,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         prices: Prices,
         residency: ResidencyRules,
         training: Callable[[str], TrainingStatus | None] = lambda node: None,
+        vectors: Callable[[str], VectorStatus | None] = lambda node: None,
     ) -> None:
         self._authority = authority
         self._admission = admission
@@ -59,6 +60,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._residency = residency
         self._role = role
         self._training = training
+        self._vectors = vectors
 
     @whole
     async def CreateJoinToken(self, request: pb.CreateJoinTokenRequest, context: Any) -> pb.CreateJoinTokenResponse:
@@ -201,6 +203,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             sequences=sequences,
             drained=drained,
             training=self._training(node.id),
+            vectors=self._vectors(node.id),
         )
 
 

@@ -64,6 +64,7 @@ nodes = sa.Table(
     # On what terms the machine is bought, and the cloud's name for its kind: what a price feed is looked up by.
     sa.Column("spot", sa.Boolean, nullable=False, default=False),
     sa.Column("machine_type", sa.String, nullable=False, default=""),
+    sa.Column("keeps_vectors", sa.Boolean, nullable=False, default=False),
     sa.Column("draining", sa.Boolean, nullable=False, default=False),
     sa.Column("cordoned", sa.Boolean, nullable=False, default=False),
     sa.Column("removed", sa.Boolean, nullable=False, default=False),

@@ -14,7 +14,15 @@ from nearmesh.rpc import EVERYONE, MACHINES, OPERATORS, PEOPLE, TRAINERS, Gateke
 from nearmesh.tls import Credentials
 from nearmesh.transport.health import Health
 from nearmesh.transport.server import Server
-from nearmesh.v1 import admin_pb2_grpc, catalog_pb2, catalog_pb2_grpc, node_pb2_grpc, route_pb2_grpc, run_pb2_grpc
+from nearmesh.v1 import (
+    admin_pb2_grpc,
+    catalog_pb2,
+    catalog_pb2_grpc,
+    node_pb2,
+    node_pb2_grpc,
+    route_pb2_grpc,
+    run_pb2_grpc,
+)
 from nearmesh.xds.ads import AggregatedDiscovery
 from nearmesh_controlplane.admin import AdminServicer
 from nearmesh_controlplane.catalog.servicer import CatalogServicer
@@ -24,6 +32,7 @@ from nearmesh_controlplane.plane import ControlPlane
 from nearmesh_controlplane.registry.holders import Holders
 from nearmesh_controlplane.registry.server_certificate import ServerCertificate
 from nearmesh_controlplane.registry.servicer import NodeServicer
+from nearmesh_controlplane.registry.vectors import Vectors
 from nearmesh_controlplane.registry.wanted import wanted_state
 from nearmesh_controlplane.rollouts.agreement import smallest_agreement
 from nearmesh_controlplane.rollouts.calls import RolloutCalls
@@ -105,15 +114,21 @@ def _add_servicers(plane: ControlPlane, server: Server, gatekeeper: Gatekeeper) 
     """Every gRPC service of the control plane."""
     registry_url = f"https://{plane.config.reached_at(plane.config.listen.http)}"
     model_key = plane.authority.model_key_pem
+    vectors = Vectors(plane.registry, plane.changes, plane.reach, plane.residency.allowed)
+
+    def heard(node_id: str, status: node_pb2.NodeStatus) -> None:
+        plane.measurements.node_status(node_id, status)
+        vectors.heard(node_id, status)
+
     node_pb2_grpc.add_NodeServiceServicer_to_server(
         NodeServicer(
             plane.authority,
             plane.admission,
             plane.registry,
             plane.changes,
-            _wanted(plane, registry_url, model_key),
+            _wanted(plane, registry_url, model_key, vectors),
             plane.role,
-            plane.measurements.node_status,
+            heard,
             plane.training.heard,
         ),
         server,
@@ -161,13 +176,14 @@ def _add_servicers(plane: ControlPlane, server: Server, gatekeeper: Gatekeeper) 
             prices=plane.prices,
             residency=plane.residency,
             training=plane.training.status,
+            vectors=vectors.status,
         ),
         server,
     )
     _add_discovery(plane, server, gatekeeper)
 
 
-def _wanted(plane: ControlPlane, registry_url: str, model_key: str) -> Callable[[str], Any]:
+def _wanted(plane: ControlPlane, registry_url: str, model_key: str, vectors: Vectors) -> Callable[[str], Any]:
     """What a node is to be like, by its id."""
     holders = Holders(plane.registry, plane.changes, plane.wants, plane.reach)
 
@@ -184,6 +200,7 @@ def _wanted(plane: ControlPlane, registry_url: str, model_key: str) -> Callable[
             kept=plane.idle.wanted,
             unload_after_s=lambda model: plane.idle.policy(model).unload_after_s,
             training=plane.run_driver.wanted_training,
+            vector_nodes=vectors.nodes_for,
         )
         state.control_planes.extend(peer.mesh for peer in plane.role.known())
         state.model_keys_pem.append(model_key)

@@ -74,7 +74,19 @@ def print_nodes(found: list[Record], *, title: str = "") -> None:
     """The table of nodes and gateways."""
     now_s = time.time()
     empty = "no node has joined yet: `nearmesh node token` makes the token for the first"
-    print_table(COLUMNS, [_row(record, now_s) for record in found], title=title, empty=empty)
+    columns: tuple[str, ...] = COLUMNS
+    rows = [_row(record, now_s) for record in found]
+    if any(record["vectors"] for record in found):
+        columns = (*COLUMNS, "vectors")
+        rows = [(*row, _vectors(record["vectors"])) for row, record in zip(rows, found, strict=True)]
+    print_table(columns, rows, title=title, empty=empty)
+
+
+def _vectors(record: Record | None) -> str:
+    """What a node keeps of them, or why it cannot be asked."""
+    if record is None:
+        return NOTHING
+    return record["detail"] or f"{record['rows']:,} in {record['collections']}"
 
 
 def _row(record: Record, now_s: float) -> tuple[str, ...]:

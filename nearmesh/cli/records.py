@@ -72,6 +72,17 @@ def node(message: admin_pb2.Node) -> Record:
         "sequences": message.sequences,
         "drained": message.drained,
         "training": training(message.training) if message.HasField("training") else None,
+        "vectors": vectors(message.vectors) if message.HasField("vectors") else None,
+    }
+
+
+def vectors(message: node_pb2.VectorStatus) -> Record:
+    """What a node keeps of them."""
+    return {
+        "collections": message.collections,
+        "rows": message.rows,
+        "bytes": message.bytes,
+        "detail": message.detail,
     }
 
 

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from nearmesh.v1 import node_pb2 as nearmesh_dot_v1_dot_node__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17nearmesh/v1/admin.proto\x12\x0bnearmesh.v1\x1a\x16nearmesh/v1/node.proto\"}\n\x16\x43reateJoinTokenRequest\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.nearmesh.v1.NodeKind\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12\x12\n\nlifetime_s\x18\x05 \x01(\x01\">\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x14\n\x0c\x65xpires_at_s\x18\x02 \x01(\x01\"F\n\x11IssueTokenRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x12\n\nlifetime_s\x18\x03 \x01(\x01\"9\n\x12IssueTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x14\n\x0c\x65xpires_at_s\x18\x02 \x01(\x01\"\x12\n\x10ListNodesRequest\"5\n\x11ListNodesResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.nearmesh.v1.Node\"\x8c\x04\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.nearmesh.v1.NodeKind\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12\x16\n\x0epublic_address\x18\x05 \x01(\t\x12\x14\n\x0cmesh_address\x18\x06 \x01(\t\x12\x17\n\x0fmetrics_address\x18\x07 \x01(\t\x12\x10\n\x08hardware\x18\x08 \x01(\t\x12\x15\n\ragent_version\x18\t \x01(\t\x12\x14\n\x0cusd_per_hour\x18\n \x01(\x01\x12\x0c\n\x04live\x18\x0b \x01(\x08\x12\x10\n\x08\x64raining\x18\x0c \x01(\x08\x12\x10\n\x08\x63ordoned\x18\r \x01(\x08\x12\x0f\n\x07removed\x18\x0e \x01(\x08\x12\x13\n\x0blast_seen_s\x18\x0f \x01(\x01\x12\x16\n\x0eready_replicas\x18\x10 \x01(\r\x12\x0c\n\x04spot\x18\x11 \x01(\x08\x12\x14\n\x0cprice_source\x18\x12 \x01(\t\x12\x0e\n\x06notice\x18\x13 \x01(\t\x12\x10\n\x08notice_s\x18\x14 \x01(\x01\x12\x13\n\x0butilization\x18\x15 \x01(\x01\x12\x11\n\tin_flight\x18\x16 \x01(\r\x12\x11\n\tsequences\x18\x17 \x01(\r\x12\x0f\n\x07\x64rained\x18\x18 \x01(\x08\x12-\n\x08training\x18\x19 \x01(\x0b\x32\x1b.nearmesh.v1.TrainingStatus\".\n\x10\x44rainNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04undo\x18\x02 \x01(\x08\"/\n\x11\x43ordonNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04undo\x18\x02 \x01(\x08\"!\n\x11RemoveNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"k\n\x0fSetPriceRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x14\n\x0cusd_per_hour\x18\x02 \x01(\x01\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x12\x13\n\x0bvalid_for_s\x18\x04 \x01(\x01\x12\r\n\x05unset\x18\x05 \x01(\x08\"\x13\n\x11ListPricesRequest\"\x90\x01\n\x12ListPricesResponse\x12%\n\x05nodes\x18\x01 \x03(\x0b\x32\x16.nearmesh.v1.NodePrice\x12-\n\ttransfers\x18\x02 \x03(\x0b\x32\x1a.nearmesh.v1.TransferPrice\x12$\n\x04\x66\x65\x65\x64\x18\x03 \x01(\x0b\x32\x16.nearmesh.v1.PriceFeed\"\xba\x01\n\tNodePrice\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x14\n\x0cusd_per_hour\x18\x02 \x01(\x01\x12\x0c\n\x04spot\x18\x03 \x01(\x08\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0e\n\x06\x61mount\x18\x05 \x01(\x01\x12\x10\n\x08\x63urrency\x18\x06 \x01(\t\x12\x15\n\rvalid_until_s\x18\x07 \x01(\x01\x12\x0c\n\x04note\x18\x08 \x01(\t\x12\x0e\n\x06region\x18\t \x01(\t\x12\x14\n\x0cmachine_type\x18\n \x01(\t\"[\n\rTransferPrice\x12\x13\n\x0b\x66rom_region\x18\x01 \x01(\t\x12\x11\n\tto_region\x18\x02 \x01(\t\x12\x12\n\nusd_per_gb\x18\x03 \x01(\x01\x12\x0e\n\x06source\x18\x04 \x01(\t\"d\n\x17SetTransferPriceRequest\x12\x13\n\x0b\x66rom_region\x18\x01 \x01(\t\x12\x11\n\tto_region\x18\x02 \x01(\t\x12\x12\n\nusd_per_gb\x18\x03 \x01(\x01\x12\r\n\x05unset\x18\x04 \x01(\x08\"M\n\tPriceFeed\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x11\n\tread_at_s\x18\x02 \x01(\x01\x12\x0e\n\x06prices\x18\x03 \x01(\r\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"n\n\x10SetPolicyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tobjective\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\x01\x12\x0f\n\x07regions\x18\x04 \x03(\t\x12\x12\n\nany_region\x18\x05 \x01(\x08\"P\n\x06Policy\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tobjective\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\x01\x12\x0f\n\x07regions\x18\x04 \x03(\t\"=\n\x13SetResidencyRequest\x12\x15\n\rclient_region\x18\x01 \x01(\t\x12\x0f\n\x07regions\x18\x02 \x03(\t\"3\n\tResidency\x12\x15\n\rclient_region\x18\x01 \x01(\t\x12\x0f\n\x07regions\x18\x02 \x03(\t\"\x16\n\x14ListResidencyRequest\">\n\x15ListResidencyResponse\x12%\n\x05rules\x18\x01 \x03(\x0b\x32\x16.nearmesh.v1.Residency\"\x1a\n\x18ListControlPlanesRequest\"N\n\x19ListControlPlanesResponse\x12\x31\n\x0e\x63ontrol_planes\x18\x01 \x03(\x0b\x32\x19.nearmesh.v1.ControlPlane\"\x8f\x01\n\x0c\x43ontrolPlane\x12\n\n\x02id\x18\x01 \x01(\t\x12\x16\n\x0epublic_address\x18\x02 \x01(\t\x12\x14\n\x0cmesh_address\x18\x03 \x01(\t\x12\x14\n\x0chttp_address\x18\x04 \x01(\t\x12\x0e\n\x06leader\x18\x05 \x01(\x08\x12\x11\n\tseen_at_s\x18\x06 \x01(\x01\x12\x0c\n\x04term\x18\x07 \x01(\x04\"!\n\x10ListAuditRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"=\n\x11ListAuditResponse\x12(\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x17.nearmesh.v1.AuditEntry\"Z\n\nAuditEntry\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t*P\n\x08NodeKind\x12\x19\n\x15NODE_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eNODE_KIND_NODE\x10\x01\x12\x15\n\x11NODE_KIND_GATEWAY\x10\x02\x32\xbd\x08\n\x0c\x41\x64minService\x12\\\n\x0f\x43reateJoinToken\x12#.nearmesh.v1.CreateJoinTokenRequest\x1a$.nearmesh.v1.CreateJoinTokenResponse\x12M\n\nIssueToken\x12\x1e.nearmesh.v1.IssueTokenRequest\x1a\x1f.nearmesh.v1.IssueTokenResponse\x12J\n\tListNodes\x12\x1d.nearmesh.v1.ListNodesRequest\x1a\x1e.nearmesh.v1.ListNodesResponse\x12=\n\tDrainNode\x12\x1d.nearmesh.v1.DrainNodeRequest\x1a\x11.nearmesh.v1.Node\x12?\n\nCordonNode\x12\x1e.nearmesh.v1.CordonNodeRequest\x1a\x11.nearmesh.v1.Node\x12?\n\nRemoveNode\x12\x1e.nearmesh.v1.RemoveNodeRequest\x1a\x11.nearmesh.v1.Node\x12;\n\x08SetPrice\x12\x1c.nearmesh.v1.SetPriceRequest\x1a\x11.nearmesh.v1.Node\x12M\n\nListPrices\x12\x1e.nearmesh.v1.ListPricesRequest\x1a\x1f.nearmesh.v1.ListPricesResponse\x12T\n\x10SetTransferPrice\x12$.nearmesh.v1.SetTransferPriceRequest\x1a\x1a.nearmesh.v1.TransferPrice\x12?\n\tSetPolicy\x12\x1d.nearmesh.v1.SetPolicyRequest\x1a\x13.nearmesh.v1.Policy\x12H\n\x0cSetResidency\x12 .nearmesh.v1.SetResidencyRequest\x1a\x16.nearmesh.v1.Residency\x12V\n\rListResidency\x12!.nearmesh.v1.ListResidencyRequest\x1a\".nearmesh.v1.ListResidencyResponse\x12\x62\n\x11ListControlPlanes\x12%.nearmesh.v1.ListControlPlanesRequest\x1a&.nearmesh.v1.ListControlPlanesResponse\x12J\n\tListAudit\x12\x1d.nearmesh.v1.ListAuditRequest\x1a\x1e.nearmesh.v1.ListAuditResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17nearmesh/v1/admin.proto\x12\x0bnearmesh.v1\x1a\x16nearmesh/v1/node.proto\"}\n\x16\x43reateJoinTokenRequest\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.nearmesh.v1.NodeKind\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12\x12\n\nlifetime_s\x18\x05 \x01(\x01\">\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x14\n\x0c\x65xpires_at_s\x18\x02 \x01(\x01\"F\n\x11IssueTokenRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x12\n\nlifetime_s\x18\x03 \x01(\x01\"9\n\x12IssueTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x14\n\x0c\x65xpires_at_s\x18\x02 \x01(\x01\"\x12\n\x10ListNodesRequest\"5\n\x11ListNodesResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.nearmesh.v1.Node\"\xb8\x04\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.nearmesh.v1.NodeKind\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12\x16\n\x0epublic_address\x18\x05 \x01(\t\x12\x14\n\x0cmesh_address\x18\x06 \x01(\t\x12\x17\n\x0fmetrics_address\x18\x07 \x01(\t\x12\x10\n\x08hardware\x18\x08 \x01(\t\x12\x15\n\ragent_version\x18\t \x01(\t\x12\x14\n\x0cusd_per_hour\x18\n \x01(\x01\x12\x0c\n\x04live\x18\x0b \x01(\x08\x12\x10\n\x08\x64raining\x18\x0c \x01(\x08\x12\x10\n\x08\x63ordoned\x18\r \x01(\x08\x12\x0f\n\x07removed\x18\x0e \x01(\x08\x12\x13\n\x0blast_seen_s\x18\x0f \x01(\x01\x12\x16\n\x0eready_replicas\x18\x10 \x01(\r\x12\x0c\n\x04spot\x18\x11 \x01(\x08\x12\x14\n\x0cprice_source\x18\x12 \x01(\t\x12\x0e\n\x06notice\x18\x13 \x01(\t\x12\x10\n\x08notice_s\x18\x14 \x01(\x01\x12\x13\n\x0butilization\x18\x15 \x01(\x01\x12\x11\n\tin_flight\x18\x16 \x01(\r\x12\x11\n\tsequences\x18\x17 \x01(\r\x12\x0f\n\x07\x64rained\x18\x18 \x01(\x08\x12-\n\x08training\x18\x19 \x01(\x0b\x32\x1b.nearmesh.v1.TrainingStatus\x12*\n\x07vectors\x18\x1a \x01(\x0b\x32\x19.nearmesh.v1.VectorStatus\".\n\x10\x44rainNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04undo\x18\x02 \x01(\x08\"/\n\x11\x43ordonNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04undo\x18\x02 \x01(\x08\"!\n\x11RemoveNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"k\n\x0fSetPriceRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x14\n\x0cusd_per_hour\x18\x02 \x01(\x01\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x12\x13\n\x0bvalid_for_s\x18\x04 \x01(\x01\x12\r\n\x05unset\x18\x05 \x01(\x08\"\x13\n\x11ListPricesRequest\"\x90\x01\n\x12ListPricesResponse\x12%\n\x05nodes\x18\x01 \x03(\x0b\x32\x16.nearmesh.v1.NodePrice\x12-\n\ttransfers\x18\x02 \x03(\x0b\x32\x1a.nearmesh.v1.TransferPrice\x12$\n\x04\x66\x65\x65\x64\x18\x03 \x01(\x0b\x32\x16.nearmesh.v1.PriceFeed\"\xba\x01\n\tNodePrice\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x14\n\x0cusd_per_hour\x18\x02 \x01(\x01\x12\x0c\n\x04spot\x18\x03 \x01(\x08\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0e\n\x06\x61mount\x18\x05 \x01(\x01\x12\x10\n\x08\x63urrency\x18\x06 \x01(\t\x12\x15\n\rvalid_until_s\x18\x07 \x01(\x01\x12\x0c\n\x04note\x18\x08 \x01(\t\x12\x0e\n\x06region\x18\t \x01(\t\x12\x14\n\x0cmachine_type\x18\n \x01(\t\"[\n\rTransferPrice\x12\x13\n\x0b\x66rom_region\x18\x01 \x01(\t\x12\x11\n\tto_region\x18\x02 \x01(\t\x12\x12\n\nusd_per_gb\x18\x03 \x01(\x01\x12\x0e\n\x06source\x18\x04 \x01(\t\"d\n\x17SetTransferPriceRequest\x12\x13\n\x0b\x66rom_region\x18\x01 \x01(\t\x12\x11\n\tto_region\x18\x02 \x01(\t\x12\x12\n\nusd_per_gb\x18\x03 \x01(\x01\x12\r\n\x05unset\x18\x04 \x01(\x08\"M\n\tPriceFeed\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x11\n\tread_at_s\x18\x02 \x01(\x01\x12\x0e\n\x06prices\x18\x03 \x01(\r\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"n\n\x10SetPolicyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tobjective\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\x01\x12\x0f\n\x07regions\x18\x04 \x03(\t\x12\x12\n\nany_region\x18\x05 \x01(\x08\"P\n\x06Policy\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tobjective\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\x01\x12\x0f\n\x07regions\x18\x04 \x03(\t\"=\n\x13SetResidencyRequest\x12\x15\n\rclient_region\x18\x01 \x01(\t\x12\x0f\n\x07regions\x18\x02 \x03(\t\"3\n\tResidency\x12\x15\n\rclient_region\x18\x01 \x01(\t\x12\x0f\n\x07regions\x18\x02 \x03(\t\"\x16\n\x14ListResidencyRequest\">\n\x15ListResidencyResponse\x12%\n\x05rules\x18\x01 \x03(\x0b\x32\x16.nearmesh.v1.Residency\"\x1a\n\x18ListControlPlanesRequest\"N\n\x19ListControlPlanesResponse\x12\x31\n\x0e\x63ontrol_planes\x18\x01 \x03(\x0b\x32\x19.nearmesh.v1.ControlPlane\"\x8f\x01\n\x0c\x43ontrolPlane\x12\n\n\x02id\x18\x01 \x01(\t\x12\x16\n\x0epublic_address\x18\x02 \x01(\t\x12\x14\n\x0cmesh_address\x18\x03 \x01(\t\x12\x14\n\x0chttp_address\x18\x04 \x01(\t\x12\x0e\n\x06leader\x18\x05 \x01(\x08\x12\x11\n\tseen_at_s\x18\x06 \x01(\x01\x12\x0c\n\x04term\x18\x07 \x01(\x04\"!\n\x10ListAuditRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"=\n\x11ListAuditResponse\x12(\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x17.nearmesh.v1.AuditEntry\"Z\n\nAuditEntry\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t*P\n\x08NodeKind\x12\x19\n\x15NODE_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eNODE_KIND_NODE\x10\x01\x12\x15\n\x11NODE_KIND_GATEWAY\x10\x02\x32\xbd\x08\n\x0c\x41\x64minService\x12\\\n\x0f\x43reateJoinToken\x12#.nearmesh.v1.CreateJoinTokenRequest\x1a$.nearmesh.v1.CreateJoinTokenResponse\x12M\n\nIssueToken\x12\x1e.nearmesh.v1.IssueTokenRequest\x1a\x1f.nearmesh.v1.IssueTokenResponse\x12J\n\tListNodes\x12\x1d.nearmesh.v1.ListNodesRequest\x1a\x1e.nearmesh.v1.ListNodesResponse\x12=\n\tDrainNode\x12\x1d.nearmesh.v1.DrainNodeRequest\x1a\x11.nearmesh.v1.Node\x12?\n\nCordonNode\x12\x1e.nearmesh.v1.CordonNodeRequest\x1a\x11.nearmesh.v1.Node\x12?\n\nRemoveNode\x12\x1e.nearmesh.v1.RemoveNodeRequest\x1a\x11.nearmesh.v1.Node\x12;\n\x08SetPrice\x12\x1c.nearmesh.v1.SetPriceRequest\x1a\x11.nearmesh.v1.Node\x12M\n\nListPrices\x12\x1e.nearmesh.v1.ListPricesRequest\x1a\x1f.nearmesh.v1.ListPricesResponse\x12T\n\x10SetTransferPrice\x12$.nearmesh.v1.SetTransferPriceRequest\x1a\x1a.nearmesh.v1.TransferPrice\x12?\n\tSetPolicy\x12\x1d.nearmesh.v1.SetPolicyRequest\x1a\x13.nearmesh.v1.Policy\x12H\n\x0cSetResidency\x12 .nearmesh.v1.SetResidencyRequest\x1a\x16.nearmesh.v1.Residency\x12V\n\rListResidency\x12!.nearmesh.v1.ListResidencyRequest\x1a\".nearmesh.v1.ListResidencyResponse\x12\x62\n\x11ListControlPlanes\x12%.nearmesh.v1.ListControlPlanesRequest\x1a&.nearmesh.v1.ListControlPlanesResponse\x12J\n\tListAudit\x12\x1d.nearmesh.v1.ListAuditRequest\x1a\x1e.nearmesh.v1.ListAuditResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nearmesh.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODEKIND']._serialized_start=2702
-  _globals['_NODEKIND']._serialized_end=2782
+  _globals['_NODEKIND']._serialized_start=2746
+  _globals['_NODEKIND']._serialized_end=2826
   _globals['_CREATEJOINTOKENREQUEST']._serialized_start=64
   _globals['_CREATEJOINTOKENREQUEST']._serialized_end=189
   _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=191
@@ -47,51 +47,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTNODESRESPONSE']._serialized_start=406
   _globals['_LISTNODESRESPONSE']._serialized_end=459
   _globals['_NODE']._serialized_start=462
-  _globals['_NODE']._serialized_end=986
-  _globals['_DRAINNODEREQUEST']._serialized_start=988
-  _globals['_DRAINNODEREQUEST']._serialized_end=1034
-  _globals['_CORDONNODEREQUEST']._serialized_start=1036
-  _globals['_CORDONNODEREQUEST']._serialized_end=1083
-  _globals['_REMOVENODEREQUEST']._serialized_start=1085
-  _globals['_REMOVENODEREQUEST']._serialized_end=1118
-  _globals['_SETPRICEREQUEST']._serialized_start=1120
-  _globals['_SETPRICEREQUEST']._serialized_end=1227
-  _globals['_LISTPRICESREQUEST']._serialized_start=1229
-  _globals['_LISTPRICESREQUEST']._serialized_end=1248
-  _globals['_LISTPRICESRESPONSE']._serialized_start=1251
-  _globals['_LISTPRICESRESPONSE']._serialized_end=1395
-  _globals['_NODEPRICE']._serialized_start=1398
-  _globals['_NODEPRICE']._serialized_end=1584
-  _globals['_TRANSFERPRICE']._serialized_start=1586
-  _globals['_TRANSFERPRICE']._serialized_end=1677
-  _globals['_SETTRANSFERPRICEREQUEST']._serialized_start=1679
-  _globals['_SETTRANSFERPRICEREQUEST']._serialized_end=1779
-  _globals['_PRICEFEED']._serialized_start=1781
-  _globals['_PRICEFEED']._serialized_end=1858
-  _globals['_SETPOLICYREQUEST']._serialized_start=1860
-  _globals['_SETPOLICYREQUEST']._serialized_end=1970
-  _globals['_POLICY']._serialized_start=1972
-  _globals['_POLICY']._serialized_end=2052
-  _globals['_SETRESIDENCYREQUEST']._serialized_start=2054
-  _globals['_SETRESIDENCYREQUEST']._serialized_end=2115
-  _globals['_RESIDENCY']._serialized_start=2117
-  _globals['_RESIDENCY']._serialized_end=2168
-  _globals['_LISTRESIDENCYREQUEST']._serialized_start=2170
-  _globals['_LISTRESIDENCYREQUEST']._serialized_end=2192
-  _globals['_LISTRESIDENCYRESPONSE']._serialized_start=2194
-  _globals['_LISTRESIDENCYRESPONSE']._serialized_end=2256
-  _globals['_LISTCONTROLPLANESREQUEST']._serialized_start=2258
-  _globals['_LISTCONTROLPLANESREQUEST']._serialized_end=2284
-  _globals['_LISTCONTROLPLANESRESPONSE']._serialized_start=2286
-  _globals['_LISTCONTROLPLANESRESPONSE']._serialized_end=2364
-  _globals['_CONTROLPLANE']._serialized_start=2367
-  _globals['_CONTROLPLANE']._serialized_end=2510
-  _globals['_LISTAUDITREQUEST']._serialized_start=2512
-  _globals['_LISTAUDITREQUEST']._serialized_end=2545
-  _globals['_LISTAUDITRESPONSE']._serialized_start=2547
-  _globals['_LISTAUDITRESPONSE']._serialized_end=2608
-  _globals['_AUDITENTRY']._serialized_start=2610
-  _globals['_AUDITENTRY']._serialized_end=2700
-  _globals['_ADMINSERVICE']._serialized_start=2785
-  _globals['_ADMINSERVICE']._serialized_end=3870
+  _globals['_NODE']._serialized_end=1030
+  _globals['_DRAINNODEREQUEST']._serialized_start=1032
+  _globals['_DRAINNODEREQUEST']._serialized_end=1078
+  _globals['_CORDONNODEREQUEST']._serialized_start=1080
+  _globals['_CORDONNODEREQUEST']._serialized_end=1127
+  _globals['_REMOVENODEREQUEST']._serialized_start=1129
+  _globals['_REMOVENODEREQUEST']._serialized_end=1162
+  _globals['_SETPRICEREQUEST']._serialized_start=1164
+  _globals['_SETPRICEREQUEST']._serialized_end=1271
+  _globals['_LISTPRICESREQUEST']._serialized_start=1273
+  _globals['_LISTPRICESREQUEST']._serialized_end=1292
+  _globals['_LISTPRICESRESPONSE']._serialized_start=1295
+  _globals['_LISTPRICESRESPONSE']._serialized_end=1439
+  _globals['_NODEPRICE']._serialized_start=1442
+  _globals['_NODEPRICE']._serialized_end=1628
+  _globals['_TRANSFERPRICE']._serialized_start=1630
+  _globals['_TRANSFERPRICE']._serialized_end=1721
+  _globals['_SETTRANSFERPRICEREQUEST']._serialized_start=1723
+  _globals['_SETTRANSFERPRICEREQUEST']._serialized_end=1823
+  _globals['_PRICEFEED']._serialized_start=1825
+  _globals['_PRICEFEED']._serialized_end=1902
+  _globals['_SETPOLICYREQUEST']._serialized_start=1904
+  _globals['_SETPOLICYREQUEST']._serialized_end=2014
+  _globals['_POLICY']._serialized_start=2016
+  _globals['_POLICY']._serialized_end=2096
+  _globals['_SETRESIDENCYREQUEST']._serialized_start=2098
+  _globals['_SETRESIDENCYREQUEST']._serialized_end=2159
+  _globals['_RESIDENCY']._serialized_start=2161
+  _globals['_RESIDENCY']._serialized_end=2212
+  _globals['_LISTRESIDENCYREQUEST']._serialized_start=2214
+  _globals['_LISTRESIDENCYREQUEST']._serialized_end=2236
+  _globals['_LISTRESIDENCYRESPONSE']._serialized_start=2238
+  _globals['_LISTRESIDENCYRESPONSE']._serialized_end=2300
+  _globals['_LISTCONTROLPLANESREQUEST']._serialized_start=2302
+  _globals['_LISTCONTROLPLANESREQUEST']._serialized_end=2328
+  _globals['_LISTCONTROLPLANESRESPONSE']._serialized_start=2330
+  _globals['_LISTCONTROLPLANESRESPONSE']._serialized_end=2408
+  _globals['_CONTROLPLANE']._serialized_start=2411
+  _globals['_CONTROLPLANE']._serialized_end=2554
+  _globals['_LISTAUDITREQUEST']._serialized_start=2556
+  _globals['_LISTAUDITREQUEST']._serialized_end=2589
+  _globals['_LISTAUDITRESPONSE']._serialized_start=2591
+  _globals['_LISTAUDITRESPONSE']._serialized_end=2652
+  _globals['_AUDITENTRY']._serialized_start=2654
+  _globals['_AUDITENTRY']._serialized_end=2744
+  _globals['_ADMINSERVICE']._serialized_start=2829
+  _globals['_ADMINSERVICE']._serialized_end=3914
 # @@protoc_insertion_point(module_scope)

@@ -68,7 +68,7 @@ class ListNodesResponse(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("id", "kind", "site", "region", "public_address", "mesh_address", "metrics_address", "hardware", "agent_version", "usd_per_hour", "live", "draining", "cordoned", "removed", "last_seen_s", "ready_replicas", "spot", "price_source", "notice", "notice_s", "utilization", "in_flight", "sequences", "drained", "training")
+    __slots__ = ("id", "kind", "site", "region", "public_address", "mesh_address", "metrics_address", "hardware", "agent_version", "usd_per_hour", "live", "draining", "cordoned", "removed", "last_seen_s", "ready_replicas", "spot", "price_source", "notice", "notice_s", "utilization", "in_flight", "sequences", "drained", "training", "vectors")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +94,7 @@ class Node(_message.Message):
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     DRAINED_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: NodeKind
     site: str
@@ -119,7 +120,8 @@ class Node(_message.Message):
     sequences: int
     drained: bool
     training: _node_pb2.TrainingStatus
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., site: _Optional[str] = ..., region: _Optional[str] = ..., public_address: _Optional[str] = ..., mesh_address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., hardware: _Optional[str] = ..., agent_version: _Optional[str] = ..., usd_per_hour: _Optional[float] = ..., live: _Optional[bool] = ..., draining: _Optional[bool] = ..., cordoned: _Optional[bool] = ..., removed: _Optional[bool] = ..., last_seen_s: _Optional[float] = ..., ready_replicas: _Optional[int] = ..., spot: _Optional[bool] = ..., price_source: _Optional[str] = ..., notice: _Optional[str] = ..., notice_s: _Optional[float] = ..., utilization: _Optional[float] = ..., in_flight: _Optional[int] = ..., sequences: _Optional[int] = ..., drained: _Optional[bool] = ..., training: _Optional[_Union[_node_pb2.TrainingStatus, _Mapping]] = ...) -> None: ...
+    vectors: _node_pb2.VectorStatus
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., site: _Optional[str] = ..., region: _Optional[str] = ..., public_address: _Optional[str] = ..., mesh_address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., hardware: _Optional[str] = ..., agent_version: _Optional[str] = ..., usd_per_hour: _Optional[float] = ..., live: _Optional[bool] = ..., draining: _Optional[bool] = ..., cordoned: _Optional[bool] = ..., removed: _Optional[bool] = ..., last_seen_s: _Optional[float] = ..., ready_replicas: _Optional[int] = ..., spot: _Optional[bool] = ..., price_source: _Optional[str] = ..., notice: _Optional[str] = ..., notice_s: _Optional[float] = ..., utilization: _Optional[float] = ..., in_flight: _Optional[int] = ..., sequences: _Optional[int] = ..., drained: _Optional[bool] = ..., training: _Optional[_Union[_node_pb2.TrainingStatus, _Mapping]] = ..., vectors: _Optional[_Union[_node_pb2.VectorStatus, _Mapping]] = ...) -> None: ...
 
 class DrainNodeRequest(_message.Message):
     __slots__ = ("node", "undo")

@@ -69,7 +69,7 @@ class NodeReport(_message.Message):
     def __init__(self, hello: _Optional[_Union[NodeHello, _Mapping]] = ..., status: _Optional[_Union[NodeStatus, _Mapping]] = ...) -> None: ...
 
 class NodeHello(_message.Message):
-    __slots__ = ("agent_version", "public_address", "mesh_address", "metrics_address", "hardware", "providers", "usd_per_hour", "spot", "machine_type")
+    __slots__ = ("agent_version", "public_address", "mesh_address", "metrics_address", "hardware", "providers", "usd_per_hour", "spot", "machine_type", "keeps_vectors")
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     MESH_ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,7 @@ class NodeHello(_message.Message):
     USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
     SPOT_FIELD_NUMBER: _ClassVar[int]
     MACHINE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_VECTORS_FIELD_NUMBER: _ClassVar[int]
     agent_version: str
     public_address: str
     mesh_address: str
@@ -88,10 +89,11 @@ class NodeHello(_message.Message):
     usd_per_hour: float
     spot: bool
     machine_type: str
-    def __init__(self, agent_version: _Optional[str] = ..., public_address: _Optional[str] = ..., mesh_address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., hardware: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., usd_per_hour: _Optional[float] = ..., spot: _Optional[bool] = ..., machine_type: _Optional[str] = ...) -> None: ...
+    keeps_vectors: bool
+    def __init__(self, agent_version: _Optional[str] = ..., public_address: _Optional[str] = ..., mesh_address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., hardware: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., usd_per_hour: _Optional[float] = ..., spot: _Optional[bool] = ..., machine_type: _Optional[str] = ..., keeps_vectors: _Optional[bool] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("replicas", "draining", "notice_s", "notice", "peers", "utilization", "in_flight", "sequences", "drained", "held", "disk_free_bytes", "training")
+    __slots__ = ("replicas", "draining", "notice_s", "notice", "peers", "utilization", "in_flight", "sequences", "drained", "held", "disk_free_bytes", "training", "vectors")
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     NOTICE_S_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +106,7 @@ class NodeStatus(_message.Message):
     HELD_FIELD_NUMBER: _ClassVar[int]
     DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStatus]
     draining: bool
     notice_s: float
@@ -116,7 +119,20 @@ class NodeStatus(_message.Message):
     held: _containers.RepeatedScalarFieldContainer[str]
     disk_free_bytes: int
     training: TrainingStatus
-    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., draining: _Optional[bool] = ..., notice_s: _Optional[float] = ..., notice: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerSample, _Mapping]]] = ..., utilization: _Optional[float] = ..., in_flight: _Optional[int] = ..., sequences: _Optional[int] = ..., drained: _Optional[bool] = ..., held: _Optional[_Iterable[str]] = ..., disk_free_bytes: _Optional[int] = ..., training: _Optional[_Union[TrainingStatus, _Mapping]] = ...) -> None: ...
+    vectors: VectorStatus
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., draining: _Optional[bool] = ..., notice_s: _Optional[float] = ..., notice: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerSample, _Mapping]]] = ..., utilization: _Optional[float] = ..., in_flight: _Optional[int] = ..., sequences: _Optional[int] = ..., drained: _Optional[bool] = ..., held: _Optional[_Iterable[str]] = ..., disk_free_bytes: _Optional[int] = ..., training: _Optional[_Union[TrainingStatus, _Mapping]] = ..., vectors: _Optional[_Union[VectorStatus, _Mapping]] = ...) -> None: ...
+
+class VectorStatus(_message.Message):
+    __slots__ = ("collections", "rows", "bytes", "detail")
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    collections: int
+    rows: int
+    bytes: int
+    detail: str
+    def __init__(self, collections: _Optional[int] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class TrainingStatus(_message.Message):
     __slots__ = ("models", "public_key", "running", "paused", "yielded_s", "cpu_share", "detail", "own_apps")
@@ -201,7 +217,7 @@ class ReplicaStatus(_message.Message):
     def __init__(self, model: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., detail: _Optional[str] = ..., variant: _Optional[str] = ..., service_ms_p50: _Optional[float] = ..., service_ms_p95: _Optional[float] = ..., inferences_per_second: _Optional[float] = ..., in_flight: _Optional[int] = ..., cold: _Optional[bool] = ..., load_ms: _Optional[float] = ..., waiting: _Optional[int] = ..., service_ms_quantiles: _Optional[_Iterable[float]] = ..., queue_ms_quantiles: _Optional[_Iterable[float]] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ..., bytes_in: _Optional[int] = ..., bytes_out: _Optional[int] = ..., compared: _Optional[int] = ..., agreed: _Optional[int] = ..., pull_bytes: _Optional[int] = ..., pulled_bytes: _Optional[int] = ..., variant_why: _Optional[str] = ..., idle_s: _Optional[float] = ..., on_trial: _Optional[bool] = ...) -> None: ...
 
 class WantedState(_message.Message):
-    __slots__ = ("generation", "versions", "removed_nodes", "drain", "jwks_json", "registry_url", "withdrawn", "control_planes", "peers", "model_keys_pem", "training")
+    __slots__ = ("generation", "versions", "removed_nodes", "drain", "jwks_json", "registry_url", "withdrawn", "control_planes", "peers", "model_keys_pem", "training", "vector_nodes")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     REMOVED_NODES_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +229,7 @@ class WantedState(_message.Message):
     PEERS_FIELD_NUMBER: _ClassVar[int]
     MODEL_KEYS_PEM_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_NODES_FIELD_NUMBER: _ClassVar[int]
     generation: int
     versions: _containers.RepeatedCompositeFieldContainer[WantedVersion]
     removed_nodes: _containers.RepeatedScalarFieldContainer[str]
@@ -224,7 +241,24 @@ class WantedState(_message.Message):
     peers: _containers.RepeatedCompositeFieldContainer[Peer]
     model_keys_pem: _containers.RepeatedScalarFieldContainer[str]
     training: WantedTraining
-    def __init__(self, generation: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[WantedVersion, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[str]] = ..., drain: _Optional[bool] = ..., jwks_json: _Optional[str] = ..., registry_url: _Optional[str] = ..., withdrawn: _Optional[bool] = ..., control_planes: _Optional[_Iterable[str]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., model_keys_pem: _Optional[_Iterable[str]] = ..., training: _Optional[_Union[WantedTraining, _Mapping]] = ...) -> None: ...
+    vector_nodes: _containers.RepeatedCompositeFieldContainer[VectorNode]
+    def __init__(self, generation: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[WantedVersion, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[str]] = ..., drain: _Optional[bool] = ..., jwks_json: _Optional[str] = ..., registry_url: _Optional[str] = ..., withdrawn: _Optional[bool] = ..., control_planes: _Optional[_Iterable[str]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., model_keys_pem: _Optional[_Iterable[str]] = ..., training: _Optional[_Union[WantedTraining, _Mapping]] = ..., vector_nodes: _Optional[_Iterable[_Union[VectorNode, _Mapping]]] = ...) -> None: ...
+
+class VectorNode(_message.Message):
+    __slots__ = ("node", "site", "region", "address", "server_name", "barred")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_NAME_FIELD_NUMBER: _ClassVar[int]
+    BARRED_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    site: str
+    region: str
+    address: str
+    server_name: str
+    barred: bool
+    def __init__(self, node: _Optional[str] = ..., site: _Optional[str] = ..., region: _Optional[str] = ..., address: _Optional[str] = ..., server_name: _Optional[str] = ..., barred: _Optional[bool] = ...) -> None: ...
 
 class WantedTraining(_message.Message):
     __slots__ = ("superlink",)

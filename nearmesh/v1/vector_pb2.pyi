@@ -86,20 +86,22 @@ class UpdateCollectionRequest(_message.Message):
     def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., description: _Optional[str] = ..., replicate_to: _Optional[_Iterable[str]] = ..., set_replicate_to: _Optional[bool] = ..., regions: _Optional[_Iterable[str]] = ..., set_regions: _Optional[bool] = ...) -> None: ...
 
 class Collection(_message.Message):
-    __slots__ = ("collection", "dimension", "metric", "embedder", "embedder_digest", "embedder_stale", "fields", "description", "replicate_to", "regions", "index_type", "generation", "next_generation", "rows", "bytes", "fresh_rows", "recall", "created_at_s", "written_at_s", "served_by", "replicas")
+    __slots__ = ("collection", "dimension", "metric", "embedder", "embedder_digest", "embedder_stale", "fields", "description", "replicate_to", "regions", "index_type", "generation", "next_generation", "rows", "bytes", "fresh_rows", "recall", "created_at_s", "written_at_s", "served_by", "replicas", "site")
     class Replica(_message.Message):
-        __slots__ = ("site", "acknowledged", "lag_rows", "lag_s", "connected")
+        __slots__ = ("site", "acknowledged", "lag_rows", "lag_s", "connected", "detail")
         SITE_FIELD_NUMBER: _ClassVar[int]
         ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
         LAG_ROWS_FIELD_NUMBER: _ClassVar[int]
         LAG_S_FIELD_NUMBER: _ClassVar[int]
         CONNECTED_FIELD_NUMBER: _ClassVar[int]
+        DETAIL_FIELD_NUMBER: _ClassVar[int]
         site: str
         acknowledged: int
         lag_rows: int
         lag_s: float
         connected: bool
-        def __init__(self, site: _Optional[str] = ..., acknowledged: _Optional[int] = ..., lag_rows: _Optional[int] = ..., lag_s: _Optional[float] = ..., connected: _Optional[bool] = ...) -> None: ...
+        detail: str
+        def __init__(self, site: _Optional[str] = ..., acknowledged: _Optional[int] = ..., lag_rows: _Optional[int] = ..., lag_s: _Optional[float] = ..., connected: _Optional[bool] = ..., detail: _Optional[str] = ...) -> None: ...
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     DIMENSION_FIELD_NUMBER: _ClassVar[int]
     METRIC_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +123,7 @@ class Collection(_message.Message):
     WRITTEN_AT_S_FIELD_NUMBER: _ClassVar[int]
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
     collection: CollectionRef
     dimension: int
     metric: Metric
@@ -142,7 +145,8 @@ class Collection(_message.Message):
     written_at_s: float
     served_by: str
     replicas: _containers.RepeatedCompositeFieldContainer[Collection.Replica]
-    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., embedder: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., embedder_stale: _Optional[bool] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., description: _Optional[str] = ..., replicate_to: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., index_type: _Optional[str] = ..., generation: _Optional[int] = ..., next_generation: _Optional[float] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., fresh_rows: _Optional[int] = ..., recall: _Optional[float] = ..., created_at_s: _Optional[float] = ..., written_at_s: _Optional[float] = ..., served_by: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[Collection.Replica, _Mapping]]] = ...) -> None: ...
+    site: str
+    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., embedder: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., embedder_stale: _Optional[bool] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., description: _Optional[str] = ..., replicate_to: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., index_type: _Optional[str] = ..., generation: _Optional[int] = ..., next_generation: _Optional[float] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., fresh_rows: _Optional[int] = ..., recall: _Optional[float] = ..., created_at_s: _Optional[float] = ..., written_at_s: _Optional[float] = ..., served_by: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[Collection.Replica, _Mapping]]] = ..., site: _Optional[str] = ...) -> None: ...
 
 class ListCollectionsRequest(_message.Message):
     __slots__ = ("namespace",)
@@ -337,20 +341,22 @@ class Reach(_message.Message):
     def __init__(self, scope: _Optional[_Union[Reach.Scope, str]] = ..., name: _Optional[str] = ..., within_ms: _Optional[int] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("node", "site", "region", "hits", "ms", "missing")
+    __slots__ = ("node", "site", "region", "hits", "ms", "missing", "identity")
     NODE_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     HITS_FIELD_NUMBER: _ClassVar[int]
     MS_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     node: str
     site: str
     region: str
     hits: int
     ms: float
     missing: str
-    def __init__(self, node: _Optional[str] = ..., site: _Optional[str] = ..., region: _Optional[str] = ..., hits: _Optional[int] = ..., ms: _Optional[float] = ..., missing: _Optional[str] = ...) -> None: ...
+    identity: str
+    def __init__(self, node: _Optional[str] = ..., site: _Optional[str] = ..., region: _Optional[str] = ..., hits: _Optional[int] = ..., ms: _Optional[float] = ..., missing: _Optional[str] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
     __slots__ = ("collection", "vector", "k", "filter", "with_vectors", "exact", "reach")
@@ -393,16 +399,18 @@ class Hit(_message.Message):
     def __init__(self, row: _Optional[_Union[Row, _Mapping]] = ..., score: _Optional[float] = ..., node: _Optional[str] = ..., site: _Optional[str] = ..., dense_score: _Optional[float] = ..., dense_rank: _Optional[int] = ..., lexical_score: _Optional[float] = ..., lexical_rank: _Optional[int] = ..., rerank_score: _Optional[float] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("hits", "contributions", "took_ms", "way")
+    __slots__ = ("hits", "contributions", "took_ms", "way", "identity")
     HITS_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     TOOK_MS_FIELD_NUMBER: _ClassVar[int]
     WAY_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     hits: _containers.RepeatedCompositeFieldContainer[Hit]
     contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
     took_ms: float
     way: str
-    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., took_ms: _Optional[float] = ..., way: _Optional[str] = ...) -> None: ...
+    identity: str
+    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., took_ms: _Optional[float] = ..., way: _Optional[str] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class RetrieveRequest(_message.Message):
     __slots__ = ("collection", "text", "k", "filter", "mode", "dense_weight", "reranker", "rerank_k", "reach")
@@ -437,7 +445,7 @@ class RetrieveRequest(_message.Message):
     def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., text: _Optional[str] = ..., k: _Optional[int] = ..., filter: _Optional[str] = ..., mode: _Optional[_Union[RetrieveRequest.Mode, str]] = ..., dense_weight: _Optional[float] = ..., reranker: _Optional[str] = ..., rerank_k: _Optional[int] = ..., reach: _Optional[_Union[Reach, _Mapping]] = ...) -> None: ...
 
 class RetrieveResponse(_message.Message):
-    __slots__ = ("hits", "contributions", "timings")
+    __slots__ = ("hits", "contributions", "timings", "identity")
     class Timings(_message.Message):
         __slots__ = ("embed_ms", "dense_ms", "lexical_ms", "rerank_ms", "total_ms")
         EMBED_MS_FIELD_NUMBER: _ClassVar[int]
@@ -454,10 +462,12 @@ class RetrieveResponse(_message.Message):
     HITS_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     hits: _containers.RepeatedCompositeFieldContainer[Hit]
     contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
     timings: RetrieveResponse.Timings
-    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., timings: _Optional[_Union[RetrieveResponse.Timings, _Mapping]] = ...) -> None: ...
+    identity: str
+    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., timings: _Optional[_Union[RetrieveResponse.Timings, _Mapping]] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class ListSourcesRequest(_message.Message):
     __slots__ = ("collection", "prefix", "page_size", "page_token")
@@ -574,58 +584,132 @@ class ListReceiptsResponse(_message.Message):
     def __init__(self, receipts: _Optional[_Iterable[_Union[ListReceiptsResponse.Receipt, _Mapping]]] = ...) -> None: ...
 
 class OfferedRequest(_message.Message):
-    __slots__ = ("site",)
+    __slots__ = ("site", "refused")
+    class Refusal(_message.Message):
+        __slots__ = ("identity", "why")
+        IDENTITY_FIELD_NUMBER: _ClassVar[int]
+        WHY_FIELD_NUMBER: _ClassVar[int]
+        identity: str
+        why: str
+        def __init__(self, identity: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
     SITE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     site: str
-    def __init__(self, site: _Optional[str] = ...) -> None: ...
+    refused: _containers.RepeatedCompositeFieldContainer[OfferedRequest.Refusal]
+    def __init__(self, site: _Optional[str] = ..., refused: _Optional[_Iterable[_Union[OfferedRequest.Refusal, _Mapping]]] = ...) -> None: ...
 
 class OfferedResponse(_message.Message):
     __slots__ = ("offers",)
     class Offer(_message.Message):
-        __slots__ = ("collection", "embedder_digest", "identity", "generation", "dropped")
+        __slots__ = ("collection", "embedder_digest", "identity", "generation", "dropped", "site", "updated")
         COLLECTION_FIELD_NUMBER: _ClassVar[int]
         EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
         IDENTITY_FIELD_NUMBER: _ClassVar[int]
         GENERATION_FIELD_NUMBER: _ClassVar[int]
         DROPPED_FIELD_NUMBER: _ClassVar[int]
+        SITE_FIELD_NUMBER: _ClassVar[int]
+        UPDATED_FIELD_NUMBER: _ClassVar[int]
         collection: CreateCollectionRequest
         embedder_digest: str
         identity: str
         generation: int
         dropped: bool
-        def __init__(self, collection: _Optional[_Union[CreateCollectionRequest, _Mapping]] = ..., embedder_digest: _Optional[str] = ..., identity: _Optional[str] = ..., generation: _Optional[int] = ..., dropped: _Optional[bool] = ...) -> None: ...
+        site: str
+        updated: int
+        def __init__(self, collection: _Optional[_Union[CreateCollectionRequest, _Mapping]] = ..., embedder_digest: _Optional[str] = ..., identity: _Optional[str] = ..., generation: _Optional[int] = ..., dropped: _Optional[bool] = ..., site: _Optional[str] = ..., updated: _Optional[int] = ...) -> None: ...
     OFFERS_FIELD_NUMBER: _ClassVar[int]
     offers: _containers.RepeatedCompositeFieldContainer[OfferedResponse.Offer]
     def __init__(self, offers: _Optional[_Iterable[_Union[OfferedResponse.Offer, _Mapping]]] = ...) -> None: ...
 
 class ChangesRequest(_message.Message):
-    __slots__ = ("collection", "identity", "acknowledged")
+    __slots__ = ("collection", "identity", "acknowledged", "log", "most_bytes")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
+    MOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     collection: CollectionRef
     identity: str
     acknowledged: int
-    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., identity: _Optional[str] = ..., acknowledged: _Optional[int] = ...) -> None: ...
+    log: str
+    most_bytes: int
+    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., identity: _Optional[str] = ..., acknowledged: _Optional[int] = ..., log: _Optional[str] = ..., most_bytes: _Optional[int] = ...) -> None: ...
 
 class ChangesResponse(_message.Message):
-    __slots__ = ("changes",)
+    __slots__ = ("changes", "log", "last")
     CHANGES_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
     changes: _containers.RepeatedCompositeFieldContainer[Change]
-    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ...) -> None: ...
+    log: str
+    last: int
+    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., log: _Optional[str] = ..., last: _Optional[int] = ...) -> None: ...
 
 class Change(_message.Message):
-    __slots__ = ("number", "id", "written", "written_after", "deleted", "row")
+    __slots__ = ("number", "id", "written", "written_after", "deleted", "row", "written_at_s")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     WRITTEN_FIELD_NUMBER: _ClassVar[int]
     WRITTEN_AFTER_FIELD_NUMBER: _ClassVar[int]
     DELETED_FIELD_NUMBER: _ClassVar[int]
     ROW_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_AT_S_FIELD_NUMBER: _ClassVar[int]
     number: int
     id: str
     written: int
     written_after: int
     deleted: int
     row: Row
-    def __init__(self, number: _Optional[int] = ..., id: _Optional[str] = ..., written: _Optional[int] = ..., written_after: _Optional[int] = ..., deleted: _Optional[int] = ..., row: _Optional[_Union[Row, _Mapping]] = ...) -> None: ...
+    written_at_s: float
+    def __init__(self, number: _Optional[int] = ..., id: _Optional[str] = ..., written: _Optional[int] = ..., written_after: _Optional[int] = ..., deleted: _Optional[int] = ..., row: _Optional[_Union[Row, _Mapping]] = ..., written_at_s: _Optional[float] = ...) -> None: ...
+
+class AdoptRequest(_message.Message):
+    __slots__ = ("node", "site", "region", "offers")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    OFFERS_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    site: str
+    region: str
+    offers: _containers.RepeatedCompositeFieldContainer[OfferedResponse.Offer]
+    def __init__(self, node: _Optional[str] = ..., site: _Optional[str] = ..., region: _Optional[str] = ..., offers: _Optional[_Iterable[_Union[OfferedResponse.Offer, _Mapping]]] = ...) -> None: ...
+
+class AdoptResponse(_message.Message):
+    __slots__ = ("followed", "refused")
+    class Followed(_message.Message):
+        __slots__ = ("collection", "identity", "acknowledged", "log")
+        COLLECTION_FIELD_NUMBER: _ClassVar[int]
+        IDENTITY_FIELD_NUMBER: _ClassVar[int]
+        ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+        LOG_FIELD_NUMBER: _ClassVar[int]
+        collection: CollectionRef
+        identity: str
+        acknowledged: int
+        log: str
+        def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., identity: _Optional[str] = ..., acknowledged: _Optional[int] = ..., log: _Optional[str] = ...) -> None: ...
+    FOLLOWED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    followed: _containers.RepeatedCompositeFieldContainer[AdoptResponse.Followed]
+    refused: _containers.RepeatedCompositeFieldContainer[OfferedRequest.Refusal]
+    def __init__(self, followed: _Optional[_Iterable[_Union[AdoptResponse.Followed, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[OfferedRequest.Refusal, _Mapping]]] = ...) -> None: ...
+
+class TakeRequest(_message.Message):
+    __slots__ = ("node", "site", "collection", "identity", "changes")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    site: str
+    collection: CollectionRef
+    identity: str
+    changes: ChangesResponse
+    def __init__(self, node: _Optional[str] = ..., site: _Optional[str] = ..., collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., identity: _Optional[str] = ..., changes: _Optional[_Union[ChangesResponse, _Mapping]] = ...) -> None: ...
+
+class TakeResponse(_message.Message):
+    __slots__ = ("acknowledged",)
+    ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+    acknowledged: int
+    def __init__(self, acknowledged: _Optional[int] = ...) -> None: ...

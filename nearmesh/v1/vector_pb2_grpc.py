@@ -874,3 +874,123 @@ class VectorPeerService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class VectorAcrossServiceStub:
+    """What a node's agent, which talks with other nodes, hands to the process that keeps its vectors; nobody else asks.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Adopt = channel.unary_unary(
+                '/nearmesh.v1.VectorAcrossService/Adopt',
+                request_serializer=nearmesh_dot_v1_dot_vector__pb2.AdoptRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_vector__pb2.AdoptResponse.FromString,
+                _registered_method=True)
+        self.Take = channel.unary_unary(
+                '/nearmesh.v1.VectorAcrossService/Take',
+                request_serializer=nearmesh_dot_v1_dot_vector__pb2.TakeRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_vector__pb2.TakeResponse.FromString,
+                _registered_method=True)
+
+
+class VectorAcrossServiceServicer:
+    """What a node's agent, which talks with other nodes, hands to the process that keeps its vectors; nobody else asks.
+    """
+
+    def Adopt(self, request, context):
+        """What another node offers: what is to be followed there, and what is not taken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Take(self, request, context):
+        """Changes from there, answered when they are on disk and searches find them, or do not any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_VectorAcrossServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Adopt': grpc.unary_unary_rpc_method_handler(
+                    servicer.Adopt,
+                    request_deserializer=nearmesh_dot_v1_dot_vector__pb2.AdoptRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_vector__pb2.AdoptResponse.SerializeToString,
+            ),
+            'Take': grpc.unary_unary_rpc_method_handler(
+                    servicer.Take,
+                    request_deserializer=nearmesh_dot_v1_dot_vector__pb2.TakeRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_vector__pb2.TakeResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'nearmesh.v1.VectorAcrossService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('nearmesh.v1.VectorAcrossService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class VectorAcrossService:
+    """What a node's agent, which talks with other nodes, hands to the process that keeps its vectors; nobody else asks.
+    """
+
+    @staticmethod
+    def Adopt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.VectorAcrossService/Adopt',
+            nearmesh_dot_v1_dot_vector__pb2.AdoptRequest.SerializeToString,
+            nearmesh_dot_v1_dot_vector__pb2.AdoptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Take(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.VectorAcrossService/Take',
+            nearmesh_dot_v1_dot_vector__pb2.TakeRequest.SerializeToString,
+            nearmesh_dot_v1_dot_vector__pb2.TakeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

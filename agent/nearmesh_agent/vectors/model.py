@@ -106,6 +106,8 @@ class Write:
     table: str
     rows: Sequence[Row] = ()
     deleted: Sequence[str] = ()
+    # Hybrid logical clock of the delete; 0 where it has none, as of rows that only move.
+    deleted_at: int = 0
 
 
 class Where(Protocol):

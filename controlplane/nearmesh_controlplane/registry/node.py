@@ -30,6 +30,7 @@ class Node:
     # Of the machine, and what its own configuration asks for it.
     machine_type: str = ""
     spot: bool = False
+    keeps_vectors: bool = False
     own_usd_per_hour: float = 0.0
     # The operator's price, in US dollars and where need be as it was given; until when, seconds since the epoch.
     set_usd_per_hour: float | None = None

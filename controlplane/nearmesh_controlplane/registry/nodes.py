@@ -274,6 +274,7 @@ class Registry:
             own_usd_per_hour=price,
             spot=hello.spot,
             machine_type=check_machine_type(hello.machine_type),
+            keeps_vectors=hello.keeps_vectors,
         )
 
     @whole

@@ -81,11 +81,13 @@ def wanted_state(
     kept: Kept = lambda model: None,
     unload_after_s: Callable[[str], float] = lambda model: 0.0,
     training: Callable[[str], str | None] = lambda node: None,
+    vector_nodes: Callable[[Node], Iterable[pb.VectorNode]] = lambda node: (),
 ) -> pb.WantedState:
     """Everything that one node is told. `rollouts` are those that run; `holders` are whom it can ask for a version.
 
     `unload_after_s` is when a model leaves memory that nobody asks for, 0 for the node's own rule. `training` is where
-    the node finds the SuperLink of a federated run that asks for it; None: no run does.
+    the node finds the SuperLink of a federated run that asks for it; None: no run does. `vector_nodes` are those
+    that keep vectors.
     """
     node = registry.get(node_id)
     versions = wanted_versions(node, registry.replicas(node_id), catalog, rollouts, kept)
@@ -102,4 +104,5 @@ def wanted_state(
         withdrawn=registry.leaving(node_id),
         peers=peers,
         training=pb.WantedTraining(superlink=superlink) if superlink and not node.removed else None,
+        vector_nodes=() if node.removed else vector_nodes(node),
     )

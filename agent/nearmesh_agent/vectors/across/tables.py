@@ -1,0 +1,110 @@
+"""The tables in which a node keeps what was changed, for whom, and who knows of it: SQLite, beside the journal.
+
+Made from the journal, as an index is: what is lost here with the process is applied again, from a position on that is
+written in the same transaction. What other nodes build on is on disk before they are told.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nearmesh.errors import ConfigError
+
+_SCHEMA = """
+create table if not exists collections(
+    key integer primary key, identity text not null unique, log text not null, next integer not null,
+    filled integer not null default 0);
+create table if not exists changes(
+    collection integer not null, id text not null, number integer not null, at_s real not null, source text not null,
+    primary key (collection, id)) without rowid;
+create unique index if not exists changes_in_order on changes(collection, number);
+create table if not exists tombstones(
+    collection integer not null, id text not null, deleted integer not null, number integer not null,
+    at_s real not null, source text not null, site text not null, primary key (collection, id)) without rowid;
+create index if not exists tombstones_in_order on tombstones(collection, number);
+create table if not exists cursors(
+    collection integer not null, node text not null, log text not null, number integer not null,
+    primary key (collection, node)) without rowid;
+create table if not exists acknowledged(
+    collection integer not null, node text not null, site text not null, number integer not null, at_s real not null,
+    primary key (collection, node)) without rowid;
+create table if not exists receipts(
+    collection integer not null, node text not null, number integer not null, site text not null, at_s real not null,
+    primary key (collection, node, number)) without rowid;
+create table if not exists kept(name text primary key, value integer not null) without rowid;
+create table if not exists dropped(
+    identity text primary key, at_s real not null, sites text not null, offer blob not null) without rowid;
+"""
+# Of what one statement may name; SQLite takes 32,766.
+_MOST = 10_000
+
+
+class Tables:
+    """One connection for all threads, one at a time. What is written is seen at once, and on disk after `commit`."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ConfigError for a file that is none of ours."""
+        self._lock = threading.RLock()
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        try:
+            self._connection.executescript("pragma journal_mode = wal; pragma synchronous = full;" + _SCHEMA)
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise ConfigError(f"{path} cannot be used: {error}; without it, other sites get every row anew") from None
+
+    @contextmanager
+    def use(self) -> Iterator[Tables]:
+        """No other thread in between; what fails changes nothing."""
+        with self._lock:
+            if not self._connection.in_transaction:
+                self._connection.execute("begin")
+            self._connection.execute("savepoint part")
+            try:
+                yield self
+            except BaseException:
+                self._connection.execute("rollback to part")
+                raise
+            finally:
+                self._connection.execute("release part")
+
+    def one(self, sql: str, *values: Any) -> Any:
+        """The first row; None where there is none."""
+        return self._connection.execute(sql, values).fetchone()
+
+    def all(self, sql: str, *values: Any) -> list[Any]:
+        return self._connection.execute(sql, values).fetchall()
+
+    def among(self, sql: str, ids: list[str], *values: Any) -> Iterator[Any]:
+        """`sql` ends in "in", and is asked for so many ids at a time as fit."""
+        for at in range(0, len(ids), _MOST):
+            part = ids[at : at + _MOST]
+            yield from self._connection.execute(f"{sql} ({','.join('?' * len(part))})", (*values, *part))
+
+    def run(self, sql: str, *values: Any) -> int:
+        """How many rows were changed."""
+        return self._connection.execute(sql, values).rowcount
+
+    def many(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        self._connection.executemany(sql, rows)
+
+    def commit(self) -> None:
+        """What was written is on disk when it returns."""
+        with self._lock:
+            if self._connection.in_transaction:
+                self._connection.execute("commit")
+
+    def close(self) -> None:
+        """What was not committed is written as well. Safe to repeat."""
+        with self._lock:
+            try:
+                self.commit()
+            except sqlite3.ProgrammingError:
+                return
+            self._connection.close()

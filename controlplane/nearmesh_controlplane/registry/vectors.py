@@ -1,0 +1,83 @@
+"""Who keeps vectors, so that a query finds its way to them, and rows to the sites that are to have them too.
+
+That a node keeps some is a durable fact: one that is away is named all the same, and a query says that it is missing.
+What it keeps is known as long as it says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nearmesh.v1 import node_pb2 as pb
+from nearmesh_controlplane.generation import Generation
+from nearmesh_controlplane.registry.node import Node
+from nearmesh_controlplane.registry.nodes import Registry
+
+# Named to one node: those of its site first, then of its region. A query asks each of those that it is meant for.
+MOST = 256
+MAX_DETAIL_CHARACTERS = 500
+
+# How the nodes of a region reach a node.
+Reach = Callable[[str, Node], pb.Peer]
+# The regions that may answer the clients of a region; None: any.
+Allowed = Callable[[str], frozenset[str] | None]
+
+
+class Vectors:
+    """Of all nodes. Looks at them once for each change, however many ask."""
+
+    def __init__(self, registry: Registry, changes: Generation, reach: Reach, allowed: Allowed) -> None:
+        self._registry = registry
+        self._changes = changes
+        self._reach = reach
+        self._allowed = allowed
+        self._said: dict[str, pb.VectorStatus] = {}
+        self._seen = 0
+        self._regions: dict[str, list[pb.VectorNode]] = {}
+
+    def heard(self, node_id: str, status: pb.NodeStatus) -> None:
+        """Takes over what a node says with a report; nobody but people acts on it."""
+        if status.HasField("vectors"):
+            said = status.vectors
+            said.detail = said.detail[:MAX_DETAIL_CHARACTERS]
+            self._said[node_id] = said
+        else:
+            self._said.pop(node_id, None)
+
+    def status(self, node_id: str) -> pb.VectorStatus | None:
+        """What a node that keeps vectors said last; None for one that keeps none, or was removed."""
+        node = self._registry.get(node_id)
+        if node.removed or not node.keeps_vectors:
+            return None
+        return self._said.get(node_id) or pb.VectorStatus(detail="" if self._registry.live(node) else "not there")
+
+    def nodes_for(self, node: Node) -> list[pb.VectorNode]:
+        """Whom it is told of."""
+        if self._seen != self._changes.value:
+            self._seen = self._changes.value
+            self._regions.clear()
+        if node.region not in self._regions:
+            self._regions[node.region] = self._of_region(node.region)
+        found = self._regions[node.region]
+        if len(found) <= MOST:
+            return found
+        return sorted(found, key=lambda one: (one.site != node.site, one.region != node.region, one.node))[:MOST]
+
+    def _of_region(self, region: str) -> list[pb.VectorNode]:
+        allowed = self._allowed(region)
+        return [
+            self._named(region, node, barred=allowed is not None and node.region not in allowed)
+            for node in self._registry.serving_nodes()
+            if node.keeps_vectors and node.mesh_address
+        ]
+
+    def _named(self, region: str, node: Node, *, barred: bool) -> pb.VectorNode:
+        peer = self._reach(region, node)
+        return pb.VectorNode(
+            node=node.id,
+            site=node.site,
+            region=node.region,
+            address=peer.address,
+            server_name=peer.server_name,
+            barred=barred,
+        )
