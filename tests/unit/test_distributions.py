@@ -33,6 +33,7 @@ NAMES = {
     "grpc_health": "grpcio-health-checking",
     "grpc_reflection": "grpcio-reflection",
     "jwt": "pyjwt",
+    "markdown_it": "markdown-it-py",
 }
 # Modules that only run with an extra; what they import may stand there.
 OF_EXTRAS = {
