@@ -4,6 +4,7 @@ from nearmesh.package.checks import MAX_INSTANCES
 from nearmesh.package.judging import Evaluation, Gate, OnlineCheck
 from nearmesh.package.package import PLACEHOLDER, Package
 from nearmesh.package.reading import MANIFEST_FILE, UNREADABLE_ARCHIVE, checked, load, parse, read_labels, unreadable
+from nearmesh.package.retrieval import Retrieve
 from nearmesh.package.serving import Batching, Idle, RoutePolicy, Sequence, State, Warmup
 from nearmesh.package.source import Source
 from nearmesh.package.steps import Step
@@ -26,6 +27,7 @@ __all__ = [
     "OnlineCheck",
     "Package",
     "Quantize",
+    "Retrieve",
     "RoutePolicy",
     "Sequence",
     "Source",

@@ -135,7 +135,7 @@ def _steps(package: Package) -> Iterator[Problem]:
     for missing in sorted(graphs - {variant.step for variant in package.variants}):
         if package.variants or package.steps:
             at = ("steps", names.index(missing)) if missing in names else ("variants",)
-            yield Problem(at, f"step {missing!r} has neither `python` nor a variant")
+            yield Problem(at, f"step {missing!r} has neither `python` nor `retrieve` nor a variant")
     if package.assets and not any(step.python for step in package.steps):
         yield Problem(("assets",), "[[assets]] are for functions, and no step has one (`python`)")
     if package.decoupled and not (package.steps and package.steps[-1].python):
@@ -144,7 +144,7 @@ def _steps(package: Package) -> Iterator[Problem]:
 
 def _graphs(package: Package) -> set[str]:
     """Names of the steps that variants are for; a package without steps is one graph, without a name."""
-    return {step.name for step in package.steps if step.python is None} if package.steps else {""}
+    return {step.name for step in package.steps if step.is_graph} if package.steps else {""}
 
 
 def _quantize(package: Package) -> Iterator[Problem]:

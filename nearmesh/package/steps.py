@@ -8,19 +8,23 @@ from dataclasses import dataclass, field
 from nearmesh.config import Problem, refuse
 from nearmesh.errors import InvalidInput
 from nearmesh.ids import check_label
+from nearmesh.package.retrieval import Retrieve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step of a pipeline: a function of the package's own, or the graph of the variants that name the step.
+    """One step of a pipeline: a function of the package's own, passages found in a collection, or the graph of the
+    variants that name the step.
 
     Steps run in order and hand tensors to each other by name: a step reads the package's inputs and what earlier steps
     wrote; the package's outputs are found among what all of them wrote.
     """
 
     name: str
-    # "FILE.py:FUNCTION": takes arrays by keyword, returns arrays by name. Without it, the step is a graph.
+    # "FILE.py:FUNCTION": takes arrays by keyword, returns arrays by name. Without it or `retrieve`, it is a graph.
     python: str | None = None
+    # Finds passages for texts in a collection of the node that answers.
+    retrieve: Retrieve | None = None
     # By the step's own name of a tensor, the pipeline's name of it; what is not listed has one name for both.
     inputs: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
@@ -41,6 +45,13 @@ class Step:
         if self.python is not None and not is_function(self.python):
             said = f"python of step {self.name!r} is {self.python!r}, expected FILE.py:FUNCTION"
             yield Problem(("python",), said)
+        if self.python is not None and self.retrieve is not None:
+            yield Problem(("retrieve",), f"step {self.name!r} has both `python` and `retrieve`; make two steps of it")
+
+    @property
+    def is_graph(self) -> bool:
+        """It runs the graph of the variants that name it."""
+        return self.python is None and self.retrieve is None
 
     @property
     def file(self) -> str | None:

@@ -26,7 +26,7 @@ def graph_variant(step):
 
 
 def described(*steps, inputs=(("x", "FP32", -1, 2),), outputs=(("y", "FP32", -1, 2),), **more):
-    variants = tuple(graph_variant(step.name) for step in steps if step.python is None)
+    variants = tuple(graph_variant(step.name) for step in steps if step.is_graph)
     specs = [spec(*each) for each in inputs], [spec(*each) for each in outputs]
     return package("piped", *specs, steps=steps, variants=variants, **more)
 
@@ -131,7 +131,7 @@ def test_wiring_is_checked_before_anything_runs_and_nothing_stays_open(load, ste
     graphs = {name: FakeGraph() for name in ("double", "first")}
     with pytest.raises(PackageError, match=said):
         load(HALVES, *steps, graphs=graphs)
-    used = {step.name for step in steps if step.python is None}
+    used = {step.name for step in steps if step.is_graph}
     assert {name for name, graph in graphs.items() if graph.closed == 1} == used
     assert not any(graph.calls for graph in graphs.values()) and modules() == []
 

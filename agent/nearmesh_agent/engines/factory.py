@@ -19,6 +19,7 @@ from nearmesh_agent.engines.onnx.engine import OnnxEngine
 from nearmesh_agent.engines.onnx.session import Provider
 from nearmesh_agent.engines.pipeline.graph_step import Graph
 from nearmesh_agent.engines.pipeline.pipeline import Pipeline
+from nearmesh_agent.engines.pipeline.retrieve_step import Retriever
 from nearmesh_agent.engines.tensorrt.cuda import Gpu
 from nearmesh_agent.engines.tensorrt.engine import PlanLibrary, PlanSource, TensorRt, TensorRtEngine
 from nearmesh_agent.engines.tensorrt.plans import MOST_BYTES, PlanKey, PlanStore, file_sha256, precision_of
@@ -48,6 +49,8 @@ class OnnxEngines:
     wide: bool | None = None
     # Whether packages may bring functions of their own, which run in this process with its rights.
     allow_python: bool = True
+    # Finds passages for steps that retrieve. None: they give their sample.
+    retriever: Retriever | None = None
     # The folder of TensorRT's plans. None: none are built, and ONNX Runtime serves their variants.
     plans: Path | None = None
     # What that folder may take.
@@ -58,7 +61,7 @@ class OnnxEngines:
     def __call__(self, folder: Path, package: Package) -> Engine:
         if package.steps:
             graph = partial(self.graph, folder, package)
-            return Pipeline.load(folder, package, graph, allow_python=self.allow_python)
+            return Pipeline.load(folder, package, graph, allow_python=self.allow_python, retriever=self.retriever)
         return self._load(folder, package)
 
     def graph(self, folder: Path, package: Package, step: Step) -> Graph:

@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 
 from nearmesh.errors import NotReady
 from nearmesh_agent.engines.base import Engine
+from nearmesh_agent.engines.rehearsal import rehearsal
 from nearmesh_agent.serving import memory
 
 
@@ -34,12 +35,13 @@ class Loading:
             raise
 
     def _load(self) -> Engine:
-        engine = self._make()
-        try:
-            self._check(engine)
-        except BaseException:
-            engine.close()
-            raise
+        with rehearsal():
+            engine = self._make()
+            try:
+                self._check(engine)
+            except BaseException:
+                engine.close()
+                raise
         with self._lock:
             if not self._left:
                 self._engine = engine

@@ -101,6 +101,8 @@ class Replica:
         self._active: Loaded | None = None
         # The engine that was active last.
         self._described = Description()
+        # Its calls wait for the event loop, which therefore must not wait for them.
+        self._retrieves = any(step.retrieve for step in package.steps)
         self._failures = Failures(package.name)
 
     @classmethod
@@ -150,7 +152,7 @@ class Replica:
     def on_trial(self, value: bool) -> None:
         self._on_trial = value
         if active := self._active:
-            active.scheduler.apart = value
+            active.scheduler.apart = value or self._retrieves
 
     # In memory, or not.
 
@@ -202,7 +204,7 @@ class Replica:
             clock=self._clock,
             name=f"{self.name}-{self.version}",
             occupancy=self._occupancy,
-            apart=self.on_trial,
+            apart=self.on_trial or self._retrieves,
         )
         return Loaded(engine, scheduler, Streams(engine, most=limits.waiting, name=scheduler.name))
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from nearmesh.errors import MeshError
+from nearmesh.errors import MeshError, NotReady
 from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.scheduler import Clock
 
@@ -121,6 +121,10 @@ class Watchdog:
             # Behind requests that take their time it proves nothing; a call of theirs that hangs shows by itself.
             if replica.in_flight <= 1:
                 await self._give_up(replica, "a probe has not come back")
+        except NotReady as error:
+            # Something that its calls need beside the engine, such as a collection, is not here at the moment.
+            log.debug("a probe had no answer model=%s: %s", replica.name, error.message)
+            seen.proved_s = self._clock()
         except MeshError as error:
             await self._give_up(replica, f"a probe failed: {error.message}")
         finally:

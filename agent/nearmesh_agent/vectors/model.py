@@ -7,7 +7,7 @@ then. The index is made from store and journal, so that there is one truth.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -228,13 +228,20 @@ class Lexical(Protocol):
 
     def apply(self, write: Write, position: int) -> None: ...
 
-    def search(self, text: str, k: int, among: Where | None = None) -> Sequence[Found]:
-        """By BM25, best first."""
+    def search(self, text: str, k: int, among: Collection[str] | None = None) -> Sequence[Found]:
+        """By BM25, best first; `among` are the ids that may be found, None: all."""
+        ...
+
+    def maintain(self) -> None:
+        """Takes fresh rows into the index on disk; in a thread, for as long as it takes."""
         ...
 
     def save(self) -> int: ...
 
     @property
     def position(self) -> int: ...
+
+    @property
+    def bytes(self) -> int: ...
 
     def close(self) -> None: ...

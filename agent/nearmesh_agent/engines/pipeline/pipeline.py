@@ -17,6 +17,7 @@ from nearmesh_agent.engines.base import Array
 from nearmesh_agent.engines.cores import usable_cores
 from nearmesh_agent.engines.pipeline.graph_step import Graph, GraphStep
 from nearmesh_agent.engines.pipeline.python_step import PythonStep, PythonSteps
+from nearmesh_agent.engines.pipeline.retrieve_step import Retriever, RetrieveStep
 
 
 class _Runner(Protocol):
@@ -92,9 +93,17 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, folder: Path, package: Package, graph: Callable[[Step], Graph], *, allow_python: bool = True
+        cls,
+        folder: Path,
+        package: Package,
+        graph: Callable[[Step], Graph],
+        *,
+        allow_python: bool = True,
+        retriever: Retriever | None = None,
     ) -> Pipeline:
         """Loads every step, graphs by `graph`, and checks that each finds what it reads; nothing is run.
+
+        Without a `retriever`, as where a package is made, steps that retrieve give their sample.
 
         Raises PackageError, and whatever `graph` raises; then everything that was loaded is closed again.
         """
@@ -106,6 +115,9 @@ class Pipeline:
             for step in package.steps:
                 if step.python is not None:
                     stages.append(_Stage(step, code.load(step)))
+                    continue
+                if step.retrieve is not None:
+                    stages.append(_Stage(step, RetrieveStep(step.name, step.retrieve, retriever)))
                     continue
                 graphs[step.name] = graph(step)
                 resources.callback(graphs[step.name].close)
