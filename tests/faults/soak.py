@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import io
 import json
+import re
 import sys
 import tempfile
 import time
@@ -125,7 +126,7 @@ async def soak(only: str) -> list[dict[str, Any]]:
         for who in federated.WHO:
             name = f"federated run: {who} killed in each phase"
             if only in name:
-                folder = Path(scratch) / f"federated-{who.replace(' ', '-')}"
+                folder = Path(scratch) / re.sub(r"\W+", "-", f"federated {who}")
                 found.append(await _measured(name, lambda: federated.run(folder, who)))  # noqa: B023
         name = "federated run: a site that is cut off for a minute of every two"
         if only in name:
