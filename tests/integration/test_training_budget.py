@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from nearmesh_agent.training.throttle import Throttle
+from nearmesh_agent.serving.occupancy import Occupancy
+from nearmesh_agent.training.throttle import EVERY_S, Throttle
 
 from tests.training_family import cpu_s, named, state, tree
 
@@ -82,6 +83,26 @@ async def test_overloaded_serving_lets_them_run_for_moments_only(tmp_path: Path)
         assert held.yielded_s - yielded > 0.5 * took_s
         # Those that keep the connection to the SuperLink do not stand still.
         assert state(named(process.pid, "flower-superexec")[0]) == "S"
+
+
+async def test_an_engine_call_stops_them_at_once_and_they_go_on_after_it(tmp_path: Path) -> None:
+    occupancy = Occupancy()
+    held = Throttle((), lambda: 0.0, cpu_share=1.0, occupancy=occupancy)
+    async with warded(held, tmp_path, apps=1) as process:
+        (app,) = named(process.pid, "an-app")
+        # The budget grows to its full size first; from then on nothing else stops it.
+        await until(lambda: held.share == 1.0)
+        stopped_s = []
+        for _ in range(10):
+            await until(lambda: state(app) != "T")
+            began = time.monotonic()
+            occupancy.enter()
+            while state(app) != "T":
+                assert time.monotonic() < began + 5
+            stopped_s.append(time.monotonic() - began)
+            occupancy.leave()
+        # The agent says so four times a second in any case: the bell is for all that is quicker.
+        assert sorted(stopped_s)[5] < EVERY_S / 5, stopped_s
 
 
 async def test_when_the_agent_is_killed_nothing_is_left_standing_still(tmp_path: Path) -> None:

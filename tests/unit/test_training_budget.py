@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from nearmesh_agent.training.budget import (
     CALM_FOR_S,
+    GAPS,
     LEAST_SHARE,
     LOOK_EVERY_S,
     LOOK_S,
@@ -58,7 +59,7 @@ class Node:
 def test_without_requests_training_comes_to_have_its_whole_budget_and_no_more(cpu_share: float) -> None:
     node = Node(cpu_share)
     node.run(10)
-    assert node.run(60) == Decision(cpu_share)
+    assert node.run(60) == Decision(cpu_share, between=True)
     assert max(decision.share for decision in node.decisions) == cpu_share
     # It begins with less.
     assert node.decisions[0].share == pytest.approx(max(LEAST_SHARE, cpu_share / 2))
@@ -115,7 +116,7 @@ def test_it_gets_its_whole_budget_back_when_requests_no_longer_suffer() -> None:
     node.more_ms = 0.0
     node.run(120)
     node.requests_per_s = 0.0
-    assert node.run(10) == Decision(0.5)
+    assert node.run(10) == Decision(0.5, between=True)
 
 
 def test_however_much_requests_suffer_a_round_ends_in_the_end() -> None:
@@ -190,7 +191,7 @@ def test_beside_overloaded_serving_training_stands_still_until_it_was_calm_for_a
     assert node.run(60).share == 0.0
     node.utilization = 0.3
     assert node.run(CALM_FOR_S - TICK_S).share == 0.0
-    assert node.run(2 * TICK_S) == Decision(0.5)
+    assert node.run(2 * TICK_S) == Decision(0.5, between=True)
     # What is nearly too much does not begin an overload.
     node.utilization = 0.8
     assert node.run(60).share > 0.0
@@ -200,7 +201,7 @@ def test_refusals_of_an_idle_node_are_not_for_training_to_mend() -> None:
     node = Node()
     node.run(10)
     node.refused = 5
-    assert node.run(5) == Decision(0.5)
+    assert node.run(5) == Decision(0.5, between=True)
 
 
 def test_while_nothing_trains_nothing_stands_still_and_the_figures_without_it_are_learnt() -> None:
@@ -212,3 +213,15 @@ def test_while_nothing_trains_nothing_stands_still_and_the_figures_without_it_ar
     node.training, node.more_ms = True, 100.0
     node.run(2)
     assert node.run(1).why
+
+
+def test_where_engine_calls_leave_gaps_training_runs_in_these() -> None:
+    node = Node()
+    node.utilization = GAPS - 0.01
+    assert node.run(1).between
+    node.utilization = GAPS
+    assert not node.run(1).between
+    # Requests that suffer nonetheless have the machine for themselves from then on.
+    node.requests_per_s, node.more_ms = 20, 100.0
+    assert node.run(30).why
+    assert node.run(30).between

@@ -57,6 +57,28 @@ def test_they_use_their_share_of_the_cores(share: float, cores: int, threads: fl
     assert max(apps.stops_s, default=0.0) <= LONGEST_STOP_S + 1.01 * MOMENT_S
 
 
+def test_beside_engine_calls_they_stand_still_and_have_their_share_of_the_gaps() -> None:
+    apps = Apps(0.5, cores=2, threads=1)
+    apps.run(1)
+    for _ in range(400):
+        apps.slices.held = True
+        # At once, however short the gap before was.
+        assert not apps.slices.step(apps.now_s, 0.0)
+        apps.now_s += 0.013
+        apps.slices.held = False
+        assert apps.slices.step(apps.now_s, 0.0)
+        apps.run(0.03)
+    assert apps.used_s / apps.now_s > 0.6
+
+
+def test_engine_calls_without_a_gap_leave_a_moment_now_and_then() -> None:
+    apps = Apps(0.5, cores=2, threads=1)
+    apps.slices.held = True
+    apps.run(60)
+    assert apps.used_s / apps.now_s == pytest.approx(MOMENT_S / LONGEST_STOP_S, rel=0.3)
+    assert max(apps.stops_s) <= LONGEST_STOP_S + 1.01 * MOMENT_S
+
+
 def test_who_uses_less_than_the_budget_never_stands_still() -> None:
     apps = Apps(0.5, 2, 0.8)
     apps.run(60)

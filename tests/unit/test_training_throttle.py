@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -153,3 +154,21 @@ def test_training_that_stands_still_gives_nobody_way() -> None:
     node.throttle.workers = 0
     node.run(1)
     assert node.occupancy.yielding == 0
+
+
+def test_who_listens_hears_when_engine_calls_begin_and_when_none_runs_any_more() -> None:
+    occupancy = Occupancy(runnable=lambda: 1)
+    heard: list[bool] = []
+    occupancy.on_change = heard.append
+
+    def another() -> None:
+        occupancy.enter()
+        occupancy.leave()
+
+    occupancy.enter()
+    beside = Thread(target=another)
+    beside.start()
+    beside.join()
+    assert heard == [True] and occupancy.taken
+    occupancy.leave()
+    assert heard == [True, False] and not occupancy.taken

@@ -23,6 +23,8 @@ class Occupancy:
         self._runnable = runnable or runnable_threads
         # Threads that want to run and leave a core at once to whoever else wants it: of training beside serving.
         self.yielding = 0
+        # Told, in the thread of a call, when one begins where there was none (True), and when there is none any more.
+        self.on_change: Callable[[bool], None] | None = None
 
     def enter(self) -> bool:
         """A call begins in this thread; True if nothing else computes, here or in another process.
@@ -31,10 +33,22 @@ class Occupancy:
         share when one of them has to wait for a core.
         """
         self._calls.add(threading.get_ident())
-        return len(self._calls) == 1 and self._runnable() - self.yielding <= 1
+        first = len(self._calls) == 1
+        alone = first and self._runnable() - self.yielding <= 1
+        # Only now: threads that are sent away just then would be taken for others.
+        if first and self.on_change:
+            self.on_change(True)
+        return alone
 
     def leave(self) -> None:
         self._calls.discard(threading.get_ident())
+        if self.on_change and not self._calls:
+            self.on_change(False)
+
+    @property
+    def taken(self) -> bool:
+        """Whether an engine call runs."""
+        return bool(self._calls)
 
 
 def runnable_threads() -> int:

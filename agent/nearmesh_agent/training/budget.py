@@ -1,9 +1,11 @@
 """How much of the processor training may have at this moment: its budget while serving does well, less when not.
 
-No clock and no sockets: times are arguments. Three things are looked at:
+No clock and no sockets: times are arguments. This is looked at:
 
 - Requests that a busy node refuses, or engines that are nearly taken up: training stands still.
 - How busy serving is: from half of the node on, the more it takes, the less is left for training.
+- Where engine calls leave gaps, or once requests were slowed, training runs in the gaps alone: a call has the machine,
+  its caches and memory, for itself.
 - What requests take beside training, against what they take without. For the second, training stands still for a
   moment now and then while requests come. Where the 99th percentile rises, training gets half of what it had; then more
   again, step by step, and beyond what hurt far more slowly.
@@ -36,6 +38,8 @@ KNOWN_WELL, KNOWN_FOR_S = 200, 30.0
 
 # Shares of the node's engines or of its event loop, whichever is scarcer, that requests take.
 UNTOUCHED, OVERLOADED, CALM = 0.5, 0.85, 0.75
+# With less than this there are gaps between engine calls in which training gets on well.
+GAPS = 0.35
 # Overload is over when it was calm for so long.
 CALM_FOR_S = 3.0
 
@@ -68,6 +72,8 @@ class Decision:
     share: float
     # Why it is less than its budget, in words; empty: it is not, or only for a moment, to look.
     why: str = ""
+    # It stands still while an engine call runs.
+    between: bool = False
 
 
 class Tail:
@@ -155,7 +161,8 @@ class Budget:
         if left < min(self._level, _ALL * self.cpu_share):
             why = f"serving takes {serving.utilization:.0%} of the node"
         why = why and f"slowed to {share:.0%} of the cores: {why}"
-        return Decision(0.0 if training and self._looks(now_s) else share, why)
+        between = serving.utilization < GAPS or self._hurt_at < math.inf
+        return Decision(0.0 if training and self._looks(now_s) else share, why, between)
 
     def _overload(self, serving: Serving, now_s: float) -> str:
         """Why serving is overloaded; empty: it is not."""

@@ -4,11 +4,18 @@ A bucket of processor seconds fills at the pace of the share; what they used is 
 empty, but never for so long that a connection of theirs would time out: with no share at all they run for a moment
 about once a second.
 
+Beside that they may be held for as long as an engine call runs, within the same limit.
+
 They come after whoever else wants a core. Where others always do, they would get nothing at all, and no round would
 end; so they are put on a level with others whenever they have had too little for too long.
 """
 
 from __future__ import annotations
+
+import signal
+
+# By which the agent says that engine calls begin, and that none runs any more.
+STAND_STILL, GO_ON = signal.SIGUSR1, signal.SIGUSR2
 
 # What they may save up, in seconds at their share's pace. More would let them run at full speed for longer.
 SAVED_S = 0.25
@@ -35,10 +42,14 @@ class Slices:
         self._cores = cores
         # Of the cores, 0 to 1.
         self.share = 0.0
+        # An engine call runs, and training is to have none of its time.
+        self.held = False
         self._credit_s = 0.0
         self._looked_s = now_s
         self._changed_s = now_s
         self.running = True
+        # They run for a moment only because they have stood still for too long.
+        self._at_last = False
 
     def step(self, now_s: float, used_s: float) -> bool:
         """Whether they run from now on; `used_s` are processor seconds since the last step."""
@@ -48,17 +59,21 @@ class Slices:
         self._looked_s = now_s
         if self.running != self._next(pace, now_s - self._changed_s):
             self.running = not self.running
+            self._at_last = self.running and (self.held or self._credit_s < _ENOUGH_S * pace)
             self._changed_s = now_s
         return self.running
 
     def look_in_s(self) -> float:
         """When the next step is due."""
-        return LOOK_EVERY_S if self.running and self.share else MOMENT_S
+        return LOOK_EVERY_S if self.running and self.share and not self._at_last else MOMENT_S
 
     def _next(self, pace: float, since_s: float) -> bool:
+        if since_s < MOMENT_S and self._at_last:
+            return True
         if self.running:
-            return self.share >= 1 or self._credit_s > 0 or since_s < MOMENT_S
-        return (pace > 0 and self._credit_s >= _ENOUGH_S * pace) or since_s >= LONGEST_STOP_S
+            return not self.held and (self.share >= 1 or self._credit_s > 0 or since_s < MOMENT_S)
+        enough = pace > 0 and self._credit_s >= _ENOUGH_S * pace and not self.held
+        return enough or since_s >= LONGEST_STOP_S
 
 
 class Starvation:

@@ -23,6 +23,7 @@ from nearmesh_agent.engines.cores import usable_cores
 from nearmesh_agent.serving.occupancy import Occupancy
 from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.training.budget import Budget, Serving
+from nearmesh_agent.training.slices import GO_ON, STAND_STILL
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,10 @@ class Throttle:
         self._occupancy = occupancy or Occupancy()
         self._clock = clock
         self._budget = Budget(cpu_share)
+        # Of the warden that listens to it, while training is to run between engine calls alone.
+        self._bell: int | None = None
+        self._between = False
+        self._occupancy.on_change = self._ring
         self._refused: WeakKeyDictionary[Replica, int] = WeakKeyDictionary()
 
     @cached_property
@@ -77,7 +82,8 @@ class Throttle:
 
     async def run(self, process: Process) -> None:
         """Until the warden has ended; nothing that it has brought forth is left then. Cancelled, it stops it first."""
-        listening = asyncio.create_task(self._listen(process))
+        bell = _bell(process)
+        listening = asyncio.create_task(self._listen(process, bell))
         ended = asyncio.create_task(process.wait())
         self.begin()
         try:
@@ -89,6 +95,9 @@ class Throttle:
             await stop(process)
             listening.cancel()
             self.workers, self.paused, self._occupancy.yielding = 0, "", 0
+            self._bell = None
+            if bell is not None:
+                os.close(bell)
 
     def begin(self) -> None:
         """Passes over what requests took while nobody looked, maybe hours ago."""
@@ -114,6 +123,7 @@ class Throttle:
         if bool(why) != bool(self.paused):
             log.info("training beside serving: %s", why or "has its whole budget")
         self.share, self.paused = decision.share, why
+        self._between = training and decision.between
         # Who stands still does not run: whatever else does is no thread of training, and gives way to nobody.
         self._occupancy.yielding = self.threads if training and decision.share else 0
 
@@ -124,14 +134,32 @@ class Throttle:
         if process.stdin.is_closing():
             return
         with suppress(ConnectionError):
-            process.stdin.write(f"{self.share:.4f}\n".encode())
+            # The second word: also where a bell was missed.
+            process.stdin.write(f"{self.share:.4f} {self._between and self._occupancy.taken:d}\n".encode())
             await process.stdin.drain()
 
-    async def _listen(self, process: Process) -> None:
+    def _ring(self, taken: bool) -> None:
+        """An engine call begins, or the last one has ended; in its thread, which has no time to lose."""
+        bell = self._bell
+        if bell is not None and self._between:
+            with suppress(OSError):
+                signal.pidfd_send_signal(bell, STAND_STILL if taken else GO_ON)
+
+    async def _listen(self, process: Process, bell: int | None) -> None:
         assert process.stdout is not None
         async for line in process.stdout:
+            # Not before: it would be ended by a signal that it does not handle yet.
+            self._bell = bell
             workers, _, yielded_s = line.partition(b" ")
             self.workers, self.yielded_s = int(workers), float(yielded_s)
+
+
+def _bell(process: Process) -> int | None:
+    """By which signals reach this process, and none that has its id later; None where the system has no such thing."""
+    try:
+        return os.pidfd_open(process.pid)
+    except (AttributeError, OSError):
+        return None
 
 
 def _refused(replica: Replica) -> int:

@@ -4,9 +4,10 @@ A process between the agent and the SuperNode, since somebody has to be there wh
 still (SIGSTOP) while the agent is killed would stand there for ever. This one learns of the agent's end at once, and
 ends all that it has brought forth; were it killed itself, the kernel ends the SuperNode, and the agent the rest.
 
-It hears on its standard input what training may have, a share of the cores on each line, and says on its standard
-output how many apps are at work and for how long they have stood still, in seconds. The latter also stands in FILE, for
-the apps themselves.
+It hears on its standard input what training may have: on each line a share of the cores, and 1 while an engine call
+runs that is to have them for itself. Two signals say the latter as well, at once (`slices.STAND_STILL` and `GO_ON`). It
+says on its standard output how many apps are at work and for how long they have stood still, in seconds. The latter
+also stands in FILE, for the apps themselves.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from nearmesh import leash
 from nearmesh_agent.engines.cores import usable_cores
 from nearmesh_agent.training.budget import LEAST_SHARE
 from nearmesh_agent.training.family import Family, send
-from nearmesh_agent.training.slices import Slices, Starvation
+from nearmesh_agent.training.slices import GO_ON, STAND_STILL, Slices, Starvation
 
 _PR_SET_CHILD_SUBREAPER = 36
 # Apps are looked for so often: among all processes of the machine, of which there may be thousands. One that has just
 # begun imports for seconds.
 _SEARCH_EVERY_S = 0.1
+# Engine calls may come by the hundred a second: between two of them nobody is looked for, nor what was used.
+_LOOK_AGAIN_S = 0.01
 # The agent is silent for so long: it hangs, and nobody looks after serving.
 _SILENT_S = 5.0
 # From SIGTERM until what is left is killed. A SuperNode ends within a second.
@@ -57,9 +60,12 @@ class Warden:
         self._file = os.open(yielded, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._yielded_s = _number(os.pread(self._file, 64, 0))
         self._write_down()
-        self._looked_s = self._heard_s = time.monotonic()
+        self._stepped_s = self._looked_s = self._heard_s = time.monotonic()
         self._spoke_s = self._searched_s = 0.0
         self._unread = b""
+        # Wakes the one who waits when a signal has come.
+        self._woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         self._ending_s: float | None = None
         self._supernode = _spawn(command)
         self._code: int | None = None
@@ -84,21 +90,21 @@ class Warden:
             with suppress(ProcessLookupError):
                 os.kill(self._supernode, signal.SIGTERM)
 
+    def hold(self, number: int, *_: object) -> None:
+        """In a signal's handler: an engine call begins, and apps stand still at once; or none runs any more."""
+        self._slices.held = number == STAND_STILL
+        if self._slices.held and self._ending_s is None:
+            send(self._family.workers, signal.SIGSTOP)
+            self._still = True
+
     def _too_long(self) -> bool:
         return self._ending_s is not None and time.monotonic() > self._ending_s + _END_WITHIN_S
 
     def _step(self, now_s: float) -> None:
-        search = now_s >= self._searched_s + _SEARCH_EVERY_S
-        self._searched_s = now_s if search else self._searched_s
-        used_s = self._family.look(search=search)
-        if now_s > self._heard_s + _SILENT_S:
-            self._slices.share = min(self._slices.share, LEAST_SHARE)
         if self._family.workers and self._still:
-            self._yielded_s += now_s - self._looked_s
-            self._write_down()
-        used_s, self._used_s = max(0.0, used_s - self._used_s), used_s
-        self._looked_s = now_s
-        self._get_a_turn(now_s, used_s)
+            self._yielded_s += now_s - self._stepped_s
+        self._stepped_s = now_s
+        used_s = self._look(now_s) if now_s >= self._looked_s + _LOOK_AGAIN_S else 0.0
         run = self._slices.step(now_s, used_s) or self._ending_s is not None
         if not run:
             # Each time, for those who have come since.
@@ -108,6 +114,21 @@ class Warden:
         self._still = not run
         self._speak(now_s)
         self._reap()
+
+    def _look(self, now_s: float) -> float:
+        """Who is there, and how many processor seconds they have used since the last look."""
+        search = now_s >= self._searched_s + _SEARCH_EVERY_S
+        self._searched_s = now_s if search else self._searched_s
+        used_s = self._family.look(search=search)
+        if now_s > self._heard_s + _SILENT_S:
+            self._slices.share = min(self._slices.share, LEAST_SHARE)
+            self._slices.held = False
+        if self._family.workers and self._still:
+            self._write_down()
+        used_s, self._used_s = max(0.0, used_s - self._used_s), used_s
+        self._looked_s = now_s
+        self._get_a_turn(now_s, used_s)
+        return used_s
 
     def _get_a_turn(self, now_s: float, used_s: float) -> None:
         before = self._starvation.relieved
@@ -128,13 +149,17 @@ class Warden:
 
     def _hear(self, wait_s: float) -> bool:
         """Waits for a word of the agent's; False when there will be none any more."""
-        if select.select([0], [], [], wait_s)[0]:
+        heard = select.select([0, self._woken], [], [], wait_s)[0]
+        if self._woken in heard:
+            os.read(self._woken, 65536)
+        if 0 in heard:
             read = os.read(0, 65536)
             if not read:
                 return False
             *lines, self._unread = (self._unread + read).split(b"\n")
             if lines:
-                self._slices.share = min(1.0, max(0.0, _number(lines[-1])))
+                share, _, held = lines[-1].partition(b" ")
+                self._slices.share, self._slices.held = min(1.0, max(0.0, _number(share))), held == b"1"
                 self._heard_s = time.monotonic()
         return os.getppid() == self._parent
 
@@ -199,6 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, str(options.threads))
     warden = Warden(options.command, options.yielded, options.cores)
     signal.signal(signal.SIGTERM, warden.end)
+    for number in (STAND_STILL, GO_ON):
+        signal.signal(number, warden.hold)
     return warden.run()
 
 
