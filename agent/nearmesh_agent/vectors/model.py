@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 # FP32, shape [dimension].
 Vector = NDArray[np.float32]
 Scalar = str | int | float | bool
+# Which of a table's rows, in the order of its columns.
+Mask = NDArray[np.bool_]
 
 
 class Metric(StrEnum):
@@ -110,6 +112,26 @@ class Write:
     deleted_at: int = 0
 
 
+class Column(Protocol):
+    """One field of all rows of a table. A row that lacks the field is in no answer."""
+
+    def compare(self, operator: str, value: Scalar) -> Mask:
+        """`operator` is one of ==, !=, <, <=, >, >=; strings are ordered by code points."""
+        ...
+
+    def within(self, values: Collection[Scalar], *, negated: bool) -> Mask: ...
+
+    def prefixed(self, prefix: str, *, negated: bool) -> Mask:
+        """Of strings only."""
+        ...
+
+
+class Columns(Protocol):
+    """Of a table: its declared fields, and what every row has: id, source, source_hash, part."""
+
+    def column(self, name: str) -> Column: ...
+
+
 class Where(Protocol):
     """A filter that was read and checked against a table's fields (`filters.read`)."""
 
@@ -119,6 +141,10 @@ class Where(Protocol):
 
     def matches(self, row: Row) -> bool:
         """Whether it takes the row."""
+        ...
+
+    def mask(self, columns: Columns) -> Mask:
+        """Which rows it takes."""
         ...
 
 

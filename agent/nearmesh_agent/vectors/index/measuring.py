@@ -1,0 +1,91 @@
+"""How many of the nearest rows a search through the lists finds, measured against scoring all; parameters follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nearmesh_agent.vectors.index.exact import Best, best, scores, unit
+from nearmesh_agent.vectors.index.lists import Lists
+from nearmesh_agent.vectors.index.slots import View
+from nearmesh_agent.vectors.index.tuning import MEASURED_K, Tuned, least_enough, scores_all
+from nearmesh_agent.vectors.model import Mask, Metric, Vector
+
+# Enough for the mean of their recalls to be right within a percent.
+QUERIES = 64
+# A query is as far from a row as rows are from one another in a small part of the table; this much of its length.
+_AWAY = 0.35
+# Of the rows, what the filter takes that recall is measured with too.
+_FILTERED_SHARE = 0.1
+
+
+def exactly(view: View, query: Vector, k: int, selected: Mask | None, first: int = 0) -> Best:
+    """The true nearest of the slots from `first` on; `selected` are alive."""
+    metric, scales = view.slots.table.metric, view.scales
+    if selected is None and view.dead:
+        selected = view.alive
+    if selected is None:
+        slots = np.arange(first, view.used)
+        return best(metric, slots, scores(metric, query, view.vectors[first:], scales[first:]), k)
+    slots = np.flatnonzero(selected[first:]) + first
+    return best(metric, slots, scores(metric, query, view.vectors, scales, slots), k)
+
+
+def likely_queries(view: View, count: int) -> list[Vector]:
+    """Vectors near some of the rows, for as long as too few real ones have been seen."""
+    chance = np.random.default_rng(view.used)
+    live = np.flatnonzero(view.alive)
+    rows = view.vectors[np.sort(chance.choice(live, min(count, len(live)), replace=False))]
+    away = chance.normal(size=rows.shape)
+    away *= _AWAY * np.linalg.norm(rows, axis=1, keepdims=True) / np.linalg.norm(away, axis=1, keepdims=True)
+    return [prepared(view.slots.table.metric, row) for row in (rows + away).astype(np.float32)]
+
+
+def prepared(metric: Metric, query: Vector) -> Vector:
+    """A query as scores are made with it."""
+    query = np.ascontiguousarray(query, np.float32)
+    return unit(query) if metric is Metric.COSINE else query
+
+
+def tuned(lists: Lists, view: View, queries: Sequence[Vector]) -> Tuned:
+    """How far searches must look, with and without a filter; takes some hundred searches."""
+    rows = min(lists.indexed, view.used)
+    within = np.zeros(view.used, np.bool_)
+    within[:rows] = view.alive[:rows]
+    few = within & (np.random.default_rng(rows).random(view.used) < _FILTERED_SHARE)
+    enough: dict[int, int] = {}
+    recalls: dict[int, float] = {}
+    for k in MEASURED_K:
+        cases = [(mask, truths(view, queries, k, mask)) for mask in (within, few)]
+
+        def recall_of(tried: int, k: int = k, cases: list[tuple[Mask, list[NDArray[np.int64]]]] = cases) -> float:
+            return min(_recall(lists, view, queries, k, tried, mask, truth) for mask, truth in cases)
+
+        enough[k], recalls[k] = least_enough(k, rows, recall_of)
+    return Tuned(enough, rows, recalls[MEASURED_K[0]])
+
+
+def truths(view: View, queries: Sequence[Vector], k: int, mask: Mask | None) -> list[NDArray[np.int64]]:
+    return [exactly(view, query, k, mask).slots for query in queries]
+
+
+def _recall(
+    lists: Lists,
+    view: View,
+    queries: Sequence[Vector],
+    k: int,
+    enough: int,
+    mask: Mask,
+    truth: Sequence[NDArray[np.int64]],
+) -> float:
+    if scores_all(int(np.count_nonzero(mask)), enough):
+        return 1.0
+    return mean_recall([lists.search(query, k, enough, view, mask)[0].slots for query in queries], truth)
+
+
+def mean_recall(found: Sequence[NDArray[np.int64]], truth: Sequence[NDArray[np.int64]]) -> float:
+    """Of queries whose true nearest are `truth`: the share that was found; 1 where there is nothing to be found."""
+    shares = [len(np.intersect1d(some, true)) / len(true) for some, true in zip(found, truth, strict=True) if len(true)]
+    return float(np.mean(shares)) if shares else 1.0

@@ -1,0 +1,259 @@
+"""The index of one table: what searches, reads and lists rows, and keeps itself in order.
+
+One thread applies writes, one maintains and saves, any number search. A state (view and lists) is replaced as a whole;
+whoever took one goes on with it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from heapq import nsmallest
+from pathlib import Path
+
+import numpy as np
+
+from nearmesh.errors import InvalidInput
+from nearmesh_agent.vectors.index import measuring, saved, tuning
+from nearmesh_agent.vectors.index.exact import Best, joined
+from nearmesh_agent.vectors.index.library import faiss
+from nearmesh_agent.vectors.index.lists import Lists
+from nearmesh_agent.vectors.index.measuring import exactly, prepared
+from nearmesh_agent.vectors.index.slots import Slots, View
+from nearmesh_agent.vectors.model import Found, Mask, Row, Table, Vector, Where, Write
+
+# One search of so many is kept, to measure recall with.
+_KEPT_SEARCHES = 8
+# Recall of real searches is measured anew when there are so many new ones.
+_NEW_SEARCHES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    view: View
+    lists: Lists | None
+
+
+class MemoryIndex:
+    """Implements `model.Index`."""
+
+    def __init__(self, table: Table, folder: Path) -> None:
+        """As it was saved in the folder, which is the table's own; empty where nothing was, see `restored`."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._table = table
+        found = saved.read(table, folder)
+        self.restored = found is not None
+        self._state = _State(*found) if found else _State(_empty(table, folder), None)
+        self._saved: _State | None = self._state if found else None
+        # Held by whoever replaces the state.
+        self._writing = threading.Lock()
+        # Held by whoever maintains or saves, which takes long.
+        self._maintaining = threading.Lock()
+        self._searches = 0
+        self._recent: deque[Vector] = deque(maxlen=measuring.QUERIES)
+        self._measured_at = 0
+        # Share of the true nearest 10 that the last searches would have found; -1: not measured yet.
+        self.recall = -1.0
+
+    # Writing.
+
+    def apply(self, write: Write, position: int) -> None:
+        """Rows first, then deletes. Raises InvalidInput for a vector of another dimension, OSError for a full disk."""
+        with self._writing:
+            state = self._state
+            rows = {row.id: row for row in write.rows}
+            for id_ in write.deleted:
+                rows.pop(id_, None)
+            old = (state.view.slot_of(id_) for id_ in {*rows, *write.deleted})
+            killed = [slot for slot in old if slot is not None]
+            state.view.slots.append(list(rows.values()))
+            self._state = _State(state.view.after(killed, position), state.lists)
+
+    # Reading.
+
+    def search(
+        self, vector: Vector, k: int, where: Where | None = None, *, exact: bool = False
+    ) -> tuple[Sequence[Found], str]:
+        """Raises InvalidInput for a vector of another dimension, or one with NaN."""
+        if vector.shape != (self._table.dimension,) or not np.isfinite(vector).all():
+            shape = list(vector.shape)
+            raise InvalidInput(f"vector of shape {shape}: expected [{self._table.dimension}] finite values")
+        if k < 1:
+            raise InvalidInput(f"k is {k}; ask for at least 1")
+        query, state = prepared(self._table.metric, vector), self._state
+        selected, taken = _selected(state.view, where)
+        best = None
+        if not exact:
+            if where is None:
+                self._keep(query)
+            best = _through_lists(state, query, k, selected, taken)
+        way = "exact" if best is None else "index"
+        if best is None:
+            best = exactly(state.view, query, k, selected)
+        ids = map(state.view.id_of, best.slots.tolist())
+        return [Found(id_, score) for id_, score in zip(ids, best.scores.tolist(), strict=True)], way
+
+    def _keep(self, query: Vector) -> None:
+        self._searches += 1
+        if self._searches % _KEPT_SEARCHES == 1:
+            self._recent.append(query)
+
+    def rows(self, ids: Iterable[str], *, vectors: bool = False) -> Sequence[Row]:
+        """Those that are there, in the order asked for; their vectors are empty where none are asked for."""
+        view = self._state.view
+        slots = (view.slot_of(id_) for id_ in ids)
+        return view.rows((slot for slot in slots if slot is not None), vectors=vectors)
+
+    def select(self, where: Where | None, *, after: str = "", limit: int | None = None) -> Sequence[str]:
+        """Ids that the filter takes, in order, from after `after` on."""
+        view = self._state.view
+        selected, _ = _selected(view, where)
+        slots = np.flatnonzero(view.alive if selected is None else selected).tolist()
+        ids = [id_ for slot in slots if (id_ := view.id_of(slot)) > after]
+        return sorted(ids) if limit is None else nsmallest(limit, ids)
+
+    def count(self, where: Where | None = None) -> int:
+        """Rows that the filter takes."""
+        return _selected(self._state.view, where)[1]
+
+    # Keeping itself in order.
+
+    def maintain(self) -> None:
+        """Takes fresh rows into the lists, makes them anew where the table has grown, copies what lives where much is
+        dead, measures recall; in a thread, for as long as it takes."""
+        with self._maintaining:
+            # Of this thread's calls: a search beside it has a core as well.
+            faiss().omp_set_num_threads(1)
+            self._tidy()
+            self._take()
+            self._tune()
+
+    def _tidy(self) -> None:
+        state = self._state
+        old = state.view
+        if not tuning.tidies(old.live, old.dead):
+            return
+        kept = np.flatnonzero(old.alive)
+        slots = Slots(self._table, old.slots.folder, saved.next_epoch(old.slots.folder))
+        slots.copy(old.slots, kept)
+        view = View(slots, len(kept), np.ones(len(kept), np.bool_), len(kept), old.bytes, old.position)
+        lists = state.lists.moved(view, kept) if state.lists else None
+        with self._writing:
+            now = self._state.view
+            newer = np.flatnonzero(now.alive[old.used :]) + old.used
+            slots.append(now.rows(newer.tolist(), vectors=True))
+            alive = np.ones(len(slots.ids), np.bool_)
+            alive[: len(kept)] = now.alive[kept]
+            self._state = _State(View(slots, len(alive), alive, now.live, now.bytes, now.position), lists)
+        old.slots.close()
+
+    def _take(self) -> None:
+        view, lists = self._state.view, self._state.lists
+        if tuning.trains(view.live, lists.trained_rows if lists else 0):
+            made = Lists.trained(view)
+            while made.take(self._state.view):
+                pass
+            made.tuned = self._tuned(made)
+            with self._writing:
+                self._state = _State(self._state.view, made)
+        elif lists:
+            while lists.take(self._state.view):
+                pass
+
+    def _tune(self) -> None:
+        lists = self._state.lists
+        if lists is None:
+            return
+        if self._searches - self._measured_at >= _NEW_SEARCHES * _KEPT_SEARCHES:
+            self._measured_at = self._searches
+            self.recall = self._recall_of(list(self._recent))
+        if lists.tuned.is_old(lists.indexed):
+            lists.tuned = self._tuned(lists)
+
+    def _tuned(self, lists: Lists) -> tuning.Tuned:
+        view = self._state.view
+        real = list(self._recent)
+        return measuring.tuned(lists, view, real + measuring.likely_queries(view, measuring.QUERIES - len(real)))
+
+    def _recall_of(self, queries: Sequence[Vector]) -> float:
+        state = self._state
+        k = tuning.MEASURED_K[0]
+        truth = measuring.truths(state.view, queries, k, None)
+        found = [_through_lists(state, query, k, None, state.view.live) for query in queries]
+        return measuring.mean_recall(
+            [some.slots if some else true for some, true in zip(found, truth, strict=True)], truth
+        )
+
+    def save(self) -> int:
+        """Raises OSError; what was saved before stays then."""
+        with self._maintaining:
+            with self._writing:
+                state = self._state
+                arenas = state.view.slots.arenas
+                marks = {kind: (arena.size, arena.checksum) for kind, arena in arenas.items()}
+            if state is not self._saved:
+                saved.write(state.view, marks, state.lists)
+                self._saved = state
+            return state.view.position
+
+    def close(self) -> None:
+        """Gives its files back; what was not saved is in the journal."""
+        with self._maintaining, self._writing:
+            self._state.view.slots.close()
+
+    # What it has.
+
+    @property
+    def position(self) -> int:
+        return self._state.view.position
+
+    @property
+    def size(self) -> int:
+        return self._state.view.live
+
+    @property
+    def bytes(self) -> int:
+        """Of rows: their vectors, texts and fields."""
+        return self._state.view.bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of this process, roughly; vectors and texts are in files that the system keeps in memory as it sees fit."""
+        state = self._state
+        return state.view.slots.memory_bytes + (state.lists.memory_bytes if state.lists else 0)
+
+    @property
+    def fresh(self) -> int:
+        state = self._state
+        indexed = state.lists.indexed if state.lists else 0
+        return int(np.count_nonzero(state.view.alive[indexed:]))
+
+
+def _empty(table: Table, folder: Path) -> View:
+    slots = Slots(table, folder, saved.next_epoch(folder))
+    saved.forget_others(slots)
+    return View(slots, 0, np.empty(0, np.bool_), 0, 0, 0)
+
+
+def _selected(view: View, where: Where | None) -> tuple[Mask | None, int]:
+    """Which slots the filter takes, and how many; None: all that live."""
+    if where is None:
+        return None, view.live
+    selected = where.mask(view) & view.alive
+    return selected, int(np.count_nonzero(selected))
+
+
+def _through_lists(state: _State, query: Vector, k: int, selected: Mask | None, taken: int) -> Best | None:
+    """None where scoring all is as fast, or where the lists have too few."""
+    view, lists = state.view, state.lists
+    if lists is None:
+        return None
+    enough = lists.tuned.enough_for(k, lists.indexed)
+    if tuning.scores_all(taken, enough):
+        return None
+    found, indexed = lists.search(query, k, enough, view, selected)
+    fresh = exactly(view, query, k, selected, first=indexed)
+    best = joined(view.slots.table.metric, [found, fresh], k)
+    return best if len(best.slots) >= min(k, taken) else None

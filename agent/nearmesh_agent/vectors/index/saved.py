@@ -1,0 +1,155 @@
+"""An index on disk: what only memory has, in one file that is replaced as a whole, beside the files of its slots.
+
+What counts is the file alone: it says how much of the others is part of it, with their checksums, and has its own. One
+that is not whole, or of another table, is as good as none; the index is made from the store and the journal then.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nearmesh.tls import write_private
+from nearmesh_agent.vectors.index.columns import packed, unpacked
+from nearmesh_agent.vectors.index.growing import Growing
+from nearmesh_agent.vectors.index.lists import Lists
+from nearmesh_agent.vectors.index.slots import Slots, View, arena_paths
+from nearmesh_agent.vectors.index.tuning import Tuned
+from nearmesh_agent.vectors.model import Table
+
+FILE = "index.npz"
+# Counts up when what is in the file changes.
+_FORMAT = 1
+
+_log = logging.getLogger(__name__)
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def write(view: View, marks: Mapping[str, tuple[int, int]], lists: Lists | None) -> None:
+    """`marks`: size and checksum of each of the slots' files when the view was taken. Raises OSError."""
+    slots = view.slots
+    # First what the file speaks of.
+    slots.flush()
+    header = {
+        "format": _FORMAT,
+        "table": _described(slots.table),
+        "epoch": slots.epoch,
+        "files": {kind: list(mark) for kind, mark in marks.items()},
+        "position": view.position,
+        "bytes": view.bytes,
+        "lists": _lists_header(lists) if lists else None,
+    }
+    arrays: dict[str, NDArray[Any]] = {
+        "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
+        "alive": view.alive,
+        "scales": view.scales,
+        "before": slots.before.first(view.used),
+        "ends": slots.ends.first(view.used),
+        **_prefixed("ids", packed(slots.ids[: view.used])),
+    }
+    for name, column in slots.columns.items():
+        arrays |= _prefixed(f"column:{name}", column.arrays(view.used))
+    if lists:
+        arrays |= _prefixed("lists", lists.arrays(view.used))
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_private(slots.folder / FILE, buffer.getvalue())
+    forget_others(slots)
+
+
+def read(table: Table, folder: Path) -> tuple[View, Lists | None] | None:
+    """As it was saved; None: there is none that can be used, which is told in the log."""
+    path = folder / FILE
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return _restored(table, folder, {name: arrays[name] for name in arrays.files})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        _log.warning("the index saved in %s cannot be used and is made anew: %s", path, error)
+        return None
+
+
+def next_epoch(folder: Path) -> int:
+    """One that no file in the folder is of."""
+    return 1 + max((int(path.name.rpartition("-")[2]) for path in folder.glob("*-[0-9]*")), default=0)
+
+
+def forget_others(slots: Slots) -> None:
+    """Removes the files of other epochs, which nothing on disk speaks of any more."""
+    mine = set(arena_paths(slots.folder, slots.epoch).values())
+    for path in slots.folder.glob("*-[0-9]*"):
+        if path not in mine:
+            path.unlink(missing_ok=True)
+
+
+def _restored(table: Table, folder: Path, arrays: Arrays) -> tuple[View, Lists | None]:
+    header = json.loads(arrays["header"].tobytes())
+    if header["format"] != _FORMAT or header["table"] != _described(table):
+        raise ValueError("it is of another table or another version")
+    slots = Slots(table, folder, header["epoch"], kept={kind: size for kind, (size, _) in header["files"].items()})
+    try:
+        for kind, (_, checksum) in header["files"].items():
+            if slots.arenas[kind].checksum != checksum:
+                raise ValueError(f"the content of its {kind} has changed")
+        return _filled(slots, header, arrays)
+    except BaseException:
+        slots.close()
+        raise
+
+
+def _filled(slots: Slots, header: Mapping[str, Any], arrays: Arrays) -> tuple[View, Lists | None]:
+    slots.ids = unpacked(_of("ids", arrays))
+    slots.newest = {id_: slot for slot, id_ in enumerate(slots.ids)}
+    slots.before = Growing(np.int64, arrays["before"])
+    slots.scales = Growing(np.float32, arrays["scales"])
+    slots.ends = Growing(np.int64, arrays["ends"])
+    for name, column in slots.columns.items():
+        slots.columns[name] = column.restored(_of(f"column:{name}", arrays))
+    alive = arrays["alive"]
+    view = View(
+        slots=slots,
+        used=len(slots.ids),
+        alive=alive,
+        live=int(np.count_nonzero(alive)),
+        bytes=header["bytes"],
+        position=header["position"],
+    )
+    about = header["lists"]
+    if about is None:
+        return view, None
+    enough = {int(k): rows for k, rows in about["enough"].items()}
+    tuned = Tuned(enough, about["rows"], about["recall"])
+    return view, Lists.restored(view, _of("lists", arrays), about["trained_rows"], tuned)
+
+
+def _lists_header(lists: Lists) -> Mapping[str, Any]:
+    return {"trained_rows": lists.trained_rows, **asdict(lists.tuned)}
+
+
+def _described(table: Table) -> Mapping[str, Any]:
+    """What of a table its index depends on."""
+    return {
+        "dimension": table.dimension,
+        "metric": str(table.metric),
+        "fields": {k: str(v) for k, v in table.fields.items()},
+    }
+
+
+def _prefixed(prefix: str, arrays: Arrays) -> dict[str, NDArray[Any]]:
+    return {f"{prefix}.{name}": array for name, array in arrays.items()}
+
+
+def _of(prefix: str, arrays: Arrays) -> Arrays:
+    start = f"{prefix}."
+    return {name[len(start) :]: array for name, array in arrays.items() if name.startswith(start)}

@@ -1,0 +1,79 @@
+"""How many lists there are, when they are made anew, and how many rows a search looks at, from what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+# Below, all rows are scored one by one, which takes about a millisecond.
+LEAST_ROWS = 8_000
+# Of the true nearest; the promise is 0.97, and tomorrow's queries are not those that it was measured with.
+TARGET_RECALL = 0.985
+# Numbers of results for which it is measured; between them the next larger one counts.
+MEASURED_K = (10, 100)
+# Lists are made for a table that goes on growing, and anew when it is so many times as large.
+_LISTS_PER_ROOT = 2.0
+_GROWTH = 2.5
+# faiss wants that many rows for each list that it trains.
+_LEAST_ROWS_PER_LIST = 39
+# How many rows are enough is measured anew when there are so many times as many.
+_MEASURED_GROWTH = 1.5
+# Dead rows take memory and time; copying the others takes more, so it waits until this share of all is dead.
+_DEAD_SHARE = 0.3
+_LEAST_DEAD = 4_000
+# A row in a list costs less to look at than one that is scored alone, for the codes are small; and lists cost a little
+# themselves. So all rows that a filter takes are scored where they are fewer than this many times what is enough.
+_ALONE = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """How many of the rows that may be found a search must see, as it was measured."""
+
+    # For the number of results; empty: not measured.
+    enough: Mapping[int, int] = field(default_factory=dict)
+    # When there were so many.
+    rows: int = 0
+    # What was found then of the nearest 10; -1: not measured.
+    recall: float = -1.0
+
+    def enough_for(self, k: int, rows: int) -> int:
+        """Of a table that may have grown since."""
+        if not self.enough:
+            return rows
+        measured = next((at for at in sorted(self.enough) if k <= at), max(self.enough))
+        grown = max(1.0, rows / max(self.rows, 1)) * max(1.0, k / measured)
+        return min(rows, math.ceil(self.enough[measured] * grown))
+
+    def is_old(self, rows: int) -> bool:
+        return rows > self.rows * _MEASURED_GROWTH
+
+
+def list_count(rows: int) -> int:
+    return max(1, min(int(_LISTS_PER_ROOT * math.sqrt(rows)), rows // _LEAST_ROWS_PER_LIST))
+
+
+def trains(rows: int, trained_rows: int) -> bool:
+    """Whether lists are made (anew) for so many rows. `trained_rows`: how many there were the last time; 0: never."""
+    return rows >= LEAST_ROWS and rows >= trained_rows * _GROWTH
+
+
+def tidies(live: int, dead: int) -> bool:
+    """Whether what lives is copied into files of its own."""
+    return dead >= _LEAST_DEAD and dead >= (live + dead) * _DEAD_SHARE
+
+
+def scores_all(taken: int, enough: int) -> bool:
+    """Whether the rows that a filter takes are scored one by one, without the lists."""
+    return taken <= enough * _ALONE
+
+
+def least_enough(k: int, rows: int, recall_of: Callable[[int], float]) -> tuple[int, float]:
+    """The least number of rows, of those tried, with which enough of the nearest are found, and what share."""
+    tried = 16 * k
+    while True:
+        recall = recall_of(min(tried, rows))
+        if recall >= TARGET_RECALL or tried >= rows:
+            return min(tried, rows), recall
+        tried = math.ceil(tried * 1.5)

@@ -1,0 +1,393 @@
+"""The index of a table against a dictionary that scores every row: whatever is written, tidied up and reopened."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from nearmesh_agent.vectors import filters
+from nearmesh_agent.vectors.index import MemoryIndex, tuning
+from nearmesh_agent.vectors.index.lists import Lists
+from nearmesh_agent.vectors.model import Clock, Found, Metric, Origin, Row, Vector, Write
+
+from nearmesh.errors import InvalidInput
+from tests.vector_rows import FIELDS, row, table
+
+DIMENSION = 4
+
+
+def score(metric: Metric, query: Vector, vector: Vector) -> float:
+    a, b = query.astype(np.float64), vector.astype(np.float64)
+    if metric is Metric.L2:
+        return float(((a - b) ** 2).sum())
+    lengths = np.linalg.norm(a) * np.linalg.norm(b) if metric is Metric.COSINE else 1.0
+    return float(a @ b / lengths) if lengths else 0.0
+
+
+def nearest(metric: Metric, rows: Sequence[Row], query: Vector, k: int) -> list[float]:
+    """Their scores, best first."""
+    return sorted((score(metric, query, one.vector) for one in rows), reverse=metric is not Metric.L2)[:k]
+
+
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists for a few rows, and tidying for a few dead ones."""
+    monkeypatch.setattr(tuning, "LEAST_ROWS", 40)
+    monkeypatch.setattr(tuning, "_LEAST_ROWS_PER_LIST", 8)
+    monkeypatch.setattr(tuning, "_LEAST_DEAD", 8)
+
+
+class Tables(RuleBasedStateMachine):
+    """One writer's life of a table."""
+
+    @initialize(metric=st.sampled_from(Metric), seed=st.integers(0, 1000))
+    def begin(self, metric: Metric, seed: int) -> None:
+        self.patch = pytest.MonkeyPatch()
+        small(self.patch)
+        self.metric, self.chance = metric, np.random.default_rng(seed)
+        self.folder = Path(tempfile.mkdtemp())
+        self.index = MemoryIndex(table(DIMENSION, metric), self.folder)
+        self.rows: dict[str, Row] = {}
+        self.saved: tuple[dict[str, Row], int] = ({}, 0)
+        self.position = 0
+
+    def teardown(self) -> None:
+        if hasattr(self, "index"):
+            self.index.close()
+            shutil.rmtree(self.folder)
+            self.patch.undo()
+
+    def _vector(self) -> Vector:
+        # Whole numbers make equal scores, and vectors without length.
+        return self.chance.integers(-2, 3, DIMENSION).astype(np.float32)
+
+    @rule(count=st.integers(1, 40), first=st.integers(0, 60))
+    def write(self, count: int, first: int) -> None:
+        rows = [
+            row(f"r{number}", {"year": number % 5}, vector=self._vector(), source=f"s{number % 3}")
+            for number in range(first, first + count)
+        ]
+        self.position += 1
+        self.index.apply(Write(table="notes", rows=rows), self.position)
+        self.rows |= {one.id: one for one in rows}
+
+    @rule(first=st.integers(0, 100), count=st.integers(1, 30))
+    def delete(self, first: int, count: int) -> None:
+        ids = [f"r{number}" for number in range(first, first + count)]
+        self.position += 1
+        self.index.apply(Write(table="notes", deleted=ids), self.position)
+        for id_ in ids:
+            self.rows.pop(id_, None)
+
+    @rule()
+    def maintain(self) -> None:
+        self.index.maintain()
+
+    @rule()
+    def save(self) -> None:
+        assert self.index.save() == self.position
+        self.saved = (dict(self.rows), self.position)
+
+    @precondition(lambda self: self.saved[1])
+    @rule(kill=st.booleans())
+    def reopen(self, kill: bool) -> None:
+        """What was not saved is gone; the journal would tell it again."""
+        if not kill:
+            self.save()
+        self.index.close()
+        self.index = MemoryIndex(table(DIMENSION, self.metric), self.folder)
+        assert self.index.restored
+        self.rows, self.position = dict(self.saved[0]), self.saved[1]
+
+    @invariant()
+    def all_is_as_it_should_be(self) -> None:
+        if not hasattr(self, "index"):
+            return
+        index, rows = self.index, self.rows
+        assert (index.size, index.position) == (len(rows), self.position)
+        assert index.bytes == sum(DIMENSION * 4 for _ in rows) + self._record_bytes()
+        assert list(index.select(None)) == sorted(rows)
+        for found, expected in zip(index.rows(sorted(rows), vectors=True), sorted(rows), strict=True):
+            assert found.vector.tolist() == rows[expected].vector.tolist()
+            assert (found.id, found.origin) == (expected, rows[expected].origin)
+        self._searches(None, list(rows.values()))
+        for text in ("year == 2", 'year in [0, 1] or source like "s2%"', 'id > "r3" and id != "r40"'):
+            where = filters.read(text, FIELDS)
+            assert where is not None
+            takes = [one for one in rows.values() if where.matches(one)]
+            assert index.count(where) == len(takes)
+            assert list(index.select(where, after="r2", limit=5)) == sorted(o.id for o in takes if o.id > "r2")[:5]
+            self._searches(where, takes)
+
+    def _record_bytes(self) -> int:
+        from nearmesh_agent.vectors.index.records import encode
+
+        return sum(len(encode(one)) for one in self.rows.values())
+
+    def _searches(self, where: filters.Filter | None, rows: list[Row]) -> None:
+        query = self._vector()
+        expected = nearest(self.metric, rows, query, 7)
+        exact, way = self.index.search(query, 7, where, exact=True)
+        assert way == "exact"
+        assert [hit.score for hit in exact] == pytest.approx(expected, abs=1e-5)
+        found, _ = self.index.search(query, 7, where)
+        assert len(found) == len(expected)
+        for hits in (exact, found):
+            assert len({hit.id for hit in hits}) == len(hits)
+            self._true(hits, query, {one.id for one in rows})
+
+    def _true(self, hits: Sequence[Found], query: Vector, allowed: set[str]) -> None:
+        for hit in hits:
+            assert hit.id in allowed
+            assert hit.score == pytest.approx(score(self.metric, query, self.rows[hit.id].vector), abs=1e-5)
+
+
+TestTables = Tables.TestCase
+TestTables.settings = settings(
+    max_examples=20, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def clustered(count: int, dimension: int, seed: int = 1) -> np.ndarray:
+    chance = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).normal(size=(40, dimension))
+    return (centres[chance.integers(0, 40, count)] + chance.normal(size=(count, dimension)) * 0.5).astype(np.float32)
+
+
+def filled(folder: Path, vectors: np.ndarray, metric: Metric = Metric.COSINE) -> MemoryIndex:
+    index = MemoryIndex(table(vectors.shape[1], metric), folder)
+    rows = [row(f"r{number}", {"year": number % 10}, vector=vector) for number, vector in enumerate(vectors)]
+    index.apply(Write(table="notes", rows=rows), 1)
+    return index
+
+
+def recall(index: MemoryIndex, queries: np.ndarray, k: int, where: filters.Filter | None = None) -> float:
+    shares = []
+    for query in queries:
+        found, way = index.search(query, k, where)
+        assert way == "index"
+        exact, _ = index.search(query, k, where, exact=True)
+        shares.append(len({hit.id for hit in found} & {hit.id for hit in exact}) / k)
+    return float(np.mean(shares))
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_recall_decides_how_far_a_search_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: Metric) -> None:
+    monkeypatch.setattr(tuning, "LEAST_ROWS", 1000)
+    index = filled(tmp_path, clustered(6000, 16), metric)
+    assert index.fresh == 6000
+    index.maintain()
+    assert index.fresh == 0
+    lists = index._state.lists
+    assert lists is not None
+    enough = lists.tuned.enough
+    assert enough[10] < 2000 < 6000 and enough[10] <= enough[100]
+    queries = clustered(50, 16, seed=2)
+    assert recall(index, queries, 10) >= 0.96
+    assert recall(index, queries[:10], 100) >= 0.96 or enough[100] * 1.5 >= 6000
+
+
+def test_rows_of_a_filter_far_from_the_query_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists near the query hold none of them: the search goes on to those that do."""
+    monkeypatch.setattr(tuning, "LEAST_ROWS", 1000)
+    chance = np.random.default_rng(3)
+    near = chance.normal(size=(4000, 8)) * 0.1 + np.eye(8)[0] * 3
+    far = chance.normal(size=(4000, 8)) * 0.1 - np.eye(8)[0] * 3
+    vectors = np.concatenate([near, far]).astype(np.float32)
+    index = MemoryIndex(table(8, Metric.L2), tmp_path)
+    rows = [row(f"r{number}", {"open": number >= 4000}, vector=vector) for number, vector in enumerate(vectors)]
+    index.apply(Write(table="notes", rows=rows), 1)
+    index.maintain()
+    where = filters.read("open == true", FIELDS)
+    assert recall(index, near[:20].astype(np.float32), 10, where) >= 0.9
+
+
+def test_fresh_rows_are_found_before_they_are_in_the_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    index = filled(tmp_path, clustered(400, DIMENSION))
+    index.maintain()
+    new = np.array([9, -9, 9, -9], np.float32)
+    index.apply(Write(table="notes", rows=[row("new", vector=new)]), 2)
+    assert index.fresh == 1
+    assert index.search(new, 1)[0][0].id == "new"
+    index.apply(Write(table="notes", rows=[row("new", vector=-new)]), 3)
+    assert index.search(new, 1)[0][0].id != "new"
+    index.maintain()
+    assert index.fresh == 0
+    assert index.search(-new, 1)[0][0].id == "new"
+
+
+def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    written = Row(
+        id="ä/1",
+        vector=np.array([0.1, 2e-30, -7, 3e10], np.float32),
+        text='two\nlines, "quotes", \u2028 and 中文',
+        fields={"lang": "de", "year": 2**62, "score": 0.1, "open": False},
+        origin=Origin(source="a.md", hash="ff", part=1, parts=3, position="p. 4"),
+        clock=Clock(written=2**63 + 5, written_after=7, deleted=3),
+        written_at_s=1764148000.25,
+    )
+    index = MemoryIndex(table(), tmp_path)
+    index.apply(Write(table="notes", rows=[written, row("b")]), 5)
+    for _ in range(2):
+        (found,) = index.rows(["none", "ä/1"], vectors=True)
+        assert found.vector.tobytes() == written.vector.tobytes()
+        for name in ("id", "text", "fields", "origin", "clock", "written_at_s"):
+            assert getattr(found, name) == getattr(written, name)
+        assert index.rows(["b"])[0].vector.size == 0
+        index.save()
+        index.close()
+        index = MemoryIndex(table(), tmp_path)
+    index.close()
+
+
+@pytest.mark.parametrize(
+    ("vector", "says"),
+    [([1, 2, 3], r"shape \[3\], expected \[4\]"), ([1, 2, 3, np.nan], "'bad'.*NaN"), ([1, 2, 3, np.inf], "infinite")],
+)
+def test_a_vector_that_is_none_of_the_tables_changes_nothing(
+    tmp_path: Path, vector: Sequence[float], says: str
+) -> None:
+    index = MemoryIndex(table(), tmp_path)
+    with pytest.raises(InvalidInput, match=says):
+        index.apply(Write(table="notes", rows=[row("good"), row("bad", vector=vector)]), 1)
+    assert (index.size, index.position) == (0, 0)
+    with pytest.raises(InvalidInput, match="expected \\[4\\] finite values"):
+        index.search(np.array(vector, np.float32), 1)
+    index.close()
+
+
+def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = filled(tmp_path, clustered(10, DIMENSION))
+    arena = index._state.view.slots.arenas["records"]
+    with monkeypatch.context() as patch:
+        patch.setattr(arena, "append", lambda data: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            index.apply(Write(table="notes", rows=[row("more")]), 2)
+    index.apply(Write(table="notes", rows=[row("last", vector=[1, 2, 3, 4])]), 3)
+    assert index.size == 11
+    index.save()
+    again = MemoryIndex(table(DIMENSION), tmp_path)
+    assert again.rows(["last"], vectors=True)[0].vector.tolist() == [1, 2, 3, 4]
+
+
+def test_an_index_that_is_not_whole_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def damaged(name: str, change: object) -> MemoryIndex:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        index = filled(folder, clustered(50, DIMENSION))
+        index.save()
+        index.close()
+        (path,) = folder.glob(name)
+        change(path)  # type: ignore[operator]
+        return MemoryIndex(table(DIMENSION), folder)
+
+    def flip(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[100] ^= 1
+        path.write_bytes(data)
+
+    def cut(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:100])
+
+    for name in ("index.npz", "vectors-*", "records-*"):
+        for change in (flip, cut, Path.unlink):
+            caplog.clear()
+            index = damaged(name, change)
+            assert (index.restored, index.size, index.position) == (False, 0, 0), (name, change)
+            if (name, change) != ("index.npz", Path.unlink):
+                assert "is made anew" in caplog.text
+            index.apply(Write(table="notes", rows=[row("a")]), 1)
+            assert index.size == 1
+
+
+def test_an_index_of_other_fields_is_made_anew(tmp_path: Path) -> None:
+    index = filled(tmp_path, clustered(5, DIMENSION))
+    index.save()
+    index.close()
+    assert not MemoryIndex(table(DIMENSION, Metric.L2), tmp_path).restored
+
+
+def test_searches_go_on_beside_writes_and_maintenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is written again and again is found all the time, and once."""
+    small(monkeypatch)
+    vectors = clustered(300, DIMENSION)
+    index = filled(tmp_path, vectors)
+    index.maintain()
+    stop = threading.Event()
+    wrong: list[object] = []
+    where = filters.read('id == "r7"', FIELDS)
+
+    def search() -> None:
+        while not stop.is_set():
+            for filtered in (None, where):
+                ids = [hit.id for hit in index.search(vectors[7], 300, filtered)[0]]
+                if ids.count("r7") != 1 or (filtered is None and len(ids) != 300):
+                    wrong.append(ids)
+
+    def maintain() -> None:
+        while not stop.is_set():
+            index.maintain()
+            index.save()
+
+    threads = [threading.Thread(target=search), threading.Thread(target=search), threading.Thread(target=maintain)]
+    for thread in threads:
+        thread.start()
+    for position in range(2, 150):
+        rows = [row(f"r{number}", vector=vectors[number]) for number in (7, position)]
+        index.apply(Write(table="notes", rows=rows), position)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert index.size == 300
+    index.close()
+
+
+def test_what_is_dead_is_tidied_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    vectors = clustered(200, DIMENSION)
+    index = filled(tmp_path, vectors)
+    index.maintain()
+    index.apply(Write(table="notes", deleted=[f"r{number}" for number in range(150)]), 2)
+    before = index._state.view.slots
+    index.maintain()
+    after = index._state.view.slots
+    assert (len(before.ids), len(after.ids)) == (200, 50)
+    assert index.fresh == 0
+    index.save()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.npz", "records-2", "vectors-2"]
+
+
+def test_lists_are_made_anew_when_the_table_has_grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    index = filled(tmp_path, clustered(100, DIMENSION))
+    index.maintain()
+    first = index._state.lists
+    assert isinstance(first, Lists) and first.trained_rows == 100
+    rows = [row(f"n{number}", vector=vector) for number, vector in enumerate(clustered(160, DIMENSION))]
+    index.apply(Write(table="notes", rows=rows[:100]), 2)
+    index.maintain()
+    assert index._state.lists is first
+    index.apply(Write(table="notes", rows=rows[100:]), 3)
+    index.maintain()
+    second = index._state.lists
+    assert isinstance(second, Lists) and second.trained_rows == 260
+
+
+def test_recall_of_real_searches_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    vectors = clustered(500, DIMENSION)
+    index = filled(tmp_path, vectors)
+    assert index.recall == -1
+    index.maintain()
+    for query in vectors[:200]:
+        index.search(query, 10)
+    index.maintain()
+    assert 0.9 <= index.recall <= 1
