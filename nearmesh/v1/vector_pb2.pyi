@@ -399,18 +399,20 @@ class Hit(_message.Message):
     def __init__(self, row: _Optional[_Union[Row, _Mapping]] = ..., score: _Optional[float] = ..., node: _Optional[str] = ..., site: _Optional[str] = ..., dense_score: _Optional[float] = ..., dense_rank: _Optional[int] = ..., lexical_score: _Optional[float] = ..., lexical_rank: _Optional[int] = ..., rerank_score: _Optional[float] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("hits", "contributions", "took_ms", "way", "identity")
+    __slots__ = ("hits", "contributions", "took_ms", "way", "identity", "metric")
     HITS_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     TOOK_MS_FIELD_NUMBER: _ClassVar[int]
     WAY_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
     hits: _containers.RepeatedCompositeFieldContainer[Hit]
     contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
     took_ms: float
     way: str
     identity: str
-    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., took_ms: _Optional[float] = ..., way: _Optional[str] = ..., identity: _Optional[str] = ...) -> None: ...
+    metric: Metric
+    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., took_ms: _Optional[float] = ..., way: _Optional[str] = ..., identity: _Optional[str] = ..., metric: _Optional[_Union[Metric, str]] = ...) -> None: ...
 
 class RetrieveRequest(_message.Message):
     __slots__ = ("collection", "text", "k", "filter", "mode", "dense_weight", "reranker", "rerank_k", "reach")
@@ -445,7 +447,7 @@ class RetrieveRequest(_message.Message):
     def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., text: _Optional[str] = ..., k: _Optional[int] = ..., filter: _Optional[str] = ..., mode: _Optional[_Union[RetrieveRequest.Mode, str]] = ..., dense_weight: _Optional[float] = ..., reranker: _Optional[str] = ..., rerank_k: _Optional[int] = ..., reach: _Optional[_Union[Reach, _Mapping]] = ...) -> None: ...
 
 class RetrieveResponse(_message.Message):
-    __slots__ = ("hits", "contributions", "timings", "identity")
+    __slots__ = ("hits", "contributions", "timings", "identity", "metric")
     class Timings(_message.Message):
         __slots__ = ("embed_ms", "dense_ms", "lexical_ms", "rerank_ms", "total_ms")
         EMBED_MS_FIELD_NUMBER: _ClassVar[int]
@@ -463,11 +465,13 @@ class RetrieveResponse(_message.Message):
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
     hits: _containers.RepeatedCompositeFieldContainer[Hit]
     contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
     timings: RetrieveResponse.Timings
     identity: str
-    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., timings: _Optional[_Union[RetrieveResponse.Timings, _Mapping]] = ..., identity: _Optional[str] = ...) -> None: ...
+    metric: Metric
+    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., timings: _Optional[_Union[RetrieveResponse.Timings, _Mapping]] = ..., identity: _Optional[str] = ..., metric: _Optional[_Union[Metric, str]] = ...) -> None: ...
 
 class ListSourcesRequest(_message.Message):
     __slots__ = ("collection", "prefix", "page_size", "page_token")

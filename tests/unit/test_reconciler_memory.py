@@ -168,3 +168,10 @@ async def test_the_keys_that_versions_are_signed_by_are_remembered(node: Node, t
     state = pb.WantedState(versions=node.reconciler.wanted.versions, model_keys_pem=["key"])
     node.reconciler.want(state)
     assert list(Node(tmp_path).reconciler.wanted.model_keys_pem) == ["key"]
+
+
+def test_p2_who_keeps_vectors_is_remembered_over_a_restart(tmp_path: Path) -> None:
+    kept = remembered.Remembered(tmp_path / "wanted.pb")
+    kept.want(pb.WantedState(vector_nodes=[pb.VectorNode(node="far", address="far:8003")]))
+    again = remembered.Remembered(tmp_path / "wanted.pb")
+    assert [one.node for one in again.wanted.vector_nodes] == ["far"]

@@ -66,7 +66,8 @@ class Remembered:
 
 def _to_keep(state: pb.WantedState) -> tuple[object, ...]:
     """What a restart without the control plane must know."""
-    return _lasting(state.versions), list(state.removed_nodes), list(state.model_keys_pem)
+    vector_nodes = list(state.vector_nodes)
+    return _lasting(state.versions), list(state.removed_nodes), list(state.model_keys_pem), vector_nodes
 
 
 def _lasting(versions: Iterable[pb.WantedVersion]) -> list[pb.WantedVersion]:
