@@ -7,6 +7,7 @@ broke off, or that another machine began, goes on where it was. New rows of a so
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,10 +27,12 @@ from nearmesh.errors import (
 )
 from nearmesh.ingest.document import Problem
 from nearmesh.ingest.files import Found
-from nearmesh.ingest.plan import Batch, Finished, Planner, Tally, all_of, gone, older_than
+from nearmesh.ingest.plan import Batch, Finished, Planner, Tally, all_of, gone, older_than, too_many
 from nearmesh.ingest.sources import Rules, read
 from nearmesh.ingest.target import Target
 from nearmesh.v1 import vector_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -54,12 +57,14 @@ class Wish:
     """What is asked for beside the files."""
 
     rules: Rules = field(default_factory=Rules)
-    # What has gone stays in the collection.
+    # What has gone stays in the collection, or is deleted whatever it is; by default only where it is not too much.
     keep_gone: bool = False
+    delete_gone: bool = False
     # Says what would be done.
     dry_run: bool = False
-    # For how long a node that does not answer is asked again.
+    # For how long a node that does not answer is asked again; and before it has answered once.
     patience_s: float = 120.0
+    first_patience_s: float = 10.0
 
 
 async def run(target: Target, found: Found, wish: Wish, on_progress: OnProgress = lambda tally: None) -> Tally:
@@ -83,12 +88,13 @@ class Import:
         for problem in self._found.problems:
             self.tally.refuse(problem)
         self.tally.kept.update(self._found.others)
-        collection = await self._patiently(self._target.describe)
+        collection = await self._patiently(self._target.describe, self._wish.first_patience_s)
         known = await self._known()
+        before = len(known)
         planner = Planner(known=known, sizes=self._wish.rules.sizes, tally=self.tally, embeds=bool(collection.embedder))
         await self._send_all(planner.batches(read(self._found.files, rules_for(self._wish.rules, collection))))
         if not self._wish.keep_gone:
-            await self._delete(gone(known, self.tally.kept))
+            await self._delete(gone(known, self.tally.kept), before)
         self._on_progress(self.tally)
         return self.tally
 
@@ -98,10 +104,11 @@ class Import:
         for claim in self._found.claims:
             listed = await self._patiently(partial(_all, self._target, claim.prefix))
             of_it = {source.name: source for source in listed if claim.covers(source.name)}
-            if of_it and claim.is_folder and self._is_bare(claim.prefix) and not self._wish.keep_gone:
+            sure = self._wish.keep_gone or self._wish.delete_gone
+            if of_it and claim.is_folder and self._is_bare(claim.prefix) and not sure:
                 raise InvalidInput(
                     f"there is nothing in {claim.name}, of which the collection has {len(of_it)} sources: is it the "
-                    "right folder, and mounted? --keep-gone leaves them; `nearmesh vectors delete` deletes them"
+                    "right folder, and mounted? --delete-gone deletes them"
                 )
             known |= of_it
         return known
@@ -178,7 +185,10 @@ class Import:
         self.tally.rows_written += done.written
         self.tally.rows_unchanged += done.unchanged
 
-    async def _delete(self, sources: Sequence[str]) -> None:
+    async def _delete(self, sources: Sequence[str], before: int) -> None:
+        if too_many(len(sources), before) and not self._wish.delete_gone:
+            self.tally.withheld = len(sources)
+            return
         for filter_, count in all_of(sorted(sources)):
             await self._take(filter_)
             self.tally.deleted += count
@@ -188,18 +198,24 @@ class Import:
         if not self._wish.dry_run:
             self.tally.rows_deleted += await self._patiently(lambda: self._target.delete(filter_))
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, call: Callable[[], Awaitable[T]], patience_s: float | None = None) -> T:
         """Every call may be made twice. Raises MeshError."""
         loop, backoff = asyncio.get_running_loop(), Backoff(0.1, 5.0)
-        until_s = loop.time() + self._wish.patience_s
+        until_s = loop.time() + (self._wish.patience_s if patience_s is None else patience_s)
         while True:
             try:
                 return await call()
-            except _PASSING as error:
+            except MeshError as error:
                 wait_s = max(backoff.next_s(), (error.retry_after_ms or 0) / 1000)
-                if loop.time() + wait_s > until_s:
+                if not _passes(error) or loop.time() + wait_s > until_s:
                     raise
-                await asyncio.sleep(wait_s)
+                log.debug("waiting wait_s=%.1f: %s", wait_s, error.message)
+                self._on_progress(replace(self.tally, waiting=error.message))
+            await asyncio.sleep(wait_s)
+
+
+def _passes(error: MeshError) -> bool:
+    return isinstance(error, _PASSING) or error.retry_after_ms is not None
 
 
 def rules_for(rules: Rules, collection: pb.Collection) -> Rules:

@@ -26,6 +26,9 @@ DOCUMENTS_A_WORD = 500
 # Of a filter, well below what a node reads.
 MAX_FILTER_CHARACTERS = 3000
 MAX_KEPT_PROBLEMS = 1000
+# More sources than this, and more than half of what there was, are not deleted without a word: it may be another
+# folder of the same name.
+FEW_GONE = 10
 
 
 @dataclass(slots=True)
@@ -40,12 +43,16 @@ class Tally:
     unchanged: int = 0
     empty: int = 0
     deleted: int = 0
+    # They have gone, and are so many that they were left.
+    withheld: int = 0
     rows_written: int = 0
     rows_unchanged: int = 0
     rows_deleted: int = 0
     problem_count: int = 0
     # The first of them.
     problems: list[Problem] = field(default_factory=list)
+    # Why the node is being waited for; empty while it answers.
+    waiting: str = ""
     # Names of what could not be read, whole or in part: nothing of it has gone.
     kept: set[str] = field(default_factory=set)
 
@@ -160,6 +167,11 @@ def is_whole(known: pb.Source, hash_: str) -> bool:
 def gone(known: Iterable[str], kept: Collection[str]) -> list[str]:
     """Of the sources that were not read, those that are neither kept nor below something that is."""
     return [name for name in known if not any(above in kept for above in _and_above(name))]
+
+
+def too_many(gone_count: int, before: int) -> bool:
+    """Whether so much has gone that it must be a mistake, or has to be said."""
+    return gone_count > FEW_GONE and 2 * gone_count > before
 
 
 def _and_above(name: str) -> Iterator[str]:

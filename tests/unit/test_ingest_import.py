@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from nearmesh.errors import InvalidInput, MeshError, NotFound, Overloaded, PermissionDenied, Unreachable
+from nearmesh.errors import InvalidInput, MeshError, NotFound, Overloaded, PermissionDenied, StorageFull, Unreachable
 from nearmesh.ingest import importer, plan
 from nearmesh.ingest.files import find
 from nearmesh.ingest.importer import Wish, run
-from nearmesh.ingest.plan import Tally, all_of, gone, older_than, quoted, row_id
+from nearmesh.ingest.plan import Tally, all_of, gone, older_than, quoted, row_id, too_many
 from nearmesh.ingest.sources import Rules
 from nearmesh.ingest.split import Sizes
 from nearmesh.v1 import vector_pb2 as pb
@@ -122,6 +122,22 @@ async def test_an_empty_folder_deletes_nothing(docs: Path) -> None:
         await again(target, docs)
     assert (await again(target, docs, keep_gone=True)).deleted == 0
     assert len(target.rows) > 6
+    assert (await again(target, docs, delete_gone=True)).deleted == 4 and not target.rows
+
+
+async def test_another_folder_of_the_same_name_does_not_take_its_place(docs: Path, tmp_path: Path) -> None:
+    target = FakeTarget()
+    for number in range(11):
+        (docs / f"{number}.txt").write_text("Words.")
+    await again(target, docs)
+    other = tmp_path / "other" / "docs"
+    other.mkdir(parents=True)
+    (other / "b.txt").write_text(LONG)
+    tally = await again(target, other)
+    assert (tally.withheld, tally.deleted, tally.unchanged) == (14, 0, 1) and len(target.rows) > 14
+    tally = await again(target, other, delete_gone=True)
+    assert (tally.withheld, tally.deleted) == (0, 14)
+    assert {row.origin.source for row in target.rows.values()} == {"docs/b.txt"}
 
 
 async def test_an_import_that_broke_off_goes_on(docs: Path) -> None:
@@ -169,8 +185,10 @@ async def test_a_node_that_refuses_everything_is_left_alone(docs: Path, monkeypa
 async def test_a_node_that_restarts_is_asked_again(docs: Path) -> None:
     target = FakeTarget()
     target.errors = [Unreachable("gone"), Overloaded("full"), Unreachable("gone")]
-    assert (await again(target, docs)).new == 4
-    target.errors = [Unreachable("gone")]
+    told: list[str] = []
+    tally = await run(target, find([docs]), Wish(rules=RULES), lambda tally: told.append(tally.waiting))
+    assert tally.new == 4 and {"gone", "full", ""} == set(told) and told[-1] == ""
+    target.errors = [StorageFull("no room now", retry_after_ms=1), Unreachable("gone")]
     (docs / "a.md").write_text("Other.")
     assert (await again(target, docs)).changed == 1
 
@@ -247,6 +265,13 @@ async def test_a_collection_that_is_not_there_is_told(docs: Path) -> None:
 )
 def test_gone(known: list[str], kept: set[str], left: list[str]) -> None:
     assert gone(known, kept) == left
+
+
+@pytest.mark.parametrize(
+    ("many", "before", "found"), [(10, 10, False), (11, 11, True), (11, 22, False), (12, 22, True)]
+)
+def test_too_many(many: int, before: int, found: int) -> None:
+    assert too_many(many, before) is bool(found)
 
 
 def test_ids_of_rows_are_short_and_differ() -> None:
