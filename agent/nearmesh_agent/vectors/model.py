@@ -226,8 +226,15 @@ class Index(Protocol):
         """Ids that the filter takes, in order, from after `after` on."""
         ...
 
+    def count(self, where: Where | None = None) -> int:
+        """Rows that the filter takes."""
+        ...
+
     def maintain(self) -> None:
-        """Takes fresh rows into the index, trains it anew where it has grown; in a thread, for as long as it takes."""
+        """Takes fresh rows into the index, trains it anew where it has grown; in a thread, for as long as it takes.
+
+        Where there is nothing to do it returns at once.
+        """
         ...
 
     def save(self) -> int:
@@ -246,6 +253,10 @@ class Index(Protocol):
     @property
     def fresh(self) -> int:
         """Rows that are searched exactly, as they are not in the index yet."""
+        ...
+
+    def close(self) -> None:
+        """Gives its files back; what was not saved is in the journal."""
         ...
 
 

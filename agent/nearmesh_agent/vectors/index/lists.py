@@ -17,7 +17,7 @@ from nearmesh_agent.vectors.index.gate import Gate
 from nearmesh_agent.vectors.index.growing import Growing
 from nearmesh_agent.vectors.index.library import faiss, pointer
 from nearmesh_agent.vectors.index.slots import View
-from nearmesh_agent.vectors.index.tuning import Tuned, list_count
+from nearmesh_agent.vectors.index.tuning import Trained, Tuned, list_count
 from nearmesh_agent.vectors.model import Mask, Metric, Table, Vector
 
 # Lists are added to in pieces: searches wait for one of them, which takes a millisecond or two.
@@ -27,7 +27,7 @@ _TRAINING_PASSES = 8
 _TRAINING_ROWS_PER_LIST = 64
 # Codes are rounded to 8 bits: a quarter of the memory, and of what a search reads. So that rounding costs no result,
 # that many times k are taken from the lists and scored anew by their vectors.
-_MORE = 3
+_MORE, _MORE_AT_LEAST = 3, 32
 # So that all lists are the same for the same rows.
 _SEED = 1
 
@@ -35,7 +35,7 @@ _SEED = 1
 class Lists:
     """Trained once; takes more slots in; searched by many."""
 
-    def __init__(self, table: Table, index: Any, trained_rows: int) -> None:
+    def __init__(self, table: Table, index: Any) -> None:
         """`index`: faiss' own, trained, without rows."""
         self._table = table
         self._index = index
@@ -46,13 +46,13 @@ class Lists:
         self._sizes = np.zeros(index.nlist, np.int64)
         self._centroids = index.quantizer.reconstruct_n(0, index.nlist)
         self._squares = np.einsum("ij,ij->i", self._centroids, self._centroids)
-        self.trained_rows = trained_rows
+        self.trained = Trained(0, 1.0)
         # Replaced as a whole when it is measured anew.
         self.tuned = Tuned()
 
     @classmethod
-    def trained(cls, view: View) -> Lists:
-        """For what lives of a table now; holds no rows yet."""
+    def made_for(cls, view: View) -> Lists:
+        """Trained by what lives of a table now, and filled with it."""
         table, count = view.slots.table, list_count(view.live)
         cosine_or_ip = table.metric is not Metric.L2
         metric = faiss().METRIC_INNER_PRODUCT if cosine_or_ip else faiss().METRIC_L2
@@ -66,13 +66,17 @@ class Lists:
         wanted = min(len(live), count * _TRAINING_ROWS_PER_LIST)
         chosen = np.sort(np.random.default_rng(_SEED).choice(live, wanted, replace=False))
         index.train(_fit(view, chosen))
-        return cls(table, index, view.live)
+        lists = cls(table, index)
+        while lists.take(view):
+            pass
+        lists.trained = Trained(view.live, lists.unevenness)
+        return lists
 
     @classmethod
-    def restored(cls, view: View, arrays: Mapping[str, NDArray[Any]], trained_rows: int, tuned: Tuned) -> Lists:
+    def restored(cls, view: View, arrays: Mapping[str, NDArray[Any]], trained: Trained, tuned: Tuned) -> Lists:
         """As it was saved; the rows come from the view's vectors."""
-        lists = cls(view.slots.table, faiss().deserialize_index(arrays["empty"]), trained_rows)
-        lists.tuned = tuned
+        lists = cls(view.slots.table, faiss().deserialize_index(arrays["empty"]))
+        lists.trained, lists.tuned = trained, tuned
         assigned = arrays["assigned"]
         for start in range(0, len(assigned), _ADDED_ROWS):
             lists._add(view, start, assigned[start : start + _ADDED_ROWS])
@@ -86,6 +90,12 @@ class Lists:
     def indexed(self) -> int:
         """As many slots are in the lists, dead ones too."""
         return len(self._assigned)
+
+    @property
+    def unevenness(self) -> float:
+        """How much longer a list is that a search meets than the mean of all; 1: all are equally long."""
+        sizes = self._sizes.astype(np.float64)
+        return float(len(sizes) * (sizes**2).sum() / max(sizes.sum(), 1.0) ** 2)
 
     @property
     def memory_bytes(self) -> int:
@@ -105,7 +115,7 @@ class Lists:
     def moved(self, view: View, slots: NDArray[np.int64]) -> Lists:
         """The same lists over a view that holds some of the slots, in this order."""
         taken = {"empty": self._empty, "assigned": self._assigned.first(self.indexed)[slots[slots < self.indexed]]}
-        return Lists.restored(view, taken, self.trained_rows, self.tuned)
+        return Lists.restored(view, taken, self.trained, self.tuned)
 
     def _add(
         self, view: View, start: int, assigned: NDArray[np.int32], vectors: NDArray[np.float32] | None = None
@@ -132,7 +142,7 @@ class Lists:
             if selected is None and indexed > view.used:
                 selected = view.alive
             probed = order[: self._probes(order, enough, view, selected)]
-            slots = self._candidates(query, k * _MORE, probed, nearness[probed], selected)
+            slots = self._candidates(query, max(k * _MORE, _MORE_AT_LEAST), probed, nearness[probed], selected)
         found = scores(self._table.metric, query, view.vectors, view.scales, slots)
         return best(self._table.metric, slots, found, k), min(indexed, view.used)
 

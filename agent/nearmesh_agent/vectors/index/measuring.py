@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nearmesh_agent.vectors.index.exact import Best, best, scores, unit
 from nearmesh_agent.vectors.index.lists import Lists
@@ -17,6 +16,8 @@ from nearmesh_agent.vectors.model import Mask, Metric, Vector
 QUERIES = 64
 # A query is as far from a row as rows are from one another in a small part of the table; this much of its length.
 _AWAY = 0.35
+# Scores are the same within what FP32 leaves of a sum.
+_SAME = 1e-6
 # Of the rows, what the filter takes that recall is measured with too.
 _FILTERED_SHARE = 0.1
 
@@ -60,15 +61,15 @@ def tuned(lists: Lists, view: View, queries: Sequence[Vector]) -> Tuned:
     for k in MEASURED_K:
         cases = [(mask, truths(view, queries, k, mask)) for mask in (within, few)]
 
-        def recall_of(tried: int, k: int = k, cases: list[tuple[Mask, list[NDArray[np.int64]]]] = cases) -> float:
+        def recall_of(tried: int, k: int = k, cases: list[tuple[Mask, list[Best]]] = cases) -> float:
             return min(_recall(lists, view, queries, k, tried, mask, truth) for mask, truth in cases)
 
         enough[k], recalls[k] = least_enough(k, rows, recall_of)
     return Tuned(enough, rows, recalls[MEASURED_K[0]])
 
 
-def truths(view: View, queries: Sequence[Vector], k: int, mask: Mask | None) -> list[NDArray[np.int64]]:
-    return [exactly(view, query, k, mask).slots for query in queries]
+def truths(view: View, queries: Sequence[Vector], k: int, mask: Mask | None) -> list[Best]:
+    return [exactly(view, query, k, mask) for query in queries]
 
 
 def _recall(
@@ -78,14 +79,25 @@ def _recall(
     k: int,
     enough: int,
     mask: Mask,
-    truth: Sequence[NDArray[np.int64]],
+    truth: Sequence[Best],
 ) -> float:
     if scores_all(int(np.count_nonzero(mask)), enough):
         return 1.0
-    return mean_recall([lists.search(query, k, enough, view, mask)[0].slots for query in queries], truth)
+    found = [lists.search(query, k, enough, view, mask)[0] for query in queries]
+    return mean_recall(view.slots.table.metric, found, truth)
 
 
-def mean_recall(found: Sequence[NDArray[np.int64]], truth: Sequence[NDArray[np.int64]]) -> float:
-    """Of queries whose true nearest are `truth`: the share that was found; 1 where there is nothing to be found."""
-    shares = [len(np.intersect1d(some, true)) / len(true) for some, true in zip(found, truth, strict=True) if len(true)]
+def mean_recall(metric: Metric, found: Sequence[Best], truth: Sequence[Best]) -> float:
+    """The share of the true nearest that was found; 1 where there are none.
+
+    One that is as near as the last of them counts: of rows with the same vector any may be in an answer.
+    """
+    shares = []
+    for some, true in zip(found, truth, strict=True):
+        if not len(true.scores):
+            continue
+        last = float(true.scores[-1])
+        slack = _SAME * max(1.0, abs(last))
+        near = some.scores <= last + slack if metric is Metric.L2 else some.scores >= last - slack
+        shares.append(min(1.0, np.count_nonzero(near) / len(true.scores)))
     return float(np.mean(shares)) if shares else 1.0

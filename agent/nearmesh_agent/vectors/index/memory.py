@@ -26,8 +26,8 @@ from nearmesh_agent.vectors.model import Found, Mask, Row, Table, Vector, Where,
 
 # One search of so many is kept, to measure recall with.
 _KEPT_SEARCHES = 8
-# Recall of real searches is measured anew when there are so many new ones.
-_NEW_SEARCHES = 16
+# Recall of real searches is measured anew when so many more were kept.
+_NEW_SEARCHES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,11 @@ class _State:
 class MemoryIndex:
     """Implements `model.Index`."""
 
-    def __init__(self, table: Table, folder: Path) -> None:
-        """As it was saved in the folder, which is the table's own; empty where nothing was, see `restored`."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def __init__(self, table: Table, view: View, lists: Lists | None = None) -> None:
+        """See `opened` and `new`."""
         self._table = table
-        found = saved.read(table, folder)
-        self.restored = found is not None
-        self._state = _State(*found) if found else _State(_empty(table, folder), None)
-        self._saved: _State | None = self._state if found else None
+        self._state = _State(view, lists)
+        self._saved: _State | None = None
         # Held by whoever replaces the state.
         self._writing = threading.Lock()
         # Held by whoever maintains or saves, which takes long.
@@ -54,8 +51,24 @@ class MemoryIndex:
         self._searches = 0
         self._recent: deque[Vector] = deque(maxlen=measuring.QUERIES)
         self._measured_at = 0
-        # Share of the true nearest 10 that the last searches would have found; -1: not measured yet.
-        self.recall = -1.0
+
+    @classmethod
+    def opened(cls, table: Table, folder: Path) -> MemoryIndex | None:
+        """As it was saved in the folder, which is the table's own; None where there is nothing that can be used."""
+        found = saved.read(table, folder)
+        if found is None:
+            return None
+        index = cls(table, *found)
+        index._saved = index._state
+        return index
+
+    @classmethod
+    def new(cls, table: Table, folder: Path) -> MemoryIndex:
+        """An empty one, in the place of whatever was in the folder. Raises OSError."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        slots = Slots(table, folder, saved.next_epoch(folder))
+        saved.forget_others(slots)
+        return cls(table, View(slots, 0, np.empty(0, np.bool_), 0, 0, 0))
 
     # Writing.
 
@@ -151,8 +164,8 @@ class MemoryIndex:
 
     def _take(self) -> None:
         view, lists = self._state.view, self._state.lists
-        if tuning.trains(view.live, lists.trained_rows if lists else 0):
-            made = Lists.trained(view)
+        if tuning.trains(view.live, lists.trained if lists else None, lists.unevenness if lists else 0.0):
+            made = Lists.made_for(view)
             while made.take(self._state.view):
                 pass
             made.tuned = self._tuned(made)
@@ -166,10 +179,11 @@ class MemoryIndex:
         lists = self._state.lists
         if lists is None:
             return
+        recall = -1.0
         if self._searches - self._measured_at >= _NEW_SEARCHES * _KEPT_SEARCHES:
             self._measured_at = self._searches
-            self.recall = self._recall_of(list(self._recent))
-        if lists.tuned.is_old(lists.indexed):
+            recall = self._recall_of(list(self._recent))
+        if lists.tuned.is_old(lists.indexed, recall):
             lists.tuned = self._tuned(lists)
 
     def _tuned(self, lists: Lists) -> tuning.Tuned:
@@ -182,9 +196,8 @@ class MemoryIndex:
         k = tuning.MEASURED_K[0]
         truth = measuring.truths(state.view, queries, k, None)
         found = [_through_lists(state, query, k, None, state.view.live) for query in queries]
-        return measuring.mean_recall(
-            [some.slots if some else true for some, true in zip(found, truth, strict=True)], truth
-        )
+        metric = self._table.metric
+        return measuring.mean_recall(metric, [some or true for some, true in zip(found, truth, strict=True)], truth)
 
     def save(self) -> int:
         """Raises OSError; what was saved before stays then."""
@@ -229,12 +242,6 @@ class MemoryIndex:
         state = self._state
         indexed = state.lists.indexed if state.lists else 0
         return int(np.count_nonzero(state.view.alive[indexed:]))
-
-
-def _empty(table: Table, folder: Path) -> View:
-    slots = Slots(table, folder, saved.next_epoch(folder))
-    saved.forget_others(slots)
-    return View(slots, 0, np.empty(0, np.bool_), 0, 0, 0)
 
 
 def _selected(view: View, where: Where | None) -> tuple[Mask | None, int]:

@@ -23,7 +23,7 @@ from nearmesh_agent.vectors.index.columns import packed, unpacked
 from nearmesh_agent.vectors.index.growing import Growing
 from nearmesh_agent.vectors.index.lists import Lists
 from nearmesh_agent.vectors.index.slots import Slots, View, arena_paths
-from nearmesh_agent.vectors.index.tuning import Tuned
+from nearmesh_agent.vectors.index.tuning import Trained, Tuned
 from nearmesh_agent.vectors.model import Table
 
 FILE = "index.npz"
@@ -128,13 +128,13 @@ def _filled(slots: Slots, header: Mapping[str, Any], arrays: Arrays) -> tuple[Vi
     about = header["lists"]
     if about is None:
         return view, None
-    enough = {int(k): rows for k, rows in about["enough"].items()}
-    tuned = Tuned(enough, about["rows"], about["recall"])
-    return view, Lists.restored(view, _of("lists", arrays), about["trained_rows"], tuned)
+    enough = {int(k): rows for k, rows in about["tuned"]["enough"].items()}
+    tuned = Tuned(enough, about["tuned"]["rows"], about["tuned"]["recall"])
+    return view, Lists.restored(view, _of("lists", arrays), Trained(**about["trained"]), tuned)
 
 
 def _lists_header(lists: Lists) -> Mapping[str, Any]:
-    return {"trained_rows": lists.trained_rows, **asdict(lists.tuned)}
+    return {"trained": asdict(lists.trained), "tuned": asdict(lists.tuned)}
 
 
 def _described(table: Table) -> Mapping[str, Any]:

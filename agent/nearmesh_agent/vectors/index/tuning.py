@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 LEAST_ROWS = 8_000
 # Of the true nearest; the promise is 0.97, and tomorrow's queries are not those that it was measured with.
 TARGET_RECALL = 0.985
+# With less than this, real searches are not what it was measured with.
+LEAST_RECALL = 0.975
 # Numbers of results for which it is measured; between them the next larger one counts.
 MEASURED_K = (10, 100)
 # Lists are made for a table that goes on growing, and anew when it is so many times as large.
 _LISTS_PER_ROOT = 2.0
 _GROWTH = 2.5
+# And when there are so many times as many rows as then, and they lie in the lists so much less evenly.
+_UNEVEN_GROWTH, _UNEVENNESS = 1.25, 2.0
 # faiss wants that many rows for each list that it trains.
 _LEAST_ROWS_PER_LIST = 39
 # How many rows are enough is measured anew when there are so many times as many.
@@ -25,6 +29,9 @@ _LEAST_DEAD = 4_000
 # A row in a list costs less to look at than one that is scored alone, for the codes are small; and lists cost a little
 # themselves. So all rows that a filter takes are scored where they are fewer than this many times what is enough.
 _ALONE = 1.5
+# Rows to be seen for each result, to begin with; and how the numbers that are tried grow.
+_LEAST_TRIED = 16
+_TRIED_GROWTH = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +53,30 @@ class Tuned:
         grown = max(1.0, rows / max(self.rows, 1)) * max(1.0, k / measured)
         return min(rows, math.ceil(self.enough[measured] * grown))
 
-    def is_old(self, rows: int) -> bool:
-        return rows > self.rows * _MEASURED_GROWTH
+    def is_old(self, rows: int, recall: float) -> bool:
+        """Whether it is measured anew. `recall`: of real searches; -1: not known."""
+        return rows > self.rows * _MEASURED_GROWTH or 0 <= recall < LEAST_RECALL
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """How lists were when they were made."""
+
+    rows: int
+    # How much longer a list is that a search meets than the mean of all; 1: all are equally long.
+    unevenness: float
 
 
 def list_count(rows: int) -> int:
     return max(1, min(int(_LISTS_PER_ROOT * math.sqrt(rows)), rows // _LEAST_ROWS_PER_LIST))
 
 
-def trains(rows: int, trained_rows: int) -> bool:
-    """Whether lists are made (anew) for so many rows. `trained_rows`: how many there were the last time; 0: never."""
-    return rows >= LEAST_ROWS and rows >= trained_rows * _GROWTH
+def trains(rows: int, before: Trained | None, unevenness: float = 0.0) -> bool:
+    """Whether lists are made, or made anew since `before`, for so many rows."""
+    if rows < LEAST_ROWS or before is None:
+        return rows >= LEAST_ROWS
+    uneven = unevenness >= before.unevenness * _UNEVENNESS
+    return rows >= before.rows * (_UNEVEN_GROWTH if uneven else _GROWTH)
 
 
 def tidies(live: int, dead: int) -> bool:
@@ -71,9 +91,9 @@ def scores_all(taken: int, enough: int) -> bool:
 
 def least_enough(k: int, rows: int, recall_of: Callable[[int], float]) -> tuple[int, float]:
     """The least number of rows, of those tried, with which enough of the nearest are found, and what share."""
-    tried = 16 * k
+    tried = _LEAST_TRIED * k
     while True:
         recall = recall_of(min(tried, rows))
         if recall >= TARGET_RECALL or tried >= rows:
             return min(tried, rows), recall
-        tried = math.ceil(tried * 1.5)
+        tried = math.ceil(tried * _TRIED_GROWTH)
