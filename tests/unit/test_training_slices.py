@@ -75,7 +75,8 @@ def test_engine_calls_without_a_gap_leave_a_moment_now_and_then() -> None:
     apps = Apps(0.5, cores=2, threads=1)
     apps.slices.held = True
     apps.run(60)
-    assert apps.used_s / apps.now_s == pytest.approx(MOMENT_S / LONGEST_STOP_S, rel=0.3)
+    # A moment is over when it is looked at next.
+    assert MOMENT_S < apps.used_s / apps.now_s * LONGEST_STOP_S < 2 * MOMENT_S
     assert max(apps.stops_s) <= LONGEST_STOP_S + 1.01 * MOMENT_S
 
 
