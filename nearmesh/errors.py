@@ -117,6 +117,12 @@ class Overloaded(MeshError):
     status, reason = StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"
 
 
+class QuotaExceeded(MeshError):
+    """A namespace has used up what it may: vectors, bytes, or requests a second."""
+
+    status, reason = StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"
+
+
 class DeadlineExceeded(MeshError):
     """The answer could not be had in time."""
 

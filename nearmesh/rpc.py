@@ -67,6 +67,8 @@ class Identity:
 
     name: str
     role: str
+    # Whose vectors a token reaches, and no others; empty: as the role may.
+    namespace: str = ""
 
     def __str__(self) -> str:
         return f"{self.role}/{self.name}" if self.name else self.role
@@ -147,7 +149,7 @@ class Gatekeeper:
                 if scheme.lower() != "bearer":
                     raise Unauthenticated(f"authorization scheme {scheme!r} is not 'Bearer'")
                 bearer = self.verifier.access(token.strip())
-                return Identity(bearer.subject, bearer.role)
+                return Identity(bearer.subject, bearer.role, bearer.namespace)
         return NOBODY
 
     def _machine(self, pem: bytes) -> Identity:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
 from nearmesh.errors import InvalidInput, JoinRefused, Unauthenticated
-from nearmesh.ids import Kind
+from nearmesh.ids import Kind, check_label
 
 Role = Literal["client", "data", "operator"]
 ROLES: tuple[str, ...] = get_args(Role)
@@ -40,6 +40,8 @@ class Bearer:
 
     subject: str
     role: Role
+    # Whose vectors it reaches, and no others; empty: as the role may.
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +69,17 @@ class TokenIssuer:
         self._kid = jwk["x"][:12]
         self.jwks_json = json.dumps({"keys": [jwk | {"kid": self._kid, "alg": _ALGORITHM, "use": "sig"}]})
 
-    def access(self, subject: str, role: str, *, now_s: float, lifetime_s: float) -> str:
-        """A bearer token. Raises InvalidInput for an unknown role, an empty subject or a lifetime of 0 or less."""
+    def access(self, subject: str, role: str, *, now_s: float, lifetime_s: float, namespace: str = "") -> str:
+        """A bearer token; with a `namespace` it reaches the vectors of that one alone.
+
+        Raises InvalidInput for an unknown role, an empty subject, a lifetime of 0 or less, or what is no namespace.
+        """
         if role not in ROLES:
             raise InvalidInput(f"role {role!r} is not one of {', '.join(ROLES)}")
         if not subject or not 0 < lifetime_s < math.inf:
             raise InvalidInput(f"a token needs a subject (got {subject!r}) and a lifetime above 0 (got {lifetime_s})")
-        return self._sign({"sub": subject, "role": role, "aud": _ACCESS}, now_s, lifetime_s)
+        bound = {"namespace": check_label("namespace", namespace)} if namespace else {}
+        return self._sign({"sub": subject, "role": role, "aud": _ACCESS, **bound}, now_s, lifetime_s)
 
     def join(self, ticket: JoinTicket, *, now_s: float, lifetime_s: float) -> str:
         """A join token; that it is used once only is for the registry to see to."""
@@ -129,7 +135,7 @@ class TokenVerifier:
         claims = self._verify(token, _ACCESS)
         if claims.get("role") not in ROLES:
             raise Unauthenticated(f"the token's role {claims.get('role')!r} is not one of {', '.join(ROLES)}")
-        bearer = Bearer(claims["sub"], claims["role"])
+        bearer = Bearer(claims["sub"], claims["role"], str(claims.get("namespace", "")))
         self._held[token] = (claims["exp"] + LEEWAY_S, bearer)
         if len(self._held) > HELD_TOKENS:
             del self._held[next(iter(self._held))]

@@ -12,6 +12,7 @@ from typing import Literal
 from nearmesh.errors import InvalidInput
 from nearmesh.ids import check_machine_type
 from nearmesh_agent.training.config import TrainingConfig
+from nearmesh_agent.vectors.config import VectorsConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,7 @@ class NodeConfig:
     notice: NoticeConfig = field(default_factory=NoticeConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    vectors: VectorsConfig = field(default_factory=VectorsConfig)
     # IP that clients and gateways reach this node at. Empty: the listener's own, or this machine's on the way to the
     # control plane; behind a translated address it has to be said.
     advertise_host: str = ""

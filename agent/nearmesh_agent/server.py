@@ -53,6 +53,9 @@ from nearmesh_agent.store.registry import HttpRegistry
 from nearmesh_agent.store.store import ModelStore
 from nearmesh_agent.training.part import Training
 from nearmesh_agent.training.throttle import Throttle
+from nearmesh_agent.vectors import front as vector_front
+from nearmesh_agent.vectors.metrics import VectorFigures
+from nearmesh_agent.vectors.part import At, Vectors
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +75,7 @@ POLICY = {
     **dict.fromkeys((f"/{ROUTES}/{method}" for method in ROUTE_METHODS), PEOPLE | MACHINES),
     # gRPC's own xDS client cannot send a token as metadata; the servicer looks for it in the first message.
     ADS: EVERYONE,
+    **vector_front.POLICY,
 }
 
 # From this share on the node is taken by inference, and hands no models to others.
@@ -143,6 +147,14 @@ class Agent:
             budget,
             on_change=self._session.report_now,
         )
+        self._vectors = Vectors(
+            config.vectors,
+            config.data / "vectors",
+            At(node=membership.id, site=membership.site, region=membership.region),
+            max_message_bytes=config.max_message_bytes,
+            on_change=self._session.report_now,
+        )
+        self._node.metrics.registry.register(VectorFigures(self._vectors))
         self._holders = MeshPeers(lambda: self._reconciler.wanted.versions, lambda: renewal.current, membership.id)
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -161,6 +173,7 @@ class Agent:
                         tasks.create_task(self._peers.run()),
                         tasks.create_task(self._island.run()),
                         tasks.create_task(self._training.run()),
+                        tasks.create_task(self._vectors.run()),
                     ]
                     self._node.residency.idle_rules = idle_rules(self._reconciler.wanted)
                     self._reconciler.resume()
@@ -208,6 +221,7 @@ class Agent:
         server = Server(gatekeeper, self._config.max_message_bytes, metadata=((NODE_KEY, self._membership.id),))
         add_servicers(server, self._servicer, self._node.health)
         blob_pb2_grpc.add_BlobServiceServicer_to_server(self._blobs, server)
+        self._vectors.add_to(server)
         self._island.add_to(server, gatekeeper)
         for name, address, mesh in (
             ("public", self._config.listen.public, False),

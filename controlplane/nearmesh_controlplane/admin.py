@@ -78,8 +78,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         if request.lifetime_s > MAX_TOKEN_LIFETIME_S:
             raise InvalidInput(f"a token lives at most {MAX_TOKEN_LIFETIME_S:.0f} s, not {request.lifetime_s:.0f}")
         now_s = time.time()
-        token = self._authority.issuer.access(request.subject, request.role, now_s=now_s, lifetime_s=request.lifetime_s)
-        await self._audit.record(caller(), "token", request.subject, request.role)
+        token = self._authority.issuer.access(
+            request.subject, request.role, now_s=now_s, lifetime_s=request.lifetime_s, namespace=request.namespace
+        )
+        bound = f", namespace {request.namespace}" if request.namespace else ""
+        await self._audit.record(caller(), "token", request.subject, request.role + bound)
         return pb.IssueTokenResponse(token=token, expires_at_s=now_s + request.lifetime_s)
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Any) -> pb.ListNodesResponse:

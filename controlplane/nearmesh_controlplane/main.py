@@ -44,11 +44,13 @@ async def _run(mesh: MeshConfig) -> None:
 @click.option("--subject", required=True, help="Who the token speaks for.")
 @click.option("--role", type=click.Choice(ROLES), default="operator", show_default=True)
 @click.option("--days", type=click.FloatRange(0, 366, min_open=True), default=30.0, show_default=True)
+@click.option("--namespace", default="", help="Whose vectors it reaches, and no others.")
 @click.pass_obj
-def token(mesh: MeshConfig, subject: str, role: str, days: float) -> None:
+def token(mesh: MeshConfig, subject: str, role: str, days: float, namespace: str) -> None:
     """Print a bearer token, made from the mesh's key on this machine: the way to the first operator."""
     authority = Authority.open(mesh.mesh, mesh.data / "authority")
-    click.echo(authority.issuer.access(subject, role, now_s=time.time(), lifetime_s=days * 86400))
+    now_s, lifetime_s = time.time(), days * 86400
+    click.echo(authority.issuer.access(subject, role, now_s=now_s, lifetime_s=lifetime_s, namespace=namespace))
 
 
 @main.command()

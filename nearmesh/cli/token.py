@@ -20,9 +20,11 @@ def token() -> None:
 @click.option("--subject", required=True, help="Who it speaks for; stands in the audit log.")
 @click.option("--role", type=click.Choice(ROLES), required=True, help="What it allows.")
 @click.option("--days", type=click.FloatRange(0, 366, min_open=True), default=30.0, show_default=True)
+@click.option("--namespace", default="", help="Whose vectors it reaches, and no others.  [default: as the role may]")
 @pass_session
-def issue(session: Session, subject: str, role: str, days: float) -> None:
+def issue(session: Session, subject: str, role: str, days: float, namespace: str) -> None:
     """Print a new token. It cannot be called back, so keep it short-lived and to yourself."""
-    made = session.ask(lambda admin: admin.issue_token(subject, role, lifetime_s=86400 * days))
+    bound = {"namespace": namespace} if namespace else {}
+    made = session.ask(lambda admin: admin.issue_token(subject, role, lifetime_s=86400 * days, **bound))
     click.echo(made.token)
-    note(f"For {subject} as {role}, {days:g} days.")
+    note(f"For {subject} as {role}{f' in namespace {namespace}' if namespace else ''}, {days:g} days.")

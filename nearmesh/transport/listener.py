@@ -36,6 +36,20 @@ def bound(address: str) -> socket.socket:
         raise ConfigError(f"cannot listen on {address}: {error}") from None
 
 
+def bound_unix(path: Path) -> socket.socket:
+    """A socket that listens at `path`, for this user alone; one that is left over there goes. Raises ConfigError."""
+    found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        found.bind(str(path))
+        path.chmod(0o600)
+        found.listen(BACKLOG)
+    except OSError as error:
+        found.close()
+        raise ConfigError(f"cannot listen on {path}: {error}") from None
+    return found
+
+
 def check_loopback(address: str) -> None:
     """Raises ConfigError for an address that others can reach."""
     host = address.rpartition(":")[0].strip("[]")

@@ -59,7 +59,9 @@ class Http2Protocol(asyncio.BufferedProtocol):
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         transport.set_write_buffer_limits(high=_UNSENT_BYTES)
-        _keep_alive(transport.get_extra_info("socket"))
+        found = transport.get_extra_info("socket")
+        if found is not None and found.family != socket.AF_UNIX:
+            _keep_alive(found)
         certificate = _certificate(transport)
         if certificate and x509.load_der_x509_certificate(certificate).not_valid_after_utc < datetime.now(UTC):
             # A session that is taken up again skips the handshake's own look at it.
@@ -174,16 +176,17 @@ def _certificate(transport: Any) -> bytes | None:
 
 
 def _peer(transport: Any, certificate: bytes | None) -> Peer:
-    host, port, *more = transport.get_extra_info("peername") or ("unknown", 0)
+    name = transport.get_extra_info("peername")
+    # One on this machine, through a socket in the file system, has none.
+    host, port, *more = name if isinstance(name, tuple) else ("unknown", 0)
     address = f"ipv6:[{host}]:{port}" if more else f"ipv4:{host}:{port}"
     shown = {"x509_pem_cert": (ssl.DER_cert_to_PEM_cert(certificate).encode(),)} if certificate else {}
     return Peer(address, shown)
 
 
-def _keep_alive(found: socket.socket | None) -> None:
-    if found is not None:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE.items():
-            # Not on every system by these names.
-            if hasattr(socket, name):
-                found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+def _keep_alive(found: socket.socket) -> None:
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        # Not on every system by these names.
+        if hasattr(socket, name):
+            found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,7 +24,7 @@ from nearmesh.tls import Credentials
 from nearmesh.transport import headers
 from nearmesh.transport.call import Call, Method
 from nearmesh.transport.connection import Limits
-from nearmesh.transport.listener import BACKLOG, bound, check_loopback, server_context, shown
+from nearmesh.transport.listener import BACKLOG, bound, bound_unix, check_loopback, server_context, shown
 from nearmesh.transport.messages import ENCODINGS
 from nearmesh.transport.protocol import READ_BYTES, Http2Protocol
 from nearmesh.transport.stream import Receiver, Stream
@@ -96,6 +97,10 @@ class Server:
         check_loopback(address)
         return self._listen(address, None)
 
+    def listen_unix(self, path: Path) -> None:
+        """Adds a socket in the file system, for processes of this user alone. Raises ConfigError."""
+        self._listeners.append(_Listener(bound_unix(path), None))
+
     def _listen(self, address: str, tls: ssl.SSLContext | None) -> str:
         found = bound(address)
         self._listeners.append(_Listener(found, tls))
@@ -105,6 +110,9 @@ class Server:
         """From here on calls are answered."""
         loop = asyncio.get_running_loop()
         for listener in self._listeners:
+            if listener.socket.family == socket.AF_UNIX:
+                listener.server = await loop.create_unix_server(self._connected, sock=listener.socket, backlog=BACKLOG)
+                continue
             listener.server = await loop.create_server(
                 self._connected,
                 sock=listener.socket,

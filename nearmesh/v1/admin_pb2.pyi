@@ -40,14 +40,16 @@ class CreateJoinTokenResponse(_message.Message):
     def __init__(self, token: _Optional[str] = ..., expires_at_s: _Optional[float] = ...) -> None: ...
 
 class IssueTokenRequest(_message.Message):
-    __slots__ = ("subject", "role", "lifetime_s")
+    __slots__ = ("subject", "role", "lifetime_s", "namespace")
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     LIFETIME_S_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     subject: str
     role: str
     lifetime_s: float
-    def __init__(self, subject: _Optional[str] = ..., role: _Optional[str] = ..., lifetime_s: _Optional[float] = ...) -> None: ...
+    namespace: str
+    def __init__(self, subject: _Optional[str] = ..., role: _Optional[str] = ..., lifetime_s: _Optional[float] = ..., namespace: _Optional[str] = ...) -> None: ...
 
 class IssueTokenResponse(_message.Message):
     __slots__ = ("token", "expires_at_s")

@@ -48,7 +48,7 @@ class CollectionRef(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class CreateCollectionRequest(_message.Message):
-    __slots__ = ("collection", "dimension", "metric", "embedder", "fields", "description", "replicate_to", "regions", "index_type")
+    __slots__ = ("collection", "dimension", "metric", "embedder", "fields", "description", "replicate_to", "regions", "index_type", "embedder_digest")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     DIMENSION_FIELD_NUMBER: _ClassVar[int]
     METRIC_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class CreateCollectionRequest(_message.Message):
     REPLICATE_TO_FIELD_NUMBER: _ClassVar[int]
     REGIONS_FIELD_NUMBER: _ClassVar[int]
     INDEX_TYPE_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     collection: CollectionRef
     dimension: int
     metric: Metric
@@ -67,7 +68,8 @@ class CreateCollectionRequest(_message.Message):
     replicate_to: _containers.RepeatedScalarFieldContainer[str]
     regions: _containers.RepeatedScalarFieldContainer[str]
     index_type: str
-    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., embedder: _Optional[str] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., description: _Optional[str] = ..., replicate_to: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., index_type: _Optional[str] = ...) -> None: ...
+    embedder_digest: str
+    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., embedder: _Optional[str] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., description: _Optional[str] = ..., replicate_to: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., index_type: _Optional[str] = ..., embedder_digest: _Optional[str] = ...) -> None: ...
 
 class UpdateCollectionRequest(_message.Message):
     __slots__ = ("collection", "description", "replicate_to", "set_replicate_to", "regions", "set_regions")
@@ -415,7 +417,7 @@ class SearchResponse(_message.Message):
     def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., took_ms: _Optional[float] = ..., way: _Optional[str] = ..., identity: _Optional[str] = ..., metric: _Optional[_Union[Metric, str]] = ...) -> None: ...
 
 class RetrieveRequest(_message.Message):
-    __slots__ = ("collection", "text", "k", "filter", "mode", "dense_weight", "reranker", "rerank_k", "reach")
+    __slots__ = ("collection", "text", "k", "filter", "mode", "dense_weight", "reranker", "rerank_k", "reach", "vector")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MODE_DEFAULT: _ClassVar[RetrieveRequest.Mode]
@@ -435,6 +437,7 @@ class RetrieveRequest(_message.Message):
     RERANKER_FIELD_NUMBER: _ClassVar[int]
     RERANK_K_FIELD_NUMBER: _ClassVar[int]
     REACH_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
     collection: CollectionRef
     text: str
     k: int
@@ -444,7 +447,8 @@ class RetrieveRequest(_message.Message):
     reranker: str
     rerank_k: int
     reach: Reach
-    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., text: _Optional[str] = ..., k: _Optional[int] = ..., filter: _Optional[str] = ..., mode: _Optional[_Union[RetrieveRequest.Mode, str]] = ..., dense_weight: _Optional[float] = ..., reranker: _Optional[str] = ..., rerank_k: _Optional[int] = ..., reach: _Optional[_Union[Reach, _Mapping]] = ...) -> None: ...
+    vector: bytes
+    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., text: _Optional[str] = ..., k: _Optional[int] = ..., filter: _Optional[str] = ..., mode: _Optional[_Union[RetrieveRequest.Mode, str]] = ..., dense_weight: _Optional[float] = ..., reranker: _Optional[str] = ..., rerank_k: _Optional[int] = ..., reach: _Optional[_Union[Reach, _Mapping]] = ..., vector: _Optional[bytes] = ...) -> None: ...
 
 class RetrieveResponse(_message.Message):
     __slots__ = ("hits", "contributions", "timings", "identity", "metric")

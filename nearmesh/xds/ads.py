@@ -56,7 +56,7 @@ def identity(verifier: TokenVerifier, node: base_pb2.Node) -> Identity:
     if not isinstance(token, str):
         raise Unauthenticated(f"no token: put one under node.metadata.{TOKEN_KEY} of the xDS bootstrap")
     bearer = verifier.access(token)
-    return Identity(bearer.subject, bearer.role)
+    return Identity(bearer.subject, bearer.role, bearer.namespace)
 
 
 def _anybody(_: Identity) -> None:

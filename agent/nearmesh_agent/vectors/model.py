@@ -204,6 +204,13 @@ class Journal(Protocol):
     @property
     def position(self) -> int: ...
 
+    @property
+    def first(self) -> int:
+        """The oldest that is still there."""
+        ...
+
+    def close(self) -> None: ...
+
 
 class Index(Protocol):
     """One table in memory: vectors, scalar fields and what a hit shows. Threads search it beside one writer."""

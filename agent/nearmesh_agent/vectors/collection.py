@@ -1,0 +1,185 @@
+"""A collection as it is written and searched: a write is in the journal on disk, then in index, words and ledger.
+
+Acknowledged is what the journal has on disk and the index in memory. The store takes it from the journal later; nothing
+here waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from nearmesh.errors import MeshError, NotReady
+from nearmesh_agent.vectors.changes import Change
+from nearmesh_agent.vectors.collections import CollectionSpec
+from nearmesh_agent.vectors.ledger import Ledger
+from nearmesh_agent.vectors.model import Journal, Vector, Where, Write
+from nearmesh_agent.vectors.recall import OF, Recall
+from nearmesh_agent.vectors.sources import Source, Sources
+from nearmesh_agent.vectors.table import OpenTable
+from nearmesh_agent.vectors.writer import Writer
+
+# Rows that are looked through at a time, as their sources are counted the first time.
+_COUNTED_ROWS = 2_000
+
+
+class Desk:
+    """What all collections of a node write with."""
+
+    def __init__(self, journal: Journal, ledger: Ledger, writes: Executor) -> None:
+        """`writes` are the threads in which writes are planned and applied, one at a time for each collection."""
+        self.journal = journal
+        self.ledger = ledger
+        self.writes = writes
+        self._under_way: set[asyncio.Future[None]] = set()
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """A write that may be in the journal and not in the indexes yet."""
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._under_way.add(over)
+        try:
+            yield
+        finally:
+            self._under_way.discard(over)
+            over.set_result(None)
+
+    async def settled(self) -> int:
+        """A position up to which everything in the journal is in the indexes, too."""
+        position = self.journal.position
+        if self._under_way:
+            await asyncio.wait(set(self._under_way))
+        return position
+
+
+class Collection:
+    """One of a node. Writes may come at any time, searches in any thread."""
+
+    def __init__(self, spec: CollectionSpec, serving: OpenTable, desk: Desk, filling: OpenTable | None = None) -> None:
+        self.spec = spec
+        self.serving = serving
+        # The next generation, while it is being filled: what changes in the serving one leaves it, to be filled anew.
+        self.filling = filling
+        self.ledger = desk.ledger
+        self.recall = Recall()
+        self.written_at_s = spec.created_at_s
+        self._desk = desk
+        self._writer = Writer(self._write)
+        self._sources: Sources | None = None
+        self._sources_gate = threading.Lock()
+        # What memory and journal differ by, only a restart mends.
+        self.broken = False
+
+    @property
+    def identity(self) -> str:
+        return self.spec.identity
+
+    @property
+    def replicated(self) -> bool:
+        return bool(self.spec.replicate_to)
+
+    # Writes.
+
+    async def put(self, change: Change) -> None:
+        """On disk, and found by searches, when it returns. Raises MeshError, with nothing written."""
+        if self.broken:
+            raise NotReady(f"collection {self.spec.name!r} is opened anew: a write to it failed half-way")
+        await self._writer.put(change, change.ids)
+        if change.refused:
+            raise change.refused
+
+    async def quiet(self) -> None:
+        """No write is under way."""
+        await self._writer.quiet()
+
+    async def _write(self, changes: Sequence[Change]) -> None:
+        loop = asyncio.get_running_loop()
+        with self._desk.under_way():
+            writes = await loop.run_in_executor(self._desk.writes, self._plan, changes)
+            if not writes:
+                return
+            last = await self._desk.journal.append([write for write, _ in writes])
+            self.broken = True
+            await loop.run_in_executor(self._desk.writes, self._apply, changes, writes, last - len(writes) + 1)
+            self.broken = False
+
+    def _plan(self, changes: Sequence[Change]) -> list[tuple[Write, Change]]:
+        for change in changes:
+            # What it refuses is its caller's alone.
+            planned(change, self)
+            if self.filling:
+                change.writes += stale_in(self.filling, self.serving, change.writes)
+        return [(write, change) for change in changes for write in change.writes]
+
+    def _apply(self, changes: Sequence[Change], writes: Sequence[tuple[Write, Change]], first: int) -> None:
+        for position, (write, change) in enumerate(writes, first):
+            if write.table == self.serving.table.name:
+                self.serving.apply(write, position)
+                self.ledger.apply(self.identity, write, position, source=change.source, site=change.site)
+            elif self.filling:
+                self.filling.apply(write, position)
+        with self._sources_gate:
+            if self._sources is not None:
+                for change in changes:
+                    self._sources.replace(change.old, change.written)
+        self.written_at_s = time.time()
+
+    # What it says of itself.
+
+    async def sources(self, prefix: str, after: str, size: int) -> tuple[Sequence[Source], str]:
+        """A page of them, and where the next begins. The first call looks at every row."""
+        if self._sources is None:
+            await self.put(_Count(ids=None, collection=self))
+        assert self._sources is not None
+        with self._sources_gate:
+            return self._sources.page(prefix, after, size)
+
+    def count_sources(self) -> None:
+        """While no write is under way."""
+        found, after = Sources(), ""
+        while ids := self.serving.index.select(None, after=after, limit=_COUNTED_ROWS):
+            found.replace((), self.serving.index.rows(ids))
+            after = ids[-1]
+        self._sources = found
+
+    def measure(self, vector: Vector, k: int, where: Where | None) -> None:
+        """Asks the same as a search once more, both ways, and compares; in the background."""
+        k = min(k, OF)
+        found, _ = self.serving.index.search(vector, k, where)
+        exact, _ = self.serving.index.search(vector, k, where, exact=True)
+        self.recall.compare([one.id for one in found], [one.id for one in exact])
+
+
+def stale_in(filling: OpenTable, serving: OpenTable, writes: Sequence[Write]) -> list[Write]:
+    """What is not true any more of the generation that is being filled."""
+    touched = [
+        name
+        for write in writes
+        if write.table == serving.table.name
+        for name in (*write.deleted, *(row.id for row in write.rows))
+    ]
+    there = [row.id for row in filling.index.rows(touched)]
+    return [Write(table=filling.table.name, deleted=there)] if there else []
+
+
+def planned(change: Change, collection: Collection) -> None:
+    """Plans it, or notes why not."""
+    try:
+        change.plan(collection)
+    except MeshError as error:
+        change.refuse(error)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Count(Change):
+    """Writes nothing."""
+
+    collection: Collection
+
+    def plan(self, kept: object) -> None:
+        self.collection.count_sources()

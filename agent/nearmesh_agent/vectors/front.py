@@ -1,0 +1,247 @@
+"""VectorService on the node's own listeners: who calls, whose vectors, how often; then on to the process that has them.
+
+Requests go on as the bytes that came, but for those in which something has to be looked at or put in here: texts that
+need a vector, and questions that travel to other nodes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Protocol
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from nearmesh.errors import InvalidInput, NotReady, Unsupported
+from nearmesh.rpc import OPERATORS, PEOPLE, caller, unreadable
+from nearmesh.transport.server import Server
+from nearmesh.v1 import vector_pb2 as pb
+from nearmesh_agent.vectors import namespaces
+from nearmesh_agent.vectors.channel import AWAY, Message, VectorChannel
+from nearmesh_agent.vectors.config import VectorsConfig
+from nearmesh_agent.vectors.namespaces import Rate
+
+SERVICE = "nearmesh.v1.VectorService"
+PEERS = "nearmesh.v1.VectorPeerService"
+_DESCRIPTION = pb.DESCRIPTOR.services_by_name["VectorService"]
+_WRITING = ("CreateCollection", "UpdateCollection", "DropCollection", "Upsert", "Delete", "Reembed")
+_ALONE = ("Migrate",)
+# Nodes ask each other on behalf of a caller, see `Reach`.
+_ASKED_BY_NODES = ("GetCollection", "Search", "Retrieve")
+
+# Where the servers' gatekeeper looks up who may call what.
+POLICY = {
+    **{f"/{SERVICE}/{method.name}": PEOPLE for method in _DESCRIPTION.methods},
+    **{f"/{SERVICE}/{name}": PEOPLE | {"node"} for name in _ASKED_BY_NODES},
+    **{f"/{SERVICE}/{name}": namespaces.WRITERS for name in _WRITING},
+    **{f"/{SERVICE}/{name}": OPERATORS for name in _ALONE},
+    f"/{PEERS}/": frozenset({"node"}),
+}
+# Texts of one request are embedded so many at a time, so that none holds the others' turn for long.
+_TEXTS = 64
+# What is known of a collection's embedder is asked for again after this.
+_KNOWN_S = 2.0
+# Who asks, in metadata to the process.
+PEER = "nearmesh-peer"
+
+
+class Embedder(Protocol):
+    """Models of this node that make vectors of texts."""
+
+    async def pinned(self, model: str) -> tuple[str, int]:
+        """Digest of the version that serves, and the length of its vectors. Raises NotFound, InvalidInput."""
+        ...
+
+    async def embed(
+        self, model: str, digest: str, texts: Sequence[str], *, query: bool, timeout_s: float | None
+    ) -> NDArray[np.float32]:
+        """A vector for each text, shape [texts, dimension]; a `query` goes before rows. Raises MeshError."""
+        ...
+
+
+class Front:
+    """What the agent answers itself, and hands on."""
+
+    def __init__(
+        self,
+        config: VectorsConfig,
+        channel: Callable[[], VectorChannel | None],
+        *,
+        embedder: Embedder | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`channel` is None while the process is not there."""
+        self._config = config
+        self._channel = channel
+        self._clock = clock
+        self.embedder = embedder
+        self._rates: dict[str, Rate] = {}
+        self._known: dict[tuple[str, str, str], tuple[float, pb.Collection]] = {}
+
+    def add_to(self, server: Server) -> None:
+        """Every method of the contract."""
+        handlers: dict[str, Any] = {}
+        for method in _DESCRIPTION.methods:
+            own = getattr(self, method.name, None)
+            if method.server_streaming:
+                handlers[method.name] = grpc.unary_stream_rpc_method_handler(own or self._streamed(method.name))
+            else:
+                handlers[method.name] = grpc.unary_unary_rpc_method_handler(own or self._handed_on(method.name))
+        server.add_registered_method_handlers(SERVICE, {name: _raw(one) for name, one in handlers.items()})
+
+    # Handed on as it came.
+
+    def _handed_on(self, name: str) -> Callable[[Message, Any], Any]:
+        async def method(message: Message, context: Any) -> bytes:
+            return await self.here(name, message, self._admitted(context), context.time_remaining())
+
+        return method
+
+    def _streamed(self, name: str) -> Callable[[Message, Any], Any]:
+        async def method(message: Message, context: Any) -> AsyncIterator[bytes]:
+            reach = self._admitted(context)
+            found = self.there().stream(f"/{SERVICE}/{name}", message, reach=reach, timeout_s=context.time_remaining())
+            async for answer in found:
+                yield answer
+
+        return method
+
+    async def here(self, name: str, message: Message, reach: str, timeout_s: float | None) -> bytes:
+        """Asks this node's own process. Raises MeshError."""
+        return await self.there().call(f"/{SERVICE}/{name}", message, reach=reach, timeout_s=timeout_s)
+
+    def there(self) -> VectorChannel:
+        """Raises NotReady."""
+        channel = self._channel()
+        if channel is None:
+            raise NotReady(AWAY, retry_after_ms=500)
+        return channel
+
+    # Looked at.
+
+    async def ListCollections(self, message: Message, context: Any) -> bytes:
+        answer = await self.here("ListCollections", message, self._admitted(context), context.time_remaining())
+        found = pb.ListCollectionsResponse.FromString(answer)
+        for use in found.namespaces:
+            if rate := self._rates.get(use.namespace):
+                use.requests_per_second = rate.lately
+        return found.SerializeToString()
+
+    async def CreateCollection(self, message: Message, context: Any) -> bytes:
+        reach = self._admitted(context)
+        request = _parsed(pb.CreateCollectionRequest, message)
+        if request.embedder:
+            digest, dimension = await self._embedder().pinned(request.embedder)
+            if request.dimension not in (0, dimension):
+                raise InvalidInput(
+                    f"dimension {request.dimension}: embedder {request.embedder!r} makes vectors of {dimension}; "
+                    "leave it out"
+                )
+            request.embedder_digest = request.embedder_digest or digest
+            request.dimension = dimension
+        return await self.here("CreateCollection", request.SerializeToString(), reach, context.time_remaining())
+
+    async def Upsert(self, message: Message, context: Any) -> bytes:
+        reach = self._admitted(context)
+        request = _parsed(pb.UpsertRequest, message)
+        without = [row for row in request.rows if not row.vector]
+        if without:
+            await self._embed(request.collection, without, reach, context)
+            message = request.SerializeToString()
+        return await self.here("Upsert", message, reach, context.time_remaining())
+
+    async def _embed(self, ref: pb.CollectionRef, rows: Sequence[pb.Row], reach: str, context: Any) -> None:
+        collection = await self.collection(ref, reach, context.time_remaining())
+        if not collection.embedder:
+            raise InvalidInput(
+                f"row {rows[0].id[:64]!r} has no vector, and collection {ref.name!r} no embedder that could make one"
+            )
+        for row in rows:
+            if not row.text:
+                raise InvalidInput(f"row {row.id[:64]!r} has neither a vector nor a text")
+        for start in range(0, len(rows), _TEXTS):
+            part = rows[start : start + _TEXTS]
+            vectors = await self._embedder().embed(
+                collection.embedder,
+                collection.embedder_digest,
+                [row.text for row in part],
+                query=False,
+                timeout_s=context.time_remaining(),
+            )
+            for row, vector in zip(part, vectors, strict=True):
+                row.vector = np.asarray(vector, "<f4").tobytes()
+
+    async def collection(self, ref: pb.CollectionRef, reach: str, timeout_s: float | None) -> pb.Collection:
+        """As it was a moment ago. Raises NotFound."""
+        key, now_s = (reach, ref.namespace, ref.name), self._clock()
+        known = self._known.get(key)
+        if known and now_s < known[0] + _KNOWN_S:
+            return known[1]
+        answer = await self.here("GetCollection", ref.SerializeToString(), reach, timeout_s)
+        found = pb.Collection.FromString(answer)
+        if len(self._known) > 1000:
+            self._known.clear()
+        self._known[key] = (now_s, found)
+        return found
+
+    # Who calls.
+
+    def _admitted(self, context: Any) -> str:
+        """What the caller reaches. Raises QuotaExceeded, InvalidInput."""
+        who = caller()
+        if who.role == "node":
+            return namespaces.told(context.invocation_metadata())
+        reach = namespaces.reach_of(who)
+        if reach != namespaces.ANY:
+            self._rate(reach).take(self._clock(), reach)
+        return reach
+
+    def _rate(self, namespace: str) -> Rate:
+        found = self._rates.get(namespace)
+        if found is None:
+            found = self._rates[namespace] = Rate(self._config.quota(namespace).requests_per_second)
+        return found
+
+    def _embedder(self) -> Embedder:
+        if self.embedder is None:
+            raise Unsupported("this node has no embedder; send vectors")
+        return self.embedder
+
+
+class Nowhere:
+    """VectorService of a node that keeps no vectors: says so."""
+
+    def add_to(self, server: Server) -> None:
+        async def method(message: Message, context: Any) -> bytes:
+            raise Unsupported("this node keeps no vectors: set `enabled` under [vectors] in its node.toml")
+
+        async def streamed(message: Message, context: Any) -> AsyncIterator[bytes]:
+            await method(message, context)
+            yield b""
+
+        handlers: dict[str, Any] = {
+            one.name: grpc.unary_stream_rpc_method_handler(streamed)
+            if one.server_streaming
+            else grpc.unary_unary_rpc_method_handler(method)
+            for one in _DESCRIPTION.methods
+        }
+        server.add_registered_method_handlers(SERVICE, {name: _raw(one) for name, one in handlers.items()})
+
+
+def _raw(handler: Any) -> Any:
+    """Messages as bytes."""
+    return handler._replace(request_deserializer=_same, response_serializer=_same)
+
+
+def _same(message: Any) -> Any:
+    return message
+
+
+def _parsed(kind: Any, message: Message) -> Any:
+    try:
+        return kind.FromString(bytes(message))
+    except DecodeError as error:
+        raise unreadable(len(message), error) from None

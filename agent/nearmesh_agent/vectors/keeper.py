@@ -1,0 +1,284 @@
+"""All collections of a node: opened, made and dropped, and looked after while they are written and searched.
+
+Ready to be searched and written is a collection as soon as its index is; the store is opened beside that, and takes
+over from the journal when it is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from nearmesh.backoff import Backoff
+from nearmesh.errors import AlreadyExists, InvalidInput, MeshError, NotFound, NotReady, PermissionDenied, QuotaExceeded
+from nearmesh_agent.vectors import limits, opening
+from nearmesh_agent.vectors.collection import Collection, Desk
+from nearmesh_agent.vectors.collections import CollectionSpec, Specs
+from nearmesh_agent.vectors.config import VectorsConfig
+from nearmesh_agent.vectors.ledger import Ledger
+from nearmesh_agent.vectors.model import Journal, Store
+from nearmesh_agent.vectors.parts import Applier, Parts
+from nearmesh_agent.vectors.table import OpenTable
+
+log = logging.getLogger(__name__)
+
+# Threads that plan and apply writes: two collections at a time.
+_WRITERS = 2
+_OPENERS = 2
+# A store that cannot be opened is tried again.
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
+# Requests for a collection that is being opened wait for it, up to this.
+OPEN_WITHIN_S = 20.0
+
+
+class Keeper:
+    """Of one process. `open` comes first, `run` for as long as it lives, `close` at its end."""
+
+    def __init__(self, config: VectorsConfig, folder: Path, parts: Parts) -> None:
+        self.config = config
+        self.parts = parts
+        self.specs = Specs(folder / "collections")
+        self.ledger: Ledger
+        self.journal: Journal
+        self.desk: Desk
+        self.store: Store | None = None
+        self.applier: Applier | None = None
+        self.store_error = ""
+        self._store_there = asyncio.Event()
+        self._collections: dict[str, Collection] = {}
+        # By identity, those that are being opened.
+        self._opening: dict[str, asyncio.Event] = {}
+        self._making = asyncio.Lock()
+        self._writes: Executor = ThreadPoolExecutor(_WRITERS, "vector-writes")
+        self._openers = ThreadPoolExecutor(_OPENERS, "vector-opening")
+        self._ending = False
+
+    # The beginning and the end.
+
+    async def open(self) -> None:
+        """Returns when everything that was saved can be searched and written. Raises MeshError."""
+        began_s = time.monotonic()
+        self.journal, self.ledger = await asyncio.gather(
+            asyncio.to_thread(self.parts.journal), asyncio.to_thread(self.parts.ledger)
+        )
+        self.desk = Desk(self.journal, self.ledger, self._writes)
+        loop = asyncio.get_running_loop()
+        specs = list(self.specs)
+        found = await asyncio.gather(*(loop.run_in_executor(self._openers, self._saved, spec) for spec in specs))
+        tables = {table.table.name: table for one in found if one for table in one}
+        identities = {spec.table.name: spec.identity for spec in specs}
+        again = await asyncio.to_thread(opening.replay, self.journal, tables, self.ledger, identities)
+        for spec, one in zip(specs, found, strict=True):
+            if one is None:
+                self._opening[spec.identity] = asyncio.Event()
+                continue
+            await asyncio.to_thread(self._words, one)
+            self._collections[spec.identity] = self._collection(spec, one)
+        log.info(
+            "open collections=%d rows=%d replayed=%d in %.2f s",
+            len(self._collections),
+            sum(collection.serving.index.size for collection in self),
+            again,
+            time.monotonic() - began_s,
+        )
+
+    async def run(self) -> None:
+        """Opens the store, and makes what was not saved. Returns when that is done."""
+        backoff = Backoff(_FIRST_WAIT_S, _LONGEST_WAIT_S)
+        while self.store is None:
+            try:
+                self.store = await asyncio.to_thread(self.parts.store)
+            except (MeshError, OSError) as error:
+                self.store_error = str(error)
+                log.error("the store cannot be opened, writes go on into the journal: %s", error)
+                await asyncio.sleep(backoff.next_s())
+        self.store_error = ""
+        self.applier = self.parts.applier(self.journal, self.store, self._known)
+        self._store_there.set()
+        for spec in [spec for spec in self.specs if spec.identity in self._opening]:
+            await self._make_anew(spec, self.store)
+        await self._clear_away(self.store)
+
+    async def close(self) -> None:
+        """What is acknowledged is on disk in any case; this makes the next start quick."""
+        self._ending = True
+        for collection in self:
+            await collection.quiet()
+        for collection in self:
+            for table in (collection.serving, collection.filling):
+                if table:
+                    await asyncio.to_thread(_saved_and_closed, table)
+        if self.store:
+            await asyncio.to_thread(self.store.close)
+        await asyncio.to_thread(self.ledger.close)
+        await asyncio.to_thread(self.journal.close)
+        self._writes.shutdown(wait=False)
+        self._openers.shutdown(wait=False)
+
+    # Collections.
+
+    def __iter__(self) -> Iterator[Collection]:
+        return iter(list(self._collections.values()))
+
+    async def get(self, namespace: str, name: str) -> Collection:
+        """Waits for one that is being opened. Raises NotFound, NotReady, PermissionDenied."""
+        self._check_served(namespace)
+        spec = self.specs.get(namespace, name)
+        if opened := self._opening.get(spec.identity):
+            try:
+                async with asyncio.timeout(OPEN_WITHIN_S):
+                    await opened.wait()
+            except TimeoutError:
+                said = f": {self.store_error}" if self.store_error else ""
+                raise NotReady(f"collection {name!r} is still being made from the store{said}") from None
+        found = self._collections.get(spec.identity)
+        if found is None:
+            raise NotFound(f"no collection {name!r} in namespace {namespace!r} on this node")
+        return found
+
+    async def create(self, spec: CollectionSpec) -> Collection:
+        """Raises AlreadyExists, Unsupported for an index type that the engine lacks, QuotaExceeded and others."""
+        self._check_served(spec.namespace)
+        limits.check_name(spec.name)
+        async with self._making:
+            self._check_new(spec)
+            store = await self._the_store()
+            await asyncio.to_thread(store.create, spec.table)
+            table = await asyncio.to_thread(opening.empty, self.parts, spec.table, self.journal.position)
+            await asyncio.to_thread(self.specs.put, spec)
+            found = self._collections[spec.identity] = self._collection(spec, [table])
+        log.info("created collection=%s namespace=%s table=%s", spec.name, spec.namespace, spec.table.name)
+        return found
+
+    async def update(self, collection: Collection, spec: CollectionSpec) -> None:
+        """Another spec of the same identity."""
+        async with self._making:
+            await asyncio.to_thread(self.specs.put, spec)
+            collection.spec = spec
+
+    async def drop(self, collection: Collection) -> int:
+        """How many rows it had; gone for good when it returns, although its files may stay a moment longer."""
+        async with self._making:
+            if collection.identity not in self._collections:
+                raise NotFound(f"collection {collection.spec.name!r} was dropped meanwhile")
+            rows = collection.serving.index.size
+            await asyncio.to_thread(self.specs.drop, collection.spec)
+            del self._collections[collection.identity]
+        await collection.quiet()
+        for table in (collection.serving, collection.filling):
+            if table:
+                await asyncio.to_thread(table.close)
+        if self.store:
+            await self._clear_away(self.store)
+        log.info("dropped collection=%s namespace=%s", collection.spec.name, collection.spec.namespace)
+        return rows
+
+    @property
+    def whole(self) -> bool:
+        """No collection is still to be made from the store: until then the journal forgets nothing."""
+        return not self._opening
+
+    # What namespaces take.
+
+    def use(self, namespace: str) -> tuple[int, int]:
+        """Rows and bytes."""
+        mine = [collection for collection in self if collection.spec.namespace == namespace]
+        return sum(one.serving.index.size for one in mine), sum(one.serving.index.bytes for one in mine)
+
+    def check_quota(self, namespace: str, rows: int, size: int) -> None:
+        """Whether so many more fit. Raises QuotaExceeded."""
+        quota = self.config.quota(namespace)
+        if not (quota.max_vectors or quota.max_bytes) or (rows <= 0 and size <= 0):
+            return
+        has_rows, has_bytes = self.use(namespace)
+        if quota.max_vectors and has_rows + rows > quota.max_vectors:
+            raise QuotaExceeded(
+                f"namespace {namespace!r} has {has_rows} vectors, of {quota.max_vectors} at most: no room for {rows}"
+            )
+        if quota.max_bytes and has_bytes + size > quota.max_bytes:
+            raise QuotaExceeded(
+                f"namespace {namespace!r} takes {has_bytes} bytes, of {quota.max_bytes} at most: no room for {size}"
+            )
+
+    # Inside.
+
+    def _check_served(self, namespace: str) -> None:
+        if not self.config.serves(namespace):
+            raise PermissionDenied(f"namespace {namespace!r} is not served on this node; `allow` in its node.toml")
+
+    def _check_new(self, spec: CollectionSpec) -> None:
+        there = [one for one in self.specs if one.namespace == spec.namespace]
+        if any(one.name == spec.name for one in there):
+            raise AlreadyExists(f"collection {spec.name!r} is there already in namespace {spec.namespace!r}")
+        if len(list(self.specs)) >= limits.MAX_COLLECTIONS:
+            raise InvalidInput(f"this node has {limits.MAX_COLLECTIONS} collections, and no room for another one")
+
+    async def _the_store(self) -> Store:
+        """Raises NotReady."""
+        try:
+            async with asyncio.timeout(OPEN_WITHIN_S):
+                await self._store_there.wait()
+        except TimeoutError:
+            raise NotReady(f"the store of this node is not open: {self.store_error or 'it takes a while'}") from None
+        assert self.store
+        return self.store
+
+    def _collection(self, spec: CollectionSpec, tables: list[OpenTable]) -> Collection:
+        return Collection(spec, tables[0], self.desk, *tables[1:])
+
+    def _saved(self, spec: CollectionSpec) -> list[OpenTable] | None:
+        found = [opening.saved(self.parts, table) for table in spec.tables]
+        return [table for table in found if table] if all(found) else None
+
+    def _words(self, tables: list[OpenTable]) -> None:
+        for table in tables:
+            if table.lexical and not table.lexical.position and table.index.size:
+                opening.give_words(table.lexical, table.index, table.table)
+
+    async def _make_anew(self, spec: CollectionSpec, store: Store) -> None:
+        make: Callable[..., OpenTable] = partial(
+            opening.from_store, self.parts, store, self.journal, ends=lambda: self._ending
+        )
+        try:
+            tables = [await asyncio.to_thread(make, table) for table in spec.tables]
+        except (MeshError, OSError) as error:
+            log.error("collection=%s cannot be made from the store: %s", spec.name, error)
+            return
+        self._collections[spec.identity] = self._collection(spec, tables)
+        self._opening.pop(spec.identity).set()
+
+    async def _clear_away(self, store: Store) -> None:
+        """What dropped collections have left."""
+        for gone in list(self.specs.dropped):
+            try:
+                for table in gone.tables:
+                    await asyncio.to_thread(store.drop, table.name)
+                    await asyncio.to_thread(self.parts.remove, table)
+                await asyncio.to_thread(self.ledger.drop, gone.identity)
+                await asyncio.to_thread(self.specs.forget, gone)
+            except (MeshError, OSError) as error:
+                log.warning("dropped collection=%s is not cleared away yet: %s", gone.name, error)
+
+    def _known(self, table: str) -> bool:
+        return any(table == one.name for spec in self.specs for one in spec.tables)
+
+
+def _saved_and_closed(table: OpenTable) -> None:
+    try:
+        if table.unsaved is not None:
+            table.save()
+    except OSError as error:
+        log.warning("table=%s is not saved: %s", table.table.name, error)
+    table.close()
+
+
+def new_spec(**values: object) -> CollectionSpec:
+    """Of a collection that is made here and now."""
+    return replace(CollectionSpec(namespace="", name="", identity=uuid.uuid4().hex, created_at_s=time.time()), **values)  # type: ignore[arg-type]

@@ -1,0 +1,97 @@
+"""How a table comes into memory: as it was saved, with what the journal has after that; or, where nothing was saved or
+it is damaged, from the store. Blocking.
+
+The journal forgets a write when the store and everything that was saved have it. So what was saved lacks nothing from
+before the journal's beginning, and neither does the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from nearmesh_agent.vectors.ledger import Ledger
+from nearmesh_agent.vectors.model import Index, Journal, Lexical, Store, Table, Write
+from nearmesh_agent.vectors.parts import Parts
+from nearmesh_agent.vectors.table import OpenTable
+
+log = logging.getLogger(__name__)
+
+# Rows that words are made of at a time.
+_ROWS = 2_000
+
+
+def saved(parts: Parts, table: Table) -> OpenTable | None:
+    """As it was saved; None where its vectors have to come from the store."""
+    index = parts.index(table)
+    return OpenTable(table, index, parts.lexical(table)) if index else None
+
+
+def empty(parts: Parts, table: Table, position: int) -> OpenTable:
+    """A new one, which knows that there was nothing for it up to `position`; saved, so that it is never missed."""
+    index = parts.new_index(table)
+    index.apply(Write(table=table.name), position)
+    found = OpenTable(table, index, parts.lexical(table))
+    found.save()
+    return found
+
+
+def replay(
+    journal: Journal,
+    tables: Mapping[str, OpenTable],
+    ledger: Ledger,
+    identities: Mapping[str, str],
+) -> int:
+    """Tells each of what it lacks, and says how much that was. `identities` are of collections, by serving table."""
+    behind = [*(table.position for table in tables.values()), ledger.position]
+    count = 0
+    for position, write in journal.after(max(min(behind), beginning(journal))):
+        table = tables.get(write.table)
+        if table and position > table.position:
+            table.apply(write, position)
+            count += 1
+        identity = identities.get(write.table)
+        if identity and position > ledger.position:
+            ledger.apply(identity, write, position)
+    return count
+
+
+def from_store(
+    parts: Parts, store: Store, journal: Journal, table: Table, ends: Callable[[], bool] = lambda: False
+) -> OpenTable:
+    """Made anew; nobody writes to it meanwhile. Where the process `ends`, what is there so far."""
+    began_s = time.monotonic()
+    index, start = parts.new_index(table), beginning(journal)
+    index.apply(Write(table=table.name), start)
+    for rows in store.scan(table.name) if table.name in store.tables() else ():
+        index.apply(Write(table=table.name, rows=rows), start)
+        if ends():
+            break
+    lexical = parts.lexical(table)
+    found = OpenTable(table, index, lexical)
+    for position, write in journal.after(start):
+        if write.table == table.name:
+            index.apply(write, position)
+    if lexical:
+        give_words(lexical, index, table)
+    log.info("made anew table=%s rows=%d in %.1f s", table.name, index.size, time.monotonic() - began_s)
+    return found
+
+
+def give_words(lexical: Lexical, index: Index, table: Table) -> None:
+    """All texts of the index to a lexical one that has none."""
+    for ids in _pages(index):
+        lexical.apply(Write(table=table.name, rows=index.rows(ids)), index.position)
+
+
+def beginning(journal: Journal) -> int:
+    """Up to here the store and all that was saved have everything."""
+    return journal.first - 1
+
+
+def _pages(index: Index) -> Iterator[Sequence[str]]:
+    after = ""
+    while ids := index.select(None, after=after, limit=_ROWS):
+        yield ids
+        after = ids[-1]

@@ -1,0 +1,213 @@
+"""The node's part in retrieval: keeps the process running that has its vectors, and answers for it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nearmesh.backoff import Backoff
+from nearmesh.errors import MeshError
+from nearmesh.process import leashed
+from nearmesh.tls import write_private
+from nearmesh.transport.server import Server
+from nearmesh.v1 import vector_pb2 as pb
+from nearmesh_agent.vectors import namespaces
+from nearmesh_agent.vectors.channel import VectorChannel
+from nearmesh_agent.vectors.config import VectorsConfig
+from nearmesh_agent.vectors.front import SERVICE, Embedder, Front, Nowhere
+from nearmesh_agent.vectors.settings import MAX_SOCKET_BYTES, Settings
+
+log = logging.getLogger(__name__)
+
+NEEDED = {"faiss": "faiss-cpu", "milvus_lite": "milvus-lite", "pymilvus": "pymilvus", "tantivy": "tantivy"}
+NOT_INSTALLED = "lacks {}: pip install 'nearmesh-agent[vectors]'"
+# Between two starts of one that ends by itself; after one that ran for longer than STEADY_S, the first again.
+FIRST_WAIT_S, LONGEST_WAIT_S, STEADY_S = 0.2, 10.0, 60.0
+# What it says of its collections is looked at so often.
+LOOK_EVERY_S = 2.0
+# Its end: it saves its indexes, which makes the next start quick.
+STOP_WITHIN_S = 10.0
+# Libraries that compute in threads begin as many as there are cores unless told; these belong to inference.
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+PROGRAM = (sys.executable, "-m", "nearmesh_agent.vectors.process")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class At:
+    """Which node it is."""
+
+    node: str
+    site: str
+    region: str
+
+
+class Vectors:
+    """Nothing at all where the operator has not enabled it."""
+
+    def __init__(
+        self,
+        config: VectorsConfig,
+        folder: Path,
+        at: At,
+        *,
+        max_message_bytes: int,
+        embedder: Embedder | None = None,
+        on_change: Callable[[], None] = lambda: None,
+        program: Sequence[str] = PROGRAM,
+    ) -> None:
+        """`folder` is the vectors' own, below the node's data. `on_change` has the node report at once."""
+        self._config = config
+        self._folder = folder.absolute()
+        self._at = at
+        self._max_message_bytes = max_message_bytes
+        self._on_change = on_change
+        self._program = program
+        self._channel: VectorChannel | None = None
+        # Why the vectors cannot be asked for; empty: they can.
+        self.detail = "" if not config.enabled else "they are being opened"
+        # As of the last look.
+        self.collections: Sequence[pb.Collection] = ()
+        self.front = Front(config, lambda: self._channel, embedder=embedder)
+        # How often the process has ended by itself.
+        self.ended = 0
+
+    @property
+    def enabled(self) -> bool:
+        return self._config.enabled
+
+    @property
+    def channel(self) -> VectorChannel | None:
+        """To the process; None while it does not answer."""
+        return self._channel
+
+    def add_to(self, server: Server) -> None:
+        """What the node answers."""
+        (self.front if self._config.enabled else Nowhere()).add_to(server)
+
+    async def run(self) -> None:
+        """For as long as the agent does; cancelled, it ends the process in order."""
+        if not self._config.enabled:
+            return
+        if missing := [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]:
+            self.detail = NOT_INSTALLED.format(", ".join(missing))
+            log.error("[vectors] is enabled in node.toml, and the node %s", self.detail)
+            return
+        backoff = Backoff(FIRST_WAIT_S, LONGEST_WAIT_S)
+        while True:
+            began_s = time.monotonic()
+            try:
+                await self._once()
+            except OSError as error:
+                # A full disk, or no more processes.
+                self._say(f"their process cannot be started: {error.strerror or type(error).__name__}")
+                log.error("the vectors' process cannot be started: %s", error)
+            if time.monotonic() - began_s > STEADY_S:
+                backoff.reset()
+            await asyncio.sleep(backoff.next_s())
+
+    async def _once(self) -> None:
+        """One process, from its start to its end."""
+        settings, private = await asyncio.to_thread(self._prepare)
+        # From the loop's own thread, which lives as long as the agent.
+        process = await asyncio.create_subprocess_exec(
+            *leashed([*self._program, str(settings.path / Settings.FILE)]),
+            stdin=asyncio.subprocess.DEVNULL,
+            env=environment(),
+            start_new_session=True,
+        )
+        log.info("vectors: process started pid=%d", process.pid)
+        looking = asyncio.create_task(self._look(settings))
+        try:
+            code = await process.wait()
+        finally:
+            looking.cancel()
+            await asyncio.wait({looking})
+            await _end(process)
+            if private:
+                shutil.rmtree(private, ignore_errors=True)
+        # Not reached when it was told to end.
+        self.ended += 1
+        self._say(f"their process ended with code {code} and is started again")
+        log.warning("the vectors' process ended with code %s and is started again", code)
+
+    def _prepare(self) -> tuple[Settings, Path | None]:
+        """Its file, and a folder for its socket where its own has too long a name. Raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(0o700)
+        socket, private = self._folder / "socket", None
+        if len(os.fsencode(socket)) > MAX_SOCKET_BYTES:
+            private = Path(tempfile.mkdtemp(prefix="nearmesh-vectors-"))
+            socket = private / "socket"
+        settings = Settings(
+            folder=str(self._folder),
+            socket=str(socket),
+            node=self._at.node,
+            site=self._at.site,
+            region=self._at.region,
+            threads=max(2, os.cpu_count() or 1),
+            max_message_bytes=self._max_message_bytes,
+            config=self._config,
+        )
+        write_private(self._folder / Settings.FILE, settings.to_bytes())
+        return settings, private
+
+    async def _look(self, settings: Settings) -> None:
+        """Connects, and keeps what the process says of its collections."""
+        channel = VectorChannel(settings.socket)
+        try:
+            while not await channel.ready(LOOK_EVERY_S):
+                pass
+            self._channel = channel
+            self._say("")
+            while True:
+                await self._ask(channel)
+                await asyncio.sleep(LOOK_EVERY_S)
+        finally:
+            self._channel = None
+            self.collections = ()
+            await channel.close()
+
+    async def _ask(self, channel: VectorChannel) -> None:
+        request = pb.ListCollectionsRequest(namespace=namespaces.ANY).SerializeToString()
+        try:
+            answer = await channel.call(
+                f"/{SERVICE}/ListCollections", request, reach=namespaces.ANY, timeout_s=LOOK_EVERY_S
+            )
+        except MeshError as error:
+            self._say(error.message)
+            return
+        self.collections = pb.ListCollectionsResponse.FromString(answer).collections
+        self._say("")
+
+    def _say(self, detail: str) -> None:
+        if detail != self.detail:
+            self.detail = detail
+            self._on_change()
+
+
+def environment(own: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Of the process: the agent's, and one thread for each call of a library."""
+    return {**dict.fromkeys(_THREADS, "1"), **own}
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Safe to repeat."""
+    if process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        async with asyncio.timeout(STOP_WITHIN_S):
+            await process.wait()
+    except TimeoutError:
+        log.warning("the vectors' process did not end within %s s and is killed", STOP_WITHIN_S)
+        process.kill()
+        await process.wait()

@@ -1,0 +1,60 @@
+"""What a site's vectors are made of, as the process that keeps them opens it: a seam, so that tests bring their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from nearmesh_agent.vectors.ledger import Ledger
+from nearmesh_agent.vectors.model import FieldType, Index, Journal, Lexical, Store, Table, Where
+
+
+class Applier(Protocol):
+    """Takes what is in the journal over into the store. Called from one thread."""
+
+    def step(self) -> bool:
+        """A batch of it; whether there is more. Raises MeshError where the store does not take it now."""
+        ...
+
+    @property
+    def applied(self) -> int:
+        """Up to here everything is in the store, and on its disk."""
+        ...
+
+
+class Parts(Protocol):
+    """Called from threads. Raises MeshError, OSError."""
+
+    def journal(self) -> Journal:
+        """Opened, and whole up to where a crash tore it."""
+        ...
+
+    def ledger(self) -> Ledger: ...
+
+    def store(self) -> Store:
+        """Opened; may take seconds."""
+        ...
+
+    def applier(self, journal: Journal, store: Store, known: Callable[[str], bool]) -> Applier:
+        """Writes to tables that are not `known` are passed over: they were dropped."""
+        ...
+
+    def index(self, table: Table) -> Index | None:
+        """As it was saved; None where there is none, or a damaged one."""
+        ...
+
+    def new_index(self, table: Table) -> Index:
+        """Empty, in the place of one that was there."""
+        ...
+
+    def lexical(self, table: Table) -> Lexical | None:
+        """As it was saved, or empty, at position 0; None: its texts are not searched by words."""
+        ...
+
+    def read_filter(self, text: str, fields: Mapping[str, FieldType]) -> Where:
+        """Raises InvalidInput that says what and where."""
+        ...
+
+    def remove(self, table: Table) -> None:
+        """The files of its index and its words, if there are any."""
+        ...

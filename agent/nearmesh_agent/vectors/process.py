@@ -1,0 +1,87 @@
+"""The process that keeps a node's vectors: `python -m nearmesh_agent.vectors.process SETTINGS`, a child of the agent.
+
+A process of its own, so that no search, index or crash of native code takes anything from inference. It answers on a
+socket in a private folder; whoever reaches that is believed, as is what it says of its caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import uvloop
+
+from nearmesh.errors import MeshError
+from nearmesh.process import configure_logging, rare_collections, stop_on_signals
+from nearmesh.rpc import ANYONE, Gatekeeper
+from nearmesh.transport.server import Server
+from nearmesh.v1 import vector_pb2_grpc
+from nearmesh_agent.vectors.keeper import Keeper
+from nearmesh_agent.vectors.parts import Parts
+from nearmesh_agent.vectors.servicer import Here, VectorServicer
+from nearmesh_agent.vectors.settings import Settings
+from nearmesh_agent.vectors.upkeep import Upkeep
+
+log = logging.getLogger(__name__)
+
+# In which what is under way is answered when the agent leaves.
+_GRACE_S = 2.0
+_SERVICES = ("VectorService", "VectorPeerService", "VectorAcrossService", "VectorFillService")
+_POLICY = {f"/nearmesh.v1.{name}/": {ANYONE} for name in _SERVICES}
+
+
+async def serve(
+    settings: Settings, parts: Parts, stop: asyncio.Event, ready: Callable[[], None] = lambda: None
+) -> None:
+    """Until `stop`, or until a bug has made memory and journal differ. Raises MeshError."""
+    keeper = Keeper(settings.config, settings.path, parts)
+    upkeep = Upkeep(keeper)
+    here = Here(node=settings.node, site=settings.site, region=settings.region)
+    servicer = VectorServicer(keeper, upkeep, here, threads=settings.threads)
+    server = Server(
+        Gatekeeper(mesh="", verifier=None, policy=_POLICY, open_door=True), settings.max_message_bytes + 1024 * 1024
+    )
+    vector_pb2_grpc.add_VectorServiceServicer_to_server(servicer, server)
+    try:
+        await keeper.open()
+        server.listen_unix(Path(settings.socket))
+        await server.start()
+        ready()
+        async with asyncio.TaskGroup() as tasks:
+            background = [tasks.create_task(keeper.run()), tasks.create_task(upkeep.run())]
+            await stop.wait()
+            for task in background:
+                task.cancel()
+    finally:
+        await server.stop(_GRACE_S)
+        servicer.close()
+        upkeep.close()
+        await keeper.close()
+
+
+def main(arguments: list[str]) -> int:
+    configure_logging(os.environ.get("NEARMESH_LOG_LEVEL", "info"))
+    settings = Settings.from_bytes(Path(arguments[0]).read_bytes())
+    # Native libraries take a moment; --help of the agent, and its tests, should not.
+    parts: Parts = importlib.import_module("nearmesh_agent.vectors.real_parts").RealParts(settings)
+
+    async def run() -> None:
+        rare_collections()
+        await serve(settings, parts, stop_on_signals())
+
+    code = 0
+    try:
+        uvloop.run(run())
+    except* (MeshError, OSError) as group:
+        log.error("vectors end: %s", "; ".join(str(error) for error in group.exceptions))
+        code = 1
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

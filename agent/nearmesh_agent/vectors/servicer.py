@@ -1,0 +1,303 @@
+"""VectorService as the process that keeps the vectors answers it. Who may call has been decided before: by the agent.
+
+Searches run in threads, and what they find is put into bytes there; so the event loop only hands things on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from nearmesh.errors import InvalidInput, Overloaded
+from nearmesh.ids import check_label
+from nearmesh.v1 import vector_pb2 as pb
+from nearmesh.v1 import vector_pb2_grpc
+from nearmesh_agent.vectors import limits, wire
+from nearmesh_agent.vectors.changes import Delete, Upsert
+from nearmesh_agent.vectors.collection import Collection
+from nearmesh_agent.vectors.collections import CollectionSpec, Generation
+from nearmesh_agent.vectors.keeper import Keeper, new_spec
+from nearmesh_agent.vectors.model import Row, Where
+from nearmesh_agent.vectors.namespaces import ANY, chosen, told
+from nearmesh_agent.vectors.upkeep import Upkeep
+
+T = TypeVar("T")
+
+# Searches that may wait for a thread; one more is refused at once.
+MOST_WAITING = 512
+_FILTERS = 256
+MAX_SITES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Here:
+    """Where this process is."""
+
+    node: str
+    site: str
+    region: str
+
+
+class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
+    """Over one keeper."""
+
+    def __init__(self, keeper: Keeper, upkeep: Upkeep, here: Here, *, threads: int) -> None:
+        """`threads` search at a time."""
+        self._keeper = keeper
+        self._upkeep = upkeep
+        self._here = here
+        self._threads = ThreadPoolExecutor(threads, "vector-search")
+        self._waiting = 0
+        # By text and fields, those read lately: an app asks with the same filters over and over.
+        self._filters: dict[tuple[str, str], Where] = {}
+
+    # Collections.
+
+    async def CreateCollection(self, request: pb.CreateCollectionRequest, context: Any) -> pb.Collection:
+        namespace = chosen(told(context.invocation_metadata()), request.collection.namespace)
+        return self._message(await self._keeper.create(created(request, namespace)))
+
+    async def GetCollection(self, request: pb.CollectionRef, context: Any) -> pb.Collection:
+        return self._message(await self._of(request, context))
+
+    async def ListCollections(self, request: pb.ListCollectionsRequest, context: Any) -> pb.ListCollectionsResponse:
+        reach = told(context.invocation_metadata())
+        everything = request.namespace == ANY and reach == ANY
+        namespace = "" if everything else chosen(reach, request.namespace)
+        found = [one for one in self._keeper if everything or one.spec.namespace == namespace]
+        found.sort(key=lambda one: (one.spec.namespace, one.spec.name))
+        names = {one.spec.namespace for one in found} | ({namespace} if namespace else set())
+        return pb.ListCollectionsResponse(
+            collections=[self._message(one) for one in found], namespaces=[self._use(name) for name in sorted(names)]
+        )
+
+    async def UpdateCollection(self, request: pb.UpdateCollectionRequest, context: Any) -> pb.Collection:
+        collection = await self._of(request.collection, context)
+        await self._keeper.update(collection, updated(collection.spec, request))
+        return self._message(collection)
+
+    async def DropCollection(self, request: pb.CollectionRef, context: Any) -> pb.DropCollectionResponse:
+        collection = await self._of(request, context)
+        return pb.DropCollectionResponse(rows=await self._keeper.drop(collection))
+
+    # Rows.
+
+    async def Upsert(self, request: pb.UpsertRequest, context: Any) -> pb.UpsertResponse:
+        limits.check_count("rows", len(request.rows), limits.MAX_ROWS)
+        collection = await self._of(request.collection, context)
+        rows = await self._searching(lambda: _rows(request.rows, collection))
+        namespace = collection.spec.namespace
+        change = Upsert(
+            ids=list(rows),
+            rows=list(rows.values()),
+            check=lambda more, size: self._keeper.check_quota(namespace, more, size),
+        )
+        if rows:
+            await collection.put(change)
+        return pb.UpsertResponse(written=len(change.written), unchanged=change.unchanged)
+
+    async def Delete(self, request: pb.DeleteRequest, context: Any) -> pb.DeleteResponse:
+        limits.check_count("ids", len(request.ids), limits.MAX_IDS)
+        limits.check_ids(request.ids)
+        if not request.ids and not request.filter.strip():
+            raise InvalidInput("neither ids nor a filter; to delete everything, drop the collection")
+        collection = await self._of(request.collection, context)
+        ids = list(dict.fromkeys(request.ids)) or None
+        change = Delete(ids=ids, where=self._filter(request.filter, collection))
+        if request.dry_run:
+            await self._searching(lambda: change.plan(collection))
+            return pb.DeleteResponse(deleted=len(change.gone))
+        await collection.put(change)
+        return pb.DeleteResponse(deleted=len(change.gone), change=self._keeper.ledger.last(collection.identity))
+
+    async def Fetch(self, request: pb.FetchRequest, context: Any) -> pb.FetchResponse:
+        limits.check_count("ids", len(request.ids), limits.MAX_IDS)
+        limits.check_ids(request.ids)
+        collection = await self._of(request.collection, context)
+        vectors = request.with_vectors
+
+        def fetch() -> pb.FetchResponse:
+            rows = collection.serving.index.rows(request.ids, vectors=vectors)
+            return pb.FetchResponse(rows=[wire.row_message(row, vector=vectors) for row in rows])
+
+        return await self._searching(fetch)
+
+    async def Query(self, request: pb.QueryRequest, context: Any) -> pb.QueryResponse:
+        size = limits.check_page(request.page_size)
+        collection = await self._of(request.collection, context)
+        where, vectors = self._filter(request.filter, collection), request.with_vectors
+
+        def query() -> pb.QueryResponse:
+            index = collection.serving.index
+            ids = index.select(where, after=request.page_token, limit=size + 1)
+            rows = index.rows(ids[:size], vectors=vectors)
+            more = ids[size - 1] if len(ids) > size else ""
+            messages = [wire.row_message(row, vector=vectors) for row in rows]
+            return pb.QueryResponse(rows=messages, next_page_token=more)
+
+        return await self._searching(query)
+
+    async def Count(self, request: pb.CountRequest, context: Any) -> pb.CountResponse:
+        collection = await self._of(request.collection, context)
+        where = self._filter(request.filter, collection)
+        index = collection.serving.index
+        if where is None:
+            return pb.CountResponse(rows=index.size)
+        return pb.CountResponse(rows=len(await self._searching(lambda: index.select(where))))
+
+    async def ListSources(self, request: pb.ListSourcesRequest, context: Any) -> pb.ListSourcesResponse:
+        size = limits.check_page(request.page_size)
+        collection = await self._of(request.collection, context)
+        found, more = await collection.sources(request.prefix, request.page_token, size)
+        messages = [
+            pb.Source(
+                name=one.name,
+                hash=one.hash,
+                parts_here=one.here,
+                parts=one.parts,
+                stale_parts=one.stale,
+                written_at_s=one.written_at_s,
+            )
+            for one in found
+        ]
+        return pb.ListSourcesResponse(sources=messages, next_page_token=more)
+
+    # Searches.
+
+    async def Search(self, request: pb.SearchRequest, context: Any) -> bytes:
+        began_s = time.perf_counter()
+        collection = await self._of(request.collection, context)
+        return await self._searching(lambda: self._search(request, collection, began_s))
+
+    def _search(self, request: pb.SearchRequest, collection: Collection, began_s: float) -> bytes:
+        table, k = collection.serving, limits.check_k(request.k)
+        vector = limits.check_vector(request.vector, table.table)
+        where = self._filter(request.filter, collection)
+        found, way = table.index.search(vector, k, where, exact=request.exact)
+        scores = {one.id: one.score for one in found}
+        rows = table.index.rows([one.id for one in found], vectors=request.with_vectors)
+        hits = wire.hits(rows, scores, vectors=request.with_vectors, node=self._here.node, site=self._here.site)
+        took_ms = 1000 * (time.perf_counter() - began_s)
+        if way == "index":
+            self._upkeep.sample(collection, vector, k, where)
+        return pb.SearchResponse(hits=hits, took_ms=took_ms, way=way).SerializeToString()
+
+    # Inside.
+
+    async def _of(self, ref: pb.CollectionRef, context: Any) -> Collection:
+        namespace = chosen(told(context.invocation_metadata()), ref.namespace)
+        if not ref.name:
+            raise InvalidInput("no collection is named")
+        return await self._keeper.get(namespace, ref.name)
+
+    async def _searching(self, work: Callable[[], T]) -> T:
+        if self._waiting >= MOST_WAITING:
+            raise Overloaded(f"{self._waiting} searches wait on this node; another one may answer", retry_after_ms=100)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._waiting -= 1
+
+    def _filter(self, text: str, collection: Collection) -> Where | None:
+        """None: all rows. Raises InvalidInput."""
+        if not text.strip():
+            return None
+        if len(text) > limits.MAX_FILTER_CHARACTERS:
+            raise InvalidInput(f"a filter of {len(text)} characters; {limits.MAX_FILTER_CHARACTERS} are read at most")
+        key = (text, collection.identity)
+        found = self._filters.get(key)
+        if found is None:
+            found = self._keeper.parts.read_filter(text, collection.serving.table.fields)
+            if len(self._filters) >= _FILTERS:
+                self._filters.clear()
+            self._filters[key] = found
+        return found
+
+    def _message(self, collection: Collection) -> pb.Collection:
+        spec, index = collection.spec, collection.serving.index
+        filling = collection.filling
+        return pb.Collection(
+            collection=pb.CollectionRef(namespace=spec.namespace, name=spec.name),
+            dimension=spec.serving.dimension,
+            metric=wire.metric_number(spec.table.metric),
+            embedder=spec.serving.embedder,
+            embedder_digest=spec.serving.digest,
+            fields=wire.field_messages(spec.kinds),
+            description=spec.description,
+            replicate_to=spec.replicate_to,
+            regions=spec.regions,
+            index_type=spec.index_type,
+            generation=spec.serving.number,
+            next_generation=filling.index.size / max(1, index.size) if filling else 0.0,
+            rows=index.size,
+            bytes=index.bytes,
+            fresh_rows=index.fresh,
+            recall=collection.recall.share,
+            created_at_s=spec.created_at_s,
+            written_at_s=collection.written_at_s,
+            served_by=self._keeper.config.index,
+        )
+
+    def _use(self, namespace: str) -> pb.NamespaceUse:
+        quota = self._keeper.config.quota(namespace)
+        rows, size = self._keeper.use(namespace)
+        return pb.NamespaceUse(
+            namespace=namespace,
+            rows=rows,
+            max_rows=quota.max_vectors,
+            bytes=size,
+            max_bytes=quota.max_bytes,
+            max_requests_per_second=quota.requests_per_second,
+        )
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _rows(messages: Sequence[pb.Row], collection: Collection) -> Mapping[str, Row]:
+    """By id; of rows of the same id the last one counts."""
+    table = collection.serving.table
+    return {message.id: wire.row(message, table) for message in messages}
+
+
+def created(request: pb.CreateCollectionRequest, namespace: str) -> CollectionSpec:
+    """Checked. Raises InvalidInput."""
+    dimension = limits.check_dimension(request.dimension)
+    return new_spec(
+        namespace=namespace,
+        name=limits.check_name(request.collection.name),
+        metric=wire.metric(request.metric).value,
+        fields={name: kind.value for name, kind in wire.fields(request.fields).items()},
+        description=_description(request.description),
+        replicate_to=_labels("site", request.replicate_to),
+        regions=_labels("region", request.regions),
+        index_type=request.index_type,
+        serving=Generation(embedder=request.embedder, digest=request.embedder_digest, dimension=dimension),
+    )
+
+
+def updated(spec: CollectionSpec, request: pb.UpdateCollectionRequest) -> CollectionSpec:
+    """Raises InvalidInput."""
+    if request.HasField("description"):
+        spec = replace(spec, description=_description(request.description))
+    if request.set_replicate_to:
+        spec = replace(spec, replicate_to=_labels("site", request.replicate_to))
+    if request.set_regions:
+        spec = replace(spec, regions=_labels("region", request.regions))
+    return spec
+
+
+def _description(text: str) -> str:
+    if len(text) > limits.MAX_DESCRIPTION_CHARACTERS:
+        raise InvalidInput(f"a description of {len(text)} characters; it may have {limits.MAX_DESCRIPTION_CHARACTERS}")
+    return text
+
+
+def _labels(what: str, names: Sequence[str]) -> tuple[str, ...]:
+    limits.check_count(f"{what}s", len(names), MAX_SITES)
+    return tuple(dict.fromkeys(check_label(what, name) for name in names))

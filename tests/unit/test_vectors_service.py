@@ -1,0 +1,327 @@
+"""VectorService over parts that are dicts: what callers see of writes, searches, limits, quotas and a kill."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nearmesh_agent.vectors.config import Quota
+
+from nearmesh.errors import (
+    AlreadyExists,
+    InvalidInput,
+    MeshError,
+    NotFound,
+    NotReady,
+    PermissionDenied,
+    QuotaExceeded,
+    StorageFull,
+    Unreachable,
+)
+from nearmesh.v1 import vector_pb2 as pb
+from tests.vector_parts import DictParts
+from tests.vector_site import Site, ref, row, site
+
+
+@pytest.fixture
+async def docs(tmp_path: Path) -> AsyncIterator[Site]:
+    async with site(tmp_path) as found:
+        await found.create()
+        yield found
+
+
+async def test_rows_are_found_by_the_nearest_first_and_with_what_they_say(docs: Site) -> None:
+    written = await docs.upsert(row("a", 1, 0, text="A", lang="en"), row("b", 1, 1), row("c", 0, 1, lang="en"))
+    assert (written.written, written.unchanged) == (3, 0)
+    found = await docs.search([1, 0.1])
+    assert [hit.row.id for hit in found.hits] == ["a", "b", "c"]
+    first = found.hits[0]
+    assert (first.row.text, first.row.fields["lang"].string, first.node, first.site) == ("A", "en", "node-a", "site-a")
+    assert first.score == pytest.approx(0.995, abs=1e-3) and not first.row.vector
+    assert [hit.row.id for hit in (await docs.search([1, 0.1], k=1, with_vectors=True)).hits] == ["a"]
+    found = await docs.search([1, 0.1], filter='lang == "en"', exact=True)
+    assert ([hit.row.id for hit in found.hits], found.way) == (["a", "c"], "exact")
+
+
+async def test_the_same_rows_again_change_nothing(docs: Site) -> None:
+    await docs.upsert(row("a"), row("b"))
+    before = docs.keeper.journal.position
+    again = await docs.upsert(row("a"), row("b"))
+    assert (again.written, again.unchanged, docs.keeper.journal.position) == (0, 2, before)
+    once = await docs.upsert(row("a", text="new"), row("c"), row("c", text="last"))
+    assert (once.written, once.unchanged) == (2, 0)
+    (fetched,) = (await docs.ask("Fetch", pb.FetchRequest(collection=ref(), ids=["c", "nope"]))).rows
+    assert (fetched.id, fetched.text) == ("c", "last")
+
+
+async def test_deletes_by_id_by_filter_and_by_both(docs: Site) -> None:
+    await docs.upsert(*(row(name, lang=lang) for name, lang in zip("abcdef", ["en", "de"] * 3, strict=True)))
+
+    async def delete(**more: Any) -> int:
+        answer: pb.DeleteResponse = await docs.ask("Delete", pb.DeleteRequest(collection=ref(), **more))
+        return answer.deleted
+
+    assert await delete(filter='lang == "de"', dry_run=True) == 3
+    assert await delete(ids=["a", "a", "nope"]) == 1
+    assert await delete(ids=["b", "c"], filter='lang == "de"') == 1
+    assert await docs.ids() == ["c", "d", "e", "f"]
+    assert await delete(filter='lang == "de"') == 2
+    assert await docs.ids() == ["c", "e"]
+    with pytest.raises(InvalidInput, match="drop the collection"):
+        await delete()
+    assert await delete(ids=["a"]) == 0
+
+
+async def test_pages_counts_and_sources(docs: Site) -> None:
+    await docs.upsert(*(row(f"{n}", lang="en" if n % 2 else "de", source=f"s{n % 2}") for n in range(6)))
+    found, token = [], ""
+    while True:
+        answer = await docs.ask("Query", pb.QueryRequest(collection=ref(), page_size=4, page_token=token))
+        found.append([one.id for one in answer.rows])
+        if not (token := answer.next_page_token):
+            break
+    assert found == [["0", "1", "2", "3"], ["4", "5"]]
+    assert (await docs.ask("Count", pb.CountRequest(collection=ref()))).rows == 6
+    assert (await docs.ask("Count", pb.CountRequest(collection=ref(), filter='lang == "en"'))).rows == 3
+    sources = (await docs.ask("ListSources", pb.ListSourcesRequest(collection=ref()))).sources
+    assert [(one.name, one.parts_here) for one in sources] == [("s0", 3), ("s1", 3)]
+    await docs.ask("Delete", pb.DeleteRequest(collection=ref(), ids=["0", "2"]))
+    await docs.upsert(row("4", source="s2"))
+    sources = (await docs.ask("ListSources", pb.ListSourcesRequest(collection=ref()))).sources
+    assert [(one.name, one.parts_here) for one in sources] == [("s1", 3), ("s2", 1)]
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "said"),
+    [
+        ("Search", pb.SearchRequest(collection=ref(), vector=b"1234"), "has 1 numbers"),
+        ("Search", pb.SearchRequest(collection=ref(), vector=b"\0" * 8, k=10**6), "k is 1000000"),
+        ("Search", pb.SearchRequest(collection=ref(), vector=b"\1" * 8, filter="x; drop"), "no filter"),
+        (
+            "Search",
+            pb.SearchRequest(collection=ref(), vector=b"\1" * 8, filter="x" * 5000),
+            "filter of 5000 characters",
+        ),
+        ("Search", pb.SearchRequest(collection=ref("nope"), vector=b"\1" * 8), "no collection 'nope'"),
+        ("Search", pb.SearchRequest(), "no collection is named"),
+        ("Query", pb.QueryRequest(collection=ref(), page_size=5000), "page_size is 5000"),
+        ("Fetch", pb.FetchRequest(collection=ref(), ids=["a"] * 10_001), "10001 ids in one request"),
+        ("Upsert", pb.UpsertRequest(collection=ref(), rows=[pb.Row(id="a")]), "row 'a': its vector has 0 numbers"),
+        ("Upsert", pb.UpsertRequest(collection=ref(), rows=[pb.Row()] * 10_001), "10001 rows"),
+        ("Delete", pb.DeleteRequest(collection=ref(), ids=[""]), "has 0 bytes"),
+        ("CreateCollection", pb.CreateCollectionRequest(collection=ref("x")), "dimension 0"),
+        ("CreateCollection", pb.CreateCollectionRequest(collection=ref("a b"), dimension=2), "collection 'a b'"),
+        (
+            "CreateCollection",
+            pb.CreateCollectionRequest(collection=ref("x"), dimension=2, replicate_to=["No"]),
+            "site 'No'",
+        ),
+    ],
+)
+async def test_what_cannot_be_done_is_told_with_the_value(docs: Site, method: str, request_: Any, said: str) -> None:
+    with pytest.raises(MeshError, match=said):
+        await docs.ask(method, request_)
+
+
+async def test_namespaces_see_their_own_alone(docs: Site) -> None:
+    await docs.create(reach="acme")
+    await docs.upsert(row("mine"), reach="acme")
+    assert await docs.ids() == []
+    with pytest.raises(PermissionDenied, match="reaches the namespace 'acme', not 'default'"):
+        await docs.ask("GetCollection", ref(namespace="default"), "acme")
+
+    async def listed(reach: str, namespace: str = "") -> list[str]:
+        answer = await docs.ask("ListCollections", pb.ListCollectionsRequest(namespace=namespace), reach)
+        return [f"{one.collection.namespace}/{one.collection.name}:{one.rows}" for one in answer.collections]
+
+    assert await listed("default") == ["default/docs:0"]
+    assert await listed("acme", "acme") == ["acme/docs:1"]
+    assert await listed("*", "*") == ["acme/docs:1", "default/docs:0"]
+    with pytest.raises(PermissionDenied):
+        await listed("acme", "*")
+    with pytest.raises(PermissionDenied):
+        await listed("acme", "default")
+
+
+async def test_collections_are_made_changed_and_dropped_for_good(tmp_path: Path) -> None:
+    parts = DictParts()
+    async with site(tmp_path, parts) as first:
+        made = await first.create(metric=pb.METRIC_L2, description="d", regions=["europe-west1"])
+        assert (made.metric, made.dimension, made.generation, made.recall) == (pb.METRIC_L2, 2, 1, -1.0)
+        with pytest.raises(AlreadyExists, match="'docs' is there already"):
+            await first.create()
+        await first.upsert(row("a", 3, 0))
+        assert (await first.search([1, 0])).hits[0].score == 4.0
+        request = pb.UpdateCollectionRequest(
+            collection=ref(), description="e", replicate_to=["b"], set_replicate_to=True
+        )
+        changed = await first.ask("UpdateCollection", request)
+        assert (changed.description, changed.replicate_to, changed.regions) == ("e", ["b"], ["europe-west1"])
+    async with site(tmp_path, parts) as second:
+        kept = await second.ask("GetCollection", ref())
+        assert (kept.description, kept.replicate_to, kept.rows) == ("e", ["b"], 1)
+        assert (await second.ask("DropCollection", ref())).rows == 1
+        with pytest.raises(NotFound):
+            await second.search([1, 0])
+        assert not parts.disk.store and not parts.disk.indexes
+        await second.create()
+        assert await second.ids() == []
+    async with site(tmp_path, parts) as third:
+        assert await third.ids() == []
+
+
+async def test_quotas_of_a_namespace(tmp_path: Path) -> None:
+    async with site(tmp_path, namespaces={"acme": Quota(max_vectors=3)}) as found:
+        await found.create(reach="acme")
+        await found.upsert(row("a"), row("b"), reach="acme")
+        with pytest.raises(QuotaExceeded, match="'acme' has 2 vectors, of 3 at most: no room for 2"):
+            await found.upsert(row("c"), row("d"), reach="acme")
+        await found.upsert(row("a", text="in its place"), row("c"), reach="acme")
+        answer = await found.ask("ListCollections", pb.ListCollectionsRequest(), "acme")
+        (use,) = answer.namespaces
+        assert (use.namespace, use.rows, use.max_rows) == ("acme", 3, 3)
+
+
+async def test_bytes_have_a_quota_too(tmp_path: Path) -> None:
+    async with site(tmp_path, max_bytes=100) as found:
+        await found.create()
+        with pytest.raises(QuotaExceeded, match="no room for 208"):
+            await found.upsert(row("a", text="x" * 200))
+        await found.upsert(row("a", text="x" * 50))
+
+
+async def test_a_namespace_that_is_not_allowed_here(tmp_path: Path) -> None:
+    async with site(tmp_path, allow=("acme",)) as found:
+        with pytest.raises(PermissionDenied, match="'default' is not served on this node"):
+            await found.create()
+
+
+async def test_a_write_that_the_disk_refuses_changes_nothing(docs: Site) -> None:
+    docs.keeper.journal.full = True  # type: ignore[attr-defined]
+    with pytest.raises(StorageFull):
+        await docs.upsert(row("a"))
+    assert await docs.ids() == []
+    docs.keeper.journal.full = False  # type: ignore[attr-defined]
+    assert (await docs.upsert(row("a"))).written == 1
+
+
+async def test_what_was_acknowledged_is_there_after_a_kill_and_what_was_deleted_stays_so(tmp_path: Path) -> None:
+    parts = DictParts()
+    async with site(tmp_path, parts, killed=True) as first:
+        await first.create()
+        await first.upsert(row("a"), row("b"), row("c"))
+        await first.ask("Delete", pb.DeleteRequest(collection=ref(), ids=["b"]))
+    async with site(tmp_path, parts, killed=True) as second:
+        assert await second.ids() == ["a", "c"]
+        await second.upsert(row("d"))
+        await second.upkeep._round()
+        for collection in second.keeper:
+            collection.serving.save()
+        await second.upsert(row("e"))
+    async with site(tmp_path, parts) as third:
+        assert await third.ids() == ["a", "c", "d", "e"]
+
+
+async def test_the_journal_keeps_what_anybody_lacks(docs: Site) -> None:
+    disk, applier = docs.parts.disk, docs.keeper.applier
+    assert applier
+    await docs.create("idle")
+    await docs.upsert(row("a"))
+    await docs.upsert(row("b"))
+    await docs.upkeep._forget()
+    assert disk.forgotten == 0, "neither store nor index has it on disk"
+    applier.step()
+    await docs.upkeep._forget()
+    assert disk.forgotten == 0, "the index has not been saved"
+    for collection in docs.keeper:
+        collection.serving.save()
+    await docs.upsert(row("c"))
+    await docs.upkeep._forget()
+    assert disk.forgotten == 2
+
+
+async def test_an_index_that_is_lost_is_made_from_the_store_while_others_serve(tmp_path: Path) -> None:
+    parts = DictParts()
+    async with site(tmp_path, parts) as first:
+        await first.create()
+        await first.create("other")
+        await first.upsert(row("a"), row("b"))
+        await first.ask("Delete", pb.DeleteRequest(collection=ref(), ids=["a"]))
+        assert first.keeper.applier
+        first.keeper.applier.step()
+        for collection in first.keeper:
+            collection.serving.save()
+        await first.upkeep._forget()
+        assert parts.disk.forgotten == 2
+        await first.upsert(row("c"))
+        (lost,) = [one.serving.table.name for one in first.keeper if one.spec.name == "docs"]
+    del parts.disk.indexes[lost]
+    async with site(tmp_path, parts) as second:
+        assert (await second.ask("GetCollection", ref("other"))).rows == 0
+        assert await second.ids() == ["b", "c"]
+
+
+async def test_without_its_store_a_site_searches_and_writes_all_the_same(tmp_path: Path) -> None:
+    parts = DictParts()
+    async with site(tmp_path, parts) as first:
+        await first.create()
+        await first.upsert(row("a"))
+    parts.store_error = Unreachable("Milvus is away")
+    async with site(tmp_path, parts) as second:
+        await second.upsert(row("b"))
+        assert await second.ids() == ["a", "b"]
+
+
+async def test_a_collection_that_waits_for_its_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nearmesh_agent.vectors import keeper
+
+    monkeypatch.setattr(keeper, "OPEN_WITHIN_S", 0.01)
+    parts = DictParts()
+    async with site(tmp_path, parts) as first:
+        await first.create()
+    parts.disk.indexes.clear()
+    parts.store_error = Unreachable("Milvus is away")
+    async with site(tmp_path, parts) as second:
+        with pytest.raises(NotReady, match="still being made from the store: Milvus is away"):
+            await second.ids()
+        with pytest.raises(NotReady, match="the store of this node is not open"):
+            await second.create("new")
+
+
+async def test_writes_of_many_callers_share_the_disk(docs: Site) -> None:
+    journal: Any = docs.keeper.journal
+    journal.gate.clear()
+    writes = [asyncio.create_task(docs.upsert(row(f"{n}"))) for n in range(20)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    journal.gate.set()
+    await asyncio.gather(*writes)
+    assert len(await docs.ids()) == 20
+    assert len(journal.groups) < 20
+
+
+async def test_recall_is_measured_on_searches_that_were_answered(docs: Site) -> None:
+    await docs.upsert(row("a"), row("b", 0, 1))
+    await docs.search([1, 0])
+    await docs.upkeep._round()
+    assert (await docs.ask("GetCollection", ref())).recall == 1.0
+
+
+async def test_what_changes_leaves_the_generation_that_is_being_filled(docs: Site) -> None:
+    from nearmesh_agent.vectors import opening
+    from nearmesh_agent.vectors.model import Table, Write
+    from nearmesh_agent.vectors.wire import row as read
+
+    (collection,) = docs.keeper
+    await docs.upsert(row("a"), row("b"), row("c"))
+    table = Table(name="next", dimension=2, metric=collection.serving.table.metric)
+    collection.filling = opening.empty(docs.parts, table, docs.keeper.journal.position)
+    rows = [read(row(name, 5, 5), table) for name in "abc"]
+    collection.filling.index.apply(Write(table="next", rows=rows), docs.keeper.journal.position)
+    await docs.upsert(row("a", text="changed"))
+    await docs.ask("Delete", pb.DeleteRequest(collection=ref(), ids=["b"]))
+    assert collection.filling.index.select(None) == ["c"]
+    assert (await docs.ask("GetCollection", ref())).next_generation == 0.5
