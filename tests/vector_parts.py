@@ -33,6 +33,9 @@ class Dict:
         found = sorted(i for i, row in self._rows.items() if i > after and (where is None or where.matches(row)))
         return found[:limit]
 
+    def count(self, where: Where | None = None) -> int:
+        return len(self.select(where))
+
     def search(
         self, vector: Vector, k: int, where: Where | None = None, *, exact: bool = False
     ) -> tuple[Sequence[Found], str]:
@@ -76,6 +79,8 @@ class DictIndex(Dict):
 
     def maintain(self) -> None:
         self.fresh = 0
+
+    def close(self) -> None: ...
 
     def save(self) -> int:
         self._disk.indexes[self.table.name] = (self.all(), self.position)

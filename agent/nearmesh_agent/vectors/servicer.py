@@ -145,9 +145,7 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         collection = await self._of(request.collection, context)
         where = self._filter(request.filter, collection)
         index = collection.serving.index
-        if where is None:
-            return pb.CountResponse(rows=index.size)
-        return pb.CountResponse(rows=len(await self._searching(lambda: index.select(where))))
+        return pb.CountResponse(rows=await self._searching(lambda: index.count(where)))
 
     async def ListSources(self, request: pb.ListSourcesRequest, context: Any) -> pb.ListSourcesResponse:
         size = limits.check_page(request.page_size)

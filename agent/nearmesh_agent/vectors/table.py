@@ -40,6 +40,12 @@ class OpenTable:
         if self.lexical and position > self.lexical.position:
             self.lexical.apply(write, position)
 
+    def maintain(self) -> None:
+        """Takes fresh rows into both; for as long as it takes."""
+        self.index.maintain()
+        if self.lexical:
+            self.lexical.maintain()
+
     def save(self) -> None:
         """Both on disk; the journal may forget what they have then."""
         saved = self.index.save()
@@ -49,5 +55,6 @@ class OpenTable:
             self._unsaved = saved + 1 if self._applied > saved else None
 
     def close(self) -> None:
+        self.index.close()
         if self.lexical:
             self.lexical.close()

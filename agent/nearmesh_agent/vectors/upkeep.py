@@ -77,8 +77,8 @@ class Upkeep:
         await self._forget()
 
     async def _table(self, table: OpenTable) -> None:
-        if table.index.fresh:
-            await self._slowly(table.index.maintain)
+        if table.unsaved is not None or table.index.fresh:
+            await self._slowly(table.maintain)
         name, now_s = table.table.name, time.monotonic()
         if table.unsaved is not None and now_s >= self._saved_at_s.get(name, 0.0) + SAVE_EVERY_S:
             await self._slowly(table.save)
