@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from typing import cast
+
+from nearmesh_agent.vectors.filters import read
+from nearmesh_agent.vectors.model import Row
 
 from nearmesh.errors import InvalidInput, MeshError
 from nearmesh.v1 import vector_pb2 as pb
@@ -21,8 +25,8 @@ class FakeTarget:
         self.errors: list[MeshError] = []
         # A row with this in its text is refused, as one that is too long is.
         self.refuses = ""
-        # Rows above this number are not taken any more, as if the node had died in the middle.
-        self.room = 10**9
+        # Rows and deletes that are still taken; after that it is as if the node had died in the middle.
+        self.writes_left = 10**9
 
     async def describe(self) -> pb.Collection:
         return self.collection
@@ -46,8 +50,7 @@ class FakeTarget:
         self.upserts.append([row.id for row in rows])
         unchanged = 0
         for row in rows:
-            if len(self.rows) >= self.room:
-                raise MeshError("killed")
+            self._die()
             unchanged += self.rows.get(row.id) == row
             self.rows.pop(row.id, None)
             self.rows[row.id] = row
@@ -58,6 +61,7 @@ class FakeTarget:
         self.deletes.append(filter)
         taken = [id_ for id_, row in self.rows.items() if _takes(filter, row)]
         for id_ in taken:
+            self._die()
             del self.rows[id_]
         return len(taken)
 
@@ -65,11 +69,18 @@ class FakeTarget:
         if self.errors:
             raise self.errors.pop(0)
 
+    def _die(self) -> None:
+        if not self.writes_left:
+            raise MeshError("killed")
+        self.writes_left -= 1
+
     @property
     def texts(self) -> dict[str, str]:
         return {id_: row.text for id_, row in sorted(self.rows.items())}
 
 
 def _takes(filter: str, row: pb.Row) -> bool:
-    """What an import asks is read by Python just so."""
-    return bool(eval(filter, {}, {"source": row.origin.source, "source_hash": row.origin.hash}))
+    """As a node reads it."""
+    found = read(filter, {})
+    assert found is not None, "an empty filter takes everything"
+    return found.matches(cast(Row, row))
