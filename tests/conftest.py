@@ -1,4 +1,4 @@
-"""What several folders of tests share: the throw-away PostgreSQL server, and a place for what programs keep."""
+"""What several folders of tests share: throw-away PostgreSQL and Milvus servers, and a place for what programs keep."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import milvus_server as milvus
+from tests.milvus_server import MilvusServer
 from tests.postgres import Postgres, postgres, why_not
 
 # Set where a skipped test would hide something: tests that need PostgreSQL then fail without it.
@@ -28,6 +30,15 @@ def database_server() -> Iterator[Postgres]:
             pytest.fail(why_not())
         pytest.skip(why_not())
     with postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def milvus_server() -> Iterator[MilvusServer]:
+    """One server for all tests of a run; each takes collections of its own."""
+    if milvus.why_not():
+        pytest.skip(milvus.why_not())
+    with milvus.milvus_server() as server:
         yield server
 
 

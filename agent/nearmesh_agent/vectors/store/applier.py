@@ -1,0 +1,188 @@
+"""Takes what was acknowledged from the journal into the store, and has the journal forget what is safe elsewhere.
+
+A thread of its own, behind everything else. A failure of the store loses nothing: it begins again behind the last
+flush, and writing the same again changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from nearmesh.errors import MeshError, NotFound
+from nearmesh_agent.vectors.model import Store, Write
+from nearmesh_agent.vectors.store.journal import Journal
+
+log = logging.getLogger(__name__)
+
+# Handed to the store at once: many small writes become one, and a large one is not held up by memory.
+BATCH_ROWS = 2_000
+# Flushing makes a file: seldom enough that they are few, often enough that a restart has little to take over again.
+FLUSH_ROWS = 50_000
+FLUSH_S = 30.0
+_AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 30.0
+# How often it looks whether a flush is due while nothing is written.
+_LOOK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """When what was written to the store is flushed."""
+
+    rows: int = FLUSH_ROWS
+    after_s: float = FLUSH_S
+
+    def due(self, rows: int, since_s: float | None, now_s: float) -> bool:
+        """`since_s`: when the first of what is not flushed was written; None: there is nothing."""
+        return since_s is not None and (rows >= self.rows or now_s - since_s >= self.after_s)
+
+
+class Applier:
+    """Between one journal and one store. `known` says whether a table is still there: what is for another is passed
+    over. `saved` is up to where every saved index knows: no more is forgotten."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        store: Store,
+        *,
+        known: Callable[[str], bool],
+        saved: Callable[[], int],
+        settle_s: float = 0.0,
+        pace: Pace = Pace(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._journal, self._store = journal, store
+        self._known, self._saved, self._settle_s, self._pace, self._clock = known, saved, settle_s, pace, clock
+        # What comes before the journal's first entry is in the store, on its disk.
+        self.applied = self.durable = self._visible = journal.first - 1
+        # When what was applied last becomes visible to the engine's own searches.
+        self._settling: deque[tuple[float, int]] = deque()
+        # Why nothing goes on at the moment; empty: it goes on.
+        self.failure = ""
+        self._rows = 0
+        self._since_s: float | None = None
+        # Held while the store is used.
+        self._turn = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vectors-applier", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """What is not applied stays in the journal. Safe to repeat."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def visible(self) -> int:
+        """Up to where the engine's own searches see what was written; what comes after is to be searched beside."""
+        now_s = self._clock()
+        while self._settling and self._settling[0][0] <= now_s:
+            self._visible = self._settling.popleft()[1]
+        return min(self._visible, self.applied)
+
+    @property
+    def lag(self) -> int:
+        """Entries that the store has not taken."""
+        return self._journal.position - self.applied
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The store changes no more inside; the journal goes on."""
+        with self._turn:
+            yield
+
+    def use(self, store: Store, settle_s: float) -> None:
+        """Another store, that has all that this one had when it was flushed last; only inside `paused`."""
+        self._store, self._settle_s = store, settle_s
+        self._begin_again()
+
+    def flush(self) -> None:
+        """Takes over all that is in the journal by now, and flushes. Raises what the store raises."""
+        target = self._journal.position
+        with self._turn:
+            try:
+                while self.applied < target:
+                    self._apply()
+                self._flush()
+            except MeshError:
+                self._begin_again()
+                raise
+
+    def _run(self) -> None:
+        again_s = _AGAIN_S
+        while not self._stopping.is_set():
+            try:
+                self._step()
+            except (MeshError, OSError) as error:
+                self._fail(str(error))
+                self._stopping.wait(again_s)
+                again_s = min(2 * again_s, _AGAIN_AT_MOST_S)
+                continue
+            if self.failure:
+                log.info("the store takes writes again applied=%d", self.applied)
+            self.failure, again_s = "", _AGAIN_S
+
+    def _step(self) -> None:
+        """Waits for something to do, for a second at most, and does some of it."""
+        more = self._journal.wait(self.applied, _LOOK_S)
+        with self._turn:
+            if more and not self._stopping.is_set():
+                self._apply()
+            if self._pace.due(self._rows, self._since_s, self._clock()):
+                self._flush()
+            elif not more:
+                self._forget()
+
+    def _fail(self, why: str) -> None:
+        if why != self.failure:
+            log.warning("the store takes no writes, the journal keeps them lag=%d %s", self.lag, why)
+        self.failure = why
+        with self._turn:
+            self._begin_again()
+
+    def _begin_again(self) -> None:
+        self.applied, self._rows, self._since_s = self.durable, 0, None
+        self._settling.clear()
+        self._visible = min(self._visible, self.durable)
+
+    def _apply(self) -> None:
+        """Some of what comes next."""
+        writes: list[Write] = []
+        rows, reached = 0, self.applied
+        for position, write in self._journal.after(self.applied):
+            reached = position
+            if self._known(write.table):
+                writes.append(write)
+                rows += len(write.rows) + len(write.deleted)
+            if rows >= BATCH_ROWS:
+                break
+        try:
+            self._store.write(writes)
+        except NotFound:
+            if all(self._known(write.table) for write in writes):
+                raise
+            # Dropped just now: the next time it is passed over.
+            return
+        self.applied = reached
+        now_s = self._clock()
+        self._settling.append((now_s + self._settle_s, reached))
+        self._rows += rows
+        self._since_s = now_s if self._since_s is None else self._since_s
+
+    def _flush(self) -> None:
+        self._store.flush()
+        self.durable, self._rows, self._since_s = self.applied, 0, None
+        self._forget()
+
+    def _forget(self) -> None:
+        """What is on the store's disk and in every saved index."""
+        self._journal.forget(min(self.durable, self._saved()))

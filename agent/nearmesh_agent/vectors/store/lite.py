@@ -1,0 +1,220 @@
+"""The store on Milvus Lite, embedded: a process of its own that is kept running, below a folder of the node's.
+
+Lite appends a row with a key that it has, and the newest counts; its own upsert reads each row first. What it was given
+and has not flushed is gone with its process: `flush` answers only for what was written in the life of one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nearmesh.errors import NotReady
+from nearmesh.process import leashed
+from nearmesh_agent.vectors.model import Found, Row, Table, Vector, Where, Write
+from nearmesh_agent.vectors.store import disk, indexes, lite_process
+from nearmesh_agent.vectors.store.milvus import MilvusStore, parts_of
+
+log = logging.getLogger(__name__)
+
+# Behind requests, and behind searches on the same node.
+_NICE = 5
+# Importing takes a second or two; so much more on a machine that is busy.
+_START_S = 60.0
+# It writes out what it has in memory.
+_STOP_S = 30.0
+_AGAIN_S, _AGAIN_AT_MOST_S = 0.5, 30.0
+# Lite sorts all keys for each page.
+_PAGE_ROWS = 4000
+
+
+class LiteStore(MilvusStore):
+    """Starts at once and is ready some time later; calls wait for it. Raises NotReady when it does not come."""
+
+    engine = "Milvus Lite"
+    kinds = indexes.LITE
+
+    def __init__(self, folder: Path) -> None:
+        # It sees what it was given.
+        super().__init__(str(folder), settle_s=0.0)
+        self._folder = folder
+        self._process = LiteProcess(folder, gone=self._disconnect)
+        # Of Lite's process when the first of what is not flushed was written.
+        self._life = 0
+        # Lite takes one writer for a table, and a reader beside it may miss what is just being flushed.
+        self._one = threading.RLock()
+
+    def tables(self) -> Sequence[str]:
+        """From the folder: asked itself, Lite reads all of them into memory first."""
+        self._process.ready()
+        return list(disk.names(self._folder))
+
+    def create(self, table: Table) -> None:
+        with self._one:
+            super().create(table)
+
+    def drop(self, table: str) -> None:
+        with self._one:
+            super().drop(table)
+
+    def write(self, writes: Sequence[Write]) -> None:
+        with self._one, self._in_one_life():
+            super().write(writes)
+
+    def flush(self) -> None:
+        """On disk, also after a loss of power. Raises NotReady when Lite has begun anew: write again."""
+        with self._one, self._in_one_life():
+            super().flush()
+
+    def get(self, table: str, ids: Sequence[str]) -> Sequence[Row]:
+        with self._one:
+            return super().get(table, ids)
+
+    def scan(self, table: str, *, after: str = "", batch: int = 1000) -> Iterator[Sequence[Row]]:
+        pages = super().scan(table, after=after, batch=max(batch, _PAGE_ROWS))
+        while True:
+            with self._one:
+                page = next(pages, None)
+            if page is None:
+                return
+            yield from parts_of(page, batch)
+
+    def count(self, table: str, where: Where | None = None) -> int:
+        with self._one:
+            return super().count(table, where)
+
+    def search(self, table: str, vector: Vector, k: int, where: Where | None = None) -> Sequence[Found]:
+        with self._one:
+            return super().search(table, vector, k, where)
+
+    def close(self) -> None:
+        super().close()
+        self._process.close()
+
+    @contextmanager
+    def _in_one_life(self) -> Iterator[None]:
+        """Raises NotReady where what is not flushed was not all given to the process that is there at the end."""
+        self._process.ready()
+        if not self._unflushed:
+            self._life = self._process.life
+        self._check_life()
+        yield
+        self._check_life()
+
+    def _check_life(self) -> None:
+        if self._process.life != self._life:
+            self._unflushed.clear()
+            raise NotReady(f"Milvus Lite at {self._folder} began anew: what it had not flushed is to be written again")
+
+    def _put(self, table: str, records: list[dict[str, Any]]) -> None:
+        self._call("insert", table, data=records)
+
+    def _address(self) -> str:
+        return self._process.ready()
+
+
+class LiteProcess:
+    """Keeps Lite's process running on a folder; each has an address of its own, so that no call is for the next one."""
+
+    def __init__(self, folder: Path, *, gone: Callable[[], None]) -> None:
+        self._folder, self._gone = folder, gone
+        # Short, as the path of a socket must be, and for nobody else.
+        self._private = Path(tempfile.mkdtemp(prefix="nearmesh-lite-"))
+        self._changed = threading.Condition()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_ready = self._closing = False
+        self._why = "it is starting"
+        # Counts its processes.
+        self.life = 0
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # The kernel ends a child with the thread that started it.
+        self._keeper = threading.Thread(target=self._keep, name="milvus-lite", daemon=True)
+        self._keeper.start()
+
+    def ready(self, within_s: float = _START_S) -> str:
+        """Its address, when it answers. Raises NotReady that says why it does not."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_ready or self._closing, within_s)
+            if not self._is_ready:
+                raise NotReady(f"Milvus Lite at {self._folder} does not answer: {self._why}")
+            return f"unix:{self._socket}"
+
+    @property
+    def _socket(self) -> Path:
+        return self._private / str(self.life)
+
+    def kill(self) -> None:
+        """As a crash does; it is started again."""
+        if self._process is not None:
+            self._process.kill()
+
+    def close(self) -> None:
+        """Has it write out what it has. Safe to repeat."""
+        with self._changed:
+            self._closing, self._is_ready, self._why = True, False, "it is closed"
+            self._changed.notify_all()
+            process = self._process
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                # Nothing is lost: the journal has it.
+                process.kill()
+        self._keeper.join()
+        shutil.rmtree(self._private, ignore_errors=True)
+
+    def _keep(self) -> None:
+        again_s = _AGAIN_S
+        while True:
+            process = self._start()
+            if process is None:
+                return
+            assert process.stdout is not None
+            with process.stdout:
+                said = process.stdout.readline().decode("utf-8", "replace").strip()
+                if said == lite_process.READY:
+                    again_s = _AGAIN_S
+                    self._came(process)
+                process.wait()
+            again_s = self._went(said, process.returncode, again_s)
+
+    def _start(self) -> subprocess.Popen[bytes] | None:
+        """None when it was closed meanwhile."""
+        with self._changed:
+            if self._closing:
+                return None
+            self.life += 1
+            command = [sys.executable, "-m", lite_process.__name__, str(self._folder), str(self._socket)]
+            self._process = subprocess.Popen(
+                leashed(command, nice=_NICE), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+            )
+            return self._process
+
+    def _came(self, process: subprocess.Popen[bytes]) -> None:
+        with self._changed:
+            self._is_ready = not self._closing
+            self._changed.notify_all()
+        log.info("Milvus Lite answers folder=%s pid=%d", self._folder, process.pid)
+
+    def _went(self, said: str, code: int, again_s: float) -> float:
+        """Waits before the next one; how long to wait after that."""
+        with self._changed:
+            if self._closing:
+                return again_s
+            self._is_ready = False
+            self._why = said if said not in ("", lite_process.READY) else f"its process ended with {code}"
+        log.warning("Milvus Lite ended, again in %.1f s folder=%s %s", again_s, self._folder, self._why)
+        # Nobody is to wait for an answer of it.
+        self._gone()
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, again_s)
+        return min(2 * again_s, _AGAIN_AT_MOST_S)

@@ -1,0 +1,126 @@
+"""A throw-away Milvus server, standalone, from PyPI's `milvus`: an old one, which asks the most of its users."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nearmesh.devmesh.ports import free_ports
+from nearmesh.process import leashed
+
+START_WITHIN_S = 90.0
+STOP_WITHIN_S = 10.0
+# Of the user that every new server has.
+TOKEN = "root:Milvus"
+
+
+def why_not() -> str:
+    """Why there can be no server here; empty when there can."""
+    if importlib.util.find_spec("milvus") is None:
+        return "no Milvus server: pip install milvus==2.3.5"
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return f"PyPI's milvus has no server for {platform.system()} on {platform.machine()}"
+    return ""
+
+
+class MilvusServer:
+    """One in a folder of its own, on ports that stay its own; who asks it has to bring the token."""
+
+    def __init__(self, folder: Path) -> None:
+        from milvus import MilvusServerConfig
+
+        self._folder = folder
+        config = MilvusServerConfig(data_dir=str(folder))
+        names = [name for name in config.configurable_items if name.endswith("_port")]
+        *ports, self._health = free_ports(len(names) + 1)
+        config.update(**dict(zip(names, ports, strict=True)))
+        config.set("authorization_enabled", True)
+        config.resolve()
+        self.uri = f"http://127.0.0.1:{config.get('proxy_port')}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns when it answers. To be called in the main thread: the server ends with its caller's."""
+        programs = _unpacked()
+        environment = {
+            **os.environ,
+            "DEPLOY_MODE": "STANDALONE",
+            "METRICS_PORT": str(self._health),
+            "MILVUS_RUN_DIR": str(self._folder / "run"),
+            "LD_LIBRARY_PATH": str(programs),
+        }
+        with (self._folder / "log").open("ab") as output:
+            self._process = subprocess.Popen(
+                leashed([str(programs / "milvus"), "run", "standalone"]),
+                cwd=self._folder,
+                env=environment,
+                stdout=output,
+                stderr=output,
+            )
+        end = time.monotonic() + START_WITHIN_S
+        while not self._is_healthy():
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"Milvus did not start:\n{self.last_words()}")
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """As a crash does."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(STOP_WITHIN_S)
+
+    def stop(self) -> None:
+        """What it keeps is thrown away: an orderly end would take it twenty seconds."""
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+
+    def last_words(self) -> str:
+        return (self._folder / "log").read_text("utf-8", "replace")[-2000:]
+
+    def _is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._health}/healthz", timeout=5) as answer:
+                return b"OK" in answer.read()
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+
+
+def _unpacked() -> Path:
+    """Its programs, which lie packed in the wheel; unpacking takes seconds, so that it is done once for a user."""
+    import milvus
+
+    folder = Path(tempfile.gettempdir()) / f"nearmesh-milvus-{milvus.__version__}-{os.getuid()}"
+    if not folder.exists():
+        draft = Path(tempfile.mkdtemp(prefix="nearmesh-milvus-"))
+        milvus._initialize_data_files(str(draft))
+        try:
+            draft.rename(folder)
+        except OSError:
+            # Another run was faster.
+            shutil.rmtree(draft)
+    return folder / "bin"
+
+
+@contextmanager
+def milvus_server() -> Iterator[MilvusServer]:
+    """A running server, gone with everything in it afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="nearmesh-milvus-data-"))
+    try:
+        server = MilvusServer(folder)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
