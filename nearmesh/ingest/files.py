@@ -86,21 +86,21 @@ def find(paths: Iterable[Path], *, called: str = "", kind: Kind | None = None, e
     """Every file at or below the paths, in order of names. Raises InvalidInput for two of one name.
 
     `called` takes the place of a folder's own name; `kind` is that of files whose name does not tell. Hidden files and
-    folders are left out, and links are not followed: they may lead anywhere.
+    folders are left out, and links below the paths are not followed: they may lead anywhere.
     """
     found = Found()
     for path in paths:
-        # As the name of `.` or of a link is that of what it means.
-        real = path.resolve()
-        folder = real if real.is_dir() else real.parent
+        # So that `.` has a name; one that is a link keeps its own.
+        here = Path(os.path.abspath(path))  # noqa: PTH100  # which follows no link
+        folder = here if here.is_dir() else here.parent
         top = (called or folder.name or "root").strip("/")
-        if real.is_dir():
+        if here.is_dir():
             found.claims.append(Claim(top, True))
-            _folder(found, real, top, kind, exclude)
+            _folder(found, here, top, kind, exclude)
         else:
-            name = f"{top}/{real.name}"
+            name = f"{top}/{here.name}"
             found.claims.append(Claim(name, False))
-            _file(found, real, name, kind or KINDS.get(real.suffix.lower()))
+            _file(found, here.resolve(), name, kind or KINDS.get(here.suffix.lower()))
     _check(found.claims)
     return found
 

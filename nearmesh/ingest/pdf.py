@@ -30,7 +30,8 @@ def read_pdf(data: bytes, limit_s: float = LIMIT_S) -> Content:
 
 
 def _pages(data: bytes, limit_s: float) -> Sequence[str]:
-    command = [sys.executable, "-m", "nearmesh.ingest.pdf_pages"]
+    # Without the present folder among those of modules: it may be the one that is imported.
+    command = [sys.executable, "-P", "-m", "nearmesh.ingest.pdf_pages"]
     try:
         done = subprocess.run(command, input=data, capture_output=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:

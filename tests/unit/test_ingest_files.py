@@ -70,6 +70,15 @@ def test_links_and_excluded_files_are_there_and_not_read(docs: Path, tmp_path: P
     assert {"docs/link.txt", "docs/loop", "docs/b.md", "docs/deep/er/c.csv"} <= set(found.others)
 
 
+def test_a_path_that_is_a_link_keeps_its_name(docs: Path, tmp_path: Path) -> None:
+    """As of a release that is exchanged for the next."""
+    (tmp_path / "current").symlink_to(docs)
+    (tmp_path / "one.md").symlink_to(docs / "b.md")
+    assert find([tmp_path / "current"]).files[0].name == "current/a.TXT"
+    (file,) = find([tmp_path / "one.md"]).files
+    assert file.name == f"{tmp_path.name}/one.md" and file.path == docs / "b.md"
+
+
 def test_a_file_of_another_kind_is_told_when_it_was_asked_for(docs: Path) -> None:
     (problem,) = find([docs / "picture.png"]).problems
     assert problem.source == "docs/picture.png" and "--type" in problem.message
