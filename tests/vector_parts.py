@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -202,19 +202,60 @@ class DictStore:
     def close(self) -> None: ...
 
 
-@dataclass
 class DictApplier:
-    journal: DictJournal
-    store: Store
-    known: Callable[[str], bool]
-    applied: int = 0
+    """`parts.Applier`, which goes on when it is told to."""
 
-    def step(self) -> bool:
-        for position, write in self.journal.after(max(self.applied, self.journal.first - 1)):
-            if self.known(write.table):
-                self.store.write([write])
-            self.applied = position
-        return False
+    failure = ""
+
+    def __init__(
+        self, journal: DictJournal, store: Store, known: Callable[[str], bool], saved: Callable[[], int]
+    ) -> None:
+        self._journal, self._store, self._known, self._saved = journal, store, known, saved
+        self.visible = journal.first - 1
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def step(self) -> None:
+        for position, write in self._journal.after(max(self.visible, self._journal.first - 1)):
+            if self._known(write.table):
+                self._store.write([write])
+            self.visible = position
+
+    def forget(self) -> None:
+        self._journal.forget(min(self.visible, self._saved()))
+
+
+class DictLexical:
+    """`model.Lexical`: a text counts by the number of the asked words in it."""
+
+    def __init__(self, disk: Disk, table: Table, texts: Mapping[str, str] | None = None, position: int = 0) -> None:
+        self._disk, self._table, self._texts, self.position = disk, table, dict(texts or {}), position
+
+    def apply(self, write: Write, position: int) -> None:
+        self._texts |= {row.id: row.text for row in write.rows}
+        for name in write.deleted:
+            self._texts.pop(name, None)
+        self.position = position
+
+    def search(self, text: str, k: int, among: Collection[str] | None = None) -> Sequence[Found]:
+        asked = set(text.split())
+        found = [Found(name, float(len(asked & set(said.split())))) for name, said in self._texts.items()]
+        taken = [one for one in found if one.score and (among is None or one.id in among)]
+        return sorted(taken, key=lambda one: -one.score)[:k]
+
+    def maintain(self) -> None: ...
+
+    def save(self) -> int:
+        self._disk.words[self._table.name] = (dict(self._texts), self.position)
+        return self.position
+
+    @property
+    def bytes(self) -> int:
+        return sum(map(len, self._texts.values()))
+
+    def close(self) -> None: ...
 
 
 @dataclass
@@ -224,6 +265,7 @@ class Disk:
     entries: list[Write] = field(default_factory=list)
     forgotten: int = 0
     indexes: dict[str, tuple[list[Row], int]] = field(default_factory=dict)
+    words: dict[str, tuple[dict[str, str], int]] = field(default_factory=dict)
     deletes: dict[tuple[str, str], int] = field(default_factory=dict)
     ledger: int = 0
     now: int = 0
@@ -265,8 +307,10 @@ class DictParts:
             raise self.store_error
         return DictStore(self.disk)
 
-    def applier(self, journal: DictJournal, store: Store, known: Callable[[str], bool]) -> DictApplier:
-        return DictApplier(journal, store, known)
+    def applier(
+        self, journal: DictJournal, store: Store, *, known: Callable[[str], bool], saved: Callable[[], int]
+    ) -> DictApplier:
+        return DictApplier(journal, store, known, saved)
 
     def index(self, table: Table) -> DictIndex | None:
         found = self.disk.indexes.get(table.name)
@@ -275,11 +319,16 @@ class DictParts:
     def new_index(self, table: Table) -> DictIndex:
         return DictIndex(self.disk, table)
 
-    def lexical(self, table: Table) -> None:
-        return None
+    def lexical(self, table: Table) -> DictLexical | None:
+        found = self.disk.words.get(table.name)
+        return DictLexical(self.disk, table, *found) if found else None
+
+    def new_lexical(self, table: Table) -> DictLexical:
+        return DictLexical(self.disk, table)
 
     def read_filter(self, text: str, fields: Mapping[str, FieldType]) -> Where:
         return Equal(text, fields)
 
     def remove(self, table: Table) -> None:
         self.disk.indexes.pop(table.name, None)
+        self.disk.words.pop(table.name, None)

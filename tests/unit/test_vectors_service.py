@@ -22,7 +22,7 @@ from nearmesh.errors import (
     Unreachable,
 )
 from nearmesh.v1 import vector_pb2 as pb
-from tests.vector_parts import DictParts
+from tests.vector_parts import DictApplier, DictParts
 from tests.vector_site import Site, ref, row, site
 
 
@@ -225,21 +225,28 @@ async def test_what_was_acknowledged_is_there_after_a_kill_and_what_was_deleted_
         assert await third.ids() == ["a", "c", "d", "e"]
 
 
+def applier_of(found: Site) -> DictApplier:
+    assert isinstance(found.keeper.applier, DictApplier)
+    return found.keeper.applier
+
+
 async def test_the_journal_keeps_what_anybody_lacks(docs: Site) -> None:
-    disk, applier = docs.parts.disk, docs.keeper.applier
-    assert applier
+    disk, applier = docs.parts.disk, applier_of(docs)
     await docs.create("idle")
     await docs.upsert(row("a"))
     await docs.upsert(row("b"))
-    await docs.upkeep._forget()
+    await docs.upkeep._look_what_is_saved()
+    applier.forget()
     assert disk.forgotten == 0, "neither store nor index has it on disk"
     applier.step()
-    await docs.upkeep._forget()
+    await docs.upkeep._look_what_is_saved()
+    applier.forget()
     assert disk.forgotten == 0, "the index has not been saved"
     for collection in docs.keeper:
         collection.serving.save()
     await docs.upsert(row("c"))
-    await docs.upkeep._forget()
+    await docs.upkeep._look_what_is_saved()
+    applier.forget()
     assert disk.forgotten == 2
 
 
@@ -250,11 +257,12 @@ async def test_an_index_that_is_lost_is_made_from_the_store_while_others_serve(t
         await first.create("other")
         await first.upsert(row("a"), row("b"))
         await first.ask("Delete", pb.DeleteRequest(collection=ref(), ids=["a"]))
-        assert first.keeper.applier
-        first.keeper.applier.step()
+        applier = applier_of(first)
+        applier.step()
         for collection in first.keeper:
             collection.serving.save()
-        await first.upkeep._forget()
+        await first.upkeep._look_what_is_saved()
+        applier.forget()
         assert parts.disk.forgotten == 2
         await first.upsert(row("c"))
         (lost,) = [one.serving.table.name for one in first.keeper if one.spec.name == "docs"]
@@ -262,6 +270,18 @@ async def test_an_index_that_is_lost_is_made_from_the_store_while_others_serve(t
     async with site(tmp_path, parts) as second:
         assert (await second.ask("GetCollection", ref("other"))).rows == 0
         assert await second.ids() == ["b", "c"]
+
+
+async def test_words_that_are_lost_are_made_from_the_index(tmp_path: Path) -> None:
+    parts = DictParts()
+    async with site(tmp_path, parts) as first:
+        await first.create()
+        await first.upsert(row("a", text="two words"), row("b", text="one"))
+    parts.disk.words.clear()
+    async with site(tmp_path, parts) as second:
+        (collection,) = second.keeper
+        assert [one.id for one in collection.serving.lexical.search("words", 5)] == ["a"]
+    assert parts.disk.words
 
 
 async def test_without_its_store_a_site_searches_and_writes_all_the_same(tmp_path: Path) -> None:

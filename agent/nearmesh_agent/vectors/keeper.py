@@ -59,6 +59,8 @@ class Keeper:
         self._writes: Executor = ThreadPoolExecutor(_WRITERS, "vector-writes")
         self._openers = ThreadPoolExecutor(_OPENERS, "vector-opening")
         self._ending = False
+        # Up to here the journal is needed by nothing but the store.
+        self.saved_position = 0
 
     # The beginning and the end.
 
@@ -79,7 +81,8 @@ class Keeper:
             if one is None:
                 self._opening[spec.identity] = asyncio.Event()
                 continue
-            await asyncio.to_thread(self._words, one)
+            for table in one:
+                await asyncio.to_thread(opening.give_words, table)
             self._collections[spec.identity] = self._collection(spec, one)
         log.info(
             "open collections=%d rows=%d replayed=%d in %.2f s",
@@ -94,21 +97,33 @@ class Keeper:
         backoff = Backoff(_FIRST_WAIT_S, _LONGEST_WAIT_S)
         while self.store is None:
             try:
-                self.store = await asyncio.to_thread(self.parts.store)
+                self.store = await asyncio.to_thread(self._open_store)
             except (MeshError, OSError) as error:
                 self.store_error = str(error)
                 log.error("the store cannot be opened, writes go on into the journal: %s", error)
                 await asyncio.sleep(backoff.next_s())
         self.store_error = ""
-        self.applier = self.parts.applier(self.journal, self.store, self._known)
-        self._store_there.set()
         for spec in [spec for spec in self.specs if spec.identity in self._opening]:
             await self._make_anew(spec, self.store)
+        self.applier = self.parts.applier(
+            self.journal, self.store, known=self._known, saved=lambda: self.saved_position
+        )
+        self.applier.start()
+        self._store_there.set()
         await self._clear_away(self.store)
+
+    def _open_store(self) -> Store:
+        store = self.parts.store()
+        for spec in self.specs:
+            for table in spec.tables:
+                store.create(table)
+        return store
 
     async def close(self) -> None:
         """What is acknowledged is on disk in any case; this makes the next start quick."""
         self._ending = True
+        if self.applier:
+            await asyncio.to_thread(self.applier.stop)
         for collection in self:
             await collection.quiet()
         for collection in self:
@@ -236,11 +251,6 @@ class Keeper:
     def _saved(self, spec: CollectionSpec) -> list[OpenTable] | None:
         found = [opening.saved(self.parts, table) for table in spec.tables]
         return [table for table in found if table] if all(found) else None
-
-    def _words(self, tables: list[OpenTable]) -> None:
-        for table in tables:
-            if table.lexical and not table.lexical.position and table.index.size:
-                opening.give_words(table.lexical, table.index, table.table)
 
     async def _make_anew(self, spec: CollectionSpec, store: Store) -> None:
         make: Callable[..., OpenTable] = partial(

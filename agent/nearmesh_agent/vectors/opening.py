@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from nearmesh_agent.vectors.ledger import Ledger
-from nearmesh_agent.vectors.model import Index, Journal, Lexical, Store, Table, Write
+from nearmesh_agent.vectors.model import Index, Journal, Store, Table, Write
 from nearmesh_agent.vectors.parts import Parts
 from nearmesh_agent.vectors.table import OpenTable
 
@@ -25,14 +25,18 @@ _ROWS = 2_000
 def saved(parts: Parts, table: Table) -> OpenTable | None:
     """As it was saved; None where its vectors have to come from the store."""
     index = parts.index(table)
-    return OpenTable(table, index, parts.lexical(table)) if index else None
+    if index is None:
+        return None
+    lexical = parts.lexical(table)
+    return OpenTable(table, index, lexical or parts.new_lexical(table), wordless=lexical is None)
 
 
 def empty(parts: Parts, table: Table, position: int) -> OpenTable:
     """A new one, which knows that there was nothing for it up to `position`; saved, so that it is never missed."""
-    index = parts.new_index(table)
-    index.apply(Write(table=table.name), position)
-    found = OpenTable(table, index, parts.lexical(table))
+    index, lexical = parts.new_index(table), parts.new_lexical(table)
+    for one in (index, lexical):
+        one.apply(Write(table=table.name), position)
+    found = OpenTable(table, index, lexical)
     found.save()
     return found
 
@@ -68,21 +72,24 @@ def from_store(
         index.apply(Write(table=table.name, rows=rows), start)
         if ends():
             break
-    lexical = parts.lexical(table)
-    found = OpenTable(table, index, lexical)
+    found = OpenTable(table, index, parts.new_lexical(table), wordless=True)
     for position, write in journal.after(start):
         if write.table == table.name:
             index.apply(write, position)
-    if lexical:
-        give_words(lexical, index, table)
+    give_words(found)
+    found.touch()
     log.info("made anew table=%s rows=%d in %.1f s", table.name, index.size, time.monotonic() - began_s)
     return found
 
 
-def give_words(lexical: Lexical, index: Index, table: Table) -> None:
-    """All texts of the index to a lexical one that has none."""
-    for ids in _pages(index):
-        lexical.apply(Write(table=table.name, rows=index.rows(ids)), index.position)
+def give_words(table: OpenTable) -> None:
+    """All texts of the index to words that had to be begun anew."""
+    if table.wordless:
+        for ids in _pages(table.index):
+            rows = table.index.rows(ids)
+            table.lexical.apply(Write(table=table.table.name, rows=rows), table.index.position)
+        table.wordless = False
+        table.touch()
 
 
 def beginning(journal: Journal) -> int:

@@ -10,15 +10,22 @@ from nearmesh_agent.vectors.model import FieldType, Index, Journal, Lexical, Sto
 
 
 class Applier(Protocol):
-    """Takes what is in the journal over into the store. Called from one thread."""
+    """Takes what is in the journal over into the store, in a thread of its own, and has the journal forget it."""
 
-    def step(self) -> bool:
-        """A batch of it; whether there is more. Raises MeshError where the store does not take it now."""
+    def start(self) -> None: ...
+
+    def stop(self) -> None:
+        """What is not taken over stays in the journal. Safe to repeat."""
         ...
 
     @property
-    def applied(self) -> int:
-        """Up to here everything is in the store, and on its disk."""
+    def visible(self) -> int:
+        """Up to here the store's own searches see everything."""
+        ...
+
+    @property
+    def failure(self) -> str:
+        """Why nothing goes on at the moment; empty: it does."""
         ...
 
 
@@ -35,8 +42,11 @@ class Parts(Protocol):
         """Opened; may take seconds."""
         ...
 
-    def applier(self, journal: Journal, store: Store, known: Callable[[str], bool]) -> Applier:
-        """Writes to tables that are not `known` are passed over: they were dropped."""
+    def applier(
+        self, journal: Journal, store: Store, *, known: Callable[[str], bool], saved: Callable[[], int]
+    ) -> Applier:
+        """Writes to tables that are not `known` are passed over: they were dropped. Up to `saved` the journal is not
+        needed for anything but the store."""
         ...
 
     def index(self, table: Table) -> Index | None:
@@ -48,11 +58,15 @@ class Parts(Protocol):
         ...
 
     def lexical(self, table: Table) -> Lexical | None:
-        """As it was saved, or empty, at position 0; None: its texts are not searched by words."""
+        """As `index`."""
         ...
 
-    def read_filter(self, text: str, fields: Mapping[str, FieldType]) -> Where:
-        """Raises InvalidInput that says what and where."""
+    def new_lexical(self, table: Table) -> Lexical:
+        """As `new_index`."""
+        ...
+
+    def read_filter(self, text: str, fields: Mapping[str, FieldType]) -> Where | None:
+        """None: everything. Raises InvalidInput that says what and where."""
         ...
 
     def remove(self, table: Table) -> None:

@@ -53,7 +53,7 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         self._threads = ThreadPoolExecutor(threads, "vector-search")
         self._waiting = 0
         # By text and fields, those read lately: an app asks with the same filters over and over.
-        self._filters: dict[tuple[str, str], Where] = {}
+        self._filters: dict[tuple[str, str], Where | None] = {}
 
     # Collections.
 
@@ -208,13 +208,13 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         if len(text) > limits.MAX_FILTER_CHARACTERS:
             raise InvalidInput(f"a filter of {len(text)} characters; {limits.MAX_FILTER_CHARACTERS} are read at most")
         key = (text, collection.identity)
-        found = self._filters.get(key)
-        if found is None:
+        if key not in self._filters:
             found = self._keeper.parts.read_filter(text, collection.serving.table.fields)
             if len(self._filters) >= _FILTERS:
                 self._filters.clear()
             self._filters[key] = found
-        return found
+            return found
+        return self._filters[key]
 
     def _message(self, collection: Collection) -> pb.Collection:
         spec, index = collection.spec, collection.serving.index

@@ -10,11 +10,12 @@ from nearmesh_agent.vectors.model import Index, Lexical, Table, Write
 class OpenTable:
     """Writes come one at a time; searches, `maintain` and `save` run beside them."""
 
-    def __init__(self, table: Table, index: Index, lexical: Lexical | None) -> None:
-        """Without `lexical`, its rows are not searched by words."""
+    def __init__(self, table: Table, index: Index, lexical: Lexical, *, wordless: bool = False) -> None:
         self.table = table
         self.index = index
         self.lexical = lexical
+        # The words were lost, and have yet to be given those of all rows.
+        self.wordless = wordless
         self._gate = threading.Lock()
         self._applied = self.position
         self._unsaved: int | None = None
@@ -27,7 +28,7 @@ class OpenTable:
     @property
     def position(self) -> int:
         """From after here on the journal tells it what it lacks."""
-        return min(self.index.position, self.lexical.position) if self.lexical else self.index.position
+        return self.index.position if self.wordless else min(self.index.position, self.lexical.position)
 
     def apply(self, write: Write, position: int) -> None:
         """Searches find it when it returns; what one of both has already changes nothing."""
@@ -37,24 +38,26 @@ class OpenTable:
                 self._unsaved = position
         if position > self.index.position:
             self.index.apply(write, position)
-        if self.lexical and position > self.lexical.position:
+        if position > self.lexical.position:
             self.lexical.apply(write, position)
+
+    def touch(self) -> None:
+        """What is on disk is not what is here."""
+        with self._gate:
+            self._applied = self.position
+            self._unsaved = self._applied
 
     def maintain(self) -> None:
         """Takes fresh rows into both; for as long as it takes."""
         self.index.maintain()
-        if self.lexical:
-            self.lexical.maintain()
+        self.lexical.maintain()
 
     def save(self) -> None:
         """Both on disk; the journal may forget what they have then."""
-        saved = self.index.save()
-        if self.lexical:
-            saved = min(saved, self.lexical.save())
+        saved = min(self.index.save(), self.lexical.save())
         with self._gate:
             self._unsaved = saved + 1 if self._applied > saved else None
 
     def close(self) -> None:
         self.index.close()
-        if self.lexical:
-            self.lexical.close()
+        self.lexical.close()

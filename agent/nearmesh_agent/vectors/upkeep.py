@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from nearmesh.backoff import Backoff
 from nearmesh.errors import MeshError
 from nearmesh_agent.vectors.collection import Collection
 from nearmesh_agent.vectors.keeper import Keeper
@@ -29,11 +28,8 @@ T = TypeVar("T")
 EVERY_S = 0.5
 # What was written since is replayed at a start, some ten thousand rows a second; a save of 100,000 rows takes 0.1 s.
 SAVE_EVERY_S = 20.0
-# A journal entry is in the store this soon, more or less; together they cost less than one by one.
-APPLY_EVERY_S = 0.2
 # How far behind others, as `nice` has it.
 NICE = 10
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 10.0
 
 
 class Upkeep:
@@ -42,11 +38,8 @@ class Upkeep:
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
         self._slow = ThreadPoolExecutor(1, "vector-upkeep", initializer=give_way)
-        self._applying = ThreadPoolExecutor(1, "vector-applying", initializer=give_way)
         self._saved_at_s: dict[str, float] = {}
         self._sampled: deque[Callable[[], None]] = deque(maxlen=16)
-        # Held while the store is exchanged for another one.
-        self.applying = asyncio.Lock()
 
     def sample(self, collection: Collection, vector: Vector, k: int, where: Where | None) -> None:
         """A search that was answered is asked again, exactly, where it is its turn. From any thread."""
@@ -54,11 +47,6 @@ class Upkeep:
             self._sampled.append(partial(collection.measure, vector, k, where))
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._look_after())
-            tasks.create_task(self._apply())
-
-    async def _look_after(self) -> None:
         while True:
             await asyncio.sleep(EVERY_S)
             try:
@@ -74,7 +62,7 @@ class Upkeep:
                     await self._table(table)
         while self._sampled:
             await self._slowly(self._sampled.popleft())
-        await self._forget()
+        await self._look_what_is_saved()
 
     async def _table(self, table: OpenTable) -> None:
         if table.unsaved is not None or table.index.fresh:
@@ -84,39 +72,21 @@ class Upkeep:
             await self._slowly(table.save)
             self._saved_at_s[name] = now_s
 
-    async def _forget(self) -> None:
+    async def _look_what_is_saved(self) -> None:
         keeper = self._keeper
         settled = await keeper.desk.settled()
         tables = [table for one in keeper for table in (one.serving, one.filling) if table]
         unsaved = [table.unsaved - 1 for table in tables if table.unsaved is not None]
         if settled > keeper.ledger.position:
             await self._slowly(partial(keeper.ledger.save, settled))
-        if keeper.applier and keeper.whole:
-            known = min([settled, keeper.applier.applied, keeper.ledger.position, *unsaved])
-            await self._slowly(partial(keeper.journal.forget, known))
-
-    async def _apply(self) -> None:
-        backoff = Backoff(_FIRST_WAIT_S, _LONGEST_WAIT_S)
-        while True:
-            await asyncio.sleep(APPLY_EVERY_S)
-            applier = self._keeper.applier
-            if applier is None:
-                continue
-            try:
-                async with self.applying:
-                    while await asyncio.get_running_loop().run_in_executor(self._applying, applier.step):
-                        pass
-                backoff.reset()
-            except (MeshError, OSError) as error:
-                log.warning("the store takes nothing over at present, the journal keeps it: %s", error)
-                await asyncio.sleep(backoff.next_s())
+        if keeper.whole:
+            keeper.saved_position = min([settled, keeper.ledger.position, *unsaved])
 
     async def _slowly(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._slow, work)
 
     def close(self) -> None:
         self._slow.shutdown(wait=False, cancel_futures=True)
-        self._applying.shutdown(wait=False, cancel_futures=True)
 
 
 def give_way() -> None:

@@ -1,0 +1,76 @@
+"""The parts that a node's vectors are made of: Milvus, our own journal, index and words, and the ledger of changes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from nearmesh.errors import ConfigError
+from nearmesh_agent.vectors import filters
+from nearmesh_agent.vectors.across.ledger import NodeLedger
+from nearmesh_agent.vectors.index import MemoryIndex
+from nearmesh_agent.vectors.model import FieldType, Store, Table, Where
+from nearmesh_agent.vectors.settings import Settings
+from nearmesh_agent.vectors.store.applier import Applier
+from nearmesh_agent.vectors.store.journal import Journal
+from nearmesh_agent.vectors.store.lite import LiteStore
+from nearmesh_agent.vectors.store.milvus import MilvusStore
+from nearmesh_agent.vectors.text.lexical import TantivyLexical
+
+LITE = "milvus.db"
+
+
+class RealParts:
+    """`parts.Parts`, below one folder."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._folder = settings.path
+        self._node = settings.node
+        self._config = settings.config
+
+    def journal(self) -> Journal:
+        return Journal(self._folder / "journal")
+
+    def ledger(self) -> NodeLedger:
+        return NodeLedger(self._folder / "ledger.db", node=self._node)
+
+    def store(self) -> Store:
+        """Raises ConfigError where the token is not there."""
+        return store_at(self._config.uri, self._config.token_variable, self._folder)
+
+    def applier(
+        self, journal: Journal, store: MilvusStore, *, known: Callable[[str], bool], saved: Callable[[], int]
+    ) -> Applier:
+        return Applier(journal, store, known=known, saved=saved, settle_s=store.settle_s)
+
+    def index(self, table: Table) -> MemoryIndex | None:
+        return MemoryIndex.opened(table, self._of(table) / "index")
+
+    def new_index(self, table: Table) -> MemoryIndex:
+        return MemoryIndex.new(table, self._of(table) / "index")
+
+    def lexical(self, table: Table) -> TantivyLexical | None:
+        return TantivyLexical.load(self._of(table) / "words")
+
+    def new_lexical(self, table: Table) -> TantivyLexical:
+        return TantivyLexical.new(self._of(table) / "words")
+
+    def read_filter(self, text: str, fields: Mapping[str, FieldType]) -> Where | None:
+        return filters.read(text, fields)
+
+    def remove(self, table: Table) -> None:
+        shutil.rmtree(self._of(table), ignore_errors=True)
+
+    def _of(self, table: Table) -> Path:
+        return self._folder / "tables" / table.name
+
+
+def store_at(uri: str, token_variable: str, folder: Path) -> MilvusStore:
+    """Milvus at an address, or Lite: below `folder` where there is no address, else at that path."""
+    if not uri.startswith(("http://", "https://")):
+        return LiteStore(Path(uri) if uri else folder / LITE)
+    if token_variable and token_variable not in os.environ:
+        raise ConfigError(f"the token of {uri} is to be in the variable {token_variable}, which is not set")
+    return MilvusStore(uri, os.environ.get(token_variable, "") if token_variable else "")
