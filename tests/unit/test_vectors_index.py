@@ -403,7 +403,7 @@ def test_searches_that_find_too_little_make_it_look_further(tmp_path: Path, monk
     index.maintain()
     lists = index._state.lists
     assert lists is not None
-    lists.tuned = tuning.Tuned({10: 20, 100: 200}, 3000, 1.0)
+    lists.tuned = tuning.Tuned({10: 20, 100: 200}, {10: 20, 100: 200}, 3000)
     queries = np.random.default_rng(5).normal(size=(300, 16)).astype(np.float32)
     before = recall(index, queries, 10)
     assert before < tuning.LEAST_RECALL
@@ -419,7 +419,7 @@ def test_rows_with_the_same_vector_are_no_lack_of_recall(tmp_path: Path, monkeyp
     index = filled(tmp_path, vectors)
     index.maintain()
     lists = index._state.lists
-    assert lists is not None and lists.tuned.recall >= tuning.TARGET_RECALL
+    assert lists is not None
     assert lists.tuned.enough[10] < 1000
 
 

@@ -257,7 +257,7 @@ def _through_lists(state: _State, query: Vector, k: int, selected: Mask | None, 
     view, lists = state.view, state.lists
     if lists is None:
         return None
-    enough = lists.tuned.enough_for(k, lists.indexed)
+    enough = lists.tuned.enough_for(k, lists.indexed, filtered=selected is not None)
     if tuning.scores_all(taken, enough):
         return None
     found, indexed = lists.search(query, k, enough, view, selected)

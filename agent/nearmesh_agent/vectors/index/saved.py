@@ -28,7 +28,7 @@ from nearmesh_agent.vectors.model import Table
 
 FILE = "index.npz"
 # Counts up when what is in the file changes.
-_FORMAT = 1
+_FORMAT = 2
 
 _log = logging.getLogger(__name__)
 
@@ -128,8 +128,9 @@ def _filled(slots: Slots, header: Mapping[str, Any], arrays: Arrays) -> tuple[Vi
     about = header["lists"]
     if about is None:
         return view, None
-    enough = {int(k): rows for k, rows in about["tuned"]["enough"].items()}
-    tuned = Tuned(enough, about["tuned"]["rows"], about["tuned"]["recall"])
+    measured = about["tuned"]
+    enough, filtered = ({int(k): rows for k, rows in measured[name].items()} for name in ("enough", "filtered"))
+    tuned = Tuned(enough, filtered, measured["rows"])
     return view, Lists.restored(view, _of("lists", arrays), Trained(**about["trained"]), tuned)
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 # Below, all rows are scored one by one, which takes about a millisecond.
 LEAST_ROWS = 8_000
 # Of the true nearest; the promise is 0.97, and tomorrow's queries are not those that it was measured with.
-TARGET_RECALL = 0.985
+TARGET_RECALL = 0.99
 # With less than this, real searches are not what it was measured with.
-LEAST_RECALL = 0.975
+LEAST_RECALL = 0.98
 # Numbers of results for which it is measured; between them the next larger one counts.
 MEASURED_K = (10, 100)
 # Lists are made for a table that goes on growing, and anew when it is so many times as large.
@@ -22,7 +22,7 @@ _UNEVEN_GROWTH, _UNEVENNESS = 1.25, 2.0
 # faiss wants that many rows for each list that it trains.
 _LEAST_ROWS_PER_LIST = 39
 # How many rows are enough is measured anew when there are so many times as many.
-_MEASURED_GROWTH = 1.5
+_MEASURED_GROWTH = 1.25
 # Dead rows take memory and time; copying the others takes more, so it waits until this share of all is dead.
 _DEAD_SHARE = 0.3
 _LEAST_DEAD = 4_000
@@ -40,18 +40,20 @@ class Tuned:
 
     # For the number of results; empty: not measured.
     enough: Mapping[int, int] = field(default_factory=dict)
+    # The same where a filter takes some of the rows alone.
+    filtered: Mapping[int, int] = field(default_factory=dict)
     # When there were so many.
     rows: int = 0
-    # What was found then of the nearest 10; -1: not measured.
-    recall: float = -1.0
 
-    def enough_for(self, k: int, rows: int) -> int:
+    def enough_for(self, k: int, rows: int, *, filtered: bool) -> int:
         """Of a table that may have grown since."""
         if not self.enough:
             return rows
-        measured = next((at for at in sorted(self.enough) if k <= at), max(self.enough))
+        # A filter may be easier than the one that it was measured with, but hardly than none.
+        enough = {at: max(most, self.filtered[at]) if filtered else most for at, most in self.enough.items()}
+        measured = next((at for at in sorted(enough) if k <= at), max(enough))
         grown = max(1.0, rows / max(self.rows, 1)) * max(1.0, k / measured)
-        return min(rows, math.ceil(self.enough[measured] * grown))
+        return min(rows, math.ceil(enough[measured] * grown))
 
     def is_old(self, rows: int, recall: float) -> bool:
         """Whether it is measured anew. `recall`: of real searches; -1: not known."""
@@ -89,11 +91,9 @@ def scores_all(taken: int, enough: int) -> bool:
     return taken <= enough * _ALONE
 
 
-def least_enough(k: int, rows: int, recall_of: Callable[[int], float]) -> tuple[int, float]:
-    """The least number of rows, of those tried, with which enough of the nearest are found, and what share."""
+def least_enough(k: int, rows: int, recall_of: Callable[[int], float]) -> int:
+    """The least number of rows, of those tried, with which enough of the nearest are found."""
     tried = _LEAST_TRIED * k
-    while True:
-        recall = recall_of(min(tried, rows))
-        if recall >= TARGET_RECALL or tried >= rows:
-            return min(tried, rows), recall
+    while tried < rows and recall_of(tried) < TARGET_RECALL:
         tried = math.ceil(tried * _TRIED_GROWTH)
+    return min(tried, rows)
