@@ -149,7 +149,7 @@ class Import:
         self._on_progress(self.tally)
 
     async def _settle(self, finished: Finished) -> None:
-        if finished.was_there:
+        if finished.leaves:
             await self._take(older_than(finished))
         if not finished.rows:
             self.tally.empty += 1

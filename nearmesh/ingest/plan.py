@@ -17,8 +17,8 @@ from nearmesh.ingest.split import Part, Sizes, split
 from nearmesh.v1 import vector_pb2 as pb
 
 MAX_ROW_ID_BYTES = 256
-# Of one call: texts that the node turns into vectors take a while, and so that people see it move.
-MAX_TEXTS = 64
+# Of one call: a node with a slow processor turns some texts a second into vectors, and people want to see it move.
+MAX_TEXTS = 32
 MAX_ROWS = 500
 MAX_BYTES = 1024 * 1024
 # A word now and then, also where nothing is to be sent.
@@ -70,9 +70,10 @@ class Finished:
 
     source: str
     hash: str
-    # Whether there may be rows of older content.
-    was_there: bool
     rows: int
+    was_there: bool
+    # Whether rows of older content are left, since the new ones have not taken the place of all.
+    leaves: bool
 
 
 @dataclass(slots=True)
@@ -144,7 +145,8 @@ class Planner:
             if self._batch.is_full:
                 yield self._taken()
             self._batch.add(to_row(document, content, part, number, len(parts)))
-        self._batch.finished.append(Finished(document.source, document.hash, known is not None, len(parts)))
+        leaves = known is not None and (known.parts > len(parts) or known.stale_parts > 0)
+        self._batch.finished.append(Finished(document.source, document.hash, len(parts), known is not None, leaves))
         if self._batch.is_full:
             yield self._taken()
 

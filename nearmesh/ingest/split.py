@@ -73,13 +73,16 @@ class Unit:
 
 def split(content: Content, sizes: Sizes) -> list[Part]:
     """The parts in order; none of a text that is only white space."""
-    text = content.text
+    text, reached = content.text, 0
     parts: list[Part] = []
     for start, end in _spans(text, units(text, content.breaks, sizes.length), sizes):
         found = text[start:end]
         left = start + len(found) - len(found.lstrip())
-        if found := found.strip():
-            parts.append(Part(found, left, content.places(left, left + len(found))))
+        right = left + len(found.strip())
+        # One that is only white space has nothing new, though it may begin with the end of the one before.
+        if right > max(left, reached):
+            parts.append(Part(text[left:right], left, content.places(left, right)))
+            reached = right
     return parts
 
 

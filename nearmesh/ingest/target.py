@@ -11,7 +11,7 @@ from nearmesh.rpc import from_rpc_error
 from nearmesh.v1 import vector_pb2 as pb
 
 # For a batch of texts that a node with a slow processor turns into vectors, while it has other things to do.
-CALL_LIMIT_S = 60.0
+CALL_LIMIT_S = 120.0
 PAGE = 1000
 
 

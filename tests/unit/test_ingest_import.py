@@ -73,6 +73,7 @@ async def test_a_changed_record_is_sent_alone_and_a_shorter_text_leaves_nothing_
     tally = await again(target, docs)
     assert target.upserts == [["docs/b.txt#0", "docs/c.jsonl/1#0"]]
     assert (tally.changed, tally.unchanged, tally.deleted) == (2, 2, 0) and tally.rows_deleted > 3
+    assert len(target.deletes) == 1, "a row that took the place of another leaves nothing to delete"
     assert target.texts == {
         "docs/a.md#0": "# A\n\nWords of a.",
         "docs/b.txt#0": "Short.",
@@ -298,7 +299,7 @@ async def test_a_name_that_looks_like_a_filter_takes_its_own_rows_alone(tmp_path
 
 def test_filters_name_any_source(monkeypatch: pytest.MonkeyPatch) -> None:
     assert quoted('a"b\\c') == '"a\\"b\\\\c"'
-    found = plan.Finished('a" or true or "', "h", True, 1)
+    found = plan.Finished('a" or true or "', "h", 1, True, True)
     assert older_than(found) == 'source == "a\\" or true or \\"" and source_hash != "h"'
     monkeypatch.setattr(plan, "MAX_FILTER_CHARACTERS", 12)
     assert list(all_of(["a", "b", "c" * 20, "d"])) == [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nearmesh.errors import ConfigError
@@ -27,6 +27,7 @@ def ends(parts: list[Part]) -> list[int]:
 
 @settings(deadline=None)
 @given(TEXTS, SIZES, st.booleans())
+@example("x" * 400 + " a \n\n " + "x" * 400, Sizes(102, 4), True)
 def test_parts_are_slices_in_order_that_leave_out_white_space_alone(text: str, sizes: Sizes, is_markdown: bool) -> None:
     parts = split(read_markdown(text) if is_markdown else read_plain(text), sizes)
     reached = 0
