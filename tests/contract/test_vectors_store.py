@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from nearmesh_agent.vectors import filters
 from nearmesh_agent.vectors.model import Metric, Row, Store, Table, Write
 from nearmesh_agent.vectors.store import schema
 from nearmesh_agent.vectors.store.lite import LiteStore
@@ -39,19 +40,6 @@ HOSTILE = sorted(
         "z" * 256,
     ]
 )
-
-
-@dataclass(frozen=True)
-class Expression:
-    """A filter that was read; the suite asks with Milvus's words."""
-
-    text: str
-
-    def milvus(self) -> str:
-        return self.text
-
-    def matches(self, _row: Row) -> bool:
-        raise AssertionError("the engine asks itself")
 
 
 @pytest.fixture(scope="module", params=["lite", "server"])
@@ -150,52 +138,63 @@ def test_texts_as_large_as_a_column_takes(store: Store, books: Table) -> None:
     assert [told(found) for found in store.get(books.name, ["large"])] == [told(large)]
 
 
-@pytest.mark.parametrize(
-    ("expression", "wanted"),
-    [
-        ("pages >= 3 and pages < 6", [3, 4, 5]),
-        ('language in ["de", "fr"]', [1, 3, 4, 6, 7, 9]),
-        ("draft == true", [0, 2, 4, 6, 8]),
-        ("price > 7.0", [7, 8, 9]),
-        ('source == "r2.md" or part == 5', [2, 5]),
-        ('id >= "r8"', [8, 9]),
-        ('(language == "de" and pages > 5)', [7]),
-        ('language == "nobody\\"s"', []),
-    ],
-)
-def test_filters_choose_what_is_counted_and_found(
-    store: Store, filtered: Table, expression: str, wanted: list[int]
-) -> None:
-    where = Expression(expression)
-    assert store.count(filtered.name, where) == len(wanted)
-    found = store.search(filtered.name, row("r0").vector, 10, where)
-    assert sorted(hit.id for hit in found) == [f"r{number}" for number in wanted]
+# Asked of rows some of which lack fields, and some of which have nothing, or hostile texts, in them.
+FILTERS = [
+    "pages >= 3 and pages < 6",
+    "pages == 0",
+    "not pages == 0",
+    "pages not in [0, 1, 2, 9223372036854775807]",
+    "pages == -9223372036854775807",
+    'language in ["de", "fr"]',
+    'language == ""',
+    'language != ""',
+    'not (language == "de" or price > 3.5)',
+    "draft == true",
+    "not draft == true",
+    "price > 7 and price <= 1e9",
+    "price < 1e-7",
+    'source == "r2.md" or part == 5',
+    'id >= "r08" and not id in ["r09"]',
+    'id like "r1%"',
+    'source_hash like "5%" and not source like "r0%"',
+    'language like "\\"%"',
+    'language == "a\\\\b\\n\\"c\'d\\t"',
+    'language > "a" and language <= "中文"',
+    'language like "中%" or language like "😀%"',
+    "(" * 8 + "pages > 1" + ")" * 8,
+    " or ".join(f"pages == {number} and draft == true" for number in range(128)),
+    f"id in [{', '.join(repr(f'r{number:02d}') for number in range(5, 500))}]",
+]
 
 
 @pytest.fixture(scope="module")
-def filtered(store: Store) -> Iterator[Table]:
+def filtered(store: Store) -> Iterator[tuple[Table, Sequence[Row]]]:
     made = table(next(NAMES))
     store.create(made)
-    languages = ("en", "de", "en", "fr", "de", "en", "fr", "de", "en", "fr")
-    rows = [
-        row(
-            f"r{number}",
-            number,
-            {"pages": number, "price": number + 0.5, "language": language, "draft": number % 2 == 0},
-        )
-        for number, language in enumerate(languages)
-    ]
+    texts = itertools.cycle(["en", "de", "", "a\\b\n\"c'd\t", '"', "中文", "😀", None, "fr"])
+    pages = itertools.cycle([0, 1, None, 3, 4, 5, -(2**63) + 1])
+    rows = []
+    for number in range(24):
+        given = {"pages": next(pages), "price": number - 5.0, "language": next(texts), "draft": number % 3 == 0}
+        absent = {name for number_of, name in enumerate(given) if (number + 1) % (5 + number_of) == 0}
+        fields = {name: value for name, value in given.items() if name not in absent and value is not None}
+        rows.append(row(f"r{number:02d}", number, fields))
     put(store, made, *rows)
     store.flush()
-    yield made
+    yield made, rows
     store.drop(made.name)
 
 
-def test_a_row_that_lacks_a_field_is_known_from_one_that_has_nothing_in_it(store: Store, books: Table) -> None:
-    put(store, books, row("has", 0, {"pages": 0, "language": ""}), row("lacks", 0, {}))
-    where = Expression(f"({schema.present('pages')} == true and pages == 0)")
-    assert [hit.id for hit in store.search(books.name, row("has").vector, 10, where)] == ["has"]
-    assert store.count(books.name, where) == 1
+@pytest.mark.parametrize("text", FILTERS, ids=range(len(FILTERS)))
+def test_filters_take_the_rows_that_they_take_in_memory(
+    store: Store, filtered: tuple[Table, Sequence[Row]], text: str
+) -> None:
+    made, rows = filtered
+    where = filters.read(text, FIELDS)
+    assert where is not None
+    wanted = [each.id for each in rows if where.matches(each)]
+    assert store.count(made.name, where) == len(wanted)
+    assert sorted(hit.id for hit in store.search(made.name, row("r0").vector, 100, where)) == wanted
 
 
 @pytest.mark.parametrize("metric", list(Metric))

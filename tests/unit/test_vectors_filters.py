@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nearmesh_agent.vectors import filters
 from nearmesh_agent.vectors.filters.tree import COMPARISONS, after_all
-from nearmesh_agent.vectors.model import FieldType, Origin, Row, Scalar
+from nearmesh_agent.vectors.model import FieldType, Origin, Row, Scalar, presence
 
 from nearmesh.errors import InvalidInput
 from tests.vector_rows import FIELDS, row, rows_of
@@ -118,7 +120,8 @@ def test_milvus_is_told_the_same_in_its_own_words() -> None:
     where = filters.read("""not (lang == 'a"b\\\\' or year > 5) and source like "x_%" and open != false""", FIELDS)
     assert where is not None
     assert where.milvus() == (
-        r'((lang != "a\"b\\" and year <= 5) and (source >= "x_" and source < "x`") and open != false)'
+        r'(((_has_lang == true and lang != "a\"b\\") and (_has_year == true and year <= 5))'
+        r' and (source >= "x_" and source < "x`") and (_has_open == true and open != false))'
     )
 
 
@@ -217,9 +220,16 @@ def test_one_row_all_columns_and_sql_agree(some: list[Row], expression: tuple[st
 def test_what_milvus_is_told_reads_as_the_same(some: list[Row], expression: tuple[str, object]) -> None:
     where = filters.read(expression[0], FIELDS)
     assert where is not None
-    again = filters.read(where.milvus(), FIELDS)
+    again = filters.read(where.milvus(), {**FIELDS, **{presence(name): FieldType.BOOL for name in FIELDS}})
     assert again is not None
-    assert [again.matches(one) for one in some] == [where.matches(one) for one in some]
+    assert [again.matches(stored(one)) for one in some] == [where.matches(one) for one in some]
+
+
+def stored(one: Row) -> Row:
+    """As the store has it: something in each column, and beside it whether the row has the field."""
+    nothing = {FieldType.STRING: "", FieldType.INT: 0, FieldType.FLOAT: 0.0, FieldType.BOOL: False}
+    filled = {name: one.fields.get(name, nothing[kind]) for name, kind in FIELDS.items()}
+    return replace(one, fields={**filled, **{presence(name): name in one.fields for name in FIELDS}})
 
 
 @given(st.text(max_size=40) | st.text("()[]\"'=<>!&|, \\%andortilke1.-e", max_size=30))

@@ -251,9 +251,11 @@ scalars = st.one_of(st.text(), st.integers(-(2**63), 2**63 - 1), st.booleans(), 
 @given(st.text(min_size=1), st.dictionaries(st.text(min_size=1), scalars.filter(lambda value: value not in _INFINITE)))
 def test_what_is_written_down_is_read_as_it_was(row_id: str, fields: dict[str, object]) -> None:
     given_row = row(row_id, 5, fields)  # type: ignore[arg-type]
-    write = records.decoded(records.encoded(Write(table="books", rows=[given_row, row("b")], deleted=[row_id])))
+    write = records.decoded(
+        records.encoded(Write(table="books", rows=[given_row, row("b")], deleted=[row_id], deleted_at=2**60))
+    )
     assert [told(found) for found in write.rows] == [told(given_row), told(row("b"))]
-    assert (write.table, list(write.deleted)) == ("books", [row_id])
+    assert (write.table, list(write.deleted), write.deleted_at) == ("books", [row_id], 2**60)
 
 
 _INFINITE = (float("inf"), float("-inf"))

@@ -93,6 +93,11 @@ class Table:
     index_type: str = ""
 
 
+def presence(field: str) -> str:
+    """The store's column that says whether a row has the field; older servers have no column that may be empty."""
+    return f"_has_{field}"
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A row that a search found; `score` as the metric says."""

@@ -6,12 +6,12 @@ There is no "not" in it: the reader turns comparisons around, so that a row that
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from nearmesh_agent.vectors.model import Columns, FieldType, Mask, Row, Scalar
+from nearmesh_agent.vectors.model import Columns, FieldType, Mask, Row, Scalar, presence
 
 # What every row has, beside the fields that its collection declares.
 STANDING = {
@@ -34,6 +34,8 @@ _OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 # UTF-16's surrogates lie between; they are no characters.
 _SURROGATES = (0xD800, 0xDFFF)
 _LAST_CHARACTER = 0x10FFFF
+# Parts that Milvus is told side by side.
+_IN_A_ROW = 8
 
 
 def value_of(row: Row, name: str) -> Scalar | None:
@@ -57,7 +59,7 @@ class Compare:
     value: Scalar
 
     def milvus(self) -> str:
-        return f"{self.field} {self.operator} {_literal(self.value)}"
+        return _of_those_that_have(self.field, f"{self.field} {self.operator} {_literal(self.value)}")
 
     def matches(self, row: Row) -> bool:
         value = value_of(row, self.field)
@@ -80,7 +82,7 @@ class Within:
 
     def milvus(self) -> str:
         listed = ", ".join(sorted(map(_literal, self.values)))
-        return f"{self.field} {'not in' if self.negated else 'in'} [{listed}]"
+        return _of_those_that_have(self.field, f"{self.field} {'not in' if self.negated else 'in'} [{listed}]")
 
     def matches(self, row: Row) -> bool:
         value = value_of(row, self.field)
@@ -106,9 +108,9 @@ class Prefixed:
         end = after_all(self.prefix)
         start = f"{self.field} {'<' if self.negated else '>='} {_literal(self.prefix)}"
         if end is None:
-            return start
+            return _of_those_that_have(self.field, start)
         joint, stop = ("or", ">=") if self.negated else ("and", "<")
-        return f"({start} {joint} {self.field} {stop} {_literal(end)})"
+        return _of_those_that_have(self.field, f"({start} {joint} {self.field} {stop} {_literal(end)})")
 
     def matches(self, row: Row) -> bool:
         value = value_of(row, self.field)
@@ -126,7 +128,7 @@ class AllOf:
     parts: tuple[Filter, ...]
 
     def milvus(self) -> str:
-        return "(" + " and ".join(part.milvus() for part in self.parts) + ")"
+        return _joined("and", [part.milvus() for part in self.parts])
 
     def matches(self, row: Row) -> bool:
         return all(part.matches(row) for part in self.parts)
@@ -143,7 +145,7 @@ class AnyOf:
     parts: tuple[Filter, ...]
 
     def milvus(self) -> str:
-        return "(" + " or ".join(part.milvus() for part in self.parts) + ")"
+        return _joined("or", [part.milvus() for part in self.parts])
 
     def matches(self, row: Row) -> bool:
         return any(part.matches(row) for part in self.parts)
@@ -156,6 +158,19 @@ class AnyOf:
 
 
 Filter = Compare | Within | Prefixed | AllOf | AnyOf
+
+
+def _joined(word: str, parts: Sequence[str]) -> str:
+    """In brackets, many by halves: a server reads each as one inside the next, and gives up a hundred deep."""
+    if len(parts) <= _IN_A_ROW:
+        return "(" + f" {word} ".join(parts) + ")"
+    middle = len(parts) // 2
+    return f"({_joined(word, parts[:middle])} {word} {_joined(word, parts[middle:])})"
+
+
+def _of_those_that_have(field: str, told: str) -> str:
+    """As Milvus is told: a row that lacks a field has something in the store's column all the same."""
+    return told if field in STANDING else f"({presence(field)} == true and {told})"
 
 
 def after_all(prefix: str) -> str | None:

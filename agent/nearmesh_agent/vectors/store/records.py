@@ -65,7 +65,7 @@ def encoded(write: Write) -> bytes:
     dimension = write.rows[0].vector.size if write.rows else 0
     try:
         about = json.dumps(
-            [write.table, dimension, [_listed(row) for row in write.rows], list(write.deleted)],
+            [write.table, dimension, [_listed(row) for row in write.rows], list(write.deleted), write.deleted_at],
             ensure_ascii=False,
             allow_nan=False,
             separators=(",", ":"),
@@ -88,12 +88,15 @@ def decoded(payload: bytes) -> Write:
     """What `encoded` made the payload of; its vectors are views of it."""
     (length,) = _LENGTH.unpack_from(payload)
     begin = _LENGTH.size + length
-    table, dimension, rows, deleted = json.loads(payload[_LENGTH.size : begin])
+    table, dimension, rows, deleted, deleted_at = json.loads(payload[_LENGTH.size : begin])
     # Copied where the vectors do not begin at a multiple of four, which some kernels ask for.
     flat = np.frombuffer(payload[begin:], dtype="<f4")
     vectors = flat.reshape(len(rows), dimension) if rows else flat
     return Write(
-        table=table, rows=[_row(listed, vector) for listed, vector in zip(rows, vectors, strict=False)], deleted=deleted
+        table=table,
+        rows=[_row(listed, vector) for listed, vector in zip(rows, vectors, strict=False)],
+        deleted=deleted,
+        deleted_at=deleted_at,
     )
 
 

@@ -2,7 +2,7 @@
 
 Filters name `id`, `source`, `source_hash`, `part` and the declared fields, so columns are called so; all others begin
 with an underscore, which no field may. Older servers have no column that may be empty: whether a row has a field stands
-in a column beside it, and a filter asks for both (`present`).
+in a column beside it, and a filter asks for both (`presence`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nearmesh_agent.vectors.model import Clock, FieldType, Metric, Origin, Row, Scalar, Table
+from nearmesh_agent.vectors.model import Clock, FieldType, Metric, Origin, Row, Scalar, Table, presence
 
 # In bytes; what Milvus takes at most in a column of text.
 MAX_TEXT_BYTES = 65_535
@@ -58,17 +58,12 @@ class Column:
     size: int = 0
 
 
-def present(field: str) -> str:
-    """The column that says whether a row has the field."""
-    return f"_has_{field}"
-
-
 def columns(table: Table) -> Sequence[Column]:
     """All of a table's, the key first."""
     found = [Column(ID, "VARCHAR", primary=True, size=_ID_BYTES), Column(VECTOR, "FLOAT_VECTOR", size=table.dimension)]
     found += [_scalar(name, kind) for name, kind in _STANDING.items()]
     for name, kind in table.fields.items():
-        found += [_scalar(name, _TYPES[kind]), Column(present(name), "BOOL")]
+        found += [_scalar(name, _TYPES[kind]), Column(presence(name), "BOOL")]
     return found
 
 
@@ -96,7 +91,7 @@ def record(row: Row, table: Table) -> dict[str, Any]:
     for name, kind in table.fields.items():
         value = row.fields.get(name)
         made[name] = _NOTHING[kind] if value is None else value
-        made[present(name)] = value is not None
+        made[presence(name)] = value is not None
     return made
 
 
@@ -106,7 +101,7 @@ def row(record: Mapping[str, Any], table: Table) -> Row:
         id=record[ID],
         vector=np.asarray(record[VECTOR], dtype=np.float32),
         text=record["text"],
-        fields={name: record[name] for name in table.fields if record[present(name)]},
+        fields={name: record[name] for name in table.fields if record[presence(name)]},
         origin=Origin(
             source=record["source"],
             hash=record["source_hash"],
