@@ -1,0 +1,415 @@
+"""The SDK's half of retrieval: the collections of one node, which may ask others.
+
+async with VectorClient("10.0.0.7:8001", ca_pem, token) as vectors:
+    docs = await vectors.create("docs", embedder="sentence-encoder")
+    await docs.upsert([Passage(id="1", text="Open from nine to five.", source="hours.md")])
+    answer = await docs.retrieve("When do you open?", k=3)
+    print(answer.hits[0].row.text)
+
+Answers are the contract's own messages; what is sent may be NumPy arrays and plain values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+import grpc
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nearmesh.errors import InvalidInput, Unreachable
+from nearmesh.rpc import REASON_KEY, from_rpc_error
+from nearmesh.v1 import vector_pb2 as pb
+from nearmesh.v1 import vector_pb2_grpc
+
+T = TypeVar("T")
+
+Scalar = str | int | float | bool
+FieldKind = Literal["string", "int", "float", "bool"]
+Metric = Literal["cosine", "ip", "l2"]
+Mode = Literal["hybrid", "dense", "lexical"]
+Scope = Literal["node", "site", "region", "mesh"]
+
+# Embedding a few hundred texts takes a node with one core some seconds.
+CALL_LIMIT_S = 60.0
+# Rows in one message: what a node embeds in a few seconds, and far from its limit on messages.
+ROWS_AT_ONCE = 500
+_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.enable_retries", 0),
+)
+_METRICS: Mapping[str, pb.Metric] = {"cosine": pb.METRIC_COSINE, "ip": pb.METRIC_IP, "l2": pb.METRIC_L2}
+_KINDS: Mapping[str, pb.FieldType] = {
+    "string": pb.FIELD_TYPE_STRING,
+    "int": pb.FIELD_TYPE_INT,
+    "float": pb.FIELD_TYPE_FLOAT,
+    "bool": pb.FIELD_TYPE_BOOL,
+}
+_MODES: Mapping[str | None, pb.RetrieveRequest.Mode] = {
+    None: pb.RetrieveRequest.MODE_DEFAULT,
+    "hybrid": pb.RetrieveRequest.MODE_HYBRID,
+    "dense": pb.RetrieveRequest.MODE_DENSE,
+    "lexical": pb.RetrieveRequest.MODE_LEXICAL,
+}
+_SCOPES: Mapping[str, pb.Reach.Scope] = {
+    "node": pb.Reach.SCOPE_NODE,
+    "site": pb.Reach.SCOPE_SITE,
+    "region": pb.Reach.SCOPE_REGION,
+    "mesh": pb.Reach.SCOPE_MESH,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """One row to be written."""
+
+    id: str
+    # FP32, shape [dimension]. None: the collection's embedder makes it from the text.
+    vector: ArrayLike | None = None
+    text: str = ""
+    fields: Mapping[str, Scalar] = field(default_factory=dict)
+    # Where it is from: the source's name, the hash of its whole content, and which of how many parts this is.
+    source: str = ""
+    hash: str = ""
+    part: int = 0
+    parts: int = 0
+    # For people: a page, a line, a heading.
+    position: str = ""
+
+    def message(self) -> pb.Row:
+        """Raises InvalidInput."""
+        row = pb.Row(id=self.id, text=self.text)
+        if self.vector is not None:
+            row.vector = vector_bytes(self.vector)
+        for name, value in self.fields.items():
+            _put(row.fields[name], name, value)
+        if self.source:
+            row.origin.source, row.origin.hash, row.origin.position = self.source, self.hash, self.position
+            row.origin.part, row.origin.parts = self.part, self.parts
+        return row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How far a query travels: the node that is asked, every node of a site or a region, or all of the mesh."""
+
+    scope: Scope = "node"
+    # Which site or region; empty: the asked node's own.
+    name: str = ""
+    # What has come by then is merged; 0: what the call's deadline leaves.
+    within_ms: int = 0
+
+    def message(self) -> pb.Reach:
+        return pb.Reach(scope=_SCOPES[self.scope], name=self.name, within_ms=self.within_ms)
+
+
+class VectorClient:
+    """A connection to one node's public listener; enter it with `async with`.
+
+    Every method raises PermissionDenied or Unauthenticated when the token does not do, NotFound for a collection that
+    the node has not, InvalidInput for what cannot be done, QuotaExceeded, Unreachable, DeadlineExceeded, and what its
+    own line names.
+    """
+
+    def __init__(self, address: str, ca_pem: bytes, token: str, *, server_name: str = "") -> None:
+        """`address` is host:port; `server_name` the name in the node's certificate, where it does not hold for it."""
+        self._address = address
+        self._credentials = grpc.ssl_channel_credentials(ca_pem)
+        self._options = (*_OPTIONS, *([("grpc.ssl_target_name_override", server_name)] if server_name else []))
+        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._channel: grpc.aio.Channel
+        self.stub: vector_pb2_grpc.VectorServiceStub
+
+    async def __aenter__(self) -> VectorClient:
+        self._channel = grpc.aio.secure_channel(self._address, self._credentials, self._options)
+        self.stub = vector_pb2_grpc.VectorServiceStub(self._channel)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    def collection(self, name: str, *, namespace: str = "") -> Collection:
+        """A collection by its name; nothing is asked yet. Without a namespace, the caller's own."""
+        return Collection(self, pb.CollectionRef(namespace=namespace, name=name))
+
+    async def create(
+        self,
+        name: str,
+        *,
+        namespace: str = "",
+        dimension: int = 0,
+        metric: Metric = "cosine",
+        embedder: str = "",
+        fields: Mapping[str, FieldKind] | None = None,
+        description: str = "",
+        replicate_to: Iterable[str] = (),
+        regions: Iterable[str] = (),
+        index_type: str = "",
+    ) -> Collection:
+        """A new collection: of vectors of a `dimension`, or of texts that a model makes vectors of.
+
+        `fields` are what filters ask about, beside id, source, source_hash and part. Raises AlreadyExists, Unsupported
+        for an index type that the engine lacks.
+        """
+        ref = pb.CollectionRef(namespace=namespace, name=name)
+        request = pb.CreateCollectionRequest(
+            collection=ref,
+            dimension=dimension,
+            metric=_known(_METRICS, metric, "metric"),
+            embedder=embedder,
+            fields=[pb.Field(name=n, type=_known(_KINDS, k, "type")) for n, k in (fields or {}).items()],
+            description=description,
+            replicate_to=replicate_to,
+            regions=regions,
+            index_type=index_type,
+        )
+        made = await self.call(self.stub.CreateCollection, request)
+        return Collection(self, made.collection)
+
+    async def list(self, namespace: str = "") -> pb.ListCollectionsResponse:
+        """The caller's own collections; of a namespace, or of "*": all, for operators. And what they may take."""
+        return await self.call(self.stub.ListCollections, pb.ListCollectionsRequest(namespace=namespace))
+
+    async def migrate(self, uri: str, *, token_variable: str = "") -> AsyncIterator[pb.MigrateProgress]:
+        """Copies all that the node keeps to another Milvus, verifies it, and uses it from then on."""
+        request = pb.MigrateRequest(uri=uri, token_variable=token_variable)
+        async with aclosing(self.stream(self.stub.Migrate, request)) as stream:
+            async for progress in stream:
+                yield progress
+
+    async def call(self, method: Callable[..., Awaitable[T]], request: Any, *, limit_s: float = CALL_LIMIT_S) -> T:
+        """One question, one answer."""
+        return await self._translated(method(request, timeout=limit_s, metadata=self._metadata))
+
+    async def stream(self, method: Callable[..., Any], request: Any) -> AsyncGenerator[Any, None]:
+        """Answers for as long as there are any; leaving early ends the call."""
+        found = method(request, metadata=self._metadata)
+        try:
+            while (message := await self._translated(found.read())) is not grpc.aio.EOF:
+                yield message
+        finally:
+            found.cancel()
+
+    async def _translated(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            task = asyncio.current_task()
+            if error.code() is grpc.StatusCode.CANCELLED and task and task.cancelling():
+                raise asyncio.CancelledError from error
+            found = from_rpc_error(error)
+            ours = any(key == REASON_KEY for key, _ in error.trailing_metadata() or ())
+            if isinstance(found, Unreachable) and not ours:
+                raise Unreachable(f"the node at {self._address} cannot be reached: {found.message}") from None
+            raise found from None
+
+
+class Collection:
+    """One collection of a node. `limit_s` is how long a call may take."""
+
+    def __init__(self, client: VectorClient, ref: pb.CollectionRef) -> None:
+        self._client = client
+        self.ref = ref
+
+    @property
+    def name(self) -> str:
+        return self.ref.name
+
+    @property
+    def namespace(self) -> str:
+        """Empty: the caller's own."""
+        return self.ref.namespace
+
+    async def describe(self) -> pb.Collection:
+        """What it is, how much is in it, and how well searches do."""
+        return await self._client.call(self._client.stub.GetCollection, self.ref)
+
+    async def update(
+        self,
+        *,
+        description: str | None = None,
+        replicate_to: Iterable[str] | None = None,
+        regions: Iterable[str] | None = None,
+    ) -> pb.Collection:
+        """What is None stays."""
+        request = pb.UpdateCollectionRequest(
+            collection=self.ref,
+            description=description,
+            replicate_to=replicate_to or (),
+            set_replicate_to=replicate_to is not None,
+            regions=regions or (),
+            set_regions=regions is not None,
+        )
+        return await self._client.call(self._client.stub.UpdateCollection, request)
+
+    async def drop(self) -> int:
+        """How many rows it had."""
+        found: pb.DropCollectionResponse = await self._client.call(self._client.stub.DropCollection, self.ref)
+        return found.rows
+
+    async def upsert(self, rows: Iterable[Passage | pb.Row], *, limit_s: float = CALL_LIMIT_S) -> pb.UpsertResponse:
+        """On disk and found by searches when it returns; the same rows again change nothing.
+
+        Many rows go in several messages; after a failure those of the first ones are there.
+        """
+        done = pb.UpsertResponse()
+        for part in _parts([row if isinstance(row, pb.Row) else row.message() for row in rows], ROWS_AT_ONCE):
+            request = pb.UpsertRequest(collection=self.ref, rows=part)
+            answer = await self._client.call(self._client.stub.Upsert, request, limit_s=limit_s)
+            done.written += answer.written
+            done.unchanged += answer.unchanged
+        return done
+
+    async def delete(self, ids: Iterable[str] = (), *, filter: str = "", dry_run: bool = False) -> pb.DeleteResponse:
+        """By ids, by a filter, or those of the ids that the filter takes."""
+        request = pb.DeleteRequest(collection=self.ref, ids=ids, filter=filter, dry_run=dry_run)
+        return await self._client.call(self._client.stub.Delete, request)
+
+    async def fetch(self, ids: Iterable[str], *, with_vectors: bool = False) -> Sequence[pb.Row]:
+        """Those that are there, in the order asked for."""
+        request = pb.FetchRequest(collection=self.ref, ids=ids, with_vectors=with_vectors)
+        found: pb.FetchResponse = await self._client.call(self._client.stub.Fetch, request)
+        return found.rows
+
+    async def rows(self, filter: str = "", *, with_vectors: bool = False, page: int = 500) -> AsyncIterator[pb.Row]:
+        """All that the filter takes, in the order of their ids."""
+        request = pb.QueryRequest(collection=self.ref, filter=filter, page_size=page, with_vectors=with_vectors)
+        while True:
+            found = await self._client.call(self._client.stub.Query, request)
+            for row in found.rows:
+                yield row
+            if not found.next_page_token:
+                return
+            request.page_token = found.next_page_token
+
+    async def count(self, filter: str = "") -> int:
+        request = pb.CountRequest(collection=self.ref, filter=filter)
+        found: pb.CountResponse = await self._client.call(self._client.stub.Count, request)
+        return found.rows
+
+    async def search(
+        self,
+        vector: ArrayLike,
+        *,
+        k: int = 10,
+        filter: str = "",
+        exact: bool = False,
+        with_vectors: bool = False,
+        reach: Reach | None = None,
+        limit_s: float = CALL_LIMIT_S,
+    ) -> pb.SearchResponse:
+        """The nearest rows to a vector, best first."""
+        request = pb.SearchRequest(
+            collection=self.ref,
+            vector=vector_bytes(vector),
+            k=k,
+            filter=filter,
+            exact=exact,
+            with_vectors=with_vectors,
+            reach=reach.message() if reach else None,
+        )
+        return await self._client.call(self._client.stub.Search, request, limit_s=limit_s)
+
+    async def retrieve(
+        self,
+        text: str,
+        *,
+        k: int = 10,
+        filter: str = "",
+        mode: Mode | None = None,
+        dense_weight: float | None = None,
+        reranker: str = "",
+        rerank_k: int = 0,
+        reach: Reach | None = None,
+        limit_s: float = CALL_LIMIT_S,
+    ) -> pb.RetrieveResponse:
+        """The passages that answer a text best: by meaning and by words, unless `mode` says one of them."""
+        request = pb.RetrieveRequest(
+            collection=self.ref,
+            text=text,
+            k=k,
+            filter=filter,
+            mode=_known(_MODES, mode, "mode"),
+            dense_weight=dense_weight,
+            reranker=reranker,
+            rerank_k=rerank_k,
+            reach=reach.message() if reach else None,
+        )
+        return await self._client.call(self._client.stub.Retrieve, request, limit_s=limit_s)
+
+    async def sources(self, prefix: str = "") -> AsyncIterator[pb.Source]:
+        """What has been imported, by name."""
+        request = pb.ListSourcesRequest(collection=self.ref, prefix=prefix, page_size=1000)
+        while True:
+            found = await self._client.call(self._client.stub.ListSources, request)
+            for source in found.sources:
+                yield source
+            if not found.next_page_token:
+                return
+            request.page_token = found.next_page_token
+
+    async def reembed(self, embedder: str = "", *, cancel: bool = False) -> AsyncIterator[pb.ReembedProgress]:
+        """Vectors of another embedder, or of the version that serves now; the old ones serve until all are there."""
+        request = pb.ReembedRequest(collection=self.ref, embedder=embedder, cancel=cancel)
+        async with aclosing(self._client.stream(self._client.stub.Reembed, request)) as stream:
+            async for progress in stream:
+                yield progress
+
+    async def receipts(self, id: str = "", *, most: int = 100) -> Sequence[pb.ListReceiptsResponse.Receipt]:
+        """Which sites have taken a delete, or the last deletes."""
+        request = pb.ListReceiptsRequest(collection=self.ref, id=id, page_size=most)
+        found: pb.ListReceiptsResponse = await self._client.call(self._client.stub.ListReceipts, request)
+        return found.receipts
+
+
+def vector_bytes(vector: ArrayLike) -> bytes:
+    """As the contract has it, little-endian FP32. Raises InvalidInput for what is no list of numbers."""
+    try:
+        found = np.asarray(vector, "<f4")
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"not a vector: {error}") from None
+    if found.ndim != 1:
+        raise InvalidInput(f"a vector has one axis, not the shape {list(found.shape)}")
+    return found.tobytes()
+
+
+def vector_of(row: pb.Row) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Of a row that was fetched with its vector."""
+    return np.frombuffer(row.vector, "<f4")
+
+
+def value_of(value: pb.Value) -> Scalar:
+    """Of one field."""
+    kind = value.WhichOneof("kind")
+    found: Scalar = getattr(value, kind) if kind else ""
+    return found
+
+
+def _put(message: pb.Value, name: str, value: Scalar) -> None:
+    # bool first: it is an int as well.
+    for kind, attribute in ((bool, "bool"), (int, "int"), (float, "float"), (str, "string")):
+        if isinstance(value, kind):
+            setattr(message, attribute, value)
+            return
+    raise InvalidInput(f"field {name!r} is {value!r}; expected a bool, int, float or str")
+
+
+def _known(names: Mapping[Any, T], name: Any, what: str) -> T:
+    if name not in names:
+        raise InvalidInput(f"{what} {name!r} is none of {', '.join(str(one) for one in names if one)}")
+    return names[name]
+
+
+def _parts(rows: Sequence[pb.Row], size: int) -> Iterable[Sequence[pb.Row]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
