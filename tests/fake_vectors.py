@@ -43,7 +43,7 @@ class FakeTarget:
         here = sum(row.origin.hash == newest.hash for row in rows)
         return pb.Source(name=name, hash=newest.hash, parts_here=here, parts=newest.parts, stale_parts=len(rows) - here)
 
-    async def upsert(self, rows: Sequence[pb.Row]) -> pb.UpsertResponse:
+    async def upsert(self, rows: Sequence[pb.Row], *, limit_s: float) -> pb.UpsertResponse:
         self._fail()
         if self.refuses and any(self.refuses in row.text for row in rows):
             raise InvalidInput(f"its text has {self.refuses!r} in it")
@@ -56,14 +56,14 @@ class FakeTarget:
             self.rows[row.id] = row
         return pb.UpsertResponse(written=len(rows) - unchanged, unchanged=unchanged)
 
-    async def delete(self, filter: str) -> int:
+    async def delete(self, *, filter: str) -> pb.DeleteResponse:
         self._fail()
         self.deletes.append(filter)
         taken = [id_ for id_, row in self.rows.items() if _takes(filter, row)]
         for id_ in taken:
             self._die()
             del self.rows[id_]
-        return len(taken)
+        return pb.DeleteResponse(deleted=len(taken))
 
     def _fail(self) -> None:
         if self.errors:

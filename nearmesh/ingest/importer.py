@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 # Calls under way while the next batch is made.
 IN_FLIGHT = 2
+# For a batch of texts that a node with a slow processor turns into vectors, while it has other things to do.
+CALL_LIMIT_S = 120.0
 # What passes by itself: the node restarts, has no room just now, or its embedder is being loaded.
 _PASSING = (DeadlineExceeded, Draining, NotReady, Overloaded, Unreachable)
 # After so many refusals without one row taken, the next ones would be refused as well.
@@ -181,7 +183,7 @@ class Import:
         if self._wish.dry_run:
             self.tally.rows_written += len(rows)
             return
-        done = await self._patiently(lambda: self._target.upsert(rows))
+        done = await self._patiently(lambda: self._target.upsert(rows, limit_s=CALL_LIMIT_S))
         self.tally.rows_written += done.written
         self.tally.rows_unchanged += done.unchanged
 
@@ -196,7 +198,8 @@ class Import:
 
     async def _take(self, filter_: str) -> None:
         if not self._wish.dry_run:
-            self.tally.rows_deleted += await self._patiently(lambda: self._target.delete(filter_))
+            done = await self._patiently(lambda: self._target.delete(filter=filter_))
+            self.tally.rows_deleted += done.deleted
 
     async def _patiently(self, call: Callable[[], Awaitable[T]], patience_s: float | None = None) -> T:
         """Every call may be made twice. Raises MeshError."""

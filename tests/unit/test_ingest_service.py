@@ -7,19 +7,17 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from nearmesh_agent.vectors import filters
 from nearmesh_agent.vectors.model import FieldType
 
-from nearmesh.errors import NotFound, Overloaded
-from nearmesh.ingest import target as targets
+from nearmesh.client.vectors import Collection, VectorClient
+from nearmesh.errors import NotFound
 from nearmesh.ingest.files import find
 from nearmesh.ingest.importer import Wish, run
 from nearmesh.ingest.plan import Tally
 from nearmesh.ingest.sources import Rules
 from nearmesh.ingest.split import Sizes
-from nearmesh.ingest.target import NodeTarget
 from nearmesh.v1 import vector_pb2 as pb
 from tests.vector_parts import DictParts
 from tests.vector_site import Site, bytes_of, ref, site
@@ -65,12 +63,17 @@ def docs(tmp_path: Path) -> Path:
     return folder
 
 
+def collection(of: Site, name: str = "docs") -> Collection:
+    client = VectorClient("node-a:8001", b"", "token")
+    client.stub = Stub(of)  # type: ignore[assignment]
+    return client.collection(name)
+
+
 async def bring(into: Site, *paths: Path) -> Tally:
-    return await run(NodeTarget(Stub(into), ref()), find(paths), Wish(rules=Rules(sizes=Sizes(100, 20))))
+    return await run(collection(into), find(paths), Wish(rules=Rules(sizes=Sizes(100, 20))))
 
 
-async def test_documents_come_change_and_go(here: Site, docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "PAGE", 2)
+async def test_documents_come_change_and_go(here: Site, docs: Path) -> None:
     tally = await bring(here, docs)
     assert (tally.new, tally.problem_count) == (4, 0) and tally.rows_written > 8
     (one,) = (await here.ask("Fetch", pb.FetchRequest(collection=ref(), ids=["docs/c.jsonl/1#0"]))).rows
@@ -94,15 +97,4 @@ async def test_a_record_that_the_service_refuses_is_told(here: Site, docs: Path)
 
 async def test_a_collection_that_is_not_there(here: Site, docs: Path) -> None:
     with pytest.raises(NotFound, match="no collection 'other'"):
-        await run(NodeTarget(Stub(here), ref("other")), find([docs]), Wish())
-
-
-async def test_errors_are_those_of_the_mesh() -> None:
-    class Refusing:
-        async def GetCollection(self, request: Any, *, timeout: float, metadata: Any) -> Any:
-            trailing = grpc.aio.Metadata(("nearmesh-reason", "OVERLOADED"), ("nearmesh-retry-after-ms", "70"))
-            raise grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), trailing, "full")
-
-    with pytest.raises(Overloaded, match="full") as told:
-        await NodeTarget(Refusing(), ref()).describe()
-    assert told.value.retry_after_ms == 70
+        await run(collection(here, "other"), find([docs]), Wish())
