@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from nearmesh_agent.vectors import filters
-from nearmesh_agent.vectors.index import MemoryIndex, tuning
+from nearmesh_agent.vectors.index import MemoryIndex, order, tuning
 from nearmesh_agent.vectors.index.lists import Lists
 from nearmesh_agent.vectors.model import Clock, Found, Metric, Origin, Row, Vector, Write
 
@@ -44,6 +44,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "_LEAST_DEAD", 8)
     monkeypatch.setattr(tuning, "_ALONE", 0)
     monkeypatch.setattr(tuning, "_LEAST_TRIED", 2)
+    monkeypatch.setattr(order, "_MOST_NEWER", 8)
+    monkeypatch.setattr(order, "_PIECE", 16)
 
 
 def reopened(folder: Path, metric: Metric = Metric.COSINE) -> MemoryIndex:

@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from heapq import nsmallest
 from pathlib import Path
 
 import numpy as np
@@ -122,10 +121,15 @@ class MemoryIndex:
     def select(self, where: Where | None, *, after: str = "", limit: int | None = None) -> Sequence[str]:
         """Ids that the filter takes, in order, from after `after` on."""
         view = self._state.view
-        selected, _ = _selected(view, where)
-        slots = np.flatnonzero(view.alive if selected is None else selected).tolist()
-        ids = [id_ for slot in slots if (id_ := view.id_of(slot)) > after]
-        return sorted(ids) if limit is None else nsmallest(limit, ids)
+        selected, taken = _selected(view, where)
+        limit = taken if limit is None else min(limit, taken)
+        takes = view.alive if selected is None else selected
+        ids: list[str] = []
+        for slots in view.slots.order.after(after, view.used):
+            ids += map(view.id_of, slots[takes[slots]].tolist())
+            if len(ids) >= limit:
+                break
+        return ids[:limit]
 
     def count(self, where: Where | None = None) -> int:
         """Rows that the filter takes."""

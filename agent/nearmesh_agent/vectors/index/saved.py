@@ -109,7 +109,7 @@ def _restored(table: Table, folder: Path, arrays: Arrays) -> tuple[View, Lists |
 
 
 def _filled(slots: Slots, header: Mapping[str, Any], arrays: Arrays) -> tuple[View, Lists | None]:
-    slots.ids = unpacked(_of("ids", arrays))
+    slots.ids.extend(unpacked(_of("ids", arrays)))
     slots.newest = {id_: slot for slot, id_ in enumerate(slots.ids)}
     slots.before = Growing(np.int64, arrays["before"])
     slots.scales = Growing(np.float32, arrays["scales"])

@@ -19,6 +19,7 @@ from nearmesh_agent.vectors.filters.tree import COMPARISONS, STANDING, value_of
 from nearmesh_agent.vectors.index import records
 from nearmesh_agent.vectors.index.columns import Numbers, Strings, column_for
 from nearmesh_agent.vectors.index.growing import Arena, Growing
+from nearmesh_agent.vectors.index.order import Order
 from nearmesh_agent.vectors.model import Column, FieldType, Mask, Row, Scalar, Table
 
 # Of a vector without length, whose cosine with any other is said to be 0.
@@ -129,6 +130,7 @@ class Slots:
         kept = kept or {}
         self.arenas = {kind: Arena(path, kept=kept.get(kind, 0)) for kind, path in arena_paths(folder, epoch).items()}
         self.ids: list[str] = []
+        self.order = Order(self.ids)
         # The newest slot of each id, dead or not.
         self.newest: dict[str, int] = {}
         # The slot that a row had before; -1: none.
