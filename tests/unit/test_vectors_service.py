@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,40 @@ async def test_writes_of_many_callers_share_the_disk(docs: Site) -> None:
     await asyncio.gather(*writes)
     assert len(await docs.ids()) == 20
     assert len(journal.groups) < 20
+
+
+async def test_a_write_that_comes_while_another_is_put_into_the_index_waits_for_its_turn(docs: Site) -> None:
+    (collection,) = docs.keeper
+    index: Any = collection.serving.index
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(write: Any, position: int) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        type(index).apply(index, write, position)
+
+    index.apply = slow
+    first = asyncio.create_task(docs.upsert(row("a")))
+    assert await asyncio.to_thread(begun.wait, 10)
+    second = asyncio.create_task(docs.upsert(row("b")))
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(first, second)
+    assert await docs.ids() == ["a", "b"]
+
+
+async def test_a_collection_whose_index_lacks_what_is_on_disk_takes_no_more(docs: Site) -> None:
+    (collection,) = docs.keeper
+    index: Any = collection.serving.index
+
+    def fails(write: Any, position: int) -> None:
+        raise MemoryError
+
+    index.apply = fails
+    with pytest.raises(MemoryError):
+        await docs.upsert(row("a"))
+    with pytest.raises(NotReady, match="half-way"):
+        await docs.upsert(row("b"))
 
 
 async def test_recall_is_measured_on_searches_that_were_answered(docs: Site) -> None:

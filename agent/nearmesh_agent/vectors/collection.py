@@ -104,9 +104,12 @@ class Collection:
             if not writes:
                 return
             last = await self._desk.journal.append([write for write, _ in writes])
-            self.broken = True
-            await loop.run_in_executor(self._desk.writes, self._apply, changes, writes, last - len(writes) + 1)
-            self.broken = False
+            whole = False
+            try:
+                await loop.run_in_executor(self._desk.writes, self._apply, changes, writes, last - len(writes) + 1)
+                whole = True
+            finally:
+                self.broken = not whole
 
     def _plan(self, changes: Sequence[Change]) -> list[tuple[Write, Change]]:
         for change in changes:
