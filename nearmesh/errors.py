@@ -135,6 +135,12 @@ class SequenceLost(MeshError):
     status, reason = StatusCode.ABORTED, "SEQUENCE_LOST"
 
 
+class Superseded(MeshError):
+    """What the request was made for has been replaced meanwhile; made anew, it may be taken."""
+
+    status, reason = StatusCode.ABORTED, "SUPERSEDED"
+
+
 class Unsupported(MeshError):
     """The mesh does not offer this call here."""
 

@@ -34,12 +34,14 @@ from nearmesh_agent.address import advertised_host
 from nearmesh_agent.config import NodeConfig
 from nearmesh_agent.engines import early
 from nearmesh_agent.engines.factory import OnnxEngines
+from nearmesh_agent.engines.pipeline.retrieve_step import Retriever
 from nearmesh_agent.island import ADS, Island
 from nearmesh_agent.leaving import Leaving
 from nearmesh_agent.notice.source import first_notice, sources
 from nearmesh_agent.serving import wire
 from nearmesh_agent.serving.metrics import ServingMetrics
 from nearmesh_agent.serving.node import ServingNode
+from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.responses import Place
 from nearmesh_agent.serving.servicer import InferenceServicer
 from nearmesh_agent.serving.variants import BestVariants
@@ -55,7 +57,10 @@ from nearmesh_agent.training.part import Training
 from nearmesh_agent.training.throttle import Throttle
 from nearmesh_agent.vectors import front as vector_front
 from nearmesh_agent.vectors.metrics import VectorFigures
+from nearmesh_agent.vectors.namespaces import ANY
 from nearmesh_agent.vectors.part import At, Vectors
+from nearmesh_agent.vectors.text.embedders import NodeEmbedders
+from nearmesh_agent.vectors.text.step import NodeRetriever
 
 log = logging.getLogger(__name__)
 
@@ -108,14 +113,15 @@ class Agent:
             status=self._status,
             on_wanted=self._on_wanted,
         )
-        self._node = ServingNode(config, place, engines_of(config), on_change=self._session.report_now)
+        self._retriever = NodeRetriever(enabled=config.vectors.enabled)
+        self._node = ServingNode(config, place, engines_of(config, self._retriever), on_change=self._session.report_now)
         self._servicer = self._node.servicer
         metrics = StoreMetrics(self._node.metrics.registry)
         self._store = ModelStore(
             config.data / "models",
             config.store,
             me=membership.id,
-            needed=lambda: self._reconciler.needed(),
+            needed=self._needed,
             brought=metrics.brought,
         )
         self._blobs = BlobServicer(
@@ -147,11 +153,13 @@ class Agent:
             budget,
             on_change=self._session.report_now,
         )
+        self._embedders = NodeEmbedders(self._node.table, self._bring_pinned, config.data / "vectors" / "pinned.json")
         self._vectors = Vectors(
             config.vectors,
             config.data / "vectors",
             At(node=membership.id, site=membership.site, region=membership.region),
             max_message_bytes=config.max_message_bytes,
+            embedder=self._embedders,
             on_change=self._session.report_now,
         )
         self._node.metrics.registry.register(VectorFigures(self._vectors))
@@ -176,6 +184,7 @@ class Agent:
                         tasks.create_task(self._vectors.run()),
                     ]
                     self._node.residency.idle_rules = idle_rules(self._reconciler.wanted)
+                    self._retriever.open(partial(self._vectors.front.retrieve, reach=ANY))
                     self._reconciler.resume()
                     log.info(
                         "serving node=%s public=%s mesh=%s metrics=%s",
@@ -208,7 +217,9 @@ class Agent:
         try:
             async with asyncio.timeout_at(self._leaving.until):
                 await server.stop(0)
+                await self._vectors.front.close()
                 await self._reconciler.close()
+                await self._embedders.close()
                 self._store.close()
                 await self._node.close()
         except TimeoutError:
@@ -301,7 +312,16 @@ class Agent:
         early.check(files, providers=self._config.providers, allow_python=self._config.allow_python)
 
     async def _tidy(self) -> None:
-        await self._store.keep_only(self._reconciler.needed)
+        await self._store.keep_only(self._needed)
+
+    def _needed(self) -> set[str]:
+        """Digests of the versions that have to stay on this node's disk."""
+        return self._reconciler.needed() | self._embedders.pins.digests
+
+    async def _bring_pinned(self, model: str, digest: str) -> Replica:
+        """A version that vectors were made with, beside those that are served."""
+        folder = await self._pull(model, digest, self._reconciler.wanted.registry_url)
+        return await self._node.load(folder, digest)
 
 
 def idle_rules(state: pb.WantedState) -> dict[str, float]:
@@ -320,13 +340,14 @@ def add_servicers(server: Server, servicer: InferenceServicer, status: Health) -
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(described, server)
 
 
-def engines_of(config: NodeConfig) -> BestVariants:
-    """What loads versions on this node."""
+def engines_of(config: NodeConfig, retriever: Retriever | None = None) -> BestVariants:
+    """What loads versions on this node; `retriever` finds passages for their steps."""
     engines = OnnxEngines(
         providers=config.providers,
         threads=config.threads,
         plans=config.data / "plans",
         allow_python=config.allow_python,
+        retriever=retriever,
     )
     return BestVariants(engines, {name: model.variant for name, model in config.models.items() if model.variant})
 

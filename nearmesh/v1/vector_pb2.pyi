@@ -88,7 +88,7 @@ class UpdateCollectionRequest(_message.Message):
     def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., description: _Optional[str] = ..., replicate_to: _Optional[_Iterable[str]] = ..., set_replicate_to: _Optional[bool] = ..., regions: _Optional[_Iterable[str]] = ..., set_regions: _Optional[bool] = ...) -> None: ...
 
 class Collection(_message.Message):
-    __slots__ = ("collection", "dimension", "metric", "embedder", "embedder_digest", "embedder_stale", "fields", "description", "replicate_to", "regions", "index_type", "generation", "next_generation", "rows", "bytes", "fresh_rows", "recall", "created_at_s", "written_at_s", "served_by", "replicas", "site")
+    __slots__ = ("collection", "dimension", "metric", "embedder", "embedder_digest", "embedder_stale", "fields", "description", "replicate_to", "regions", "index_type", "generation", "next_generation", "rows", "bytes", "fresh_rows", "recall", "created_at_s", "written_at_s", "served_by", "next_embedder", "next_embedder_digest", "next_generation_number", "replicas", "site")
     class Replica(_message.Message):
         __slots__ = ("site", "acknowledged", "lag_rows", "lag_s", "connected", "detail")
         SITE_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +124,9 @@ class Collection(_message.Message):
     CREATED_AT_S_FIELD_NUMBER: _ClassVar[int]
     WRITTEN_AT_S_FIELD_NUMBER: _ClassVar[int]
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
+    NEXT_EMBEDDER_FIELD_NUMBER: _ClassVar[int]
+    NEXT_EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NEXT_GENERATION_NUMBER_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     collection: CollectionRef
@@ -146,9 +149,12 @@ class Collection(_message.Message):
     created_at_s: float
     written_at_s: float
     served_by: str
+    next_embedder: str
+    next_embedder_digest: str
+    next_generation_number: int
     replicas: _containers.RepeatedCompositeFieldContainer[Collection.Replica]
     site: str
-    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., embedder: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., embedder_stale: _Optional[bool] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., description: _Optional[str] = ..., replicate_to: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., index_type: _Optional[str] = ..., generation: _Optional[int] = ..., next_generation: _Optional[float] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., fresh_rows: _Optional[int] = ..., recall: _Optional[float] = ..., created_at_s: _Optional[float] = ..., written_at_s: _Optional[float] = ..., served_by: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[Collection.Replica, _Mapping]]] = ..., site: _Optional[str] = ...) -> None: ...
+    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., embedder: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., embedder_stale: _Optional[bool] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., description: _Optional[str] = ..., replicate_to: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., index_type: _Optional[str] = ..., generation: _Optional[int] = ..., next_generation: _Optional[float] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., fresh_rows: _Optional[int] = ..., recall: _Optional[float] = ..., created_at_s: _Optional[float] = ..., written_at_s: _Optional[float] = ..., served_by: _Optional[str] = ..., next_embedder: _Optional[str] = ..., next_embedder_digest: _Optional[str] = ..., next_generation_number: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[Collection.Replica, _Mapping]]] = ..., site: _Optional[str] = ...) -> None: ...
 
 class ListCollectionsRequest(_message.Message):
     __slots__ = ("namespace",)
@@ -235,12 +241,14 @@ class Row(_message.Message):
     def __init__(self, id: _Optional[str] = ..., vector: _Optional[bytes] = ..., text: _Optional[str] = ..., fields: _Optional[_Mapping[str, Value]] = ..., origin: _Optional[_Union[Row.Origin, _Mapping]] = ...) -> None: ...
 
 class UpsertRequest(_message.Message):
-    __slots__ = ("collection", "rows")
+    __slots__ = ("collection", "rows", "embedder_digest")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     collection: CollectionRef
     rows: _containers.RepeatedCompositeFieldContainer[Row]
-    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ...) -> None: ...
+    embedder_digest: str
+    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., embedder_digest: _Optional[str] = ...) -> None: ...
 
 class UpsertResponse(_message.Message):
     __slots__ = ("written", "unchanged")
@@ -417,7 +425,7 @@ class SearchResponse(_message.Message):
     def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., took_ms: _Optional[float] = ..., way: _Optional[str] = ..., identity: _Optional[str] = ..., metric: _Optional[_Union[Metric, str]] = ...) -> None: ...
 
 class RetrieveRequest(_message.Message):
-    __slots__ = ("collection", "text", "k", "filter", "mode", "dense_weight", "reranker", "rerank_k", "reach", "vector")
+    __slots__ = ("collection", "text", "k", "filter", "mode", "dense_weight", "reranker", "rerank_k", "reach", "vector", "embedder_digest")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MODE_DEFAULT: _ClassVar[RetrieveRequest.Mode]
@@ -438,6 +446,7 @@ class RetrieveRequest(_message.Message):
     RERANK_K_FIELD_NUMBER: _ClassVar[int]
     REACH_FIELD_NUMBER: _ClassVar[int]
     VECTOR_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     collection: CollectionRef
     text: str
     k: int
@@ -448,7 +457,8 @@ class RetrieveRequest(_message.Message):
     rerank_k: int
     reach: Reach
     vector: bytes
-    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., text: _Optional[str] = ..., k: _Optional[int] = ..., filter: _Optional[str] = ..., mode: _Optional[_Union[RetrieveRequest.Mode, str]] = ..., dense_weight: _Optional[float] = ..., reranker: _Optional[str] = ..., rerank_k: _Optional[int] = ..., reach: _Optional[_Union[Reach, _Mapping]] = ..., vector: _Optional[bytes] = ...) -> None: ...
+    embedder_digest: str
+    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., text: _Optional[str] = ..., k: _Optional[int] = ..., filter: _Optional[str] = ..., mode: _Optional[_Union[RetrieveRequest.Mode, str]] = ..., dense_weight: _Optional[float] = ..., reranker: _Optional[str] = ..., rerank_k: _Optional[int] = ..., reach: _Optional[_Union[Reach, _Mapping]] = ..., vector: _Optional[bytes] = ..., embedder_digest: _Optional[str] = ...) -> None: ...
 
 class RetrieveResponse(_message.Message):
     __slots__ = ("hits", "contributions", "timings", "identity", "metric")
@@ -721,3 +731,79 @@ class TakeResponse(_message.Message):
     ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     acknowledged: int
     def __init__(self, acknowledged: _Optional[int] = ...) -> None: ...
+
+class BeginFillingRequest(_message.Message):
+    __slots__ = ("collection", "embedder", "embedder_digest", "dimension")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    collection: CollectionRef
+    embedder: str
+    embedder_digest: str
+    dimension: int
+    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., embedder: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., dimension: _Optional[int] = ...) -> None: ...
+
+class Filling(_message.Message):
+    __slots__ = ("collection", "generation", "embedder", "embedder_digest", "rows_done", "rows_total", "serves")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ROWS_DONE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    SERVES_FIELD_NUMBER: _ClassVar[int]
+    collection: CollectionRef
+    generation: int
+    embedder: str
+    embedder_digest: str
+    rows_done: int
+    rows_total: int
+    serves: bool
+    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., generation: _Optional[int] = ..., embedder: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., rows_done: _Optional[int] = ..., rows_total: _Optional[int] = ..., serves: _Optional[bool] = ...) -> None: ...
+
+class LackingRequest(_message.Message):
+    __slots__ = ("collection", "generation", "most", "after")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    collection: CollectionRef
+    generation: int
+    most: int
+    after: str
+    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., generation: _Optional[int] = ..., most: _Optional[int] = ..., after: _Optional[str] = ...) -> None: ...
+
+class LackingResponse(_message.Message):
+    __slots__ = ("lacks", "after")
+    class Lack(_message.Message):
+        __slots__ = ("id", "text")
+        ID_FIELD_NUMBER: _ClassVar[int]
+        TEXT_FIELD_NUMBER: _ClassVar[int]
+        id: str
+        text: str
+        def __init__(self, id: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+    LACKS_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    lacks: _containers.RepeatedCompositeFieldContainer[LackingResponse.Lack]
+    after: str
+    def __init__(self, lacks: _Optional[_Iterable[_Union[LackingResponse.Lack, _Mapping]]] = ..., after: _Optional[str] = ...) -> None: ...
+
+class FillRequest(_message.Message):
+    __slots__ = ("collection", "generation", "made")
+    class Made(_message.Message):
+        __slots__ = ("id", "text_hash", "vector")
+        ID_FIELD_NUMBER: _ClassVar[int]
+        TEXT_HASH_FIELD_NUMBER: _ClassVar[int]
+        VECTOR_FIELD_NUMBER: _ClassVar[int]
+        id: str
+        text_hash: bytes
+        vector: bytes
+        def __init__(self, id: _Optional[str] = ..., text_hash: _Optional[bytes] = ..., vector: _Optional[bytes] = ...) -> None: ...
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    MADE_FIELD_NUMBER: _ClassVar[int]
+    collection: CollectionRef
+    generation: int
+    made: _containers.RepeatedCompositeFieldContainer[FillRequest.Made]
+    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., generation: _Optional[int] = ..., made: _Optional[_Iterable[_Union[FillRequest.Made, _Mapping]]] = ...) -> None: ...

@@ -994,3 +994,210 @@ class VectorAcrossService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class VectorFillServiceStub:
+    """What a node's agent, which has the embedders, hands to the process that keeps its vectors; nobody else asks.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Begin = channel.unary_unary(
+                '/nearmesh.v1.VectorFillService/Begin',
+                request_serializer=nearmesh_dot_v1_dot_vector__pb2.BeginFillingRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_vector__pb2.Filling.FromString,
+                _registered_method=True)
+        self.Lacking = channel.unary_unary(
+                '/nearmesh.v1.VectorFillService/Lacking',
+                request_serializer=nearmesh_dot_v1_dot_vector__pb2.LackingRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_vector__pb2.LackingResponse.FromString,
+                _registered_method=True)
+        self.Fill = channel.unary_unary(
+                '/nearmesh.v1.VectorFillService/Fill',
+                request_serializer=nearmesh_dot_v1_dot_vector__pb2.FillRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_vector__pb2.Filling.FromString,
+                _registered_method=True)
+        self.Cancel = channel.unary_unary(
+                '/nearmesh.v1.VectorFillService/Cancel',
+                request_serializer=nearmesh_dot_v1_dot_vector__pb2.CollectionRef.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_vector__pb2.Filling.FromString,
+                _registered_method=True)
+
+
+class VectorFillServiceServicer:
+    """What a node's agent, which has the embedders, hands to the process that keeps its vectors; nobody else asks.
+    """
+
+    def Begin(self, request, context):
+        """The next generation, or the same one if it is being filled already, or serves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Lacking(self, request, context):
+        """Rows that it has no vectors of.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fill(self, request, context):
+        """Their vectors. It takes over as soon as it lacks nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cancel(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_VectorFillServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Begin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Begin,
+                    request_deserializer=nearmesh_dot_v1_dot_vector__pb2.BeginFillingRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_vector__pb2.Filling.SerializeToString,
+            ),
+            'Lacking': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lacking,
+                    request_deserializer=nearmesh_dot_v1_dot_vector__pb2.LackingRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_vector__pb2.LackingResponse.SerializeToString,
+            ),
+            'Fill': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fill,
+                    request_deserializer=nearmesh_dot_v1_dot_vector__pb2.FillRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_vector__pb2.Filling.SerializeToString,
+            ),
+            'Cancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=nearmesh_dot_v1_dot_vector__pb2.CollectionRef.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_vector__pb2.Filling.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'nearmesh.v1.VectorFillService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('nearmesh.v1.VectorFillService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class VectorFillService:
+    """What a node's agent, which has the embedders, hands to the process that keeps its vectors; nobody else asks.
+    """
+
+    @staticmethod
+    def Begin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.VectorFillService/Begin',
+            nearmesh_dot_v1_dot_vector__pb2.BeginFillingRequest.SerializeToString,
+            nearmesh_dot_v1_dot_vector__pb2.Filling.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lacking(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.VectorFillService/Lacking',
+            nearmesh_dot_v1_dot_vector__pb2.LackingRequest.SerializeToString,
+            nearmesh_dot_v1_dot_vector__pb2.LackingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fill(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.VectorFillService/Fill',
+            nearmesh_dot_v1_dot_vector__pb2.FillRequest.SerializeToString,
+            nearmesh_dot_v1_dot_vector__pb2.Filling.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.VectorFillService/Cancel',
+            nearmesh_dot_v1_dot_vector__pb2.CollectionRef.SerializeToString,
+            nearmesh_dot_v1_dot_vector__pb2.Filling.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

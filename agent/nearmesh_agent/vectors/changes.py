@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from nearmesh.errors import MeshError
+from nearmesh_agent.vectors.collections import CollectionSpec
 from nearmesh_agent.vectors.ledger import Ledger
 from nearmesh_agent.vectors.model import Metric, Row, Vector, Where, Write
 from nearmesh_agent.vectors.table import OpenTable
@@ -30,7 +31,15 @@ class Kept(Protocol):
         ...
 
     @property
+    def spec(self) -> CollectionSpec: ...
+
+    @property
     def serving(self) -> OpenTable: ...
+
+    @property
+    def filling(self) -> OpenTable | None:
+        """The next generation, while it is being filled."""
+        ...
 
     @property
     def ledger(self) -> Ledger: ...

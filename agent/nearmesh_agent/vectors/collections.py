@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -52,6 +52,8 @@ class CollectionSpec(Document):
     serving: Generation = field(default_factory=Generation)
     # The one that is being filled, and takes over when it is whole.
     filling: Generation | None = None
+    # Those that served before or were given up, whose tables may not be gone yet.
+    former: tuple[Generation, ...] = ()
     # It is gone for everybody; its files may not be yet.
     dropped: bool = False
 
@@ -68,6 +70,11 @@ class CollectionSpec(Document):
     def tables(self) -> list[Table]:
         return [self.table_of(generation) for generation in (self.serving, self.filling) if generation]
 
+    @property
+    def all_tables(self) -> list[Table]:
+        """With those of former generations."""
+        return [*self.tables, *map(self.table_of, self.former)]
+
     def table_of(self, generation: Generation) -> Table:
         key = "\0".join((self.namespace, self.name, self.identity)).encode()
         return Table(
@@ -77,6 +84,12 @@ class CollectionSpec(Document):
             fields=self.kinds,
             index_type=self.index_type,
         )
+
+
+def cleared(spec: CollectionSpec, gone: Collection[Generation]) -> CollectionSpec:
+    """Nothing is left of these former generations."""
+    numbers = {each.number for each in gone}
+    return replace(spec, former=tuple(each for each in spec.former if each.number not in numbers))
 
 
 class Specs:

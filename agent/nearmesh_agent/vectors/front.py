@@ -7,7 +7,7 @@ need a vector, and questions that travel to other nodes.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from nearmesh.errors import InvalidInput, NotReady, Unsupported
+from nearmesh.errors import InvalidInput, NotReady, Superseded, Unsupported
 from nearmesh.rpc import OPERATORS, PEOPLE, caller, unreadable
 from nearmesh.transport.server import Server
 from nearmesh.v1 import vector_pb2 as pb
@@ -23,9 +23,12 @@ from nearmesh_agent.vectors import namespaces
 from nearmesh_agent.vectors.channel import AWAY, Message, VectorChannel
 from nearmesh_agent.vectors.config import VectorsConfig
 from nearmesh_agent.vectors.namespaces import Rate
+from nearmesh_agent.vectors.text.asking import Asking
+from nearmesh_agent.vectors.text.reembed import Reembedding
 
 SERVICE = "nearmesh.v1.VectorService"
 PEERS = "nearmesh.v1.VectorPeerService"
+FILL = "nearmesh.v1.VectorFillService"
 _DESCRIPTION = pb.DESCRIPTOR.services_by_name["VectorService"]
 _WRITING = ("CreateCollection", "UpdateCollection", "DropCollection", "Upsert", "Delete", "Reembed")
 _ALONE = ("Migrate",)
@@ -44,6 +47,8 @@ POLICY = {
 _TEXTS = 64
 # What is known of a collection's embedder is asked for again after this.
 _KNOWN_S = 2.0
+# Rows of a generation are looked for among all, and written; a new table takes the store a while.
+_FILL_WITHIN_S = 60.0
 # Who asks, in metadata to the process.
 PEER = "nearmesh-peer"
 
@@ -56,9 +61,33 @@ class Embedder(Protocol):
         ...
 
     async def embed(
-        self, model: str, digest: str, texts: Sequence[str], *, query: bool, timeout_s: float | None
+        self,
+        model: str,
+        digest: str,
+        texts: Sequence[str],
+        *,
+        query: bool = False,
+        behind: bool = False,
+        timeout_s: float | None = None,
     ) -> NDArray[np.float32]:
-        """A vector for each text, shape [texts, dimension]; a `query` goes before rows. Raises MeshError."""
+        """A vector for each text, shape [texts, dimension]; a `query` goes before rows, what is `behind` after them.
+
+        Raises MeshError.
+        """
+        ...
+
+    async def score(
+        self, model: str, query: str, texts: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[float]:
+        """Of each text, by a reranker; higher is better. Raises MeshError."""
+        ...
+
+    def stale(self, model: str, digest: str) -> bool:
+        """Another version than that one serves now."""
+        ...
+
+    async def keep(self, digests: Collection[str]) -> None:
+        """Versions that collections are made with now."""
         ...
 
 
@@ -80,6 +109,7 @@ class Front:
         self.embedder = embedder
         self._rates: dict[str, Rate] = {}
         self._known: dict[tuple[str, str, str], tuple[float, pb.Collection]] = {}
+        self.reembedding = Reembedding(self._fill, embedder) if embedder else None
 
     def add_to(self, server: Server) -> None:
         """Every method of the contract."""
@@ -125,6 +155,7 @@ class Front:
     async def ListCollections(self, message: Message, context: Any) -> bytes:
         answer = await self.here("ListCollections", message, self._admitted(context), context.time_remaining())
         found = pb.ListCollectionsResponse.FromString(answer)
+        self.mark_stale(found.collections)
         for use in found.namespaces:
             if rate := self._rates.get(use.namespace):
                 use.requests_per_second = rate.lately
@@ -148,12 +179,66 @@ class Front:
         reach = self._admitted(context)
         request = _parsed(pb.UpsertRequest, message)
         without = [row for row in request.rows if not row.vector]
-        if without:
-            await self._embed(request.collection, without, reach, context)
-            message = request.SerializeToString()
-        return await self.here("Upsert", message, reach, context.time_remaining())
+        if not without:
+            return await self.here("Upsert", message, reach, context.time_remaining())
+        request.embedder_digest = await self._embed(request.collection, without, reach, context)
+        try:
+            return await self.here("Upsert", request.SerializeToString(), reach, context.time_remaining())
+        except Superseded:
+            # Another generation has taken over between the two.
+            self.forget(request.collection)
+            request.embedder_digest = await self._embed(request.collection, without, reach, context)
+            return await self.here("Upsert", request.SerializeToString(), reach, context.time_remaining())
 
-    async def _embed(self, ref: pb.CollectionRef, rows: Sequence[pb.Row], reach: str, context: Any) -> None:
+    async def Retrieve(self, message: Message, context: Any) -> bytes:
+        request = _parsed(pb.RetrieveRequest, message)
+        found = await self.retrieve(request, self._admitted(context), context.time_remaining())
+        return found.SerializeToString()
+
+    async def retrieve(self, request: pb.RetrieveRequest, reach: str, timeout_s: float | None) -> pb.RetrieveResponse:
+        """This node's own passages. Raises MeshError."""
+        return await Asking(self, self._embedder()).retrieve(request, reach, timeout_s)
+
+    async def Reembed(self, message: Message, context: Any) -> AsyncIterator[bytes]:
+        reach = self._admitted(context)
+        request = _parsed(pb.ReembedRequest, message)
+        self._embedder()
+        assert self.reembedding
+        collection = await self.collection(request.collection, reach, context.time_remaining())
+        async for progress in self.reembedding.reembed(request, collection.embedder, reach):
+            if progress.switched:
+                self.forget(request.collection)
+            yield progress.SerializeToString()
+
+    async def _fill(self, method: str, message: bytes, reach: str) -> bytes:
+        return await self.there().call(f"/{FILL}/{method}", message, reach=reach, timeout_s=_FILL_WITHIN_S)
+
+    def mark_stale(self, collections: Iterable[pb.Collection]) -> None:
+        """Those whose embedder serves in another version than the one that made their vectors."""
+        for each in collections:
+            if self.embedder and each.embedder:
+                each.embedder_stale = self.embedder.stale(each.embedder, each.embedder_digest)
+
+    async def looked_at(self, collections: Sequence[pb.Collection]) -> None:
+        """What the process says of all collections: what they were made with is kept, what was begun goes on."""
+        self.mark_stale(collections)
+        if self.embedder and self.reembedding:
+            pinned = {digest for each in collections for digest in (each.embedder_digest, each.next_embedder_digest)}
+            await self.embedder.keep(pinned)
+            self.reembedding.resume(collections)
+
+    async def close(self) -> None:
+        if self.reembedding:
+            await self.reembedding.close()
+
+    async def GetCollection(self, message: Message, context: Any) -> bytes:
+        answer = await self.here("GetCollection", message, self._admitted(context), context.time_remaining())
+        found = pb.Collection.FromString(answer)
+        self.mark_stale([found])
+        return found.SerializeToString()
+
+    async def _embed(self, ref: pb.CollectionRef, rows: Sequence[pb.Row], reach: str, context: Any) -> str:
+        """Gives each its vector; the digest of what made them."""
         collection = await self.collection(ref, reach, context.time_remaining())
         if not collection.embedder:
             raise InvalidInput(
@@ -173,6 +258,12 @@ class Front:
             )
             for row, vector in zip(part, vectors, strict=True):
                 row.vector = np.asarray(vector, "<f4").tobytes()
+        return collection.embedder_digest
+
+    def forget(self, ref: pb.CollectionRef) -> None:
+        """What is known of the collection is old."""
+        for key in [key for key in self._known if key[2] == ref.name]:
+            del self._known[key]
 
     async def collection(self, ref: pb.CollectionRef, reach: str, timeout_s: float | None) -> pb.Collection:
         """As it was a moment ago. Raises NotFound."""

@@ -10,8 +10,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,10 @@ from nearmesh.backoff import Backoff
 from nearmesh.errors import AlreadyExists, InvalidInput, MeshError, NotFound, NotReady, PermissionDenied, QuotaExceeded
 from nearmesh_agent.vectors import limits, opening
 from nearmesh_agent.vectors.collection import Collection, Desk
-from nearmesh_agent.vectors.collections import CollectionSpec, Specs
+from nearmesh_agent.vectors.collections import CollectionSpec, Specs, cleared
 from nearmesh_agent.vectors.config import VectorsConfig
 from nearmesh_agent.vectors.ledger import Ledger
-from nearmesh_agent.vectors.model import Journal, Store
+from nearmesh_agent.vectors.model import Journal, Store, Table
 from nearmesh_agent.vectors.parts import Applier, Parts
 from nearmesh_agent.vectors.table import OpenTable
 
@@ -75,7 +76,12 @@ class Keeper:
         specs = list(self.specs)
         found = await asyncio.gather(*(loop.run_in_executor(self._openers, self._saved, spec) for spec in specs))
         tables = {table.table.name: table for one in found if one for table in one}
-        identities = {spec.table.name: spec.identity for spec in specs}
+        # What was written before a switch is in the journal under the former table's name.
+        identities = {
+            spec.table_of(generation).name: spec.identity
+            for spec in specs
+            for generation in (*spec.former, spec.serving)
+        }
         again = await asyncio.to_thread(opening.replay, self.journal, tables, self.ledger, identities)
         for spec, one in zip(specs, found, strict=True):
             if one is None:
@@ -111,6 +117,8 @@ class Keeper:
         self.applier.start()
         self._store_there.set()
         await self._clear_away(self.store)
+        for collection in self:
+            await self.clear_former(collection)
 
     def _open_store(self) -> Store:
         store = self.parts.store()
@@ -164,25 +172,52 @@ class Keeper:
         limits.check_name(spec.name)
         async with self._making:
             self._check_new(spec)
-            store = await self._the_store()
-            await asyncio.to_thread(store.create, spec.table)
-            table = await asyncio.to_thread(opening.empty, self.parts, spec.table, self.journal.position)
+            table = await self.new_table(spec.table)
             await asyncio.to_thread(self.specs.put, spec)
             found = self._collections[spec.identity] = self._collection(spec, [table])
         log.info("created collection=%s namespace=%s table=%s", spec.name, spec.namespace, spec.table.name)
         return found
 
-    async def update(self, collection: Collection, spec: CollectionSpec) -> None:
-        """Another spec of the same identity."""
-        async with self._making:
+    async def update(self, collection: Collection, change: Callable[[CollectionSpec], CollectionSpec]) -> None:
+        """Another spec of the same identity, made of the one that it has. Raises what `change` raises, NotFound."""
+        async with self.changing(collection):
+            spec = change(collection.spec)
             await asyncio.to_thread(self.specs.put, spec)
             collection.spec = spec
 
+    @asynccontextmanager
+    async def changing(self, collection: Collection) -> AsyncIterator[None]:
+        """Nobody else changes or drops it, or another one. Raises NotFound where somebody has."""
+        async with self._making:
+            if self._collections.get(collection.identity) is not collection:
+                raise NotFound(f"collection {collection.spec.name!r} was dropped meanwhile")
+            yield
+
+    async def new_table(self, table: Table) -> OpenTable:
+        """Empty, in the store and in memory. Raises MeshError."""
+        store = await self._the_store()
+        await asyncio.to_thread(store.create, table)
+        return await asyncio.to_thread(opening.empty, self.parts, table, self.journal.position)
+
+    async def clear_former(self, collection: Collection) -> None:
+        """What generations have left that served before or were given up."""
+        former = collection.spec.former
+        if not former or self.store is None:
+            return
+        try:
+            # Their writes may be changes that the ledger has from the journal alone.
+            await asyncio.to_thread(self.ledger.save, await self.desk.settled())
+            for generation in former:
+                table = collection.spec.table_of(generation)
+                await asyncio.to_thread(self.store.drop, table.name)
+                await asyncio.to_thread(self.parts.remove, table)
+            await self.update(collection, partial(cleared, gone=former))
+        except (MeshError, OSError) as error:
+            log.warning("former generations of collection=%s are not cleared away yet: %s", collection.spec.name, error)
+
     async def drop(self, collection: Collection) -> int:
         """How many rows it had; gone for good when it returns, although its files may stay a moment longer."""
-        async with self._making:
-            if collection.identity not in self._collections:
-                raise NotFound(f"collection {collection.spec.name!r} was dropped meanwhile")
+        async with self.changing(collection):
             rows = collection.serving.index.size
             await asyncio.to_thread(self.specs.drop, collection.spec)
             del self._collections[collection.identity]
@@ -268,7 +303,7 @@ class Keeper:
         """What dropped collections have left."""
         for gone in list(self.specs.dropped):
             try:
-                for table in gone.tables:
+                for table in gone.all_tables:
                     await asyncio.to_thread(store.drop, table.name)
                     await asyncio.to_thread(self.parts.remove, table)
                 await asyncio.to_thread(self.ledger.drop, gone.identity)

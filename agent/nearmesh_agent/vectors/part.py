@@ -186,6 +186,7 @@ class Vectors:
             self._say(error.message)
             return
         self.collections = pb.ListCollectionsResponse.FromString(answer).collections
+        await self.front.looked_at(self.collections)
         self._say("")
 
     def _say(self, detail: str) -> None:

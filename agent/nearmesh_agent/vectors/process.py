@@ -25,6 +25,7 @@ from nearmesh_agent.vectors.keeper import Keeper
 from nearmesh_agent.vectors.parts import Parts
 from nearmesh_agent.vectors.servicer import Here, VectorServicer
 from nearmesh_agent.vectors.settings import Settings
+from nearmesh_agent.vectors.text.filling import FillServicer
 from nearmesh_agent.vectors.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ async def serve(
         Gatekeeper(mesh="", verifier=None, policy=_POLICY, open_door=True), settings.max_message_bytes + 1024 * 1024
     )
     vector_pb2_grpc.add_VectorServiceServicer_to_server(servicer, server)
+    vector_pb2_grpc.add_VectorFillServiceServicer_to_server(FillServicer(keeper), server)
     try:
         await keeper.open()
         server.listen_unix(Path(settings.socket))

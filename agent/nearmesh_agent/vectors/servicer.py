@@ -23,6 +23,7 @@ from nearmesh_agent.vectors.collections import CollectionSpec, Generation
 from nearmesh_agent.vectors.keeper import Keeper, new_spec
 from nearmesh_agent.vectors.model import Row, Where
 from nearmesh_agent.vectors.namespaces import ANY, chosen, told
+from nearmesh_agent.vectors.text.answer import answered, check_embedder
 from nearmesh_agent.vectors.upkeep import Upkeep
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
 
     async def UpdateCollection(self, request: pb.UpdateCollectionRequest, context: Any) -> pb.Collection:
         collection = await self._of(request.collection, context)
-        await self._keeper.update(collection, updated(collection.spec, request))
+        await self._keeper.update(collection, lambda spec: updated(spec, request))
         return self._message(collection)
 
     async def DropCollection(self, request: pb.CollectionRef, context: Any) -> pb.DropCollectionResponse:
@@ -89,13 +90,16 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
     async def Upsert(self, request: pb.UpsertRequest, context: Any) -> pb.UpsertResponse:
         limits.check_count("rows", len(request.rows), limits.MAX_ROWS)
         collection = await self._of(request.collection, context)
+        check_embedder(request.embedder_digest, collection.spec)
         rows = await self._searching(lambda: _rows(request.rows, collection))
         namespace = collection.spec.namespace
-        change = Upsert(
-            ids=list(rows),
-            rows=list(rows.values()),
-            check=lambda more, size: self._keeper.check_quota(namespace, more, size),
-        )
+
+        def check(more: int, size: int) -> None:
+            # Again: another generation may serve by the time that it is this write's turn.
+            check_embedder(request.embedder_digest, collection.spec)
+            self._keeper.check_quota(namespace, more, size)
+
+        change = Upsert(ids=list(rows), rows=list(rows.values()), check=check)
         if rows:
             await collection.put(change)
         return pb.UpsertResponse(written=len(change.written), unchanged=change.unchanged)
@@ -184,6 +188,15 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
             self._upkeep.sample(collection, vector, k, where)
         return pb.SearchResponse(hits=hits, took_ms=took_ms, way=way).SerializeToString()
 
+    async def Retrieve(self, request: pb.RetrieveRequest, context: Any) -> bytes:
+        collection = await self._of(request.collection, context)
+
+        def found() -> bytes:
+            where, here = self._filter(request.filter, collection), self._here
+            return answered(request, collection, where, node=here.node, site=here.site).SerializeToString()
+
+        return await self._searching(found)
+
     # Inside.
 
     async def _of(self, ref: pb.CollectionRef, context: Any) -> Collection:
@@ -232,6 +245,9 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
             index_type=spec.index_type,
             generation=spec.serving.number,
             next_generation=filling.index.size / max(1, index.size) if filling else 0.0,
+            next_embedder=spec.filling.embedder if spec.filling else "",
+            next_embedder_digest=spec.filling.digest if spec.filling else "",
+            next_generation_number=spec.filling.number if spec.filling else 0,
             rows=index.size,
             bytes=index.bytes,
             fresh_rows=index.fresh,

@@ -71,6 +71,7 @@ class TantivyLexical:
         self._lock = threading.Lock()
         self._committing = threading.Lock()
         self._writer: Any = None
+        self._closed = False
 
     @classmethod
     def new(cls, folder: Path) -> TantivyLexical:
@@ -119,6 +120,8 @@ class TantivyLexical:
     def maintain(self) -> None:
         """Takes fresh rows into the index, on disk; in a thread. Without any it gives back the writer's memory."""
         with self._committing:
+            if self._closed:
+                return
             with self._lock:
                 fresh, position = dict(self._fresh), self._position
             if position == self._committed and not fresh:
@@ -152,6 +155,7 @@ class TantivyLexical:
     def close(self) -> None:
         """What is fresh is in the journal. Safe to repeat."""
         with self._committing:
+            self._closed = True
             self._end_writer()
 
     def _now(self) -> tuple[Any, float, dict[str, _Fresh]]:

@@ -64,9 +64,9 @@ class Passages:
     lexical_ms: float
 
 
-def retrieve(index: Index, lexical: Lexical, metric: Metric, ask: Ask) -> Passages:
+def retrieve(index: Index, lexical: Lexical | None, metric: Metric, ask: Ask) -> Passages:
     """The best k. Raises InvalidInput for a question that cannot be asked."""
-    check(ask)
+    check(ask, has_words=lexical is not None)
     watch = _Watch()
     most = max(CANDIDATES, 2 * ask.k) if ask.mode is Mode.HYBRID else ask.k
     dense: Sequence[Found] = ()
@@ -75,7 +75,7 @@ def retrieve(index: Index, lexical: Lexical, metric: Metric, ask: Ask) -> Passag
         assert ask.vector is not None
         dense, _ = index.search(ask.vector, most, ask.where)
     dense_ms = watch.lap_ms()
-    if ask.mode is not Mode.DENSE:
+    if lexical and ask.mode is not Mode.DENSE:
         words = _by_words(index, lexical, ask.text, most, ask.where)
     lexical_ms = watch.lap_ms()
     order = _ordered(index, lexical, metric, ask, dense, words)
@@ -85,8 +85,10 @@ def retrieve(index: Index, lexical: Lexical, metric: Metric, ask: Ask) -> Passag
     return Passages(found=found, dense_ms=dense_ms + watch.lap_ms(), lexical_ms=lexical_ms)
 
 
-def check(ask: Ask) -> None:
+def check(ask: Ask, *, has_words: bool = True) -> None:
     """Raises InvalidInput."""
+    if ask.mode is not Mode.DENSE and not has_words:
+        raise InvalidInput(f"mode {ask.mode} needs words, which this collection's index has not; ask with mode dense")
     if ask.k < 1:
         raise InvalidInput(f"k is {ask.k}, expected 1 or more")
     if not 0 <= ask.weight <= 1:
@@ -96,9 +98,9 @@ def check(ask: Ask) -> None:
 
 
 def _ordered(
-    index: Index, lexical: Lexical, metric: Metric, ask: Ask, dense: Sequence[Found], words: Sequence[Found]
+    index: Index, lexical: Lexical | None, metric: Metric, ask: Ask, dense: Sequence[Found], words: Sequence[Found]
 ) -> list[Fused]:
-    if ask.mode is not Mode.HYBRID:
+    if lexical is None or ask.mode is not Mode.HYBRID:
         return fusion.alone(dense, words)
     assert ask.vector is not None
     by_vector, by_words = {each.id for each in dense}, {each.id for each in words}

@@ -1,0 +1,102 @@
+"""Versions of embedders that collections were made with: served by the node as usual, or loaded beside what it serves.
+
+A query's vector is near to those of its own embedder alone. So while the mesh goes on to a newer version, the node that
+has vectors of an older one keeps that one, on its disk and in memory, until the collection has been filled anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
+
+from nearmesh.errors import MeshError, NotReady
+from nearmesh.tls import write_private
+from nearmesh_agent.serving.replica import Replica
+from nearmesh_agent.serving.table import ReplicaTable
+
+log = logging.getLogger(__name__)
+
+# Brings a version by model and digest, from the disk or from wherever it can be had, and proves it.
+Bring = Callable[[str, str], Awaitable[Replica]]
+
+
+class PinnedVersions:
+    """Of one node; belongs to one event loop."""
+
+    def __init__(self, table: ReplicaTable, bring: Bring, path: Path | None = None) -> None:
+        """`path` is of a file that says after a restart what must stay on the disk, before anybody else can."""
+        self._table = table
+        self._bring = bring
+        self._path = path
+        # By digest, loaded here because nothing else serves them.
+        self._own: dict[str, Replica] = {}
+        self._loads: dict[str, asyncio.Task[Replica]] = {}
+        self._pinned: set[str] = _remembered(path) if path else set()
+
+    @property
+    def digests(self) -> set[str]:
+        """Versions that have to stay on the node's disk."""
+        return self._pinned | self._own.keys() | self._loads.keys()
+
+    async def keep(self, digests: Collection[str]) -> None:
+        """What collections are made with now; what was loaded for others goes, as does what the node serves itself."""
+        pinned = {digest for digest in digests if digest}
+        if pinned != self._pinned:
+            self._pinned = pinned
+            if self._path:
+                await asyncio.to_thread(write_private, self._path, json.dumps(sorted(pinned)).encode())
+        for digest, replica in list(self._own.items()):
+            if digest not in self._pinned or self._table.by_digest(digest) is not None:
+                del self._own[digest]
+                log.info("no longer kept beside the others model=%s digest=%s", replica.name, digest)
+                await replica.close()
+
+    async def get(self, model: str, digest: str) -> Replica:
+        """The version, loaded if it has to be; all who need it share the load. Raises NotReady with what is missing."""
+        found = self._table.by_digest(digest) or self._own.get(digest)
+        if found is not None:
+            return found
+        task = self._loads.get(digest)
+        if task is None:
+            task = self._loads[digest] = asyncio.create_task(self._load(model, digest), name=f"pinned {model}")
+            task.add_done_callback(lambda done: self._loaded(digest, done))
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Safe to repeat."""
+        tasks = list(self._loads.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        own, self._own = list(self._own.values()), {}
+        await asyncio.gather(*(replica.close() for replica in own))
+
+    async def _load(self, model: str, digest: str) -> Replica:
+        log.info("loaded beside the others, since vectors were made with it model=%s digest=%s", model, digest)
+        try:
+            replica = await self._bring(model, digest)
+        except (MeshError, OSError) as error:
+            raise NotReady(
+                f"vectors were made with {model!r} {digest}, which this node cannot load: {error}; publish that "
+                "version again, or have them made anew: nearmesh vectors reembed"
+            ) from None
+        self._own[digest] = replica
+        return replica
+
+    def _loaded(self, digest: str, task: asyncio.Task[Replica]) -> None:
+        del self._loads[digest]
+        if not task.cancelled() and (error := task.exception()):
+            log.warning("%s", error)
+
+
+def _remembered(path: Path) -> set[str]:
+    try:
+        return set(map(str, json.loads(path.read_bytes())))
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError, TypeError) as error:
+        log.warning("%s cannot be read: %s", path, error)
+        return set()
