@@ -26,6 +26,7 @@ COMMANDS = {
     "node": "Join machines, look after them, price them.",
     "model": "Make packages, publish and deploy them, roll them back.",
     "route": "Which node answers whom, and why.",
+    "vectors": "Collections at the sites: import, search, retrieve.",
     "run": "Federated rounds: train at the sites, serve what is better.",
     "price": "What nodes and transfers cost, and by whose word.",
     "infer": "Ask a model, and see who answered at what price.",
