@@ -20,7 +20,8 @@ MAX_ID_BYTES = 256
 MAX_SOURCE_BYTES = 1_024
 MAX_HASH_BYTES = 128
 MAX_POSITION_BYTES = 512
-MAX_FIELDS = 64
+# As many as a Milvus server's columns are enough for (`store.schema`).
+MAX_FIELDS = 24
 # One answer holds so many passages at most; more is what `Query` pages through.
 MAX_K = 1_000
 MAX_PAGE = 1_000

@@ -35,8 +35,8 @@ def clear(folder: Path) -> None:
             for indexes in collection.glob("partitions/*/indexes"):
                 shutil.rmtree(indexes)
     closed.unlink(missing_ok=True)
-    if folder.is_dir():
-        fsync_folder(folder)
+    for known in (folder, folder.parent):
+        fsync_folder(known)
 
 
 def close(folder: Path) -> None:
