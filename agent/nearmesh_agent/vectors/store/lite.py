@@ -130,7 +130,7 @@ class LiteProcess:
         self._private = Path(tempfile.mkdtemp(prefix="nearmesh-lite-"))
         self._changed = threading.Condition()
         self._process: subprocess.Popen[bytes] | None = None
-        self._is_ready = self._closing = False
+        self._is_ready = self._closing = self._refused = False
         self._why = "it is starting"
         # Counts its processes.
         self.life = 0
@@ -140,9 +140,9 @@ class LiteProcess:
         self._keeper.start()
 
     def ready(self, within_s: float = _START_S) -> str:
-        """Its address, when it answers. Raises NotReady that says why it does not."""
+        """Its address, when it answers. Raises NotReady that says why it does not, at once where it said so itself."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_ready or self._closing, within_s)
+            self._changed.wait_for(lambda: self._is_ready or self._closing or self._refused, within_s)
             if not self._is_ready:
                 raise NotReady(f"Milvus Lite at {self._folder} does not answer: {self._why}")
             return f"unix:{self._socket}"
@@ -201,7 +201,7 @@ class LiteProcess:
 
     def _came(self, process: subprocess.Popen[bytes]) -> None:
         with self._changed:
-            self._is_ready = not self._closing
+            self._is_ready, self._refused = not self._closing, False
             self._changed.notify_all()
         log.info("Milvus Lite answers folder=%s pid=%d", self._folder, process.pid)
 
@@ -210,8 +210,9 @@ class LiteProcess:
         with self._changed:
             if self._closing:
                 return again_s
-            self._is_ready = False
-            self._why = said if said not in ("", lite_process.READY) else f"its process ended with {code}"
+            self._is_ready, self._refused = False, said not in ("", lite_process.READY)
+            self._why = said if self._refused else f"its process ended with {code}"
+            self._changed.notify_all()
         log.warning("Milvus Lite ended, again in %.1f s folder=%s %s", again_s, self._folder, self._why)
         # Nobody is to wait for an answer of it.
         self._gone()

@@ -25,7 +25,7 @@ READY = "ready"
 # One for each of the few who call: the applier, and searches where there is no index of our own.
 _THREADS = 4
 # The one before may be about to end.
-_LOCKED_S = 10.0
+_LOCKED_S = 3.0
 _STOP_S = 5.0
 
 
