@@ -8,7 +8,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from nearmesh_agent.vectors.model import Clock, FieldType, Found, Metric, Row, Store, Table, Vector, Where, Write
+from nearmesh_agent.vectors.engine import EngineIndex
+from nearmesh_agent.vectors.model import Clock, FieldType, Found, Index, Metric, Row, Store, Table, Vector, Where, Write
+from nearmesh_agent.vectors.parts import Door
 
 from nearmesh.errors import InvalidInput, NotFound, StorageFull
 
@@ -189,8 +191,11 @@ class DictStore:
     def get(self, table: str, ids: Sequence[str]) -> Sequence[Row]:
         return self._tables[table].rows(ids)
 
-    def scan(self, table: str, *, after: str = "", batch: int = 1000) -> Iterator[Sequence[Row]]:
-        rows = self._tables[table].all()
+    def scan(
+        self, table: str, *, after: str = "", batch: int = 1000, where: Where | None = None
+    ) -> Iterator[Sequence[Row]]:
+        found = self._tables[table]
+        rows = found.rows(found.select(where, after=after))
         yield from (rows[start : start + batch] for start in range(0, len(rows), batch))
 
     def count(self, table: str, where: Where | None = None) -> int:
@@ -291,8 +296,10 @@ class Equal:
 class DictParts:
     """`parts.Parts`."""
 
-    def __init__(self, disk: Disk | None = None) -> None:
+    def __init__(self, disk: Disk | None = None, *, engine: bool = False) -> None:
+        """With `engine` the store is searched itself."""
         self.disk = disk or Disk()
+        self.engine = engine
         # What the store says as it is opened.
         self.store_error: Exception | None = None
 
@@ -312,11 +319,15 @@ class DictParts:
     ) -> DictApplier:
         return DictApplier(journal, store, known, saved)
 
-    def index(self, table: Table) -> DictIndex | None:
+    def index(self, table: Table, door: Door) -> Index | None:
+        if self.engine:
+            return EngineIndex(table, door.the_store, door.visible)
         found = self.disk.indexes.get(table.name)
         return DictIndex(self.disk, table, *found) if found else None
 
-    def new_index(self, table: Table) -> DictIndex:
+    def new_index(self, table: Table, door: Door) -> Index:
+        if self.engine:
+            return EngineIndex(table, door.the_store, door.visible)
         return DictIndex(self.disk, table)
 
     def lexical(self, table: Table) -> DictLexical | None:

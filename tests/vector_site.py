@@ -39,11 +39,15 @@ class Site:
 
     def __init__(self, folder: Path, parts: DictParts, config: VectorsConfig) -> None:
         self.parts = parts
+        # The store has everything before each call.
+        self.takes_over = False
         self.keeper = Keeper(config, folder, parts)
         self.upkeep = Upkeep(self.keeper)
         self.servicer = VectorServicer(self.keeper, self.upkeep, HERE, threads=2)
 
     async def ask(self, method: str, request: Any, reach: str = "default") -> Any:
+        if self.takes_over and self.keeper.applier:
+            self.keeper.applier.step()  # type: ignore[attr-defined]
         return await getattr(self.servicer, method)(request, Context(reach))
 
     async def search(self, vector: list[float], reach: str = "default", **more: Any) -> pb.SearchResponse:

@@ -27,6 +27,16 @@ from tests.vector_parts import DictApplier, DictParts
 from tests.vector_site import Site, ref, row, site
 
 
+@pytest.fixture(params=["memory", "engine that sees nothing yet", "engine that sees all"])
+async def either(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Site]:
+    """The same by an index of our own and by the store's engine, whose gaps the journal fills."""
+    engine = request.param != "memory"
+    async with site(tmp_path, DictParts(engine=engine), index="engine" if engine else "memory") as found:
+        await found.create()
+        found.takes_over = request.param.endswith("all")
+        yield found
+
+
 @pytest.fixture
 async def docs(tmp_path: Path) -> AsyncIterator[Site]:
     async with site(tmp_path) as found:
@@ -34,64 +44,65 @@ async def docs(tmp_path: Path) -> AsyncIterator[Site]:
         yield found
 
 
-async def test_rows_are_found_by_the_nearest_first_and_with_what_they_say(docs: Site) -> None:
-    written = await docs.upsert(row("a", 1, 0, text="A", lang="en"), row("b", 1, 1), row("c", 0, 1, lang="en"))
+async def test_rows_are_found_by_the_nearest_first_and_with_what_they_say(either: Site) -> None:
+    written = await either.upsert(row("a", 1, 0, text="A", lang="en"), row("b", 1, 1), row("c", 0, 1, lang="en"))
     assert (written.written, written.unchanged) == (3, 0)
-    found = await docs.search([1, 0.1])
+    found = await either.search([1, 0.1])
     assert [hit.row.id for hit in found.hits] == ["a", "b", "c"]
     first = found.hits[0]
     assert (first.row.text, first.row.fields["lang"].string, first.node, first.site) == ("A", "en", "node-a", "site-a")
     assert first.score == pytest.approx(0.995, abs=1e-3) and not first.row.vector
-    assert [hit.row.id for hit in (await docs.search([1, 0.1], k=1, with_vectors=True)).hits] == ["a"]
-    found = await docs.search([1, 0.1], filter='lang == "en"', exact=True)
-    assert ([hit.row.id for hit in found.hits], found.way) == (["a", "c"], "exact")
+    assert [hit.row.id for hit in (await either.search([1, 0.1], k=1, with_vectors=True)).hits] == ["a"]
+    found = await either.search([1, 0.1], filter='lang == "en"', exact=True)
+    assert [hit.row.id for hit in found.hits] == ["a", "c"]
+    assert found.way == ("exact" if either.keeper.config.index == "memory" else "engine")
 
 
-async def test_the_same_rows_again_change_nothing(docs: Site) -> None:
-    await docs.upsert(row("a"), row("b"))
-    before = docs.keeper.journal.position
-    again = await docs.upsert(row("a"), row("b"))
-    assert (again.written, again.unchanged, docs.keeper.journal.position) == (0, 2, before)
-    once = await docs.upsert(row("a", text="new"), row("c"), row("c", text="last"))
+async def test_the_same_rows_again_change_nothing(either: Site) -> None:
+    await either.upsert(row("a"), row("b"))
+    before = either.keeper.journal.position
+    again = await either.upsert(row("a"), row("b"))
+    assert (again.written, again.unchanged, either.keeper.journal.position) == (0, 2, before)
+    once = await either.upsert(row("a", text="new"), row("c"), row("c", text="last"))
     assert (once.written, once.unchanged) == (2, 0)
-    (fetched,) = (await docs.ask("Fetch", pb.FetchRequest(collection=ref(), ids=["c", "nope"]))).rows
+    (fetched,) = (await either.ask("Fetch", pb.FetchRequest(collection=ref(), ids=["c", "nope"]))).rows
     assert (fetched.id, fetched.text) == ("c", "last")
 
 
-async def test_deletes_by_id_by_filter_and_by_both(docs: Site) -> None:
-    await docs.upsert(*(row(name, lang=lang) for name, lang in zip("abcdef", ["en", "de"] * 3, strict=True)))
+async def test_deletes_by_id_by_filter_and_by_both(either: Site) -> None:
+    await either.upsert(*(row(name, lang=lang) for name, lang in zip("abcdef", ["en", "de"] * 3, strict=True)))
 
     async def delete(**more: Any) -> int:
-        answer: pb.DeleteResponse = await docs.ask("Delete", pb.DeleteRequest(collection=ref(), **more))
+        answer: pb.DeleteResponse = await either.ask("Delete", pb.DeleteRequest(collection=ref(), **more))
         return answer.deleted
 
     assert await delete(filter='lang == "de"', dry_run=True) == 3
     assert await delete(ids=["a", "a", "nope"]) == 1
     assert await delete(ids=["b", "c"], filter='lang == "de"') == 1
-    assert await docs.ids() == ["c", "d", "e", "f"]
+    assert await either.ids() == ["c", "d", "e", "f"]
     assert await delete(filter='lang == "de"') == 2
-    assert await docs.ids() == ["c", "e"]
+    assert await either.ids() == ["c", "e"]
     with pytest.raises(InvalidInput, match="drop the collection"):
         await delete()
     assert await delete(ids=["a"]) == 0
 
 
-async def test_pages_counts_and_sources(docs: Site) -> None:
-    await docs.upsert(*(row(f"{n}", lang="en" if n % 2 else "de", source=f"s{n % 2}") for n in range(6)))
+async def test_pages_counts_and_sources(either: Site) -> None:
+    await either.upsert(*(row(f"{n}", lang="en" if n % 2 else "de", source=f"s{n % 2}") for n in range(6)))
     found, token = [], ""
     while True:
-        answer = await docs.ask("Query", pb.QueryRequest(collection=ref(), page_size=4, page_token=token))
+        answer = await either.ask("Query", pb.QueryRequest(collection=ref(), page_size=4, page_token=token))
         found.append([one.id for one in answer.rows])
         if not (token := answer.next_page_token):
             break
     assert found == [["0", "1", "2", "3"], ["4", "5"]]
-    assert (await docs.ask("Count", pb.CountRequest(collection=ref()))).rows == 6
-    assert (await docs.ask("Count", pb.CountRequest(collection=ref(), filter='lang == "en"'))).rows == 3
-    sources = (await docs.ask("ListSources", pb.ListSourcesRequest(collection=ref()))).sources
+    assert (await either.ask("Count", pb.CountRequest(collection=ref()))).rows == 6
+    assert (await either.ask("Count", pb.CountRequest(collection=ref(), filter='lang == "en"'))).rows == 3
+    sources = (await either.ask("ListSources", pb.ListSourcesRequest(collection=ref()))).sources
     assert [(one.name, one.parts_here) for one in sources] == [("s0", 3), ("s1", 3)]
-    await docs.ask("Delete", pb.DeleteRequest(collection=ref(), ids=["0", "2"]))
-    await docs.upsert(row("4", source="s2"))
-    sources = (await docs.ask("ListSources", pb.ListSourcesRequest(collection=ref()))).sources
+    await either.ask("Delete", pb.DeleteRequest(collection=ref(), ids=["0", "2"]))
+    await either.upsert(row("4", source="s2"))
+    sources = (await either.ask("ListSources", pb.ListSourcesRequest(collection=ref()))).sources
     assert [(one.name, one.parts_here) for one in sources] == [("s1", 3), ("s2", 1)]
 
 
@@ -122,9 +133,9 @@ async def test_pages_counts_and_sources(docs: Site) -> None:
         ),
     ],
 )
-async def test_what_cannot_be_done_is_told_with_the_value(docs: Site, method: str, request_: Any, said: str) -> None:
+async def test_what_cannot_be_done_is_told_with_the_value(either: Site, method: str, request_: Any, said: str) -> None:
     with pytest.raises(MeshError, match=said):
-        await docs.ask(method, request_)
+        await either.ask(method, request_)
 
 
 async def test_namespaces_see_their_own_alone(docs: Site) -> None:
@@ -373,10 +384,33 @@ async def test_what_changes_leaves_the_generation_that_is_being_filled(docs: Sit
     (collection,) = docs.keeper
     await docs.upsert(row("a"), row("b"), row("c"))
     table = Table(name="next", dimension=2, metric=collection.serving.table.metric)
-    collection.filling = opening.empty(docs.parts, table, docs.keeper.journal.position)
+    collection.filling = opening.empty(docs.parts, table, docs.keeper.journal.position, docs.keeper)
     rows = [read(row(name, 5, 5), table) for name in "abc"]
     collection.filling.index.apply(Write(table="next", rows=rows), docs.keeper.journal.position)
     await docs.upsert(row("a", text="changed"))
     await docs.ask("Delete", pb.DeleteRequest(collection=ref(), ids=["b"]))
     assert collection.filling.index.select(None) == ["c"]
     assert (await docs.ask("GetCollection", ref())).next_generation == 0.5
+
+
+async def test_a_process_whose_memory_differs_from_its_journal_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nearmesh_agent.vectors import upkeep
+
+    from nearmesh.errors import EngineFailure
+
+    monkeypatch.setattr(upkeep, "EVERY_S", 0.0)
+    parts = DictParts()
+    async with site(tmp_path, parts) as first:
+        await first.create()
+        (collection,) = first.keeper
+        monkeypatch.setattr(collection.serving.index, "apply", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await first.upsert(row("a"))
+        with pytest.raises(NotReady, match="opened anew"):
+            await first.upsert(row("b"))
+        with pytest.raises(EngineFailure, match="'docs' failed half-way"):
+            await first.upkeep.run()
+    async with site(tmp_path, parts) as second:
+        assert await second.ids() == ["a"], "it was on disk"

@@ -87,9 +87,9 @@ class Keeper:
             if one is None:
                 self._opening[spec.identity] = asyncio.Event()
                 continue
-            for table in one:
-                await asyncio.to_thread(opening.give_words, table)
             self._collections[spec.identity] = self._collection(spec, one)
+            if self.config.index == "memory":
+                await self._give_words()
         log.info(
             "open collections=%d rows=%d replayed=%d in %.2f s",
             len(self._collections),
@@ -116,9 +116,27 @@ class Keeper:
         )
         self.applier.start()
         self._store_there.set()
+        await self._give_words()
         await self._clear_away(self.store)
         for collection in self:
             await self.clear_former(collection)
+
+    async def _give_words(self) -> None:
+        for collection in self:
+            for table in (collection.serving, collection.filling):
+                if table and table.wordless:
+                    await asyncio.to_thread(opening.give_words, table)
+
+    # The door to the store.
+
+    def the_store(self) -> Store:
+        """Raises NotReady."""
+        if self.store is None:
+            raise NotReady(f"the store of this node is not open yet{self.store_error and f': {self.store_error}'}")
+        return self.store
+
+    def visible(self) -> int:
+        return self.applier.visible if self.applier else 0
 
     def _open_store(self) -> Store:
         store = self.parts.store()
@@ -137,7 +155,7 @@ class Keeper:
         for collection in self:
             for table in (collection.serving, collection.filling):
                 if table:
-                    await asyncio.to_thread(_saved_and_closed, table)
+                    await asyncio.to_thread(_closed, table, save=not collection.broken)
         if self.store:
             await asyncio.to_thread(self.store.close)
         await asyncio.to_thread(self.ledger.close)
@@ -197,7 +215,7 @@ class Keeper:
         """Empty, in the store and in memory. Raises MeshError."""
         store = await self._the_store()
         await asyncio.to_thread(store.create, table)
-        return await asyncio.to_thread(opening.empty, self.parts, table, self.journal.position)
+        return await asyncio.to_thread(opening.empty, self.parts, table, self.journal.position, self)
 
     async def clear_former(self, collection: Collection) -> None:
         """What generations have left that served before or were given up."""
@@ -284,12 +302,12 @@ class Keeper:
         return Collection(spec, tables[0], self.desk, *tables[1:])
 
     def _saved(self, spec: CollectionSpec) -> list[OpenTable] | None:
-        found = [opening.saved(self.parts, table) for table in spec.tables]
+        found = [opening.saved(self.parts, table, self) for table in spec.tables]
         return [table for table in found if table] if all(found) else None
 
     async def _make_anew(self, spec: CollectionSpec, store: Store) -> None:
         make: Callable[..., OpenTable] = partial(
-            opening.from_store, self.parts, store, self.journal, ends=lambda: self._ending
+            opening.from_store, self.parts, store, self.journal, door=self, ends=lambda: self._ending
         )
         try:
             tables = [await asyncio.to_thread(make, table) for table in spec.tables]
@@ -315,9 +333,9 @@ class Keeper:
         return any(table == one.name for spec in self.specs for one in spec.tables)
 
 
-def _saved_and_closed(table: OpenTable) -> None:
+def _closed(table: OpenTable, *, save: bool) -> None:
     try:
-        if table.unsaved is not None:
+        if save and table.unsaved is not None:
             table.save()
     except OSError as error:
         log.warning("table=%s is not saved: %s", table.table.name, error)

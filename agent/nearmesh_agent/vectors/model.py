@@ -178,8 +178,10 @@ class Store(Protocol):
         """Those that are there."""
         ...
 
-    def scan(self, table: str, *, after: str = "", batch: int = 1000) -> Iterator[Sequence[Row]]:
-        """All rows, with vectors, in the order of their ids from after `after` on."""
+    def scan(
+        self, table: str, *, after: str = "", batch: int = 1000, where: Where | None = None
+    ) -> Iterator[Sequence[Row]]:
+        """All rows, or those that the filter takes, with vectors, in the order of their ids from after `after` on."""
         ...
 
     def count(self, table: str, where: Where | None = None) -> int: ...

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from nearmesh_agent.vectors.ledger import Ledger
 from nearmesh_agent.vectors.model import Index, Journal, Store, Table, Write
-from nearmesh_agent.vectors.parts import Parts
+from nearmesh_agent.vectors.parts import Door, Parts
 from nearmesh_agent.vectors.table import OpenTable
 
 log = logging.getLogger(__name__)
@@ -22,18 +22,18 @@ log = logging.getLogger(__name__)
 _ROWS = 2_000
 
 
-def saved(parts: Parts, table: Table) -> OpenTable | None:
+def saved(parts: Parts, table: Table, door: Door) -> OpenTable | None:
     """As it was saved; None where its vectors have to come from the store."""
-    index = parts.index(table)
+    index = parts.index(table, door)
     if index is None:
         return None
     lexical = parts.lexical(table)
     return OpenTable(table, index, lexical or parts.new_lexical(table), wordless=lexical is None)
 
 
-def empty(parts: Parts, table: Table, position: int) -> OpenTable:
+def empty(parts: Parts, table: Table, position: int, door: Door) -> OpenTable:
     """A new one, which knows that there was nothing for it up to `position`; saved, so that it is never missed."""
-    index, lexical = parts.new_index(table), parts.new_lexical(table)
+    index, lexical = parts.new_index(table, door), parts.new_lexical(table)
     for one in (index, lexical):
         one.apply(Write(table=table.name), position)
     found = OpenTable(table, index, lexical)
@@ -62,11 +62,11 @@ def replay(
 
 
 def from_store(
-    parts: Parts, store: Store, journal: Journal, table: Table, ends: Callable[[], bool] = lambda: False
+    parts: Parts, store: Store, journal: Journal, table: Table, door: Door, ends: Callable[[], bool] = lambda: False
 ) -> OpenTable:
     """Made anew; nobody writes to it meanwhile. Where the process `ends`, what is there so far."""
     began_s = time.monotonic()
-    index, start = parts.new_index(table), beginning(journal)
+    index, start = parts.new_index(table, door), beginning(journal)
     index.apply(Write(table=table.name), start)
     for rows in store.scan(table.name) if table.name in store.tables() else ():
         index.apply(Write(table=table.name, rows=rows), start)

@@ -29,6 +29,18 @@ class Applier(Protocol):
         ...
 
 
+class Door(Protocol):
+    """To the store, for those who search it themselves."""
+
+    def the_store(self) -> Store:
+        """Raises NotReady while there is none."""
+        ...
+
+    def visible(self) -> int:
+        """Up to here the store's searches see everything that was written."""
+        ...
+
+
 class Parts(Protocol):
     """Called from threads. Raises MeshError, OSError."""
 
@@ -49,11 +61,11 @@ class Parts(Protocol):
         needed for anything but the store."""
         ...
 
-    def index(self, table: Table) -> Index | None:
+    def index(self, table: Table, door: Door) -> Index | None:
         """As it was saved; None where there is none, or a damaged one."""
         ...
 
-    def new_index(self, table: Table) -> Index:
+    def new_index(self, table: Table, door: Door) -> Index:
         """Empty, in the place of one that was there."""
         ...
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from nearmesh.errors import ConfigError
 from nearmesh_agent.vectors import filters
 from nearmesh_agent.vectors.across.ledger import NodeLedger
+from nearmesh_agent.vectors.engine import EngineIndex
 from nearmesh_agent.vectors.index import MemoryIndex
-from nearmesh_agent.vectors.model import FieldType, Store, Table, Where
+from nearmesh_agent.vectors.model import FieldType, Index, Store, Table, Where
+from nearmesh_agent.vectors.parts import Door
 from nearmesh_agent.vectors.settings import Settings
 from nearmesh_agent.vectors.store.applier import Applier
 from nearmesh_agent.vectors.store.journal import Journal
@@ -45,10 +47,16 @@ class RealParts:
     ) -> Applier:
         return Applier(journal, store, known=known, saved=saved, settle_s=store.settle_s)
 
-    def index(self, table: Table) -> MemoryIndex | None:
+    def index(self, table: Table, door: Door) -> Index | None:
+        if self._config.index == "engine":
+            # One of our own that is left here would be wrong by the time that it is used again.
+            shutil.rmtree(self._of(table) / "index", ignore_errors=True)
+            return EngineIndex(table, door.the_store, door.visible)
         return MemoryIndex.opened(table, self._of(table) / "index")
 
-    def new_index(self, table: Table) -> MemoryIndex:
+    def new_index(self, table: Table, door: Door) -> Index:
+        if self._config.index == "engine":
+            return EngineIndex(table, door.the_store, door.visible)
         return MemoryIndex.new(table, self._of(table) / "index")
 
     def lexical(self, table: Table) -> TantivyLexical | None:

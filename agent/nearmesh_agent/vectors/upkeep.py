@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from nearmesh.errors import MeshError
+from nearmesh.errors import EngineFailure, MeshError
 from nearmesh_agent.vectors.collection import Collection
 from nearmesh_agent.vectors.keeper import Keeper
 from nearmesh_agent.vectors.model import Vector, Where
@@ -47,13 +47,21 @@ class Upkeep:
             self._sampled.append(partial(collection.measure, vector, k, where))
 
     async def run(self) -> None:
+        """Raises EngineFailure where memory and journal differ: only a restart mends that."""
         while True:
             await asyncio.sleep(EVERY_S)
+            await self._check()
             try:
                 await self._round()
             except (MeshError, OSError) as error:
                 # A full disk, say: nothing of what was acknowledged is lost by it.
                 log.warning("upkeep of vectors: %s", error)
+
+    async def _check(self) -> None:
+        for collection in self._keeper:
+            if collection.broken:
+                await collection.quiet()
+                raise EngineFailure(f"a write to collection {collection.spec.name!r} failed half-way; opening it anew")
 
     async def _round(self) -> None:
         for collection in self._keeper:

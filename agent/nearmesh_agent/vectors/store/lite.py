@@ -78,8 +78,10 @@ class LiteStore(MilvusStore):
         with self._one:
             return super().get(table, ids)
 
-    def scan(self, table: str, *, after: str = "", batch: int = 1000) -> Iterator[Sequence[Row]]:
-        pages = super().scan(table, after=after, batch=max(batch, _PAGE_ROWS))
+    def scan(
+        self, table: str, *, after: str = "", batch: int = 1000, where: Where | None = None
+    ) -> Iterator[Sequence[Row]]:
+        pages = super().scan(table, after=after, batch=max(batch, _PAGE_ROWS), where=where)
         while True:
             with self._one:
                 page = next(pages, None)

@@ -98,11 +98,14 @@ class MilvusStore:
         found = {row.id: row for part in parts_of(ids, _IDS) for row in self._rows(table, schema.one_of(part))}
         return [found[row_id] for row_id in dict.fromkeys(ids) if row_id in found]
 
-    def scan(self, table: str, *, after: str = "", batch: int = 1000) -> Iterator[Sequence[Row]]:
+    def scan(
+        self, table: str, *, after: str = "", batch: int = 1000, where: Where | None = None
+    ) -> Iterator[Sequence[Row]]:
+        taken = f" and ({where.milvus()})" if where else ""
         while True:
             # As pymilvus's own iterator asks, which is sure of the order of the keys only so.
             page = {"limit": batch, "iterator": "True", "reduce_stop_for_best": "True"}
-            rows = self._rows(table, f"{ID} > {schema.quoted(after)}", **page)
+            rows = self._rows(table, f"{ID} > {schema.quoted(after)}{taken}", **page)
             if not rows:
                 return
             after = rows[-1].id
