@@ -91,7 +91,7 @@ def test_writes_of_one_call_are_taken_in_order(store: Store, books: Table) -> No
     store.write(
         [
             Write(table=books.name, rows=[row("a", 1), row("b", 1), row("c", 1)]),
-            Write(table=books.name, rows=[row("a", 2)], deleted=["b", "c"]),
+            Write(table=books.name, rows=[row("a", 2), row("b", 2)], deleted=["b", "c"]),
             Write(table=books.name, rows=[row("c", 3)]),
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -62,7 +63,12 @@ class Clock:
 
 
 def applier(journal: Journal, store: Kept, **more: object) -> Applier:
-    given = {"known": store.tables_here.__contains__, "saved": lambda: 10**9, **more}
+    given: dict[str, object] = {
+        "settle_s": math.inf,
+        "known": store.tables_here.__contains__,
+        "saved": lambda: 10**9,
+        **more,
+    }
     return Applier(journal, store, **given)  # type: ignore[arg-type]
 
 
@@ -115,6 +121,38 @@ def test_after_a_failure_it_begins_again_behind_the_last_flush(journal: Journal)
     store.failing = lambda: None
     taking.flush()
     assert here(store.disk).keys() == {"a", "b", "c"}
+
+
+def test_a_server_keeps_what_it_took_and_gets_only_the_rest_after_a_failure(journal: Journal) -> None:
+    """To write all of it again would bring a deleted row back, until its delete is written again."""
+    store = Kept()
+    taking = applier(journal, store, settle_s=0.0)
+    put(journal, "a")
+    taking.flush()
+    put(journal, "b")
+
+    def fails() -> None:
+        raise Unreachable("Milvus is away")
+
+    store.failing = fails
+    with pytest.raises(Unreachable):
+        taking.flush()
+    assert (taking.applied, taking.visible) == (1, 1)
+    store.failing = lambda: None
+    store.calls.clear()
+    taking.flush()
+    assert store.calls == [1]
+    assert here(store.disk).keys() == {"a", "b"}
+
+
+def test_what_lite_may_lose_is_not_relied_on(journal: Journal) -> None:
+    store = Kept()
+    taking = applier(journal, store, pace=Pace(rows=10))
+    put(journal, "a")
+    taking._step()
+    assert (taking.applied, taking.visible) == (1, 0)
+    taking.flush()
+    assert taking.visible == 1
 
 
 def test_a_new_applier_takes_over_all_that_was_not_forgotten(journal: Journal) -> None:

@@ -108,7 +108,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Write:
-    """Rows that are written and ids that are deleted together, as the journal keeps them."""
+    """Rows that are written and then ids that are deleted, as the journal keeps them."""
 
     table: str
     rows: Sequence[Row] = ()

@@ -1,12 +1,13 @@
 """Takes what was acknowledged from the journal into the store, and has the journal forget what is safe elsewhere.
 
-A thread of its own, behind everything else. A failure of the store loses nothing: it begins again behind the last
-flush, and writing the same again changes nothing.
+A thread of its own, behind everything else. A failure of the store loses nothing: writing the same again changes
+nothing. Lite may have lost what it had not flushed, and gets it again.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -44,7 +45,7 @@ class Pace:
 
 class Applier:
     """Between one journal and one store. `known` says whether a table is still there: what is for another is passed
-    over. `saved` is up to where every saved index knows: no more is forgotten."""
+    over. `saved` is up to where every saved index knows: no more is forgotten. `settle_s` is the store's."""
 
     def __init__(
         self,
@@ -83,7 +84,10 @@ class Applier:
 
     @property
     def visible(self) -> int:
-        """Up to where the engine's own searches see what was written; what comes after is to be searched beside."""
+        """Up to where the engine's own searches see what was written, and go on to; what comes after is to be searched
+        beside."""
+        if self._loses:
+            return self.durable
         now_s = self._clock()
         while self._settling and self._settling[0][0] <= now_s:
             self._visible = self._settling.popleft()[1]
@@ -96,14 +100,18 @@ class Applier:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The store changes no more inside; the journal goes on."""
+        """The store changes no more inside, and has on its disk what it has; the journal goes on."""
         with self._turn:
+            try:
+                self._flush()
+            except MeshError:
+                self._begin_again()
+                raise
             yield
 
     def use(self, store: Store, settle_s: float) -> None:
-        """Another store, that has all that this one had when it was flushed last; only inside `paused`."""
+        """Another store, that has all that this one has; only inside `paused`."""
         self._store, self._settle_s = store, settle_s
-        self._begin_again()
 
     def flush(self) -> None:
         """Takes over all that is in the journal by now, and flushes. Raises what the store raises."""
@@ -149,10 +157,17 @@ class Applier:
         with self._turn:
             self._begin_again()
 
+    @property
+    def _loses(self) -> bool:
+        """Whether what it was given and has not flushed may be gone. A server keeps it, in a log of its own."""
+        return math.isinf(self._settle_s)
+
     def _begin_again(self) -> None:
-        self.applied, self._rows, self._since_s = self.durable, 0, None
-        self._settling.clear()
-        self._visible = min(self._visible, self.durable)
+        """Behind the last flush; not where it is known to be there: to write it again would bring back old states,
+        until all of it is written."""
+        if self._loses:
+            self.applied, self._rows, self._since_s = self.durable, 0, None
+            self._settling.clear()
 
     def _apply(self) -> None:
         """Some of what comes next."""

@@ -7,6 +7,7 @@ and has not flushed is gone with its process: `flush` answers only for what was 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import subprocess
 import sys
@@ -43,8 +44,8 @@ class LiteStore(MilvusStore):
     kinds = indexes.LITE
 
     def __init__(self, folder: Path) -> None:
-        # It sees what it was given.
-        super().__init__(str(folder), settle_s=0.0)
+        # It sees at once what it was given, but may lose it until it is flushed.
+        super().__init__(str(folder), settle_s=math.inf)
         self._folder = folder
         self._process = LiteProcess(folder, gone=self._disconnect)
         # Of Lite's process when the first of what is not flushed was written.

@@ -46,8 +46,8 @@ class MilvusStore:
     kinds: Sequence[indexes.Kind] = indexes.SERVER
 
     def __init__(self, uri: str, token: str = "", *, settle_s: float = SETTLE_S) -> None:
-        """`settle_s`: after this time a written row is seen by `search`, by all other calls at once; 0 makes each
-        search wait until it sees all."""
+        """`settle_s`: after this time a written row is seen by `search`, by all other calls at once. 0 makes each
+        search wait until it sees all; infinite: what is not flushed may be lost, and seen no more."""
         self._uri, self._token, self.settle_s = uri, token, settle_s
         self._client: MilvusClient | None = None
         self._connected_to = ""
@@ -225,8 +225,8 @@ def _newest(writes: Sequence[Write]) -> Mapping[str, Mapping[str, Row | None]]:
     tables: dict[str, dict[str, Row | None]] = {}
     for write in writes:
         rows = tables.setdefault(write.table, {})
-        rows.update(dict.fromkeys(write.deleted))
         rows.update((row.id, row) for row in write.rows)
+        rows.update(dict.fromkeys(write.deleted))
     return tables
 
 

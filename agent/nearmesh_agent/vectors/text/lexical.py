@@ -98,10 +98,10 @@ class TantivyLexical:
     def apply(self, write: Write, position: int) -> None:
         """Searches find its rows, and what it deleted no more, when it returns. The same again changes nothing."""
         with self._lock:
-            for id in write.deleted:
-                self._fresh[id] = _Fresh()
             for row in write.rows:
                 self._fresh[row.id] = _Fresh(row.text)
+            for id in write.deleted:
+                self._fresh[id] = _Fresh()
             self._position = max(self._position, position)
 
     def search(self, text: str, k: int, among: Collection[str] | None = None) -> Sequence[Found]:
