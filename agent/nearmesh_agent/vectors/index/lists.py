@@ -45,7 +45,6 @@ class Lists:
         self._assigned = Growing(np.int32)
         self._sizes = np.zeros(index.nlist, np.int64)
         self._centroids = index.quantizer.reconstruct_n(0, index.nlist)
-        self._squares = np.einsum("ij,ij->i", self._centroids, self._centroids)
         self.trained = Trained(0, 1.0)
         # Replaced as a whole when it is measured anew.
         self.tuned = Tuned()
@@ -131,10 +130,8 @@ class Lists:
 
     def search(self, query: Vector, k: int, enough: int, view: View, selected: Mask | None) -> tuple[Best, int]:
         """Of the slots that are in the lists, and how many those are; `selected` (with a filter) are alive."""
-        nearness = self._centroids @ query
-        if self._table.metric is Metric.L2:
-            nearness = 2 * nearness - self._squares
-        order = np.argsort(-nearness)
+        nearness = self._nearness(query)
+        order = np.argsort(nearness if self._table.metric is Metric.L2 else -nearness)
         if selected is None and view.dead:
             selected = view.alive
         with self._gate.reading():
@@ -145,6 +142,13 @@ class Lists:
             slots = self._candidates(query, max(k * _MORE, _MORE_AT_LEAST), probed, nearness[probed], selected)
         found = scores(self._table.metric, query, view.vectors, view.scales, slots)
         return best(self._table.metric, slots, found, k), min(indexed, view.used)
+
+    def _nearness(self, query: Vector) -> NDArray[np.float32]:
+        """Of all lists' centroids, as faiss has it; not by NumPy, whose library may call threads of its own."""
+        found = np.empty(len(self._centroids), np.float32)
+        of = faiss().fvec_L2sqr_ny if self._table.metric is Metric.L2 else faiss().fvec_inner_products_ny
+        of(pointer(found), pointer(query), pointer(self._centroids), self._table.dimension, len(found))
+        return found
 
     def _probes(self, order: NDArray[np.int64], enough: int, view: View, selected: Mask | None) -> int:
         """How many lists hold enough."""
@@ -162,11 +166,10 @@ class Lists:
             bits = np.packbits(selected, bitorder="little")
             selector = faiss().IDSelectorBitmap(len(bits), pointer(bits))
             parameters.sel = selector
-        far = -nearness if self._table.metric is Metric.L2 else nearness
-        lists, far = np.ascontiguousarray(probed, np.int64), np.ascontiguousarray(far, np.float32)
+        lists, near = np.ascontiguousarray(probed, np.int64), np.ascontiguousarray(nearness)
         distances, slots = np.empty(k, np.float32), np.empty(k, np.int64)
         self._index.search_preassigned_c(
-            1, pointer(query), k, pointer(lists), pointer(far), pointer(distances), pointer(slots), False, parameters
+            1, pointer(query), k, pointer(lists), pointer(near), pointer(distances), pointer(slots), False, parameters
         )
         return slots[slots >= 0]
 

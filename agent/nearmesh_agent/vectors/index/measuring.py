@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,13 +15,29 @@ from nearmesh_agent.vectors.model import Mask, Metric, Vector
 
 # Enough for the mean of their recalls to be right within a percent.
 QUERIES = 64
-# A query is as far from a row as rows are from one another in a small part of the table; this much of its length.
+# Queries are not quite where rows are: they lie beside them by this much of their length, in any direction.
 _AWAY = 0.35
 # Scores are the same within what FP32 leaves of a sum.
 _SAME = 1e-6
 # Of the rows, what the filter takes that recall is measured with too: those nearest to one of them, which is as hard
 # as a filter gets, as they are far from most queries and lie in lists of their own.
 _FILTERED_SHARE = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One to measure with."""
+
+    vector: Vector
+    # The slot of the row that it was made of, which is not to be found; -1: somebody asked it.
+    made_of: int = -1
+
+    def within(self, mask: Mask) -> Mask:
+        if self.made_of < 0:
+            return mask
+        others = mask.copy()
+        others[self.made_of] = False
+        return others
 
 
 def exactly(view: View, query: Vector, k: int, selected: Mask | None, first: int = 0) -> Best:
@@ -35,14 +52,17 @@ def exactly(view: View, query: Vector, k: int, selected: Mask | None, first: int
     return best(metric, slots, scores(metric, query, view.vectors, scales, slots), k)
 
 
-def likely_queries(view: View, count: int) -> list[Vector]:
-    """Vectors near some of the rows, for as long as too few real ones have been seen."""
+def likely_queries(view: View, count: int) -> list[Query]:
+    """Made of some of the rows, for as long as too few real ones have been seen."""
     chance = np.random.default_rng(view.used)
     live = np.flatnonzero(view.alive)
-    rows = view.vectors[np.sort(chance.choice(live, min(count, len(live)), replace=False))]
+    slots = np.sort(chance.choice(live, min(count, len(live)), replace=False))
+    rows = view.vectors[slots]
     away = chance.normal(size=rows.shape)
     away *= _AWAY * np.linalg.norm(rows, axis=1, keepdims=True) / np.linalg.norm(away, axis=1, keepdims=True)
-    return [prepared(view.slots.table.metric, row) for row in (rows + away).astype(np.float32)]
+    vectors = (rows + away).astype(np.float32)
+    metric = view.slots.table.metric
+    return [Query(prepared(metric, vector), slot) for vector, slot in zip(vectors, slots.tolist(), strict=True)]
 
 
 def prepared(metric: Metric, query: Vector) -> Vector:
@@ -51,7 +71,7 @@ def prepared(metric: Metric, query: Vector) -> Vector:
     return unit(query) if metric is Metric.COSINE else query
 
 
-def tuned(lists: Lists, view: View, queries: Sequence[Vector]) -> Tuned:
+def tuned(lists: Lists, view: View, queries: Sequence[Query]) -> Tuned:
     """How far searches must look, with and without a filter; takes some hundred searches."""
     rows = min(lists.indexed, view.used)
     within = np.zeros(view.used, np.bool_)
@@ -61,13 +81,14 @@ def tuned(lists: Lists, view: View, queries: Sequence[Vector]) -> Tuned:
     return Tuned(enough, filtered, rows)
 
 
-def _enough(lists: Lists, view: View, queries: Sequence[Vector], k: int, mask: Mask) -> int:
-    truth, taken = truths(view, queries, k, mask), int(np.count_nonzero(mask))
+def _enough(lists: Lists, view: View, queries: Sequence[Query], k: int, mask: Mask) -> int:
+    taken = int(np.count_nonzero(mask))
+    truth = [exactly(view, query.vector, k, query.within(mask)) for query in queries]
 
     def recall_of(tried: int) -> float:
         if scores_all(taken, tried):
             return 1.0
-        found = [lists.search(query, k, tried, view, mask)[0] for query in queries]
+        found = [lists.search(query.vector, k, tried, view, query.within(mask))[0] for query in queries]
         return mean_recall(view.slots.table.metric, found, truth)
 
     return least_enough(k, taken, recall_of)
@@ -80,10 +101,6 @@ def _around_one(view: View, mask: Mask) -> Mask:
     around = np.zeros(len(mask), np.bool_)
     around[exactly(view, centre, max(1, int(len(slots) * _FILTERED_SHARE)), mask).slots] = True
     return around
-
-
-def truths(view: View, queries: Sequence[Vector], k: int, mask: Mask | None) -> list[Best]:
-    return [exactly(view, query, k, mask) for query in queries]
 
 
 def mean_recall(metric: Metric, found: Sequence[Best], truth: Sequence[Best]) -> float:

@@ -17,7 +17,6 @@ import numpy as np
 from nearmesh.errors import InvalidInput
 from nearmesh_agent.vectors.index import measuring, saved, tuning
 from nearmesh_agent.vectors.index.exact import Best, joined
-from nearmesh_agent.vectors.index.library import faiss
 from nearmesh_agent.vectors.index.lists import Lists
 from nearmesh_agent.vectors.index.measuring import exactly, prepared
 from nearmesh_agent.vectors.index.slots import Slots, View
@@ -141,11 +140,12 @@ class MemoryIndex:
         """Takes fresh rows into the lists, makes them anew where the table has grown, copies what lives where much is
         dead, measures recall; in a thread, for as long as it takes."""
         with self._maintaining:
-            # Of this thread's calls: a search beside it has a core as well.
-            faiss().omp_set_num_threads(1)
             self._tidy()
-            self._take()
+            anew = self._take()
             self._tune()
+            if anew and self._saved:
+                # Nobody may write to the table for long, and a start would make them once more.
+                self._save()
 
     def _tidy(self) -> None:
         state = self._state
@@ -166,7 +166,8 @@ class MemoryIndex:
             self._state = _State(View(slots, len(alive), alive, now.live, now.bytes, now.position), lists)
         old.slots.close()
 
-    def _take(self) -> None:
+    def _take(self) -> bool:
+        """Whether the lists are new."""
         view, lists = self._state.view, self._state.lists
         if tuning.trains(view.live, lists.trained if lists else None, lists.unevenness if lists else 0.0):
             made = Lists.made_for(view)
@@ -175,9 +176,10 @@ class MemoryIndex:
             made.tuned = self._tuned(made)
             with self._writing:
                 self._state = _State(self._state.view, made)
-        elif lists:
-            while lists.take(self._state.view):
-                pass
+            return True
+        while lists and lists.take(self._state.view):
+            pass
+        return False
 
     def _tune(self) -> None:
         lists = self._state.lists
@@ -192,13 +194,14 @@ class MemoryIndex:
 
     def _tuned(self, lists: Lists) -> tuning.Tuned:
         view = self._state.view
-        real = list(self._recent)
+        real = [measuring.Query(vector) for vector in list(self._recent)]
         return measuring.tuned(lists, view, real + measuring.likely_queries(view, measuring.QUERIES - len(real)))
 
     def _recall_of(self, queries: Sequence[Vector]) -> float:
+        """Of searches for all rows."""
         state = self._state
         k = tuning.MEASURED_K[0]
-        truth = measuring.truths(state.view, queries, k, None)
+        truth = [exactly(state.view, query, k, None) for query in queries]
         found = [_through_lists(state, query, k, None, state.view.live) for query in queries]
         metric = self._table.metric
         return measuring.mean_recall(metric, [some or true for some, true in zip(found, truth, strict=True)], truth)
@@ -206,14 +209,17 @@ class MemoryIndex:
     def save(self) -> int:
         """Raises OSError; what was saved before stays then."""
         with self._maintaining:
-            with self._writing:
-                state = self._state
-                arenas = state.view.slots.arenas
-                marks = {kind: (arena.size, arena.checksum) for kind, arena in arenas.items()}
-            if state is not self._saved:
-                saved.write(state.view, marks, state.lists)
-                self._saved = state
-            return state.view.position
+            return self._save()
+
+    def _save(self) -> int:
+        with self._writing:
+            state = self._state
+            arenas = state.view.slots.arenas
+            marks = {kind: (arena.size, arena.checksum) for kind, arena in arenas.items()}
+        if state is not self._saved:
+            saved.write(state.view, marks, state.lists)
+            self._saved = state
+        return state.view.position
 
     def close(self) -> None:
         """Gives its files back; what was not saved is in the journal."""
