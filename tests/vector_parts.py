@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -170,8 +171,8 @@ class DictJournal:
 class DictStore:
     """`model.Store`."""
 
-    def __init__(self, disk: Disk) -> None:
-        self._tables = disk.store
+    def __init__(self, tables: dict[str, Dict]) -> None:
+        self._tables = tables
 
     def tables(self) -> Sequence[str]:
         return list(self._tables)
@@ -211,6 +212,7 @@ class DictApplier:
     """`parts.Applier`, which goes on when it is told to."""
 
     failure = ""
+    is_paused = False
 
     def __init__(
         self, journal: DictJournal, store: Store, known: Callable[[str], bool], saved: Callable[[], int]
@@ -221,6 +223,20 @@ class DictApplier:
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        assert not self.is_paused
+        self.is_paused = True
+        yield
+        self.is_paused = False
+
+    def use(self, store: Store, settle_s: float) -> None:
+        assert self.is_paused
+        self._store = store
+
+    def flush(self) -> None:
+        self.step()
 
     def step(self) -> None:
         for position, write in self._journal.after(max(self.visible, self._journal.first - 1)):
@@ -274,7 +290,13 @@ class Disk:
     deletes: dict[tuple[str, str], int] = field(default_factory=dict)
     ledger: int = 0
     now: int = 0
-    store: dict[str, Dict] = field(default_factory=dict)
+    # By address, and the one in use.
+    stores: dict[str, dict[str, Dict]] = field(default_factory=dict)
+    uri: str = ""
+
+    @property
+    def store(self) -> dict[str, Dict]:
+        return self.stores.get(self.uri, {})
 
 
 class Equal:
@@ -312,7 +334,15 @@ class DictParts:
     def store(self) -> DictStore:
         if self.store_error:
             raise self.store_error
-        return DictStore(self.disk)
+        return DictStore(self.disk.stores.setdefault(self.disk.uri, {}))
+
+    def elsewhere(self, uri: str, token_variable: str) -> DictStore | None:
+        if not uri.startswith("http"):
+            raise InvalidInput(f"{uri!r} is no store")
+        return None if uri == self.disk.uri else DictStore(self.disk.stores.setdefault(uri, {}))
+
+    def use_elsewhere(self, uri: str, token_variable: str) -> None:
+        self.disk.uri = uri
 
     def applier(
         self, journal: DictJournal, store: Store, *, known: Callable[[str], bool], saved: Callable[[], int]

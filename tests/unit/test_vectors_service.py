@@ -24,7 +24,7 @@ from nearmesh.errors import (
 )
 from nearmesh.v1 import vector_pb2 as pb
 from tests.vector_parts import DictApplier, DictParts
-from tests.vector_site import Site, ref, row, site
+from tests.vector_site import Context, Site, ref, row, site
 
 
 @pytest.fixture(params=["memory", "engine that sees nothing yet", "engine that sees all"])
@@ -414,3 +414,51 @@ async def test_a_process_whose_memory_differs_from_its_journal_ends(
             await first.upkeep.run()
     async with site(tmp_path, parts) as second:
         assert await second.ids() == ["a"], "it was on disk"
+
+
+async def test_everything_moves_to_another_store_while_it_is_written(tmp_path: Path) -> None:
+    parts = DictParts()
+    async with site(tmp_path, parts) as first:
+        await first.create()
+        await first.create("other")
+        await first.upsert(*(row(f"{n}") for n in range(5)))
+        moved = [one async for one in first.servicer.Migrate(pb.MigrateRequest(uri="http://milvus"), Context("*"))]
+        assert [one.phase for one in moved][-1] == "done"
+        await first.upsert(row("later"))
+        applier_of(first).step()
+        assert sorted(len(table.all()) for table in parts.disk.stores["http://milvus"].values()) == [0, 6]
+        assert sorted(len(table.all()) for table in parts.disk.stores[""].values()) == [0, 5], "it is left as it was"
+        again = [one async for one in first.servicer.Migrate(pb.MigrateRequest(uri="http://milvus"), Context("*"))]
+        assert [one.phase for one in again] == ["done"]
+        with pytest.raises(InvalidInput, match="'nowhere' is no store"):
+            async for _ in first.servicer.Migrate(pb.MigrateRequest(uri="nowhere"), Context("*")):
+                pass
+        await first.create("third")
+    parts.disk.indexes.clear()
+    async with site(tmp_path, parts) as second:
+        assert await second.ids() == ["0", "1", "2", "3", "4", "later"]
+
+
+async def test_while_the_store_is_exchanged_no_collection_comes_or_goes(docs: Site) -> None:
+    async with docs.keeper.standing_still():
+        with pytest.raises(NotReady, match="moved to another Milvus"):
+            await docs.create("new")
+        with pytest.raises(NotReady, match="moved to another Milvus"):
+            await docs.ask("DropCollection", ref())
+        await docs.upsert(row("a"))
+    await docs.create("new")
+
+
+async def test_a_move_that_fails_leaves_the_old_store_in_use(docs: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nearmesh_agent.vectors import moving
+
+    def broken(*_: object) -> Any:
+        raise Unreachable("Milvus went away")
+        yield
+
+    monkeypatch.setattr(moving, "migrate", broken)
+    with pytest.raises(Unreachable, match="went away"):
+        async for _ in docs.servicer.Migrate(pb.MigrateRequest(uri="http://milvus"), Context("*")):
+            pass
+    assert docs.parts.disk.uri == ""
+    await docs.create("new")

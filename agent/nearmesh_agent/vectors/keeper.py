@@ -59,7 +59,9 @@ class Keeper:
         self._making = asyncio.Lock()
         self._writes: Executor = ThreadPoolExecutor(_WRITERS, "vector-writes")
         self._openers = ThreadPoolExecutor(_OPENERS, "vector-opening")
-        self._ending = False
+        self.ending = False
+        # The store is exchanged for another one: no tables come or go.
+        self._still = False
         # Up to here the journal is needed by nothing but the store.
         self.saved_position = 0
 
@@ -135,6 +137,22 @@ class Keeper:
             raise NotReady(f"the store of this node is not open yet{self.store_error and f': {self.store_error}'}")
         return self.store
 
+    def the_applier(self) -> Applier:
+        """Raises NotReady."""
+        if self.applier is None:
+            raise NotReady("the store of this node is not open yet; ask again in a moment")
+        return self.applier
+
+    @asynccontextmanager
+    async def standing_still(self) -> AsyncIterator[None]:
+        """No collection is made, changed or dropped inside; rows are written as before."""
+        async with self._making:
+            self._still = True
+        try:
+            yield
+        finally:
+            self._still = False
+
     def visible(self) -> int:
         return self.applier.visible if self.applier else 0
 
@@ -147,7 +165,7 @@ class Keeper:
 
     async def close(self) -> None:
         """What is acknowledged is on disk in any case; this makes the next start quick."""
-        self._ending = True
+        self.ending = True
         if self.applier:
             await asyncio.to_thread(self.applier.stop)
         for collection in self:
@@ -189,6 +207,7 @@ class Keeper:
         self._check_served(spec.namespace)
         limits.check_name(spec.name)
         async with self._making:
+            self._check_moving()
             self._check_new(spec)
             table = await self.new_table(spec.table)
             await asyncio.to_thread(self.specs.put, spec)
@@ -207,6 +226,7 @@ class Keeper:
     async def changing(self, collection: Collection) -> AsyncIterator[None]:
         """Nobody else changes or drops it, or another one. Raises NotFound where somebody has."""
         async with self._making:
+            self._check_moving()
             if self._collections.get(collection.identity) is not collection:
                 raise NotFound(f"collection {collection.spec.name!r} was dropped meanwhile")
             yield
@@ -281,6 +301,10 @@ class Keeper:
         if not self.config.serves(namespace):
             raise PermissionDenied(f"namespace {namespace!r} is not served on this node; `allow` in its node.toml")
 
+    def _check_moving(self) -> None:
+        if self._still:
+            raise NotReady("the vectors of this node are moved to another Milvus; ask again when that is done")
+
     def _check_new(self, spec: CollectionSpec) -> None:
         there = [one for one in self.specs if one.namespace == spec.namespace]
         if any(one.name == spec.name for one in there):
@@ -307,7 +331,7 @@ class Keeper:
 
     async def _make_anew(self, spec: CollectionSpec, store: Store) -> None:
         make: Callable[..., OpenTable] = partial(
-            opening.from_store, self.parts, store, self.journal, door=self, ends=lambda: self._ending
+            opening.from_store, self.parts, store, self.journal, door=self, ends=lambda: self.ending
         )
         try:
             tables = [await asyncio.to_thread(make, table) for table in spec.tables]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from nearmesh_agent.vectors.ledger import Ledger
@@ -16,6 +17,18 @@ class Applier(Protocol):
 
     def stop(self) -> None:
         """What is not taken over stays in the journal. Safe to repeat."""
+        ...
+
+    def flush(self) -> None:
+        """All that is in the journal by now is on the store's disk when it returns. Raises MeshError."""
+        ...
+
+    def paused(self) -> AbstractContextManager[None]:
+        """The store changes no more inside; the journal goes on."""
+        ...
+
+    def use(self, store: Store, settle_s: float) -> None:
+        """Another store, which has all that this one had; only inside `paused`."""
         ...
 
     @property
@@ -52,6 +65,14 @@ class Parts(Protocol):
 
     def store(self) -> Store:
         """Opened; may take seconds."""
+        ...
+
+    def elsewhere(self, uri: str, token_variable: str) -> Store | None:
+        """Another one, opened; None where it is the one in use. Raises InvalidInput for what names none."""
+        ...
+
+    def use_elsewhere(self, uri: str, token_variable: str) -> None:
+        """That one is the store from now on, over a restart too."""
         ...
 
     def applier(

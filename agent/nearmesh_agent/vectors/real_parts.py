@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from nearmesh.errors import ConfigError
 from nearmesh_agent.vectors import filters
 from nearmesh_agent.vectors.across.ledger import NodeLedger
 from nearmesh_agent.vectors.engine import EngineIndex
@@ -15,13 +13,12 @@ from nearmesh_agent.vectors.index import MemoryIndex
 from nearmesh_agent.vectors.model import FieldType, Index, Store, Table, Where
 from nearmesh_agent.vectors.parts import Door
 from nearmesh_agent.vectors.settings import Settings
+from nearmesh_agent.vectors.store import place
 from nearmesh_agent.vectors.store.applier import Applier
 from nearmesh_agent.vectors.store.journal import Journal
-from nearmesh_agent.vectors.store.lite import LiteStore
 from nearmesh_agent.vectors.store.milvus import MilvusStore
+from nearmesh_agent.vectors.store.place import Place
 from nearmesh_agent.vectors.text.lexical import TantivyLexical
-
-LITE = "milvus.db"
 
 
 class RealParts:
@@ -31,6 +28,7 @@ class RealParts:
         self._folder = settings.path
         self._node = settings.node
         self._config = settings.config
+        self._configured = Place(uri=settings.config.uri, token_variable=settings.config.token_variable)
 
     def journal(self) -> Journal:
         return Journal(self._folder / "journal")
@@ -40,7 +38,15 @@ class RealParts:
 
     def store(self) -> Store:
         """Raises ConfigError where the token is not there."""
-        return store_at(self._config.uri, self._config.token_variable, self._folder)
+        return place.current(self._folder, self._configured).open(self._folder)
+
+    def elsewhere(self, uri: str, token_variable: str) -> Store | None:
+        to = Place(uri=uri, token_variable=token_variable)
+        to.check()
+        return None if to == place.current(self._folder, self._configured) else to.open(self._folder)
+
+    def use_elsewhere(self, uri: str, token_variable: str) -> None:
+        place.move(self._folder, self._configured, Place(uri=uri, token_variable=token_variable))
 
     def applier(
         self, journal: Journal, store: MilvusStore, *, known: Callable[[str], bool], saved: Callable[[], int]
@@ -73,12 +79,3 @@ class RealParts:
 
     def _of(self, table: Table) -> Path:
         return self._folder / "tables" / table.name
-
-
-def store_at(uri: str, token_variable: str, folder: Path) -> MilvusStore:
-    """Milvus at an address, or Lite: below `folder` where there is no address, else at that path."""
-    if not uri.startswith(("http://", "https://")):
-        return LiteStore(Path(uri) if uri else folder / LITE)
-    if token_variable and token_variable not in os.environ:
-        raise ConfigError(f"the token of {uri} is to be in the variable {token_variable}, which is not set")
-    return MilvusStore(uri, os.environ.get(token_variable, "") if token_variable else "")

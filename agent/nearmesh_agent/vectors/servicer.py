@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from nearmesh_agent.vectors.collection import Collection
 from nearmesh_agent.vectors.collections import CollectionSpec, Generation
 from nearmesh_agent.vectors.keeper import Keeper, new_spec
 from nearmesh_agent.vectors.model import Row, Where
+from nearmesh_agent.vectors.moving import Mover
 from nearmesh_agent.vectors.namespaces import ANY, chosen, told
 from nearmesh_agent.vectors.text.answer import answered, check_embedder
 from nearmesh_agent.vectors.upkeep import Upkeep
@@ -53,6 +54,7 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         self._here = here
         self._threads = ThreadPoolExecutor(threads, "vector-search")
         self._waiting = 0
+        self._mover = Mover(keeper)
         # By text and fields, those read lately: an app asks with the same filters over and over.
         self._filters: dict[tuple[str, str], Where | None] = {}
 
@@ -196,6 +198,12 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
             return answered(request, collection, where, node=here.node, site=here.site).SerializeToString()
 
         return await self._searching(found)
+
+    # The store.
+
+    async def Migrate(self, request: pb.MigrateRequest, context: Any) -> AsyncIterator[pb.MigrateProgress]:
+        async for progress in self._mover.move(request.uri, request.token_variable):
+            yield progress
 
     # Inside.
 
