@@ -61,3 +61,8 @@ class HybridClock:
 def seconds(stamp: int) -> float:
     """Since the epoch."""
     return (stamp >> _NODE_BITS + _COUNT_BITS) / 1000
+
+
+def stamp_at(at_s: float) -> int:
+    """The first of a moment."""
+    return int(at_s * 1000) << _COUNT_BITS + _NODE_BITS

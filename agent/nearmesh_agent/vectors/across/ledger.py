@@ -47,13 +47,15 @@ class NodeLedger:
         self._wall_s = wall_s
         self._position: int = kept.get("position", 0)
         # Those that other nodes are to have, and those that may have tombstones.
-        self._followed: set[str] = set()
-        self._deleted: set[str] = set()
+        with self.tables.use() as tables:
+            followed = tables.all("select identity from collections where followed")
+            deleted = tables.all(
+                "select identity from collections where key in (select distinct collection from tombstones)"
+            )
+        self._followed = {identity for (identity,) in followed}
+        self._deleted = {identity for (identity,) in deleted}
         # Called in any thread when there is something for other nodes.
         self.news: Callable[[str], None] = lambda identity: None
-        with self.tables.use() as tables:
-            found = "select identity from collections where key in (select collection from tombstones)"
-            self._deleted.update(identity for (identity,) in tables.all(found))
 
     # Stamps.
 
@@ -131,13 +133,15 @@ class NodeLedger:
 
     def follow(self, identity: str, followed: bool) -> None:
         """Whether other nodes are to have it: from now on its rows are counted, or no more."""
-        if followed:
-            self._followed.add(identity)
+        if followed == (identity in self._followed):
             return
-        self._followed.discard(identity)
         with self.tables.use() as tables:
-            if tables.run("update collections set filled = 0 where identity = ? and filled", identity):
-                tables.run("delete from changes where collection = ?", self._key(identity))
+            key = self._key(identity)
+            tables.run("update collections set followed = ? where key = ?", followed, key)
+            if not followed and tables.run("update collections set filled = 0 where key = ? and filled", key):
+                tables.run("delete from changes where collection = ?", key)
+            (self._followed.add if followed else self._followed.discard)(identity)
+        self.tables.commit()
 
     def filled(self, identity: str) -> bool:
         """Rows that were there before it was followed are counted, too."""
@@ -179,6 +183,15 @@ class NodeLedger:
         self.tables.commit()
         last = found[-1][0] if len(found) == most else newest
         return [Changed(n, id) for n, id, source in found if not but or source != but], max(last, number)
+
+    def followed_by(self, identity: str, node: str) -> bool:
+        """Whether a node has ever asked for its changes."""
+        with self.tables.use() as tables:
+            asked = (
+                "select 1 from acknowledged where node = ? and collection = "
+                "(select key from collections where identity = ?)"
+            )
+            return tables.one(asked, node, identity) is not None
 
     # What this node has from others.
 

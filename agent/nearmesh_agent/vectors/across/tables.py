@@ -18,7 +18,7 @@ from nearmesh.errors import ConfigError
 _SCHEMA = """
 create table if not exists collections(
     key integer primary key, identity text not null unique, log text not null, next integer not null,
-    filled integer not null default 0);
+    followed integer not null default 0, filled integer not null default 0);
 create table if not exists changes(
     collection integer not null, id text not null, number integer not null, at_s real not null, source text not null,
     primary key (collection, id)) without rowid;

@@ -1,0 +1,257 @@
+"""What other nodes get of the collections here: which are meant for them, and every change, as it is made.
+
+A node that asks names the last change that it has on its disk, and with that acknowledges all before it. What it is
+sent is the present state of what was changed since, so one that was away for long gets no more than there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from nearmesh.errors import InvalidInput, NotFound, NotReady, PermissionDenied
+from nearmesh.v1 import vector_pb2 as pb
+from nearmesh.v1 import vector_pb2_grpc
+from nearmesh_agent.vectors.across import offers
+from nearmesh_agent.vectors.across.gone import Gone
+from nearmesh_agent.vectors.across.ledger import Changed, NodeLedger
+from nearmesh_agent.vectors.across.merge import change
+from nearmesh_agent.vectors.across.peer import peer_of
+from nearmesh_agent.vectors.across.places import Here
+from nearmesh_agent.vectors.across.receipts import Receipts
+from nearmesh_agent.vectors.collection import Collection
+from nearmesh_agent.vectors.keeper import Keeper
+
+# Changes that are read at a time, and bytes of a message unless less is asked for.
+_READ = 1_000
+_MOST_BYTES = 4 * 1024 * 1024
+# Ids that are counted at a time, when a collection is to be elsewhere for the first time.
+_FILLED = 10_000
+# Messages that may be on their way: one more is sent when the one before the last has been acknowledged.
+_AHEAD = 2
+# Reasons that a node gives: of how many collections, and how long.
+_MOST_REFUSED, _MOST_CHARACTERS = 1_000, 300
+
+
+class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
+    """Over the collections of one process."""
+
+    def __init__(self, keeper: Keeper, ledger: NodeLedger, gone: Gone, here: Here) -> None:
+        self._keeper = keeper
+        self._ledger = ledger
+        self._gone = gone
+        self._here = here
+        self._filling: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # By identity, those who wait for something new.
+        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._loop = asyncio.get_running_loop()
+        # Streams that are open, by identity and node; and by node its site, and what it does not take, and why.
+        self.connected: Counter[tuple[str, str]] = Counter()
+        self.refused: dict[str, tuple[str, Mapping[str, str]]] = {}
+        ledger.news = self._news
+
+    def receipts(self, identity: str) -> Receipts:
+        return Receipts(self._ledger, identity, node=self._here.node, site=self._here.site)
+
+    async def Offered(self, request: pb.OfferedRequest, context: Any) -> pb.OfferedResponse:
+        peer = peer_of(context)
+        if request.site != peer.site:
+            raise PermissionDenied(f"node {peer.node} is at site {peer.site!r}, not at {request.site[:64]!r}")
+        refused = {one.identity: one.why[:_MOST_CHARACTERS] for one in request.refused[:_MOST_REFUSED]}
+        self.refused[peer.node] = peer.site, refused
+        known = await asyncio.to_thread(self._known_to, peer)
+        found = [
+            offers.offer_of(one.spec)
+            for one in self._keeper
+            if one.identity in known or offers.belongs(one.spec, peer.site, peer.region, from_site=self._here.site)
+        ]
+        return pb.OfferedResponse(offers=[*found, *await asyncio.to_thread(self._gone.offers, peer.site)])
+
+    def _known_to(self, peer: Here) -> set[str]:
+        """Collections that it has followed: it learns of it, too, when it is to have one no more."""
+        return {one.identity for one in self._keeper if self._ledger.followed_by(one.identity, peer.node)}
+
+    async def Changes(
+        self, requests: AsyncIterator[pb.ChangesRequest], context: Any
+    ) -> AsyncIterator[pb.ChangesResponse]:
+        peer = peer_of(context)
+        first = await anext(aiter(requests), None)
+        if first is None:
+            return
+        collection = self._collection(first, peer)
+        identity = collection.identity
+        await self._fill(collection)
+        log = await asyncio.to_thread(self._ledger.log, identity)
+        reading = _Reading(self.receipts(identity), peer)
+        await reading.take(first.acknowledged if first.log == log else 0)
+        reader = asyncio.create_task(reading.run(requests))
+        self.connected[identity, peer.node] += 1
+        try:
+            async for message in self._messages(collection, peer, reading, reader, first.most_bytes, log):
+                yield message
+            await reader
+        finally:
+            reader.cancel()
+            self.connected[identity, peer.node] -= 1
+
+    def _collection(self, request: pb.ChangesRequest, peer: Here) -> Collection:
+        """Raises NotFound, PermissionDenied."""
+        found = next((one for one in self._keeper if one.identity == request.identity), None)
+        if found is None:
+            raise NotFound(f"no collection {request.collection.name[:64]!r} of that identity on this node")
+        self._check(found, peer)
+        return found
+
+    def _check(self, collection: Collection, peer: Here) -> None:
+        if not offers.belongs(collection.spec, peer.site, peer.region, from_site=self._here.site):
+            raise PermissionDenied(f"collection {collection.spec.name!r} is not for site {peer.site!r}")
+
+    async def _messages(
+        self,
+        collection: Collection,
+        peer: Here,
+        reading: _Reading,
+        reader: asyncio.Task[None],
+        most_bytes: int,
+        log: str,
+    ) -> AsyncIterator[pb.ChangesResponse]:
+        """Until the node asks no more."""
+        identity, serving = collection.identity, collection.serving
+        sent = reading.acknowledged
+        on_their_way: list[int] = []
+        with self._listening(identity) as news:
+            while not reader.done():
+                news.clear()
+                # It may have been changed, or dropped, meanwhile.
+                self._check(collection, peer)
+                if collection.serving is not serving or all(one is not collection for one in self._keeper):
+                    raise NotReady(f"collection {collection.spec.name!r} is another one now; ask for it again")
+                found, last = await asyncio.to_thread(self._ledger.since, identity, sent, _READ, but=peer.node)
+                if last == sent:
+                    await _first(news.wait(), reader)
+                    continue
+                read = partial(self._read, collection, found, last, most_bytes or _MOST_BYTES)
+                for message in await asyncio.to_thread(read):
+                    message.log = log
+                    yield message
+                    sent = message.last
+                    on_their_way.append(sent)
+                    if len(on_their_way) >= _AHEAD:
+                        await reading.until(on_their_way.pop(0), reader)
+
+    def _read(
+        self, collection: Collection, found: Sequence[Changed], last: int, most_bytes: int
+    ) -> list[pb.ChangesResponse]:
+        """What was changed, as it is now, in messages of that size. Blocking."""
+        ids = [one.id for one in found]
+        rows = {row.id: row for row in collection.serving.index.rows(ids, vectors=True)}
+        deleted = self._ledger.tombstones(collection.identity, ids)
+        changes = [
+            change(one.number, one.id, rows.get(one.id), deleted.get(one.id, 0))
+            for one in found
+            if one.id in rows or one.id in deleted
+        ]
+        messages = [pb.ChangesResponse(changes=part, last=part[-1].number) for part in _parts(changes, most_bytes)]
+        if not messages:
+            return [pb.ChangesResponse(last=last)]
+        messages[-1].last = last
+        return messages
+
+    async def _fill(self, collection: Collection) -> None:
+        """Counts what was there before others were to have it."""
+        identity, index = collection.identity, collection.serving.index
+        async with self._filling[identity]:
+            if await asyncio.to_thread(self._ledger.filled, identity):
+                return
+            after = ""
+            while True:
+                select = partial(index.select, None, after=after, limit=_FILLED)
+                ids = await asyncio.to_thread(select)
+                last = len(ids) < _FILLED
+                await asyncio.to_thread(partial(self._ledger.fill, identity, ids, last=last))
+                if last:
+                    return
+                after = ids[-1]
+
+    # What is new.
+
+    def _news(self, identity: str) -> None:
+        """In any thread."""
+        self._loop.call_soon_threadsafe(self._wake, identity)
+
+    def _wake(self, identity: str) -> None:
+        for event in self._waiting.get(identity, ()):
+            event.set()
+
+    def _listening(self, identity: str) -> _Listening:
+        return _Listening(self._waiting[identity])
+
+
+class _Listening:
+    """An event among those that are set when there is something new."""
+
+    def __init__(self, waiting: set[asyncio.Event]) -> None:
+        self._waiting = waiting
+        self._event = asyncio.Event()
+
+    def __enter__(self) -> asyncio.Event:
+        self._waiting.add(self._event)
+        return self._event
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.discard(self._event)
+
+
+class _Reading:
+    """What a node has acknowledged."""
+
+    def __init__(self, receipts: Receipts, peer: Here) -> None:
+        self._receipts = receipts
+        self._peer = peer
+        self._more = asyncio.Event()
+        self.acknowledged = 0
+
+    async def take(self, number: int) -> None:
+        self.acknowledged = number
+        taken = partial(self._receipts.acknowledged, self._peer.node, self._peer.site, number, time.time())
+        await asyncio.to_thread(taken)
+        self._more.set()
+
+    async def run(self, requests: AsyncIterator[pb.ChangesRequest]) -> None:
+        async for request in requests:
+            if request.acknowledged < self.acknowledged:
+                raise InvalidInput(f"{request.acknowledged} is acknowledged after {self.acknowledged}")
+            await self.take(request.acknowledged)
+
+    async def until(self, number: int, reader: asyncio.Task[None]) -> None:
+        """It has that, or asks no more."""
+        while self.acknowledged < number and not reader.done():
+            self._more.clear()
+            await _first(self._more.wait(), reader)
+
+
+async def _first(waited: Any, reader: asyncio.Task[None]) -> None:
+    """Returns when either is over."""
+    task = asyncio.ensure_future(waited)
+    try:
+        await asyncio.wait({task, reader}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        task.cancel()
+
+
+def _parts(changes: Sequence[pb.Change], most_bytes: int) -> Iterator[list[pb.Change]]:
+    part: list[pb.Change] = []
+    size = 0
+    for one in changes:
+        more = one.ByteSize()
+        if part and size + more > most_bytes:
+            yield part
+            part, size = [], 0
+        part.append(one)
+        size += more
+    if part:
+        yield part
