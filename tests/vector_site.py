@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.config import VectorsConfig
 from nearmesh_agent.vectors.keeper import Keeper
 from nearmesh_agent.vectors.namespaces import KEY
-from nearmesh_agent.vectors.servicer import Here, VectorServicer
+from nearmesh_agent.vectors.servicer import VectorServicer
 from nearmesh_agent.vectors.upkeep import Upkeep
 
 from nearmesh.v1 import vector_pb2 as pb

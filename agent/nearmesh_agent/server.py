@@ -56,9 +56,10 @@ from nearmesh_agent.store.store import ModelStore
 from nearmesh_agent.training.part import Training
 from nearmesh_agent.training.throttle import Throttle
 from nearmesh_agent.vectors import front as vector_front
+from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.metrics import VectorFigures
 from nearmesh_agent.vectors.namespaces import ANY
-from nearmesh_agent.vectors.part import At, Vectors
+from nearmesh_agent.vectors.part import Vectors
 from nearmesh_agent.vectors.text.embedders import NodeEmbedders
 from nearmesh_agent.vectors.text.step import NodeRetriever
 
@@ -157,9 +158,11 @@ class Agent:
         self._vectors = Vectors(
             config.vectors,
             config.data / "vectors",
-            At(node=membership.id, site=membership.site, region=membership.region),
+            Here(node=membership.id, site=membership.site, region=membership.region),
             max_message_bytes=config.max_message_bytes,
             embedder=self._embedders,
+            nodes=lambda: self._reconciler.wanted.vector_nodes,
+            credentials=lambda: renewal.current,
             on_change=self._session.report_now,
         )
         self._node.metrics.registry.register(VectorFigures(self._vectors))
@@ -256,6 +259,7 @@ class Agent:
             usd_per_hour=self._config.usd_per_hour or -1.0,
             spot=self._config.spot,
             machine_type=self._config.machine_type,
+            keeps_vectors=self._vectors.enabled,
         )
 
     def _status(self) -> pb.NodeStatus:
@@ -267,6 +271,8 @@ class Agent:
         status.disk_free_bytes = self._store.free_bytes
         if training := self._training.status():
             status.training.CopyFrom(training)
+        if vectors := self._vectors.status():
+            status.vectors.CopyFrom(vectors)
         return status
 
     def _on_wanted(self, state: pb.WantedState) -> None:

@@ -48,6 +48,9 @@ class CollectionSpec(Document):
     regions: tuple[str, ...] = ()
     index_type: str = ""
     created_at_s: float = 0.0
+    # Where it was created; when its sites, regions or description were changed last, by hybrid logical clock.
+    site: str = ""
+    updated: int = 0
     # The one that serves.
     serving: Generation = field(default_factory=Generation)
     # The one that is being filled, and takes over when it is whole.

@@ -20,6 +20,8 @@ from nearmesh.rpc import OPERATORS, PEOPLE, caller, unreadable
 from nearmesh.transport.server import Server
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh_agent.vectors import namespaces
+from nearmesh_agent.vectors.across import peer
+from nearmesh_agent.vectors.across.links import Links
 from nearmesh_agent.vectors.channel import AWAY, Message, VectorChannel
 from nearmesh_agent.vectors.config import VectorsConfig
 from nearmesh_agent.vectors.namespaces import Rate
@@ -49,8 +51,6 @@ _TEXTS = 64
 _KNOWN_S = 2.0
 # Rows of a generation are looked for among all, and written; a new table takes the store a while.
 _FILL_WITHIN_S = 60.0
-# Who asks, in metadata to the process.
-PEER = "nearmesh-peer"
 
 
 class Embedder(Protocol):
@@ -107,6 +107,8 @@ class Front:
         self._channel = channel
         self._clock = clock
         self.embedder = embedder
+        # To other nodes that keep vectors; None: there are none.
+        self.links: Links | None = None
         self._rates: dict[str, Rate] = {}
         self._known: dict[tuple[str, str, str], tuple[float, pb.Collection]] = {}
         self.reembedding = Reembedding(self._fill, embedder) if embedder else None
@@ -139,9 +141,11 @@ class Front:
 
         return method
 
-    async def here(self, name: str, message: Message, reach: str, timeout_s: float | None) -> bytes:
+    async def here(
+        self, name: str, message: Message, reach: str, timeout_s: float | None, more: tuple[Any, ...] = ()
+    ) -> bytes:
         """Asks this node's own process. Raises MeshError."""
-        return await self.there().call(f"/{SERVICE}/{name}", message, reach=reach, timeout_s=timeout_s)
+        return await self.there().call(f"/{SERVICE}/{name}", message, reach=reach, timeout_s=timeout_s, more=more)
 
     def there(self) -> VectorChannel:
         """Raises NotReady."""
@@ -278,7 +282,27 @@ class Front:
         self._known[key] = (now_s, found)
         return found
 
+    async def Search(self, message: Message, context: Any) -> bytes:
+        reach, left_s = self._admitted(context), context.time_remaining()
+        request = _parsed(pb.SearchRequest, message)
+        if self.links is None or not request.reach.scope or caller().role == "node":
+            return await self.here("Search", message, reach, left_s, self._asking_region())
+
+        async def own(request: pb.SearchRequest) -> pb.SearchResponse:
+            answer = await self.here("Search", request.SerializeToString(), reach, left_s)
+            return pb.SearchResponse.FromString(answer)
+
+        namespace = namespaces.chosen(reach, request.collection.namespace)
+        found = await self.links.reach.search(request, namespace, own, left_s)
+        return found.SerializeToString()
+
     # Who calls.
+
+    def _asking_region(self) -> tuple[tuple[str, str], ...]:
+        """Metadata of a query that has travelled here."""
+        if self.links is None or caller().role != "node":
+            return ()
+        return ((peer.REGION_KEY, self.links.region_of(caller().name)),)
 
     def _admitted(self, context: Any) -> str:
         """What the caller reaches. Raises QuotaExceeded, InvalidInput."""

@@ -11,16 +11,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from nearmesh.backoff import Backoff
 from nearmesh.errors import MeshError
 from nearmesh.process import leashed
-from nearmesh.tls import write_private
+from nearmesh.tls import Credentials, write_private
 from nearmesh.transport.server import Server
+from nearmesh.v1 import node_pb2
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh_agent.vectors import namespaces
+from nearmesh_agent.vectors.across.links import Links
+from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.channel import VectorChannel
 from nearmesh_agent.vectors.config import VectorsConfig
 from nearmesh_agent.vectors.front import SERVICE, Embedder, Front, Nowhere
@@ -41,15 +43,6 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PROGRAM = (sys.executable, "-m", "nearmesh_agent.vectors.process")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class At:
-    """Which node it is."""
-
-    node: str
-    site: str
-    region: str
-
-
 class Vectors:
     """Nothing at all where the operator has not enabled it."""
 
@@ -57,14 +50,20 @@ class Vectors:
         self,
         config: VectorsConfig,
         folder: Path,
-        at: At,
+        at: Here,
         *,
         max_message_bytes: int,
+        nodes: Callable[[], Sequence[node_pb2.VectorNode]] = lambda: (),
+        credentials: Callable[[], Credentials] | None = None,
         embedder: Embedder | None = None,
         on_change: Callable[[], None] = lambda: None,
         program: Sequence[str] = PROGRAM,
     ) -> None:
-        """`folder` is the vectors' own, below the node's data. `on_change` has the node report at once."""
+        """`folder` is the vectors' own, below the node's data. `on_change` has the node report at once.
+
+        `nodes` are all that keep vectors, as the control plane said last; without `credentials` it has nothing to do
+        with others.
+        """
         self._config = config
         self._folder = folder.absolute()
         self._at = at
@@ -77,6 +76,8 @@ class Vectors:
         # As of the last look.
         self.collections: Sequence[pb.Collection] = ()
         self.front = Front(config, lambda: self._channel, embedder=embedder)
+        if config.enabled and credentials:
+            self.front.links = Links(at, nodes, credentials, self.front.there, max_message_bytes=max_message_bytes)
         # How often the process has ended by itself.
         self.ended = 0
 
@@ -92,6 +93,19 @@ class Vectors:
     def add_to(self, server: Server) -> None:
         """What the node answers."""
         (self.front if self._config.enabled else Nowhere()).add_to(server)
+        if self.front.links:
+            self.front.links.add_to(server)
+
+    def status(self) -> node_pb2.VectorStatus | None:
+        """None where it keeps no vectors."""
+        if not self._config.enabled:
+            return None
+        return node_pb2.VectorStatus(
+            collections=len(self.collections),
+            rows=sum(one.rows for one in self.collections),
+            bytes=sum(one.bytes for one in self.collections),
+            detail=self.detail,
+        )
 
     async def run(self) -> None:
         """For as long as the agent does; cancelled, it ends the process in order."""
@@ -101,6 +115,13 @@ class Vectors:
             self.detail = NOT_INSTALLED.format(", ".join(missing))
             log.error("[vectors] is enabled in node.toml, and the node %s", self.detail)
             return
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep())
+            if self.front.links:
+                tasks.create_task(self.front.links.run())
+
+    async def _keep(self) -> None:
+        """A process, and another one when it ends."""
         backoff = Backoff(FIRST_WAIT_S, LONGEST_WAIT_S)
         while True:
             began_s = time.monotonic()

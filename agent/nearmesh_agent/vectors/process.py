@@ -21,9 +21,12 @@ from nearmesh.process import configure_logging, rare_collections, stop_on_signal
 from nearmesh.rpc import ANYONE, Gatekeeper
 from nearmesh.transport.server import Server
 from nearmesh.v1 import vector_pb2_grpc
+from nearmesh_agent.vectors.across.child import Across
+from nearmesh_agent.vectors.across.ledger import Ledger
+from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.keeper import Keeper
 from nearmesh_agent.vectors.parts import Parts
-from nearmesh_agent.vectors.servicer import Here, VectorServicer
+from nearmesh_agent.vectors.servicer import VectorServicer
 from nearmesh_agent.vectors.settings import Settings
 from nearmesh_agent.vectors.text.filling import FillServicer
 from nearmesh_agent.vectors.upkeep import Upkeep
@@ -51,11 +54,17 @@ async def serve(
     vector_pb2_grpc.add_VectorFillServiceServicer_to_server(FillServicer(keeper), server)
     try:
         await keeper.open()
+        running: list[Keeper | Upkeep | Across] = [keeper, upkeep]
+        # Tests bring another one, of a site that is alone.
+        if isinstance(keeper.ledger, Ledger):
+            servicer.across = Across(keeper, keeper.ledger, here)
+            servicer.across.add_to(server)
+            running.append(servicer.across)
         server.listen_unix(Path(settings.socket))
         await server.start()
         ready()
         async with asyncio.TaskGroup() as tasks:
-            background = [tasks.create_task(keeper.run()), tasks.create_task(upkeep.run())]
+            background = [tasks.create_task(part.run()) for part in running]
             await stop.wait()
             for task in background:
                 task.cancel()

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from nearmesh.errors import InvalidInput, Overloaded
@@ -17,6 +17,9 @@ from nearmesh.ids import check_label
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
 from nearmesh_agent.vectors import limits, wire
+from nearmesh_agent.vectors.across.child import Across
+from nearmesh_agent.vectors.across.peer import check_asked_from
+from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.changes import Delete, Upsert
 from nearmesh_agent.vectors.collection import Collection
 from nearmesh_agent.vectors.collections import CollectionSpec, Generation
@@ -35,15 +38,6 @@ _FILTERS = 256
 MAX_SITES = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Here:
-    """Where this process is."""
-
-    node: str
-    site: str
-    region: str
-
-
 class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
     """Over one keeper."""
 
@@ -57,12 +51,16 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         self._mover = Mover(keeper)
         # By text and fields, those read lately: an app asks with the same filters over and over.
         self._filters: dict[tuple[str, str], Where | None] = {}
+        # Once the collections are open.
+        self.across: Across | None = None
 
     # Collections.
 
     async def CreateCollection(self, request: pb.CreateCollectionRequest, context: Any) -> pb.Collection:
         namespace = chosen(told(context.invocation_metadata()), request.collection.namespace)
-        return self._message(await self._keeper.create(created(request, namespace)))
+        collection = await self._keeper.create(self._stamped(created(request, namespace)))
+        await self._settled(collection)
+        return self._message(collection)
 
     async def GetCollection(self, request: pb.CollectionRef, context: Any) -> pb.Collection:
         return self._message(await self._of(request, context))
@@ -80,12 +78,21 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
 
     async def UpdateCollection(self, request: pb.UpdateCollectionRequest, context: Any) -> pb.Collection:
         collection = await self._of(request.collection, context)
-        await self._keeper.update(collection, lambda spec: updated(spec, request))
+        await self._keeper.update(collection, lambda spec: self._stamped(updated(spec, request)))
+        await self._settled(collection)
         return self._message(collection)
 
     async def DropCollection(self, request: pb.CollectionRef, context: Any) -> pb.DropCollectionResponse:
         collection = await self._of(request, context)
+        if self.across:
+            await asyncio.to_thread(self.across.drops, collection.spec)
         return pb.DropCollectionResponse(rows=await self._keeper.drop(collection))
+
+    async def ListReceipts(self, request: pb.ListReceiptsRequest, context: Any) -> pb.ListReceiptsResponse:
+        collection = await self._of(request.collection, context)
+        if self.across is None:
+            return pb.ListReceiptsResponse()
+        return await asyncio.to_thread(self.across.receipts, collection.spec, request)
 
     # Rows.
 
@@ -175,6 +182,7 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
     async def Search(self, request: pb.SearchRequest, context: Any) -> bytes:
         began_s = time.perf_counter()
         collection = await self._of(request.collection, context)
+        check_asked_from(context, collection.spec)
         return await self._searching(lambda: self._search(request, collection, began_s))
 
     def _search(self, request: pb.SearchRequest, collection: Collection, began_s: float) -> bytes:
@@ -188,7 +196,13 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         took_ms = 1000 * (time.perf_counter() - began_s)
         if way == "index":
             self._upkeep.sample(collection, vector, k, where)
-        return pb.SearchResponse(hits=hits, took_ms=took_ms, way=way).SerializeToString()
+        return pb.SearchResponse(
+            hits=hits,
+            took_ms=took_ms,
+            way=way,
+            identity=collection.identity,
+            metric=wire.metric_number(table.table.metric),
+        ).SerializeToString()
 
     async def Retrieve(self, request: pb.RetrieveRequest, context: Any) -> bytes:
         collection = await self._of(request.collection, context)
@@ -206,6 +220,13 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
             yield progress
 
     # Inside.
+
+    def _stamped(self, spec: CollectionSpec) -> CollectionSpec:
+        return self.across.stamped(spec) if self.across else spec
+
+    async def _settled(self, collection: Collection) -> None:
+        if self.across:
+            await asyncio.to_thread(self.across.settled, collection.spec)
 
     async def _of(self, ref: pb.CollectionRef, context: Any) -> Collection:
         namespace = chosen(told(context.invocation_metadata()), ref.namespace)
@@ -263,6 +284,8 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
             created_at_s=spec.created_at_s,
             written_at_s=collection.written_at_s,
             served_by=self._keeper.config.index,
+            site=spec.site,
+            replicas=self.across.replicas(spec) if self.across else (),
         )
 
     def _use(self, namespace: str) -> pb.NamespaceUse:

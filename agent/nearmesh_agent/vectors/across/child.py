@@ -9,16 +9,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nearmesh.errors import MeshError
+from nearmesh.errors import InvalidInput, MeshError
 from nearmesh.transport.server import Server
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
 from nearmesh_agent.vectors.across.clock import stamp_at
 from nearmesh_agent.vectors.across.giving import Giving
 from nearmesh_agent.vectors.across.gone import Gone
-from nearmesh_agent.vectors.across.ledger import NodeLedger
+from nearmesh_agent.vectors.across.ledger import Ledger
 from nearmesh_agent.vectors.across.offers import sites_of
-from nearmesh_agent.vectors.across.places import Here
+from nearmesh_agent.vectors.across.places import Here, admits
 from nearmesh_agent.vectors.across.receipts import Lag
 from nearmesh_agent.vectors.across.taking import Taking
 from nearmesh_agent.vectors.collections import CollectionSpec
@@ -36,7 +36,7 @@ _DEFAULT_PAGE, _MOST_RECEIPTS = 100, 1_000
 class Across:
     """Over the collections of one process, which are open."""
 
-    def __init__(self, keeper: Keeper, ledger: NodeLedger, here: Here) -> None:
+    def __init__(self, keeper: Keeper, ledger: Ledger, here: Here) -> None:
         self._keeper = keeper
         self._ledger = ledger
         self._here = here
@@ -72,13 +72,16 @@ class Across:
     # What callers change.
 
     def stamped(self, spec: CollectionSpec) -> CollectionSpec:
-        """A spec that is made or changed here and now; from here on its rows are counted, if others are to have it.
+        """A spec that is made or changed here and now. Raises InvalidInput for one that may not be kept here."""
+        if not admits(spec.regions, self._here.region):
+            raise InvalidInput(
+                f"regions {', '.join(spec.regions)} leave out {self._here.region!r}, in which this node would keep it"
+            )
+        return replace(spec, site=spec.site or self._here.site, updated=self._ledger.now())
 
-        Blocks for a moment.
-        """
-        found = replace(spec, site=spec.site or self._here.site, updated=self._ledger.now())
-        self._ledger.follow(found.identity, bool(found.replicate_to))
-        return found
+    def settled(self, spec: CollectionSpec) -> None:
+        """It is so from now on: its rows are counted if others are to have it. Blocks for a moment."""
+        self._ledger.follow(spec.identity, bool(spec.replicate_to))
 
     def drops(self, spec: CollectionSpec) -> None:
         """It is about to be dropped here: so it is to be everywhere. Blocks for a moment."""

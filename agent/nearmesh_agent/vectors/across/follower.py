@@ -61,7 +61,7 @@ class Follower:
             while True:
                 wanted = {node.node: node for node in self._nodes() if node.node != self._here.node}
                 for name, (key, task) in list(followed.items()):
-                    if name not in wanted or wanted[name].SerializeToString() != key:
+                    if name not in wanted or wanted[name].SerializeToString() != key or task.done():
                         await _end([task])
                         del followed[name]
                 for name, node in wanted.items():
@@ -176,4 +176,6 @@ def _say(node: node_pb2.VectorNode, one: pb.AdoptResponse.Followed, error: MeshE
 async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    for task, found in zip(tasks, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
+        if isinstance(found, Exception):
+            log.error("bug in %s; it begins anew", task.get_name(), exc_info=found)

@@ -18,7 +18,7 @@ from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
 from nearmesh_agent.vectors.across import offers
 from nearmesh_agent.vectors.across.gone import Gone
-from nearmesh_agent.vectors.across.ledger import Changed, NodeLedger
+from nearmesh_agent.vectors.across.ledger import Changed, Ledger
 from nearmesh_agent.vectors.across.merge import change
 from nearmesh_agent.vectors.across.peer import peer_of
 from nearmesh_agent.vectors.across.places import Here
@@ -40,7 +40,7 @@ _MOST_REFUSED, _MOST_CHARACTERS = 1_000, 300
 class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
     """Over the collections of one process."""
 
-    def __init__(self, keeper: Keeper, ledger: NodeLedger, gone: Gone, here: Here) -> None:
+    def __init__(self, keeper: Keeper, ledger: Ledger, gone: Gone, here: Here) -> None:
         self._keeper = keeper
         self._ledger = ledger
         self._gone = gone

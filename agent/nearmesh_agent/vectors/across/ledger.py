@@ -35,7 +35,7 @@ class Changed:
     id: str
 
 
-class NodeLedger:
+class Ledger:
     """Of all collections of a node, by identity. Implements `vectors.ledger.Ledger`."""
 
     def __init__(self, path: Path, *, node: str, wall_s: Callable[[], float] = time.time) -> None:

@@ -98,7 +98,7 @@ def decide(offer: pb.OfferedResponse.Offer, known: Known, at: Here, *, from_site
     if offer.dropped:
         return Decision(then=Then.DROP if known.here else Then.NOTHING, spec=known.here)
     here = known.here
-    spec = _newest(offer, here)
+    spec = newest(offer, here) if here else _spec(offer)
     if not belongs(spec, at.site, at.region, from_site=from_site):
         mine = here is not None and _may_be_here(spec, at)
         if here is None or (mine and spec is here):
@@ -114,10 +114,8 @@ def _may_be_here(spec: CollectionSpec, at: Here) -> bool:
     return at.site in sites_of(spec) and admits(spec.regions, at.region)
 
 
-def _newest(offer: pb.OfferedResponse.Offer, here: CollectionSpec | None) -> CollectionSpec:
-    """`here` itself where the offer is no news to it."""
-    if here is None:
-        return _spec(offer)
+def newest(offer: pb.OfferedResponse.Offer, here: CollectionSpec) -> CollectionSpec:
+    """What both together say; `here` itself where the offer is no news to it."""
     if offer.updated <= here.updated:
         return here
     there = offer.collection

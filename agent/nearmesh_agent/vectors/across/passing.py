@@ -34,7 +34,7 @@ class Passing:
         self._channel = channel
 
     def add_to(self, server: Server) -> None:
-        handlers = {
+        handlers: dict[str, Any] = {
             "Offered": grpc.unary_unary_rpc_method_handler(self._offered),
             "Changes": grpc.stream_stream_rpc_method_handler(self._changes),
         }
@@ -62,12 +62,6 @@ class Passing:
         if found.barred:
             raise PermissionDenied(f"{RESIDENCY}: what is of this region stays out of region {found.region!r}")
         return Here(node=found.node, site=found.site, region=found.region)
-
-
-def asking_region(nodes: Sequence[node_pb2.VectorNode], name: str) -> str:
-    """Of a node that asks on behalf of a caller; empty where it is not known."""
-    found = places.by_id(name, nodes)
-    return found.region if found else ""
 
 
 def _same(message: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import grpc
 
-from nearmesh.errors import DeadlineExceeded, InvalidInput, MeshError, PermissionDenied
+from nearmesh.errors import DeadlineExceeded, InvalidInput, MeshError
 from nearmesh.rpc import from_rpc_error
 from nearmesh.v1 import node_pb2, vector_pb2_grpc
 from nearmesh.v1 import vector_pb2 as pb
@@ -21,6 +21,7 @@ from nearmesh_agent.vectors.across import hits, places
 from nearmesh_agent.vectors.across.hits import Answer
 from nearmesh_agent.vectors.across.mesh import MeshChannels
 from nearmesh_agent.vectors.across.places import Here
+from nearmesh_agent.vectors.namespaces import KEY
 
 # Where the call has no deadline, and of one that it has, what is left for the way back.
 WITHIN_S = 5.0
@@ -34,7 +35,6 @@ Asked = pb.SearchRequest | pb.RetrieveRequest
 Found = pb.SearchResponse | pb.RetrieveResponse
 # Asks another node, on behalf of a namespace, within seconds. Raises MeshError.
 There = Callable[[node_pb2.VectorNode, Asked, str, float], Awaitable[Found]]
-NAMESPACE_KEY = "nearmesh-namespace"
 
 
 class Reach:
@@ -158,20 +158,12 @@ def over(channels: MeshChannels) -> There:
         stub = vector_pb2_grpc.VectorServiceStub(channels.to(node))
         call = stub.Search if isinstance(request, pb.SearchRequest) else stub.Retrieve
         try:
-            found: Found = await call(request, timeout=within_s, metadata=((NAMESPACE_KEY, namespace),))
+            found: Found = await call(request, timeout=within_s, metadata=((KEY, namespace),))
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
         return found
 
     return ask
-
-
-def check_asked_from(regions: Sequence[str], region: str, name: str) -> None:
-    """Of a collection that is bound to `regions`: may it be asked from `region`? Raises PermissionDenied."""
-    if not places.admits(regions, region):
-        raise PermissionDenied(
-            f"{hits.RESIDENCY}: collection {name[:64]!r} may be asked from {', '.join(regions)}, not from {region!r}"
-        )
 
 
 def _within_s(reach: pb.Reach, left_s: float | None) -> float:

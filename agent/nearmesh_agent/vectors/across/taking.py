@@ -16,7 +16,7 @@ from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
 from nearmesh_agent.vectors.across import offers
 from nearmesh_agent.vectors.across.gone import Gone
-from nearmesh_agent.vectors.across.ledger import NodeLedger
+from nearmesh_agent.vectors.across.ledger import Ledger
 from nearmesh_agent.vectors.across.merge import Merge, stamps, states
 from nearmesh_agent.vectors.across.offers import Decision, Known, Then
 from nearmesh_agent.vectors.across.places import Here
@@ -32,7 +32,7 @@ MOST_OFFERS = 10_000
 class Taking(vector_pb2_grpc.VectorAcrossServiceServicer):
     """Over the collections of one process."""
 
-    def __init__(self, keeper: Keeper, ledger: NodeLedger, gone: Gone, here: Here) -> None:
+    def __init__(self, keeper: Keeper, ledger: Ledger, gone: Gone, here: Here) -> None:
         self._keeper = keeper
         self._ledger = ledger
         self._gone = gone
@@ -64,9 +64,8 @@ class Taking(vector_pb2_grpc.VectorAcrossServiceServicer):
             if decision.then is not Then.NOTHING:
                 await self._do(decision, offer, request.node)
         except MeshError as error:
-            log.warning(
-                "not taken from node=%s collection=%s: %s", request.node, offer.collection.collection.name, error
-            )
+            name = offer.collection.collection.name
+            log.warning("not taken from node=%s collection=%s: %s", request.node, name, error.message)
             return error.message, None
         return decision.refused, self._by_identity(offer.identity) if decision.follow else None
 
@@ -88,16 +87,15 @@ class Taking(vector_pb2_grpc.VectorAcrossServiceServicer):
         self._ledger.clock.heard(offer.updated)
         log.info("%s collection=%s as node=%s says", decision.then.value, spec.name, node)
         if decision.then is Then.CREATE:
-            # Before any of its rows can be written.
-            await asyncio.to_thread(self._ledger.follow, spec.identity, True)
             await self._keeper.create(spec)
+            await asyncio.to_thread(self._ledger.follow, spec.identity, True)
             return
         collection = self._by_identity(spec.identity)
         if collection is None:
             raise NotFound(f"collection {spec.name!r} is still being opened on node {self._here.node}")
         if decision.then is Then.UPDATE:
-            await self._keeper.update(collection, spec)
-            await asyncio.to_thread(self._ledger.follow, spec.identity, bool(spec.replicate_to))
+            await self._keeper.update(collection, lambda now: offers.newest(offer, now))
+            await asyncio.to_thread(self._ledger.follow, spec.identity, bool(collection.spec.replicate_to))
             return
         if decision.then is Then.DROP:
             await asyncio.to_thread(self._gone.add, spec, time.time(), offer.updated)

@@ -1,0 +1,54 @@
+"""An agent's links to other nodes that keep vectors: queries that travel, and rows that are for other sites too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from nearmesh.tls import Credentials
+from nearmesh.transport.server import Server
+from nearmesh.v1 import node_pb2
+from nearmesh_agent.vectors.across import places
+from nearmesh_agent.vectors.across.follower import Follower
+from nearmesh_agent.vectors.across.mesh import MeshChannels
+from nearmesh_agent.vectors.across.passing import Passing
+from nearmesh_agent.vectors.across.places import Here
+from nearmesh_agent.vectors.across.reach import Reach, over
+from nearmesh_agent.vectors.channel import VectorChannel
+
+Nodes = Callable[[], Sequence[node_pb2.VectorNode]]
+
+
+class Links:
+    """Of one node."""
+
+    def __init__(
+        self,
+        here: Here,
+        nodes: Nodes,
+        credentials: Callable[[], Credentials],
+        channel: Callable[[], VectorChannel],
+        *,
+        max_message_bytes: int,
+    ) -> None:
+        """`nodes` are all that keep vectors, as the control plane said last; `channel` leads to the process that has
+        this node's, and raises NotReady while that is not there."""
+        self._nodes = nodes
+        self._channels = MeshChannels(credentials, max_message_bytes=max_message_bytes)
+        self._passing = Passing(nodes, channel)
+        self._follower = Follower(here, nodes, self._channels, channel)
+        self.reach = Reach(here, nodes, over(self._channels))
+
+    def add_to(self, server: Server) -> None:
+        self._passing.add_to(server)
+
+    def region_of(self, node: str) -> str:
+        """Of one that asks on behalf of a caller; empty where it is not known."""
+        found = places.by_id(node, self._nodes())
+        return found.region if found else ""
+
+    async def run(self) -> None:
+        """For as long as the agent does."""
+        try:
+            await self._follower.run()
+        finally:
+            await self._channels.close()

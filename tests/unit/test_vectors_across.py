@@ -1,0 +1,325 @@
+"""Collections that several sites have: each takes writes and deletes, and all come to have the same."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nearmesh.errors import InvalidInput, NotFound, PermissionDenied
+from nearmesh.v1 import vector_pb2 as pb
+from tests.vector_sites import From, Place, meet, places
+
+REF = pb.CollectionRef(name="docs")
+
+
+async def update(place: Place, **more: Any) -> None:
+    await place.site.ask("UpdateCollection", pb.UpdateCollectionRequest(collection=REF, **more))
+
+
+async def test_what_is_written_and_deleted_at_one_site_is_so_at_the_other(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create(replicate_to=["right"])
+        await left.write("1", "2", text="left")
+        await meet([left, right])
+        assert await right.texts() == {"1": "left", "2": "left"}
+        await right.write("3", text="right")
+        await right.delete("1")
+        await meet([left, right])
+        assert await left.texts() == await right.texts() == {"2": "left", "3": "right"}
+        found = await right.collection()
+        assert (found.site, list(found.replicate_to), found.dimension) == ("left", ["right"], 2)
+        assert [field.name for field in found.fields] == ["lang", "year"]
+
+
+async def test_nothing_is_sent_twice_nor_back_to_where_it_came_from(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create(replicate_to=["right"])
+        await left.write("1", "2")
+        assert await right.hear(left) == 2
+        assert (await right.hear(left), await left.hear(right)) == (0, 0)
+
+
+async def test_rows_from_before_it_was_replicated_come_too(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create()
+        await left.write("1", "2")
+        await left.delete("2")
+        assert (await right.hear(left), right.names()) == (0, [])
+        await update(left, replicate_to=["right"], set_replicate_to=True)
+        await meet([left, right])
+        assert await right.texts() == {"1": ""}
+        assert right.ledger.tombstones((await _identity(right)), ["2"])
+
+
+async def _identity(place: Place) -> str:
+    return (await place.site.keeper.get("default", "docs")).identity
+
+
+async def test_a_delete_wins_over_a_write_that_did_not_know_of_it(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create(replicate_to=["right"])
+        await left.write("1", text="before")
+        await meet([left, right])
+        await left.delete("1")
+        await right.write("1", text="meanwhile")
+        await meet([left, right])
+        assert await left.texts() == await right.texts() == {}
+        await right.write("1", text="after")
+        await meet([left, right])
+        assert await left.texts() == await right.texts() == {"1": "after"}
+
+
+async def test_a_delete_of_a_row_that_has_not_come_yet_wins_as_well(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create(replicate_to=["right"])
+        await meet([left, right])
+        await right.write("1")
+        assert (await left.delete("1")).deleted == 0
+        await meet([left, right])
+        assert await left.texts() == await right.texts() == {}
+
+
+async def test_changes_go_on_through_a_site_where_two_never_meet(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "middle", "right") as (left, middle, right):
+        await left.site.create(replicate_to=["middle", "right"])
+        await left.write("1", "2")
+        await middle.hear(left)
+        await right.hear(middle)
+        await right.delete("1")
+        await middle.hear(right)
+        await left.hear(middle)
+        assert await left.texts() == await right.texts() == {"2": ""}
+
+
+async def test_there_is_a_receipt_of_every_site_for_a_delete(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create(replicate_to=["right"])
+        await left.write("1", "2")
+        await meet([left, right])
+        change = (await left.delete("1")).change
+        await left.delete("2")
+        (pending,) = (await left.site.ask("ListReceipts", pb.ListReceiptsRequest(collection=REF, id="1"))).receipts
+        assert [(one.site, one.acknowledged_at_s > 0) for one in pending.sites] == [("left", True), ("right", False)]
+        await meet([left, right])
+        found = (await left.site.ask("ListReceipts", pb.ListReceiptsRequest(collection=REF))).receipts
+        assert [one.id for one in found] == ["2", "1"]
+        assert found[1].change == change
+        assert all(one.acknowledged_at_s >= receipt.deleted_at_s - 1 for receipt in found for one in receipt.sites)
+        # The other site knows of both, too.
+        (there,) = (await right.site.ask("ListReceipts", pb.ListReceiptsRequest(collection=REF, id="1"))).receipts
+        assert {one.site for one in there.sites if one.acknowledged_at_s} == {"left", "right"}
+
+
+async def test_how_far_behind_a_site_is_shows(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create(replicate_to=["right"])
+        await left.write("1", "2")
+        (before,) = (await left.collection()).replicas
+        assert (before.site, before.lag_rows, before.connected) == ("right", 2, False)
+        assert before.detail == "no node of it has asked for it yet"
+        await meet([left, right])
+        await left.write("3")
+        (after,) = (await left.collection()).replicas
+        assert (after.lag_rows, after.acknowledged, after.detail) == (1, 2, "not connected")
+        assert (await left.site.create("other")).replicas == []
+
+
+async def test_a_drop_is_everywhere_also_for_who_comes_later(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "middle", "right") as (left, middle, right):
+        await left.site.create(replicate_to=["middle", "right"])
+        await meet([left, middle, right])
+        await middle.site.ask("DropCollection", REF)
+        await left.offered(middle)
+        # It heard of it from one that was told.
+        await right.offered(left)
+        assert (left.names(), middle.names(), right.names()) == ([], [], [])
+        # One of the same name is another one.
+        await right.site.create(replicate_to=["left"])
+        await meet([left, middle, right])
+        assert (left.names(), middle.names()) == (["docs"], [])
+
+
+async def test_p9_a_site_that_is_to_have_it_no_more_gives_it_up(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "middle", "right") as (left, middle, right):
+        await left.site.create(replicate_to=["middle", "right"])
+        await left.write("1")
+        await meet([left, middle, right])
+        await update(left, replicate_to=["middle"], set_replicate_to=True)
+        await right.offered(left)
+        assert right.names() == []
+        await meet([left, middle, right])
+        assert (left.names(), middle.names(), right.names()) == (["docs"], ["docs"], [])
+        await update(middle, replicate_to=[], set_replicate_to=True)
+        await meet([left, middle, right])
+        # It belongs to where it was created.
+        assert (left.names(), middle.names()) == (["docs"], ["docs"]) or left.names() == ["docs"]
+
+
+async def test_p9_regions_bind_where_it_is_kept(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right", regions=("eu", "us")) as (left, right):
+        with pytest.raises(InvalidInput, match="regions us leave out 'eu'"):
+            await left.site.create(regions=["us"])
+        await left.site.create(replicate_to=["right"], regions=["eu"])
+        await left.write("1")
+        await meet([left, right])
+        assert right.names() == []
+        identity = await _identity(left)
+        with pytest.raises(PermissionDenied, match="is not for site 'right'"):
+            await _ask_for(left, right, identity)
+        await update(left, regions=["eu", "us"], set_regions=True)
+        await meet([left, right])
+        assert await right.texts() == {"1": ""}
+        await update(left, regions=["eu"], set_regions=True)
+        await right.offered(left)
+        assert right.names() == []
+
+
+async def _ask_for(place: Place, peer: Place, identity: str) -> None:
+    async def asked() -> Any:
+        yield pb.ChangesRequest(identity=identity)
+
+    async for _ in place.across.giving.Changes(asked(), From(peer.here)):
+        pass
+
+
+async def test_p9_a_collection_of_one_site_is_shown_to_no_other(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create()
+        await left.write("1")
+        assert not (await left.across.giving.Offered(pb.OfferedRequest(site="right"), From(right.here))).offers
+        with pytest.raises(PermissionDenied):
+            await _ask_for(left, right, await _identity(left))
+        with pytest.raises(PermissionDenied, match="is at site 'right', not at 'left'"):
+            await left.across.giving.Offered(pb.OfferedRequest(site="left"), From(right.here))
+
+
+@pytest.mark.parametrize(
+    ("config", "why"), [({}, "another collection of that name"), ({"allow": ("team",)}, "namespace 'default' is not")]
+)
+async def test_why_a_site_does_not_take_a_collection_shows_where_it_was_created(
+    tmp_path: Path, config: dict[str, Any], why: str
+) -> None:
+    async with places(tmp_path / "1", "left") as (left,), places(tmp_path / "2", "right", **config) as (right,):
+        right.here = right.across._here = type(right.here)(node="node-9", site="right", region="europe-west1")
+        await left.site.create(replicate_to=["right"])
+        if not config:
+            await right.site.create()
+        for _ in range(2):
+            assert not (await right.offered(left)).followed
+        (replica,) = (await left.collection()).replicas
+        assert why in replica.detail
+
+
+async def test_nodes_of_one_site_have_it_both_where_the_site_is_named(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "left", "right") as (one, other, right):
+        await one.site.create(replicate_to=["right"])
+        await meet([one, other, right])
+        assert (other.names(), right.names()) == ([], ["docs"])
+        await update(one, replicate_to=["right", "left"], set_replicate_to=True)
+        await one.write("1")
+        await meet([one, other, right])
+        assert await other.texts() == await right.texts() == {"1": ""}
+
+
+async def test_a_node_that_lost_its_disk_gets_everything_back_and_gives_what_is_new(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create(replicate_to=["right"])
+        await left.write("1", "2", "3")
+        await left.delete("3")
+        await meet([left, right])
+        async with places(tmp_path / "new", "left") as (again,):
+            await meet([again, right])
+            assert await again.texts() == {"1": "", "2": ""}
+            await again.write("4")
+            await again.delete("1")
+            await meet([again, right])
+            assert await again.texts() == await right.texts() == {"2": "", "4": ""}
+
+
+async def test_what_no_right_clock_has_stamped_is_refused(tmp_path: Path) -> None:
+    async with places(tmp_path, "left") as (left,):
+        await left.site.create(replicate_to=["right"])
+        changes = pb.ChangesResponse(changes=[pb.Change(id="1", deleted=1 << 62)], last=1)
+        request = pb.TakeRequest(identity=await _identity(left), changes=changes)
+        with pytest.raises(InvalidInput, match="ahead of this node's clock"):
+            await left.across.taking.Take(request, None)
+        with pytest.raises(NotFound):
+            await left.across.taking.Take(pb.TakeRequest(identity="none"), None)
+        wrong = pb.Change(id="1", written=5, row=pb.Row(id="1", vector=b"1234"))
+        request.changes.CopyFrom(pb.ChangesResponse(changes=[wrong], last=1))
+        with pytest.raises(InvalidInput):
+            await left.across.taking.Take(request, None)
+
+
+async def test_large_changes_come_in_several_messages(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create(replicate_to=["right"])
+        await left.write(*map(str, range(50)), text="x" * 1000)
+        await meet([left, right])
+        asked: asyncio.Queue[Any] = asyncio.Queue()
+        asked.put_nowait(pb.ChangesRequest(identity=await _identity(left), most_bytes=20_000))
+
+        async def each() -> Any:
+            while True:
+                yield await asked.get()
+
+        found, last = [], 0
+        changes = left.across.giving.Changes(each(), From(right.here))
+        while last < 50:
+            message = await anext(changes)
+            assert message.ByteSize() < 25_000
+            found += [one.id for one in message.changes]
+            last = message.last
+            asked.put_nowait(pb.ChangesRequest(acknowledged=last))
+        await changes.aclose()
+        assert sorted(found, key=int) == [str(n) for n in range(50)]
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(0, 2), st.integers(0, 4)),
+        st.tuples(st.just("delete"), st.integers(0, 2), st.integers(0, 4)),
+        st.tuples(st.just("hear"), st.integers(0, 2), st.integers(0, 2)),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS)
+def test_sites_come_to_have_the_same_whatever_happened_while_they_were_apart(steps: list[tuple[str, int, int]]) -> None:
+    async def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            async with places(Path(folder), "left", "middle", "right") as found:
+                await found[0].site.create(replicate_to=["middle", "right"])
+                await meet(found)
+                for number, (what, at, other) in enumerate(steps):
+                    await _step(found, what, at, other, number)
+                await meet(found)
+                texts = [await one.texts() for one in found]
+                assert texts[0] == texts[1] == texts[2]
+
+    asyncio.run(run())
+
+
+async def _step(found: list[Place], what: str, at: int, other: int, number: int) -> None:
+    here = found[at]
+    if what == "write":
+        await here.write(str(other), text=f"{at}-{number}")
+    elif what == "delete":
+        await here.delete(str(other))
+        assert str(other) not in await here.texts()
+    elif at != other:
+        gone = {id for id in map(str, range(5)) if here.ledger.tombstones(await _identity(here), [id])}
+        gone -= (await here.texts()).keys()
+        await here.hear(found[other])
+        # What it has acknowledged to be deleted comes back only with a write that knew of it.
+        for id in gone & (await here.texts()).keys():
+            rows = (await here.site.keeper.get("default", "docs")).serving.index.rows([id])
+            assert rows[0].clock.written_after >= here.ledger.tombstones(await _identity(here), [id])[id]
