@@ -1,4 +1,4 @@
-"""Sites that have collections in common, without processes and networks: what an agent hands to and fro is called here."""
+"""Sites that have collections in common, without processes and networks: what agents hand to and fro is called."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from nearmesh_agent.vectors.across import peer
 from nearmesh_agent.vectors.across.child import Across
-from nearmesh_agent.vectors.across.ledger import Ledger
+from nearmesh_agent.vectors.across.ledger import NodeLedger
 from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.config import VectorsConfig
 
@@ -37,7 +37,7 @@ class LedgerParts(DictParts):
         self._path, self._node = folder / "ledger.db", node
 
     def ledger(self) -> Any:
-        return Ledger(self._path, node=self._node)
+        return NodeLedger(self._path, node=self._node)
 
 
 class Place:
@@ -45,7 +45,7 @@ class Place:
 
     def __init__(self, here: Here, found: Site) -> None:
         self.here, self.site = here, found
-        self.ledger: Ledger = found.keeper.ledger  # type: ignore[assignment]
+        self.ledger: NodeLedger = found.keeper.ledger  # type: ignore[assignment]
         self.across = found.servicer.across = Across(found.keeper, self.ledger, here)
         self.refused: dict[str, list[Any]] = {}
 
@@ -89,12 +89,12 @@ class Place:
                 collection=one.collection, identity=one.identity, acknowledged=one.acknowledged, log=one.log
             )
         )
-        last, sent = other.ledger.last(one.identity), 0
-        done = one.acknowledged if one.log == other.ledger.log(one.identity) else 0
+        collection = await other.site.keeper.get(one.collection.namespace, one.collection.name)
+        await other.across.giving.fill(collection)
+        log, sent = other.ledger.log(one.identity), 0
+        done = one.acknowledged if one.log == log else -1
         changes = other.across.giving.Changes(_each(asked), From(self.here))
-        if not other.ledger.filled(one.identity):
-            last = -1
-        while done < last or last < 0:
+        while done < other.ledger.last(one.identity):
             message = await anext(changes)
             sent += len(message.changes)
             request = pb.TakeRequest(
@@ -104,8 +104,7 @@ class Place:
                 identity=one.identity,
                 changes=message,
             )
-            taken = await self.across.taking.Take(request, None)
-            done, last = taken.acknowledged, other.ledger.last(one.identity)
+            done = (await self.across.taking.Take(request, None)).acknowledged
             asked.put_nowait(pb.ChangesRequest(acknowledged=done))
         asked.put_nowait(None)
         async for _ in changes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nearmesh_agent.vectors.across.ledger import Ledger
+from nearmesh_agent.vectors.across.ledger import NodeLedger
 from nearmesh_agent.vectors.across.receipts import Receipts
 from nearmesh_agent.vectors.model import Row, Write
 
@@ -30,36 +30,36 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
-    found = Ledger(tmp_path / "changes.db", node="a", wall_s=clock)
+def ledger(tmp_path: Path, clock: Clock) -> Iterator[NodeLedger]:
+    found = NodeLedger(tmp_path / "changes.db", node="a", wall_s=clock)
     yield found
     found.close()
 
 
 @pytest.fixture
-def receipts(ledger: Ledger) -> Receipts:
+def receipts(ledger: NodeLedger) -> Receipts:
     ledger.follow(C, True)
     return Receipts(ledger, C, node="a", site="here")
 
 
-def write(ledger: Ledger, *ids: str, source: str = "") -> Sequence[Row]:
+def write(ledger: NodeLedger, *ids: str, source: str = "") -> Sequence[Row]:
     rows = ledger.stamped(C, [Row(id=id, vector=VECTOR) for id in ids])
     ledger.apply(C, Write(table="t", rows=rows), source=source, site=source and f"site-{source}")
     return rows
 
 
-def delete(ledger: Ledger, *ids: str, source: str = "") -> int:
+def delete(ledger: NodeLedger, *ids: str, source: str = "") -> int:
     at = ledger.now()
     write = Write(table="t", deleted=ids, deleted_at=at)
     ledger.apply(C, write, source=source, site=source and f"site-{source}")
     return at
 
 
-def numbers(ledger: Ledger, after: int = 0, **more: str) -> list[tuple[int, str]]:
+def numbers(ledger: NodeLedger, after: int = 0, **more: str) -> list[tuple[int, str]]:
     return [(one.number, one.id) for one in ledger.since(C, after, 100, **more)[0]]
 
 
-def test_of_an_id_the_newest_change_counts(ledger: Ledger) -> None:
+def test_of_an_id_the_newest_change_counts(ledger: NodeLedger) -> None:
     ledger.follow(C, True)
     write(ledger, "x", "y")
     write(ledger, "x")
@@ -70,7 +70,7 @@ def test_of_an_id_the_newest_change_counts(ledger: Ledger) -> None:
     assert (ledger.since(C, 4, 100), ledger.last(C)) == (([], 4), 4)
 
 
-def test_what_a_node_told_of_is_not_sent_back_to_it(ledger: Ledger) -> None:
+def test_what_a_node_told_of_is_not_sent_back_to_it(ledger: NodeLedger) -> None:
     ledger.follow(C, True)
     write(ledger, "x", source="b")
     write(ledger, "y")
@@ -81,7 +81,7 @@ def test_what_a_node_told_of_is_not_sent_back_to_it(ledger: Ledger) -> None:
     assert numbers(ledger, but="b") == [(2, "y"), (3, "x")]
 
 
-def test_a_write_over_a_delete_says_that_it_knew_of_it(ledger: Ledger) -> None:
+def test_a_write_over_a_delete_says_that_it_knew_of_it(ledger: NodeLedger) -> None:
     (before,) = write(ledger, "x")
     at = delete(ledger, "x")
     (after,) = write(ledger, "x")
@@ -90,19 +90,19 @@ def test_a_write_over_a_delete_says_that_it_knew_of_it(ledger: Ledger) -> None:
     assert before.clock.written < at < after.clock.written
 
 
-def test_a_delete_that_was_known_is_no_news(ledger: Ledger) -> None:
+def test_a_delete_that_was_known_is_no_news(ledger: NodeLedger) -> None:
     at = delete(ledger, "x")
     for older in (at, at - 1):
         ledger.apply(C, Write(table="t", deleted=["x"], deleted_at=older))
     assert (ledger.tombstones(C, ["x"]), ledger.last(C)) == ({"x": at}, 1)
 
 
-def test_rows_that_only_move_are_not_deleted(ledger: Ledger) -> None:
+def test_rows_that_only_move_are_not_deleted(ledger: NodeLedger) -> None:
     ledger.apply(C, Write(table="t", deleted=["x"]))
     assert (ledger.tombstones(C, ["x"]), ledger.last(C)) == ({}, 0)
 
 
-def test_what_was_there_before_others_were_to_have_it_is_counted_then(ledger: Ledger) -> None:
+def test_what_was_there_before_others_were_to_have_it_is_counted_then(ledger: NodeLedger) -> None:
     write(ledger, "x", "y")
     at = delete(ledger, "gone")
     assert (numbers(ledger), ledger.filled(C)) == ([], False)
@@ -119,7 +119,7 @@ def test_what_was_there_before_others_were_to_have_it_is_counted_then(ledger: Le
     assert (numbers(ledger), ledger.filled(C)) == ([], False)
 
 
-def test_it_comes_back_as_it_was_saved(tmp_path: Path, ledger: Ledger, clock: Clock) -> None:
+def test_it_comes_back_as_it_was_saved(tmp_path: Path, ledger: NodeLedger, clock: Clock) -> None:
     ledger.follow(C, True)
     write(ledger, "x")
     at = delete(ledger, "x")
@@ -127,23 +127,23 @@ def test_it_comes_back_as_it_was_saved(tmp_path: Path, ledger: Ledger, clock: Cl
     ledger.came(C, "b", "their log", 7)
     ledger.save(12)
     clock.now_s = 0.0
-    again = Ledger(tmp_path / "changes.db", node="a", wall_s=clock)
+    again = NodeLedger(tmp_path / "changes.db", node="a", wall_s=clock)
     assert (again.position, again.log(C), again.last(C), again.cursor(C, "b")) == (12, log, 2, ("their log", 7))
     assert again.tombstones(C, ["x"]) == {"x": at}
     assert again.now() > at
     again.close()
 
 
-def test_what_others_are_told_of_is_on_disk_before(tmp_path: Path, ledger: Ledger, clock: Clock) -> None:
+def test_what_others_are_told_of_is_on_disk_before(tmp_path: Path, ledger: NodeLedger, clock: Clock) -> None:
     ledger.follow(C, True)
     write(ledger, "x")
-    other = Ledger(tmp_path / "changes.db", node="a", wall_s=clock) if ledger.since(C, 0, 10)[0] else None
+    other = NodeLedger(tmp_path / "changes.db", node="a", wall_s=clock) if ledger.since(C, 0, 10)[0] else None
     assert other
     assert other.last(C) == 1
     other.close()
 
 
-def test_a_dropped_collection_begins_anew(ledger: Ledger) -> None:
+def test_a_dropped_collection_begins_anew(ledger: NodeLedger) -> None:
     ledger.follow(C, True)
     write(ledger, "x")
     delete(ledger, "x")
@@ -157,11 +157,11 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     path = tmp_path / "changes.db"
     path.write_bytes(b"no database" * 100)
     with pytest.raises(ConfigError, match=r"changes\.db cannot be used"):
-        Ledger(path, node="a")
+        NodeLedger(path, node="a")
 
 
 def test_a_delete_has_a_receipt_of_each_site_from_when_it_had_it(
-    ledger: Ledger, receipts: Receipts, clock: Clock
+    ledger: NodeLedger, receipts: Receipts, clock: Clock
 ) -> None:
     receipts.acknowledged("b", "there", 0, 1000.0)
     write(ledger, "x")
@@ -179,13 +179,13 @@ def test_a_delete_has_a_receipt_of_each_site_from_when_it_had_it(
     assert [(lag.node, lag.acknowledged) for lag in receipts.lags()] == [("c", 3), ("b", 3)]
 
 
-def test_who_told_of_a_delete_has_it(ledger: Ledger, receipts: Receipts) -> None:
+def test_who_told_of_a_delete_has_it(ledger: NodeLedger, receipts: Receipts) -> None:
     receipts.acknowledged("b", "site-b", 0, 1000.0)
     delete(ledger, "x", source="b")
     assert [(by.node, by.at_s) for by in receipts.of()[0].by] == [("a", 1000.0), ("b", 1000.0)]
 
 
-def test_how_far_behind_a_site_is(ledger: Ledger, receipts: Receipts, clock: Clock) -> None:
+def test_how_far_behind_a_site_is(ledger: NodeLedger, receipts: Receipts, clock: Clock) -> None:
     receipts.acknowledged("b", "there", 0, 1000.0)
     write(ledger, "x", "y")
     clock.now_s = 1010.0
@@ -197,7 +197,7 @@ def test_how_far_behind_a_site_is(ledger: Ledger, receipts: Receipts, clock: Clo
     assert (lag.rows, lag.oldest_s, lag.acknowledged, lag.at_s) == (0, 0.0, 3, 1011.0)
 
 
-def test_tombstones_go_when_all_have_them(ledger: Ledger, receipts: Receipts) -> None:
+def test_tombstones_go_when_all_have_them(ledger: NodeLedger, receipts: Receipts) -> None:
     at = delete(ledger, "x")
     assert receipts.everybody_has(["there"]) == 0
     receipts.acknowledged("b", "there", 1, 1000.0)

@@ -22,7 +22,7 @@ from nearmesh.rpc import ANYONE, Gatekeeper
 from nearmesh.transport.server import Server
 from nearmesh.v1 import vector_pb2_grpc
 from nearmesh_agent.vectors.across.child import Across
-from nearmesh_agent.vectors.across.ledger import Ledger
+from nearmesh_agent.vectors.across.ledger import NodeLedger
 from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.keeper import Keeper
 from nearmesh_agent.vectors.parts import Parts
@@ -56,7 +56,7 @@ async def serve(
         await keeper.open()
         running: list[Keeper | Upkeep | Across] = [keeper, upkeep]
         # Tests bring another one, of a site that is alone.
-        if isinstance(keeper.ledger, Ledger):
+        if isinstance(keeper.ledger, NodeLedger):
             servicer.across = Across(keeper, keeper.ledger, here)
             servicer.across.add_to(server)
             running.append(servicer.across)

@@ -16,7 +16,7 @@ from nearmesh.v1 import vector_pb2_grpc
 from nearmesh_agent.vectors.across.clock import stamp_at
 from nearmesh_agent.vectors.across.giving import Giving
 from nearmesh_agent.vectors.across.gone import Gone
-from nearmesh_agent.vectors.across.ledger import Ledger
+from nearmesh_agent.vectors.across.ledger import NodeLedger
 from nearmesh_agent.vectors.across.offers import sites_of
 from nearmesh_agent.vectors.across.places import Here, admits
 from nearmesh_agent.vectors.across.receipts import Lag
@@ -36,7 +36,7 @@ _DEFAULT_PAGE, _MOST_RECEIPTS = 100, 1_000
 class Across:
     """Over the collections of one process, which are open."""
 
-    def __init__(self, keeper: Keeper, ledger: Ledger, here: Here) -> None:
+    def __init__(self, keeper: Keeper, ledger: NodeLedger, here: Here) -> None:
         self._keeper = keeper
         self._ledger = ledger
         self._here = here

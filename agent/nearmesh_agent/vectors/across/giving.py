@@ -18,7 +18,7 @@ from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
 from nearmesh_agent.vectors.across import offers
 from nearmesh_agent.vectors.across.gone import Gone
-from nearmesh_agent.vectors.across.ledger import Changed, Ledger
+from nearmesh_agent.vectors.across.ledger import Changed, NodeLedger
 from nearmesh_agent.vectors.across.merge import change
 from nearmesh_agent.vectors.across.peer import peer_of
 from nearmesh_agent.vectors.across.places import Here
@@ -40,7 +40,7 @@ _MOST_REFUSED, _MOST_CHARACTERS = 1_000, 300
 class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
     """Over the collections of one process."""
 
-    def __init__(self, keeper: Keeper, ledger: Ledger, gone: Gone, here: Here) -> None:
+    def __init__(self, keeper: Keeper, ledger: NodeLedger, gone: Gone, here: Here) -> None:
         self._keeper = keeper
         self._ledger = ledger
         self._gone = gone
@@ -84,13 +84,18 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
             return
         collection = self._collection(first, peer)
         identity = collection.identity
-        await self._fill(collection)
+        await self.fill(collection)
         log = await asyncio.to_thread(self._ledger.log, identity)
         reading = _Reading(self.receipts(identity), peer)
+        if first.log != log:
+            await asyncio.to_thread(self._ledger.begins_anew, identity, peer.node)
         await reading.take(first.acknowledged if first.log == log else 0)
         reader = asyncio.create_task(reading.run(requests))
         self.connected[identity, peer.node] += 1
         try:
+            if first.log != log:
+                # So that it knows whose numbers it goes by from the beginning.
+                yield pb.ChangesResponse(log=log)
             async for message in self._messages(collection, peer, reading, reader, first.most_bytes, log):
                 yield message
             await reader
@@ -161,7 +166,7 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
         messages[-1].last = last
         return messages
 
-    async def _fill(self, collection: Collection) -> None:
+    async def fill(self, collection: Collection) -> None:
         """Counts what was there before others were to have it."""
         identity, index = collection.identity, collection.serving.index
         async with self._filling[identity]:

@@ -35,7 +35,7 @@ class Changed:
     id: str
 
 
-class Ledger:
+class NodeLedger:
     """Of all collections of a node, by identity. Implements `vectors.ledger.Ledger`."""
 
     def __init__(self, path: Path, *, node: str, wall_s: Callable[[], float] = time.time) -> None:
@@ -192,6 +192,12 @@ class Ledger:
                 "(select key from collections where identity = ?)"
             )
             return tables.one(asked, node, identity) is not None
+
+    def begins_anew(self, identity: str, node: str) -> None:
+        """A node has nothing, or nothing any more: it is sent what it told of itself, too."""
+        with self.tables.use() as tables:
+            key = self._key(identity)
+            tables.run("update changes set source = '' where collection = ? and source = ?", key, node)
 
     # What this node has from others.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nearmesh_agent.vectors.across.clock import seconds
-from nearmesh_agent.vectors.across.ledger import Ledger
+from nearmesh_agent.vectors.across.ledger import NodeLedger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Receipt:
 class Receipts:
     """Of one collection, over its ledger's tables."""
 
-    def __init__(self, ledger: Ledger, identity: str, *, node: str, site: str) -> None:
+    def __init__(self, ledger: NodeLedger, identity: str, *, node: str, site: str) -> None:
         self._ledger = ledger
         self._identity = identity
         self._tables = ledger.tables

@@ -16,7 +16,7 @@ from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
 from nearmesh_agent.vectors.across import offers
 from nearmesh_agent.vectors.across.gone import Gone
-from nearmesh_agent.vectors.across.ledger import Ledger
+from nearmesh_agent.vectors.across.ledger import NodeLedger
 from nearmesh_agent.vectors.across.merge import Merge, stamps, states
 from nearmesh_agent.vectors.across.offers import Decision, Known, Then
 from nearmesh_agent.vectors.across.places import Here
@@ -32,7 +32,7 @@ MOST_OFFERS = 10_000
 class Taking(vector_pb2_grpc.VectorAcrossServiceServicer):
     """Over the collections of one process."""
 
-    def __init__(self, keeper: Keeper, ledger: Ledger, gone: Gone, here: Here) -> None:
+    def __init__(self, keeper: Keeper, ledger: NodeLedger, gone: Gone, here: Here) -> None:
         self._keeper = keeper
         self._ledger = ledger
         self._gone = gone
