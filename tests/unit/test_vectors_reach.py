@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from nearmesh_agent.vectors.across import places
-from nearmesh_agent.vectors.across.peer import REGION_KEY, check_asked_from
 from nearmesh_agent.vectors.across.places import Here
-from nearmesh_agent.vectors.across.reach import Reach
-from nearmesh_agent.vectors.collections import CollectionSpec
+from nearmesh_agent.vectors.across.reach import Reach, check_asked_from
 
 from nearmesh.errors import DeadlineExceeded, InvalidInput, MeshError, NotFound, PermissionDenied, Unreachable
 from nearmesh.v1 import vector_pb2 as pb
@@ -155,27 +152,15 @@ async def test_p9_where_a_rule_bars_the_way_nothing_is_sent() -> None:
         await mesh.search(scope=SITE, name="far")
 
 
-class From:
-    """A call that has travelled from a region."""
-
-    def __init__(self, region: str | None) -> None:
-        self._region = region
-
-    def invocation_metadata(self) -> list[tuple[str, str]]:
-        return [] if self._region is None else [(REGION_KEY, self._region)]
-
-
 async def test_p9_a_node_that_may_not_be_asked_from_here_says_so() -> None:
-    bound = CollectionSpec(namespace="team", name="docs", identity="i", regions=("us",))
+    bound = pb.Collection(collection=pb.CollectionRef(name="docs"), regions=["us"])
     # One that nobody knows the region of is in none.
     for region in ("eu", ""):
         with pytest.raises(PermissionDenied) as refused:
-            check_asked_from(From(region), bound)
+            check_asked_from(bound, region)
     assert missing(await Mesh(c=refused.value).search(scope=MESH)) == {"c": "residency"}
-    check_asked_from(From("us"), bound)
-    # Of a caller of the node itself.
-    check_asked_from(From(None), bound)
-    check_asked_from(From("eu"), replace(bound, regions=()))
+    check_asked_from(bound, "us")
+    check_asked_from(pb.Collection(), "eu")
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from nearmesh.rpc import OPERATORS, PEOPLE, caller, unreadable
 from nearmesh.transport.server import Server
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh_agent.vectors import namespaces
-from nearmesh_agent.vectors.across import peer
 from nearmesh_agent.vectors.across.links import Links
+from nearmesh_agent.vectors.across.reach import check_asked_from
 from nearmesh_agent.vectors.channel import AWAY, Message, VectorChannel
 from nearmesh_agent.vectors.config import VectorsConfig
 from nearmesh_agent.vectors.namespaces import Rate
@@ -141,11 +141,9 @@ class Front:
 
         return method
 
-    async def here(
-        self, name: str, message: Message, reach: str, timeout_s: float | None, more: tuple[Any, ...] = ()
-    ) -> bytes:
+    async def here(self, name: str, message: Message, reach: str, timeout_s: float | None) -> bytes:
         """Asks this node's own process. Raises MeshError."""
-        return await self.there().call(f"/{SERVICE}/{name}", message, reach=reach, timeout_s=timeout_s, more=more)
+        return await self.there().call(f"/{SERVICE}/{name}", message, reach=reach, timeout_s=timeout_s)
 
     def there(self) -> VectorChannel:
         """Raises NotReady."""
@@ -193,11 +191,6 @@ class Front:
             self.forget(request.collection)
             request.embedder_digest = await self._embed(request.collection, without, reach, context)
             return await self.here("Upsert", request.SerializeToString(), reach, context.time_remaining())
-
-    async def Retrieve(self, message: Message, context: Any) -> bytes:
-        request = _parsed(pb.RetrieveRequest, message)
-        found = await self.retrieve(request, self._admitted(context), context.time_remaining())
-        return found.SerializeToString()
 
     async def retrieve(self, request: pb.RetrieveRequest, reach: str, timeout_s: float | None) -> pb.RetrieveResponse:
         """This node's own passages. Raises MeshError."""
@@ -282,27 +275,49 @@ class Front:
         self._known[key] = (now_s, found)
         return found
 
+    # That may travel.
+
     async def Search(self, message: Message, context: Any) -> bytes:
         reach, left_s = self._admitted(context), context.time_remaining()
         request = _parsed(pb.SearchRequest, message)
-        if self.links is None or not request.reach.scope or caller().role == "node":
-            return await self.here("Search", message, reach, left_s, self._asking_region())
+        if not await self._travels(request, reach, left_s):
+            return await self.here("Search", message, reach, left_s)
 
         async def own(request: pb.SearchRequest) -> pb.SearchResponse:
             answer = await self.here("Search", request.SerializeToString(), reach, left_s)
             return pb.SearchResponse.FromString(answer)
 
+        assert self.links
         namespace = namespaces.chosen(reach, request.collection.namespace)
         found = await self.links.reach.search(request, namespace, own, left_s)
         return found.SerializeToString()
 
-    # Who calls.
+    async def Retrieve(self, message: Message, context: Any) -> bytes:
+        reach, left_s = self._admitted(context), context.time_remaining()
+        request = _parsed(pb.RetrieveRequest, message)
+        if not await self._travels(request, reach, left_s):
+            return (await self.retrieve(request, reach, left_s)).SerializeToString()
 
-    def _asking_region(self) -> tuple[tuple[str, str], ...]:
-        """Metadata of a query that has travelled here."""
-        if self.links is None or caller().role != "node":
-            return ()
-        return ((peer.REGION_KEY, self.links.region_of(caller().name)),)
+        async def own(request: pb.RetrieveRequest) -> pb.RetrieveResponse:
+            return await self.retrieve(request, reach, left_s)
+
+        assert self.links
+        namespace = namespaces.chosen(reach, request.collection.namespace)
+        found = await self.links.reach.retrieve(request, namespace, own, left_s)
+        return found.SerializeToString()
+
+    async def _travels(self, request: pb.SearchRequest | pb.RetrieveRequest, reach: str, left_s: float | None) -> bool:
+        """Whether others are to be asked, too. Raises PermissionDenied for one that may not be answered there."""
+        if self.links is None:
+            return False
+        if caller().role == "node":
+            # One that has travelled goes no further.
+            collection = await self.collection(request.collection, reach, left_s)
+            check_asked_from(collection, self.links.region_of(caller().name))
+            return False
+        return bool(request.reach.scope)
+
+    # Who calls.
 
     def _admitted(self, context: Any) -> str:
         """What the caller reaches. Raises QuotaExceeded, InvalidInput."""

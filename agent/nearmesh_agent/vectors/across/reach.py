@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import grpc
 
-from nearmesh.errors import DeadlineExceeded, InvalidInput, MeshError
+from nearmesh.errors import DeadlineExceeded, InvalidInput, MeshError, PermissionDenied
 from nearmesh.rpc import from_rpc_error
 from nearmesh.v1 import node_pb2, vector_pb2_grpc
 from nearmesh.v1 import vector_pb2 as pb
@@ -164,6 +164,15 @@ def over(channels: MeshChannels) -> There:
         return found
 
     return ask
+
+
+def check_asked_from(collection: pb.Collection, region: str) -> None:
+    """A query that has travelled from a region: may the collection be asked from there? Raises PermissionDenied."""
+    if not places.admits(collection.regions, region):
+        raise PermissionDenied(
+            f"{hits.RESIDENCY}: collection {collection.collection.name!r} may be asked from "
+            f"{', '.join(collection.regions)}, not from {region!r}"
+        )
 
 
 def _within_s(reach: pb.Reach, left_s: float | None) -> float:
