@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from nearmesh_agent.vectors.across.hits import Answer, best, fuse_again
 from nearmesh_agent.vectors.model import Found, Metric
 from nearmesh_agent.vectors.text import fusion
+
+from nearmesh.v1 import vector_pb2 as pb
+from nearmesh.v1.node_pb2 import VectorNode
 
 DENSE = [Found("both", 0.8), Found("near", 0.7), Found("far", 0.1)]
 WORDS = [Found("said", 6.0), Found("both", 4.0)]
@@ -55,3 +59,34 @@ def test_nothing_found_is_no_error():
     assert fuse([], []) == []
     assert [each.id for each in fuse(DENSE, [])] == ["both", "near", "far"]
     assert [each.id for each in fuse([], WORDS)] == ["said", "both"]
+
+
+# Of several nodes.
+
+
+def node(*hits, **more):
+    return Answer(node=VectorNode(node="a"), found=pb.RetrieveResponse(hits=hits, metric=pb.METRIC_COSINE, **more))
+
+
+def hit(id, score, dense, lexical):
+    return pb.Hit(row=pb.Row(id=id), score=score, dense_score=dense, lexical_score=lexical)
+
+
+def test_a_node_whose_best_words_say_little_does_not_come_first():
+    """Each node's best by words has all of that part by its own count."""
+    answers = [node(hit("weak", 0.68, 0.2, 1.0)), node(hit("good", 0.72, 0.3, 9.0), hit("next", 0.62, 0.3, 7.0))]
+    fuse_again(answers, pb.RetrieveRequest(text="x"))
+    assert [each.row.id for each in best(answers, 10)] == ["good", "next", "weak"]
+    assert answers[0].found.hits[0].score == pytest.approx(0.4 * 0.2 + 0.6 / 9)
+    fuse_again(answers, pb.RetrieveRequest(text="x", dense_weight=1.0))
+    assert answers[0].found.hits[0].score == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("mode", [pb.RetrieveRequest.MODE_DENSE, pb.RetrieveRequest.MODE_LEXICAL])
+def test_scores_of_one_way_stay_as_they_are(mode):
+    answers = [node(hit("a", 5.0, 0.1, 5.0))]
+    fuse_again(answers, pb.RetrieveRequest(text="x", mode=mode))
+    assert answers[0].found.hits[0].score == 5
+    words = [node(hit("a", 5.0, 0.0, 5.0))]
+    fuse_again(words, pb.RetrieveRequest(text="x"))
+    assert words[0].found.hits[0].score == 5, "no embedder anywhere"

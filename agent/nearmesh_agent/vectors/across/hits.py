@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from nearmesh.errors import InvalidInput, MeshError, NotFound, PermissionDenied, Unreachable
 from nearmesh.v1 import node_pb2
 from nearmesh.v1 import vector_pb2 as pb
+from nearmesh_agent.vectors.text import fusion
+from nearmesh_agent.vectors.wire import METRICS
 
 DEFAULT_K = 10
 LATE, UNREACHABLE, RESIDENCY, NO_COLLECTION = "late", "unreachable", "residency", "no such collection"
@@ -31,6 +33,19 @@ def compare(answers: Sequence[Answer]) -> None:
     for answer in answers:
         if answer.found and answer.found.metric != metric:
             answer.found, answer.error = None, InvalidInput("its collection has another metric")
+
+
+def fuse_again(answers: Sequence[Answer], request: pb.RetrieveRequest) -> None:
+    """Fused scores are made against the best that each node has itself; afterwards, against the best of all."""
+    found = [hit for answer in answers if answer.found for hit in answer.found.hits]
+    one_way = request.mode in (pb.RetrieveRequest.MODE_DENSE, pb.RetrieveRequest.MODE_LEXICAL)
+    if one_way or not any(hit.dense_rank or hit.dense_score for hit in found):
+        return
+    weight = request.dense_weight if request.HasField("dense_weight") else fusion.DENSE_WEIGHT
+    metric = METRICS[next(answer.found.metric for answer in answers if answer.found)]
+    scores = fusion.again([(hit.dense_score, hit.lexical_score) for hit in found], metric=metric, weight=weight)
+    for hit, score in zip(found, scores, strict=True):
+        hit.score = score
 
 
 def best(answers: Sequence[Answer], k: int, *, reranked: bool = False) -> list[pb.Hit]:

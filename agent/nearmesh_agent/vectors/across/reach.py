@@ -77,6 +77,7 @@ class Reach:
         """As `search`. Every node embeds the text itself: their embedders may differ."""
         began_s = time.monotonic()
         answers = await self._ask(request, namespace, own, left_s)
+        hits.fuse_again(answers, request)
         found = hits.best(answers, request.k, reranked=bool(request.reranker))
         timings = pb.RetrieveResponse.Timings()
         for here in _found(answers[:1], pb.RetrieveResponse):

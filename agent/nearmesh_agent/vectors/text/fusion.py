@@ -80,6 +80,12 @@ def fuse(
     return sorted(found, key=lambda each: (-each.score, each.id))
 
 
+def again(parts: Sequence[tuple[float, float]], *, metric: Metric, weight: float = DENSE_WEIGHT) -> list[float]:
+    """Scores of rows that were fused apart, by their dense and lexical scores: against the best of all of them."""
+    best = max((lexical for _, lexical in parts), default=0.0)
+    return [weight * nearness(dense, metric) + (1 - weight) * share(lexical, best) for dense, lexical in parts]
+
+
 def nearness(score: float, metric: Metric) -> float:
     """A metric's score as a number up to 1, or from 0 to 1; higher is nearer."""
     if metric is Metric.L2:
