@@ -77,7 +77,7 @@ def test_a_node_whose_best_words_say_little_does_not_come_first():
     answers = [node(hit("weak", 0.68, 0.2, 1.0)), node(hit("good", 0.72, 0.3, 9.0), hit("next", 0.62, 0.3, 7.0))]
     fuse_again(answers, pb.RetrieveRequest(text="x"))
     assert [each.row.id for each in best(answers, 10)] == ["good", "next", "weak"]
-    assert answers[0].found.hits[0].score == pytest.approx(0.4 * 0.2 + 0.6 / 9)
+    assert answers[0].found.hits[0].score == pytest.approx(0.5 * 0.2 + 0.5 / 9)
     fuse_again(answers, pb.RetrieveRequest(text="x", dense_weight=1.0))
     assert answers[0].found.hits[0].score == pytest.approx(0.2)
 
