@@ -70,7 +70,8 @@ class FillServicer(vector_pb2_grpc.VectorFillServiceServicer):
         made = {each.id: made_of(each, filling) for each in request.made}
         if made:
             await collection.put(Fill(ids=list(made), generation=request.generation, made=made))
-        if collection.filling is filling and filling.index.size >= collection.serving.index.size:
+        left = await asyncio.to_thread(generations.lacks, collection.serving, filling)
+        if collection.filling is filling and left <= 0:
             await self._switch(collection, request.generation)
         return progress(collection)
 

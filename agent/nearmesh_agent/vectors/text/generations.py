@@ -60,6 +60,11 @@ def lacking(serving: OpenTable, filling: OpenTable, most: int, after: str = "") 
     return found, ""
 
 
+def lacks(serving: OpenTable, filling: OpenTable) -> int:
+    """How many rows the next generation has not."""
+    return serving.index.count() - filling.index.count()
+
+
 @dataclass(slots=True, kw_only=True)
 class Fill(Change):
     """Vectors for the next generation: of rows that still have the text that they were made of."""
@@ -91,7 +96,7 @@ class Switch(Change):
 
     def plan(self, kept: Kept) -> None:
         filling = still_filling(kept, self.generation)
-        self.lacks = kept.serving.index.size - filling.index.size
+        self.lacks = lacks(kept.serving, filling)
         if not self.lacks:
             self.take_over()
 
