@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 # In which what is under way is answered when the agent leaves.
 _GRACE_S = 2.0
+# How long a thread that only works in Python keeps the others from going on. A search goes in and out of native code
+# some times, and beside writes it would wait for 5 ms each time, as Python has it by itself.
+_SWITCH_S = 0.0005
 _SERVICES = ("VectorService", "VectorPeerService", "VectorAcrossService", "VectorFillService")
 _POLICY = {f"/nearmesh.v1.{name}/": {ANYONE} for name in _SERVICES}
 
@@ -83,6 +86,7 @@ def main(arguments: list[str]) -> int:
 
     async def run() -> None:
         rare_collections()
+        sys.setswitchinterval(_SWITCH_S)
         await serve(settings, parts, stop_on_signals())
 
     code = 0

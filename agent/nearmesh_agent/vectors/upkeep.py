@@ -73,8 +73,8 @@ class Upkeep:
         await self._look_what_is_saved()
 
     async def _table(self, table: OpenTable) -> None:
-        if table.unsaved is not None or table.index.fresh:
-            await self._slowly(table.maintain)
+        # Also where nothing is written: it follows what is searched, and returns at once where there is nothing to do.
+        await self._slowly(table.maintain)
         name, now_s = table.table.name, time.monotonic()
         if table.unsaved is not None and now_s >= self._saved_at_s.get(name, 0.0) + SAVE_EVERY_S:
             await self._slowly(table.save)
