@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # name: its module, where it is not this one. Each is imported only when it runs.
 ELSEWHERE = {
+    "import": "vectors_import",
     "search": "vectors_ask",
     "retrieve": "vectors_ask",
     "migrate": "vectors_move",

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from nearmesh.errors import ConfigError
 from nearmesh.ingest.document import Content, Document, Problem, Unreadable
 from nearmesh.ingest.files import File, Kind
 from nearmesh.ingest.json_lines import read_json_lines
@@ -28,6 +29,12 @@ class Rules:
     sizes: Sizes = field(default_factory=Sizes)
     encoding: str = "utf-8"
     records: RecordRules = field(default_factory=RecordRules)
+
+    def __post_init__(self) -> None:
+        try:
+            "x".encode(self.encoding)
+        except LookupError:
+            raise ConfigError(f"{self.encoding!r} is no encoding of texts; utf-8, latin-1 and cp1252 are") from None
 
     @property
     def recipe(self) -> str:
