@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from nearmesh_agent.vectors import filters
 from nearmesh_agent.vectors.index import MemoryIndex, order, tuning
 from nearmesh_agent.vectors.index.lists import Lists
+from nearmesh_agent.vectors.index.slots import Slots
 from nearmesh_agent.vectors.model import Clock, Found, Metric, Origin, Row, Vector, Write
 
 from nearmesh.errors import InvalidInput
@@ -287,6 +288,38 @@ def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert again.rows(["last"], vectors=True)[0].vector.tolist() == [1, 2, 3, 4]
 
 
+def test_a_value_of_another_type_changes_nothing(tmp_path: Path) -> None:
+    index = MemoryIndex.new(table(), tmp_path)
+    with pytest.raises(InvalidInput, match="field 'year' has another type"):
+        index.apply(Write(table="notes", rows=[row("good", {"year": 1}), row("bad", {"year": "x"})]), 1)
+    index.apply(Write(table="notes", rows=[row("good", {"year": 2})]), 2)
+    assert [one.fields for one in index.rows(["good"])] == [{"year": 2}]
+    assert index.select(filters.read("year == 2", FIELDS)) == ["good"]
+    index.close()
+
+
+def test_without_room_what_is_dead_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    small(monkeypatch)
+    index = filled(tmp_path, clustered(100, DIMENSION))
+    index.apply(Write(table="notes", deleted=[f"r{number}" for number in range(50)]), 2)
+    index.save()
+
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Slots, "copy", full)
+        index.maintain()
+        assert "stays there for now: [Errno 28]" in caplog.text
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["index.npz", "records-1", "vectors-1"]
+    index.apply(Write(table="notes", deleted=[f"r{number}" for number in range(50, 90)]), 3)
+    index.maintain()
+    assert len(index._state.view.slots.ids) == index.size == 10
+    index.close()
+
+
 def test_an_index_that_is_not_whole_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def damaged(name: str, change: object) -> Path:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -305,8 +338,11 @@ def test_an_index_that_is_not_whole_is_made_anew(tmp_path: Path, caplog: pytest.
     def cut(path: Path) -> None:
         path.write_bytes(path.read_bytes()[:100])
 
+    def empty(path: Path) -> None:
+        path.write_bytes(b"")
+
     for name in ("index.npz", "vectors-*", "records-*"):
-        for change in (flip, cut, Path.unlink):
+        for change in (flip, cut, empty, Path.unlink):
             caplog.clear()
             folder = damaged(name, change)
             assert MemoryIndex.opened(table(DIMENSION), folder) is None, (name, change)

@@ -23,8 +23,15 @@ class Numbers:
         self._values = Growing(_DTYPES[kind])
         self._present = Growing(np.bool_)
 
-    def extend(self, values: Sequence[Scalar | None]) -> None:
-        self._values.extend(np.array([0 if value is None else value for value in values], self._values.first(0).dtype))
+    def encoded(self, values: Sequence[Scalar | None]) -> NDArray[Any]:
+        """As `extend` takes them. Raises ValueError for one of another kind."""
+        try:
+            return np.array([0 if value is None else value for value in values], self._values.first(0).dtype)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(error) from None
+
+    def extend(self, encoded: NDArray[Any], values: Sequence[Scalar | None]) -> None:
+        self._values.extend(encoded)
         self._present.extend(np.array([value is not None for value in values], np.bool_))
 
     def at(self, count: int) -> Column:
@@ -80,9 +87,12 @@ class Strings:
         self._texts: list[str] = []
         self._numbers: dict[str, int] = {}
 
-    def extend(self, values: Sequence[Scalar | None]) -> None:
-        codes = np.fromiter((_ABSENT if value is None else self._code(str(value)) for value in values), np.int32)
-        self._codes.extend(codes)
+    def encoded(self, values: Sequence[Scalar | None]) -> NDArray[Any]:
+        """As `extend` takes them."""
+        return np.fromiter((_ABSENT if value is None else self._code(str(value)) for value in values), np.int32)
+
+    def extend(self, encoded: NDArray[Any], values: Sequence[Scalar | None]) -> None:
+        self._codes.extend(encoded)
 
     def _code(self, text: str) -> int:
         number = self._numbers.get(text)

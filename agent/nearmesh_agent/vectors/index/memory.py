@@ -6,6 +6,7 @@ whoever took one goes on with it.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,9 @@ from nearmesh_agent.vectors.model import Found, Mask, Row, Table, Vector, Where,
 _KEPT_SEARCHES = 8
 # Recall of real searches is measured anew when so many more were kept.
 _NEW_SEARCHES = 32
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class MemoryIndex:
         self._searches = 0
         self._recent: deque[Vector] = deque(maxlen=measuring.QUERIES)
         self._measured_at = 0
+        # Slots that could not be tidied away.
+        self._left_dead = 0
 
     @classmethod
     def opened(cls, table: Table, folder: Path) -> MemoryIndex | None:
@@ -150,10 +156,23 @@ class MemoryIndex:
     def _tidy(self) -> None:
         state = self._state
         old = state.view
-        if not tuning.tidies(old.live, old.dead):
+        if not tuning.tidies(old.live, old.dead - self._left_dead):
             return
-        kept = np.flatnonzero(old.alive)
         slots = Slots(self._table, old.slots.folder, saved.next_epoch(old.slots.folder))
+        try:
+            self._move(state, slots)
+        except OSError as error:
+            slots.discard()
+            # There is no room for both; when more is dead, there may be.
+            self._left_dead = old.dead
+            _log.warning("what is dead in %s stays there for now: %s", old.slots.folder, error)
+        else:
+            old.slots.close()
+
+    def _move(self, state: _State, slots: Slots) -> None:
+        """What lives goes into these slots, and all go on with them."""
+        old = state.view
+        kept = np.flatnonzero(old.alive)
         slots.copy(old.slots, kept)
         view = View(slots, len(kept), np.ones(len(kept), np.bool_), len(kept), old.bytes, old.position)
         lists = state.lists.moved(view, kept) if state.lists else None
@@ -164,7 +183,7 @@ class MemoryIndex:
             alive = np.ones(len(slots.ids), np.bool_)
             alive[: len(kept)] = now.alive[kept]
             self._state = _State(View(slots, len(alive), alive, now.live, now.bytes, now.position), lists)
-        old.slots.close()
+            self._left_dead = 0
 
     def _take(self) -> bool:
         """Whether the lists are new."""

@@ -22,7 +22,7 @@ from nearmesh.tls import write_private
 from nearmesh_agent.vectors.index.columns import packed, unpacked
 from nearmesh_agent.vectors.index.growing import Growing
 from nearmesh_agent.vectors.index.lists import Lists
-from nearmesh_agent.vectors.index.slots import Slots, View, arena_paths
+from nearmesh_agent.vectors.index.slots import Slots, View, arena_paths, epochs
 from nearmesh_agent.vectors.index.tuning import Trained, Tuned
 from nearmesh_agent.vectors.model import Table
 
@@ -75,21 +75,21 @@ def read(table: Table, folder: Path) -> tuple[View, Lists | None] | None:
             return _restored(table, folder, {name: arrays[name] for name in arrays.files})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+        # A RuntimeError is of faiss, where it no longer reads what an older one wrote.
         _log.warning("the index saved in %s cannot be used and is made anew: %s", path, error)
         return None
 
 
 def next_epoch(folder: Path) -> int:
     """One that no file in the folder is of."""
-    return 1 + max((int(path.name.rpartition("-")[2]) for path in folder.glob("*-[0-9]*")), default=0)
+    return 1 + max(epochs(folder), default=0)
 
 
 def forget_others(slots: Slots) -> None:
     """Removes the files of other epochs, which nothing on disk speaks of any more."""
-    mine = set(arena_paths(slots.folder, slots.epoch).values())
-    for path in slots.folder.glob("*-[0-9]*"):
-        if path not in mine:
+    for epoch in epochs(slots.folder) - {slots.epoch}:
+        for path in arena_paths(slots.folder, epoch).values():
             path.unlink(missing_ok=True)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +27,12 @@ from nearmesh_agent.vectors.model import Column, FieldType, Mask, Row, Scalar, T
 _NO_SCALE = 0.0
 # Rows that are copied in one go, so that a writer who waits does not wait for long.
 _COPIED_ROWS = 2000
+_ARENAS = ("vectors", "records")
 # Columns that are no filter's business, with the names that they are saved under.
 _WRITTEN_AT, _PARTS = ".written_at", ".parts"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """A table at one moment."""
 
@@ -190,18 +192,26 @@ class Slots:
     # Writing.
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Takes a slot for each; none of their ids twice. Raises InvalidInput for a vector that is none of the table's.
+        """Takes a slot for each; none of their ids twice.
 
-        Raises OSError where the disk is full: nothing was taken then.
+        Raises InvalidInput for a vector or a value that is none of the table's, OSError where the disk is full: nothing
+        was taken then.
         """
         if not rows:
             return
         vectors = self._checked(rows)
-        encoded = [records.encode(row) for row in rows]
-        self._append(vectors, encoded, [row.id for row in rows])
-        for name, column in self.columns.items():
-            column.extend([_value(row, name) for row in rows])
+        values = {name: [_value(row, name) for row in rows] for name in self.columns}
+        columns = {name: self._encoded(name, of_rows) for name, of_rows in values.items()}
+        self._append(vectors, [records.encode(row) for row in rows])
+        for name, encoded in columns.items():
+            self.columns[name].extend(encoded, values[name])
         self._number([row.id for row in rows])
+
+    def _encoded(self, name: str, values: Sequence[Scalar | None]) -> NDArray[Any]:
+        try:
+            return self.columns[name].encoded(values)
+        except ValueError as error:
+            raise InvalidInput(f"field {name!r} has another type: {error}") from None
 
     def _checked(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         for row in rows:
@@ -214,7 +224,7 @@ class Slots:
             raise InvalidInput(f"row {rows[int(np.argmin(finite))].id!r}: its vector has NaN or an infinite value")
         return vectors
 
-    def _append(self, vectors: NDArray[np.float32], encoded: Sequence[bytes], ids: Sequence[str]) -> None:
+    def _append(self, vectors: NDArray[np.float32], encoded: Sequence[bytes]) -> None:
         arena = self.arenas["vectors"]
         size, checksum = arena.size, arena.checksum
         arena.append(vectors.data.cast("B"))
@@ -242,7 +252,7 @@ class Slots:
             data = other.arenas["records"].bytes
             encoded = [data[begin:end].tobytes() for begin, end in map(other._record, some.tolist())]
             ids = [other.ids[slot] for slot in some.tolist()]
-            self._append(other.vectors(int(some.max()) + 1)[some], encoded, ids)
+            self._append(other.vectors(int(some.max()) + 1)[some], encoded)
             self._number(ids)
 
     def flush(self) -> None:
@@ -253,9 +263,21 @@ class Slots:
         for arena in self.arenas.values():
             arena.close()
 
+    def discard(self) -> None:
+        """Closes it and removes its files."""
+        self.close()
+        for path in arena_paths(self.folder, self.epoch).values():
+            path.unlink(missing_ok=True)
+
 
 def arena_paths(folder: Path, epoch: int) -> dict[str, Path]:
-    return {kind: folder / f"{kind}-{epoch}" for kind in ("vectors", "records")}
+    return {kind: folder / f"{kind}-{epoch}" for kind in _ARENAS}
+
+
+def epochs(folder: Path) -> set[int]:
+    """Of the files that are there."""
+    names = (path.name.partition("-") for path in folder.iterdir())
+    return {int(epoch) for kind, _, epoch in names if kind in _ARENAS and epoch.isdecimal()}
 
 
 def scales(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
