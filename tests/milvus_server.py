@@ -42,7 +42,7 @@ class MilvusServer:
         self._folder = folder
         config = MilvusServerConfig(data_dir=str(folder))
         names = [name for name in config.configurable_items if name.endswith("_port")]
-        *ports, self._health = free_ports(len(names) + 1)
+        *ports, self._health, self._etcd_clients, self._etcd_peers = free_ports(len(names) + 3)
         config.update(**dict(zip(names, ports, strict=True)))
         config.set("authorization_enabled", True)
         config.resolve()
@@ -52,10 +52,14 @@ class MilvusServer:
     def start(self) -> None:
         """Returns when it answers. To be called in the main thread: the server ends with its caller's."""
         programs = _unpacked()
+        etcd = self._folder / "etcd.yaml"
+        etcd.write_text(_etcd(self._folder, self._etcd_clients, self._etcd_peers))
         environment = {
             **os.environ,
             "DEPLOY_MODE": "STANDALONE",
             "METRICS_PORT": str(self._health),
+            "ETCD_CONFIG_PATH": str(etcd),
+            "ETCD_ENDPOINTS": f"127.0.0.1:{self._etcd_clients}",
             "MILVUS_RUN_DIR": str(self._folder / "run"),
             "LD_LIBRARY_PATH": str(programs),
         }
@@ -93,6 +97,20 @@ class MilvusServer:
                 return b"OK" in answer.read()
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
+
+
+def _etcd(folder: Path, clients: int, peers: int) -> str:
+    """Its own etcd would listen on that one's usual ports otherwise, of which a machine has one pair."""
+    clients_url, peers_url = f"http://127.0.0.1:{clients}", f"http://127.0.0.1:{peers}"
+    return f"""\
+name: default
+data-dir: {folder / "etcd"}
+listen-client-urls: {clients_url}
+advertise-client-urls: {clients_url}
+listen-peer-urls: {peers_url}
+initial-advertise-peer-urls: {peers_url}
+initial-cluster: default={peers_url}
+"""
 
 
 def _unpacked() -> Path:
