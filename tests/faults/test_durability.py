@@ -57,7 +57,7 @@ async def restarted(plane: ControlPlane) -> None:
 
 async def test_p3_whatever_was_acknowledged_is_there_after_a_kill_right_behind_it(tmp_path: Path) -> None:
     artifacts = [adding(tmp_path / version, "model", version, float(version)) for version in "12"]
-    async with control_plane(tmp_path / "plane", **{"currencies.EUR": 1.25}) as plane, plane.operator() as operator:
+    async with control_plane(tmp_path / "plane", currencies={"EUR": 1.25}) as plane, plane.operator() as operator:
 
         async def acknowledged(call: Awaitable[Any], look: Callable[[], Awaitable[Any]], expected: Any) -> Any:
             answer = await call

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -101,10 +100,9 @@ class ControlPlane(Daemon):
         folder.mkdir(parents=True, exist_ok=True)
         self.data, self.name = folder / "data", settings.get("id", "")
         self.public, self.mesh, self.http = (f"127.0.0.1:{port}" for port in free_ports(3))
-        listen = f'\n[listen]\npublic = "{self.public}"\nmesh = "{self.mesh}"\nhttp = "{self.http}"\n'
+        listen = {"public": self.public, "mesh": self.mesh, "http": self.http}
         self.config = folder / "mesh.toml"
-        head = {"mesh": MESH, "data": str(self.data), **settings}
-        self.config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in head.items()) + listen)
+        self.config.write_text(tomli_w.dumps({"mesh": MESH, "data": str(self.data), **settings, "listen": listen}))
         super().__init__("control plane", "nearmesh-controlplane", self.config)
         self.authority = Authority.open(MESH, self.data / "authority")
         self._channels: list[grpc.aio.Channel] = []

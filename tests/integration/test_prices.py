@@ -39,7 +39,7 @@ async def prices_when(
 
 async def test_from_a_feed_to_the_list_of_nodes_and_back(tmp_path: Path) -> None:
     path = tmp_path / "prices.csv"
-    settings: dict[str, Any] = {"prices.feed": "../prices.csv", "prices.every_s": 1, "currencies.EUR": 1.25}
+    settings: dict[str, Any] = {"prices": {"feed": "../prices.csv", "every_s": 1}, "currencies": {"EUR": 1.25}}
     async with control_plane(tmp_path / "plane", **settings) as plane, plane.operator() as operator:
 
         async def one() -> admin_pb2.Node:
@@ -116,7 +116,7 @@ def serving(text: str) -> Iterator[Any]:
 async def test_a_feed_from_a_server(tmp_path: Path) -> None:
     with serving('[{"from_region": "*", "to_region": "*", "usd_per_gb": 0.02}]') as server:
         url = f"http://127.0.0.1:{server.server_port}/prices.json?key=secret"
-        settings: dict[str, Any] = {"prices.feed": url, "prices.every_s": 1}
+        settings: dict[str, Any] = {"prices": {"feed": url, "every_s": 1}}
         async with control_plane(tmp_path / "plane", **settings) as plane, plane.operator() as operator:
             answer = await prices_when(operator, lambda p: bool(p.transfers), "the feed is read")
             assert (answer.transfers[0].usd_per_gb, answer.transfers[0].source) == (0.02, "feed")
