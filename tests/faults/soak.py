@@ -22,7 +22,7 @@ from typing import Any
 from nearmesh.devmesh.mesh import LocalMesh, local_mesh
 from nearmesh.devmesh.plan import MODELS, REGIONS, site_of
 from nearmesh.devmesh.tour import tour
-from tests.faults import control_planes, departures, federated, many_models, matrix, pulls, scenarios
+from tests.faults import control_planes, departures, federated, many_models, matrix, pulls, scenarios, vectors_apart
 from tests.faults.live import live
 from tests.faults.live_report import broken
 from tests.faults.machine import machine
@@ -36,6 +36,7 @@ FUZZ_COUNT, FUZZ_SEEDS = 10_000, (7, 8)
 CONTROL_PLANE_AWAY_S = 60.0
 CONTROL_PLANE_FAULTS = 20
 PULL_KILLS = 20
+VECTORS_APART_S = 60.0
 MANY_MODELS, MANY_ROOM, MANY_REQUESTS = 1000, 50, 10_000
 
 Run = tuple[str, Callable[[LocalMesh], Awaitable[Any]]]
@@ -131,6 +132,10 @@ async def soak(only: str) -> list[dict[str, Any]]:
         name = "federated run: a site that is cut off for a minute of every two"
         if only in name:
             found.append(await _measured(name, lambda: federated.cut_off(Path(scratch) / "federated-cut-off")))
+        name = f"two sites with vectors in common: cut off for {VECTORS_APART_S:.0f} s, both write and delete"
+        if only in name:
+            run_apart = vectors_apart.run(Path(scratch) / "vectors", VECTORS_APART_S)
+            found.append(await _measured(name, lambda: run_apart))
         name = f"many models: {MANY_MODELS} with memory for {MANY_ROOM}"
         if only in name:
             folder = Path(scratch) / "many"

@@ -167,6 +167,12 @@ async def _has(place: Place, rows: int) -> bool:
         return False
 
 
+async def run(folder: Path, seconds: float, seed: int = 1) -> dict[str, Any]:
+    """On sites of its own."""
+    async with two_sites(folder) as two:
+        return await apart(two, seconds, seed)
+
+
 async def apart(two: Two, seconds: float, seed: int) -> dict[str, Any]:
     """Cuts, has both go on for so long, heals, and checks; figures of what happened."""
     await common(two)
