@@ -38,10 +38,6 @@ class Numbers:
         """As filters ask the first `count` rows."""
         return _NumberColumn(self._values.first(count), self._present.first(count))
 
-    def values(self, count: int) -> NDArray[Any]:
-        """Those of the first `count` rows; 0 where there is none."""
-        return self._values.first(count)
-
     def taken(self, slots: NDArray[np.int64]) -> Numbers:
         """Some of them, as a column of their own."""
         return self._with(self._values.first(len(self._values))[slots], self._present.first(len(self._present))[slots])
@@ -105,10 +101,6 @@ class Strings:
     def at(self, count: int) -> Column:
         """As filters ask the first `count` rows."""
         return _StringColumn(self._codes.first(count), self._texts, self._numbers)
-
-    def coded(self, count: int) -> tuple[NDArray[np.int32], Sequence[str]]:
-        """Numbers of the first `count` rows (-1: none), and the texts that they stand for."""
-        return self._codes.first(count), self._texts
 
     def taken(self, slots: NDArray[np.int64]) -> Strings:
         """Some of them, as a column of their own that knows no other texts."""

@@ -28,7 +28,6 @@ _KEPT_SEARCHES = 8
 # Recall of real searches is measured anew when so many more were kept.
 _NEW_SEARCHES = 32
 
-
 _log = logging.getLogger(__name__)
 
 
@@ -70,6 +69,7 @@ class MemoryIndex:
     def new(cls, table: Table, folder: Path) -> MemoryIndex:
         """An empty one, in the place of whatever was in the folder. Raises OSError."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        saved.forget(folder)
         slots = Slots(table, folder, saved.next_epoch(folder))
         saved.forget_others(slots)
         return cls(table, View(slots, 0, np.empty(0, np.bool_), 0, 0, 0))

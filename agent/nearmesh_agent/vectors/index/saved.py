@@ -28,7 +28,7 @@ from nearmesh_agent.vectors.model import Table
 
 FILE = "index.npz"
 # Counts up when what is in the file changes.
-_FORMAT = 2
+_FORMAT = 1
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +84,11 @@ def read(table: Table, folder: Path) -> tuple[View, Lists | None] | None:
 def next_epoch(folder: Path) -> int:
     """One that no file in the folder is of."""
     return 1 + max(epochs(folder), default=0)
+
+
+def forget(folder: Path) -> None:
+    """What was saved there is not opened again."""
+    (folder / FILE).unlink(missing_ok=True)
 
 
 def forget_others(slots: Slots) -> None:

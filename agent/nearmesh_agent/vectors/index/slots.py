@@ -21,15 +21,13 @@ from nearmesh_agent.vectors.index import records
 from nearmesh_agent.vectors.index.columns import Numbers, Strings, column_for
 from nearmesh_agent.vectors.index.growing import Arena, Growing
 from nearmesh_agent.vectors.index.order import Order
-from nearmesh_agent.vectors.model import Column, FieldType, Mask, Row, Scalar, Table
+from nearmesh_agent.vectors.model import Column, Mask, Row, Scalar, Table
 
 # Of a vector without length, whose cosine with any other is said to be 0.
 _NO_SCALE = 0.0
 # Rows that are copied in one go, so that a writer who waits does not wait for long.
 _COPIED_ROWS = 2000
 _ARENAS = ("vectors", "records")
-# Columns that are no filter's business, with the names that they are saved under.
-_WRITTEN_AT, _PARTS = ".written_at", ".parts"
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +141,6 @@ class Slots:
         self.ends = Growing(np.int64)
         kinds = {name: kind for name, kind in {**STANDING, **table.fields}.items() if name != "id"}
         self.columns: dict[str, Numbers | Strings] = {name: column_for(kind) for name, kind in kinds.items()}
-        self.columns[_WRITTEN_AT] = Numbers(FieldType.FLOAT)
-        self.columns[_PARTS] = Numbers(FieldType.INT)
 
     # Reading.
 
@@ -171,17 +167,6 @@ class Slots:
         ends = self.ends.first(slot + 1)
         return (int(ends[slot - 1]) if slot else 0), int(ends[slot])
 
-    def written_at(self, count: int) -> NDArray[np.float64]:
-        return self._numbers(_WRITTEN_AT).values(count)
-
-    def parts(self, count: int) -> NDArray[np.int64]:
-        return self._numbers(_PARTS).values(count)
-
-    def _numbers(self, name: str) -> Numbers:
-        column = self.columns[name]
-        assert isinstance(column, Numbers)
-        return column
-
     @property
     def memory_bytes(self) -> int:
         """Roughly; without the arenas, which the system may put out of memory."""
@@ -200,7 +185,7 @@ class Slots:
         if not rows:
             return
         vectors = self._checked(rows)
-        values = {name: [_value(row, name) for row in rows] for name in self.columns}
+        values = {name: [value_of(row, name) for row in rows] for name in self.columns}
         columns = {name: self._encoded(name, of_rows) for name, of_rows in values.items()}
         self._append(vectors, [records.encode(row) for row in rows])
         for name, encoded in columns.items():
@@ -286,9 +271,3 @@ def scales(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     found: NDArray[np.float64] = np.full(len(vectors), _NO_SCALE)
     np.divide(1, lengths, out=found, where=lengths > 0)
     return found.astype(np.float32)
-
-
-def _value(row: Row, name: str) -> Scalar | None:
-    if name == _WRITTEN_AT:
-        return row.written_at_s
-    return row.origin.parts if name == _PARTS else value_of(row, name)
