@@ -197,6 +197,8 @@ class Keeper:
             except TimeoutError:
                 said = f": {self.store_error}" if self.store_error else ""
                 raise NotReady(f"collection {name!r} is still being made from the store{said}") from None
+        if self.config.index == "engine":
+            await self.wait_for_store()
         found = self._collections.get(spec.identity)
         if found is None:
             raise NotFound(f"no collection {name!r} in namespace {namespace!r} on this node")
@@ -233,7 +235,7 @@ class Keeper:
 
     async def new_table(self, table: Table) -> OpenTable:
         """Empty, in the store and in memory. Raises MeshError."""
-        store = await self._the_store()
+        store = await self.wait_for_store()
         await asyncio.to_thread(store.create, table)
         return await asyncio.to_thread(opening.empty, self.parts, table, self.journal.position, self)
 
@@ -312,7 +314,7 @@ class Keeper:
         if len(list(self.specs)) >= limits.MAX_COLLECTIONS:
             raise InvalidInput(f"this node has {limits.MAX_COLLECTIONS} collections, and no room for another one")
 
-    async def _the_store(self) -> Store:
+    async def wait_for_store(self) -> Store:
         """Raises NotReady."""
         try:
             async with asyncio.timeout(OPEN_WITHIN_S):

@@ -34,6 +34,7 @@ class Mover:
         if self._task and self._to != uri:
             raise AlreadyRunning(f"the vectors of this node are on their way to {self._to}; wait for that")
         if self._task is None:
+            await self._keeper.wait_for_store()
             target = await asyncio.to_thread(self._keeper.parts.elsewhere, uri, token_variable)
             if target is None:
                 yield pb.MigrateProgress(phase=Phase.DONE)

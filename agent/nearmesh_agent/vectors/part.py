@@ -78,7 +78,8 @@ class Vectors:
         self.front = Front(config, lambda: self._channel, embedder=embedder)
         if config.enabled and credentials:
             self.front.links = Links(at, nodes, credentials, self.front.there, max_message_bytes=max_message_bytes)
-        # How often the process has ended by itself.
+        # Of the process, 0 while there is none; and how often it has ended by itself.
+        self.pid = 0
         self.ended = 0
 
     @property
@@ -145,11 +146,13 @@ class Vectors:
             env=environment(),
             start_new_session=True,
         )
+        self.pid = process.pid
         log.info("vectors: process started pid=%d", process.pid)
         looking = asyncio.create_task(self._look(settings))
         try:
             code = await process.wait()
         finally:
+            self.pid = 0
             looking.cancel()
             await asyncio.wait({looking})
             await _end(process)

@@ -17,6 +17,9 @@ class OpenTable:
         # The words were lost, and have yet to be given those of all rows.
         self.wordless = wordless
         self._gate = threading.Lock()
+        # Held by whoever maintains, saves or closes it, which takes long.
+        self._looked_after = threading.Lock()
+        self._closed = False
         self._applied = self.position
         self._unsaved: int | None = None
 
@@ -49,15 +52,24 @@ class OpenTable:
 
     def maintain(self) -> None:
         """Takes fresh rows into both; for as long as it takes."""
-        self.index.maintain()
-        self.lexical.maintain()
+        with self._looked_after:
+            if not self._closed:
+                self.index.maintain()
+                self.lexical.maintain()
 
     def save(self) -> None:
         """Both on disk; the journal may forget what they have then."""
-        saved = min(self.index.save(), self.lexical.save())
-        with self._gate:
-            self._unsaved = saved + 1 if self._applied > saved else None
+        with self._looked_after:
+            if self._closed:
+                return
+            saved = min(self.index.save(), self.lexical.save())
+            with self._gate:
+                self._unsaved = saved + 1 if self._applied > saved else None
 
     def close(self) -> None:
-        self.index.close()
-        self.lexical.close()
+        """Safe to repeat."""
+        with self._looked_after:
+            if not self._closed:
+                self._closed = True
+                self.index.close()
+                self.lexical.close()
