@@ -12,9 +12,10 @@ from typing import Any
 
 import grpc
 import numpy as np
+from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.config import VectorsConfig
 from nearmesh_agent.vectors.front import POLICY
-from nearmesh_agent.vectors.part import At, Vectors
+from nearmesh_agent.vectors.part import Vectors
 
 from nearmesh.rpc import Gatekeeper
 from nearmesh.transport.server import Server
@@ -31,7 +32,7 @@ class VectorNode:
     """One of them; `stub` is of its VectorService."""
 
     def __init__(self, folder: Path, config: VectorsConfig) -> None:
-        at = At(node="node-a", site="site-a", region="europe-west1")
+        at = Here(node="node-a", site="site-a", region="europe-west1")
         self.part = Vectors(config, folder, at, max_message_bytes=64 * 1024 * 1024)
         self.stub: Any
 

@@ -85,7 +85,7 @@ class Texts:
     async def save(self) -> None:
         """Indexes to the disk, entries to the store, and the journal forgets what both have."""
         keeper = self.site.keeper
-        await keeper._the_store()
+        await keeper.wait_for_store()
         for table in (table for one in keeper for table in (one.serving, one.filling) if table):
             table.save()
         keeper.applier.step()
