@@ -654,14 +654,16 @@ class ChangesRequest(_message.Message):
     def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., identity: _Optional[str] = ..., acknowledged: _Optional[int] = ..., log: _Optional[str] = ..., most_bytes: _Optional[int] = ...) -> None: ...
 
 class ChangesResponse(_message.Message):
-    __slots__ = ("changes", "log", "last")
+    __slots__ = ("changes", "log", "last", "embedder_digest")
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     LOG_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     changes: _containers.RepeatedCompositeFieldContainer[Change]
     log: str
     last: int
-    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., log: _Optional[str] = ..., last: _Optional[int] = ...) -> None: ...
+    embedder_digest: str
+    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., log: _Optional[str] = ..., last: _Optional[int] = ..., embedder_digest: _Optional[str] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("number", "id", "written", "written_after", "deleted", "row", "written_at_s")
@@ -696,16 +698,20 @@ class AdoptRequest(_message.Message):
 class AdoptResponse(_message.Message):
     __slots__ = ("followed", "refused")
     class Followed(_message.Message):
-        __slots__ = ("collection", "identity", "acknowledged", "log")
+        __slots__ = ("collection", "identity", "acknowledged", "log", "embedder", "embedder_digest")
         COLLECTION_FIELD_NUMBER: _ClassVar[int]
         IDENTITY_FIELD_NUMBER: _ClassVar[int]
         ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
         LOG_FIELD_NUMBER: _ClassVar[int]
+        EMBEDDER_FIELD_NUMBER: _ClassVar[int]
+        EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
         collection: CollectionRef
         identity: str
         acknowledged: int
         log: str
-        def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., identity: _Optional[str] = ..., acknowledged: _Optional[int] = ..., log: _Optional[str] = ...) -> None: ...
+        embedder: str
+        embedder_digest: str
+        def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., identity: _Optional[str] = ..., acknowledged: _Optional[int] = ..., log: _Optional[str] = ..., embedder: _Optional[str] = ..., embedder_digest: _Optional[str] = ...) -> None: ...
     FOLLOWED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     followed: _containers.RepeatedCompositeFieldContainer[AdoptResponse.Followed]

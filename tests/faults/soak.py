@@ -134,8 +134,8 @@ async def soak(only: str) -> list[dict[str, Any]]:
             found.append(await _measured(name, lambda: federated.cut_off(Path(scratch) / "federated-cut-off")))
         name = f"two sites with vectors in common: cut off for {VECTORS_APART_S:.0f} s, both write and delete"
         if only in name:
-            run_apart = vectors_apart.run(Path(scratch) / "vectors", VECTORS_APART_S)
-            found.append(await _measured(name, lambda: run_apart))
+            folder = Path(scratch) / "vectors"
+            found.append(await _measured(name, lambda: vectors_apart.run(folder, VECTORS_APART_S)))
         name = f"many models: {MANY_MODELS} with memory for {MANY_ROOM}"
         if only in name:
             folder = Path(scratch) / "many"

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from nearmesh.backoff import Backoff
@@ -77,7 +78,14 @@ class Vectors:
         self.collections: Sequence[pb.Collection] = ()
         self.front = Front(config, lambda: self._channel, embedder=embedder)
         if config.enabled and credentials:
-            self.front.links = Links(at, nodes, credentials, self.front.there, max_message_bytes=max_message_bytes)
+            self.front.links = Links(
+                at,
+                nodes,
+                credentials,
+                self.front.there,
+                max_message_bytes=max_message_bytes,
+                embed=partial(embedder.embed, behind=True) if embedder else None,
+            )
         # Of the process, 0 while there is none; and how often it has ended by itself.
         self.pid = 0
         self.ended = 0

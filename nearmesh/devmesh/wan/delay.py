@@ -8,6 +8,7 @@ bounded number of bytes; above that its source is no longer read, so that TCP it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import random
 import socket
@@ -153,7 +154,9 @@ class Pipe:
         if end is End.RESET:
             reset(sink)
         elif not sink.is_closing():
-            sink.write_eof()
+            # The far side may have gone a moment ago.
+            with contextlib.suppress(OSError):
+                sink.write_eof()
         if not self.ended.done():
             self.ended.set_result(end)
 

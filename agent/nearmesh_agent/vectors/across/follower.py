@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 from nearmesh.backoff import Backoff
-from nearmesh.errors import MeshError, Unreachable
+from nearmesh.errors import InvalidInput, MeshError, Superseded, Unreachable, Unsupported
 from nearmesh.rpc import from_rpc_error
 from nearmesh.v1 import node_pb2, vector_pb2_grpc
 from nearmesh.v1 import vector_pb2 as pb
@@ -34,6 +36,11 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 10.0
 _ANSWER_WITHIN_S = 10.0
 # Small, since the agent's event loop, which serves, has each of them in hand for a moment.
 _MOST_BYTES = 512 * 1024
+# Texts that are embedded at a time, behind all else.
+_TEXTS = 32
+
+# A vector for each text, by a model in the version of that digest. Raises MeshError.
+Embed = Callable[[str, str, Sequence[str]], Awaitable[NDArray[np.float32]]]
 
 
 class Follower:
@@ -45,8 +52,10 @@ class Follower:
         nodes: Callable[[], Sequence[node_pb2.VectorNode]],
         channels: MeshChannels,
         channel: Callable[[], VectorChannel],
+        embed: Embed | None = None,
     ) -> None:
         """`channel` leads to the process that keeps the vectors; it raises NotReady while that is not there."""
+        self._embed_texts = embed
         self._here = here
         self._nodes = nodes
         self._channels = channels
@@ -144,6 +153,8 @@ class Follower:
         call = stub.Changes(_each(asked))
         try:
             async for changes in call:
+                if changes.embedder_digest != one.embedder_digest:
+                    await self._embed(one, changes)
                 taken = await self._take(node, one, changes)
                 asked.put_nowait(pb.ChangesRequest(acknowledged=taken))
         except grpc.aio.AioRpcError as error:
@@ -152,6 +163,23 @@ class Follower:
             _say(node, one, error)
         finally:
             call.cancel()
+
+    async def _embed(self, one: pb.AdoptResponse.Followed, changes: pb.ChangesResponse) -> None:
+        """Vectors as this site has them, where the other one has another version of the embedder. Raises MeshError."""
+        rows = [change.row for change in changes.changes if change.HasField("row")]
+        if without := next((row.id for row in rows if not row.text), ""):
+            raise InvalidInput(
+                f"row {without[:64]!r} has no text, and its vector is of another version of the embedder"
+            )
+        if rows and (self._embed_texts is None or not one.embedder):
+            raise Unsupported("the vectors are of another version of the embedder, and this node has none")
+        for start in range(0, len(rows), _TEXTS):
+            part = rows[start : start + _TEXTS]
+            assert self._embed_texts
+            vectors = await self._embed_texts(one.embedder, one.embedder_digest, [row.text for row in part])
+            for row, vector in zip(part, vectors, strict=True):
+                row.vector = np.asarray(vector, "<f4").tobytes()
+        changes.embedder_digest = one.embedder_digest
 
     async def _take(
         self, node: node_pb2.VectorNode, one: pb.AdoptResponse.Followed, changes: pb.ChangesResponse
@@ -169,7 +197,7 @@ async def _each(asked: asyncio.Queue[pb.ChangesRequest]) -> AsyncIterator[pb.Cha
 
 
 def _say(node: node_pb2.VectorNode, one: pb.AdoptResponse.Followed, error: MeshError) -> None:
-    level = logging.INFO if isinstance(error, Unreachable) else logging.WARNING
+    level = logging.INFO if isinstance(error, Unreachable | Superseded) else logging.WARNING
     log.log(level, "collection=%s of node=%s is not followed: %s", one.collection.name, node.node, error.message)
 
 

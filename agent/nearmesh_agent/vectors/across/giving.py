@@ -126,6 +126,7 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
     ) -> AsyncIterator[pb.ChangesResponse]:
         """Until the node asks no more."""
         identity, serving = collection.identity, collection.serving
+        digest = collection.spec.serving.digest
         sent = reading.acknowledged
         on_their_way: list[int] = []
         with self._listening(identity) as news:
@@ -133,7 +134,8 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
                 news.clear()
                 # It may have been changed, or dropped, meanwhile.
                 self._check(collection, peer)
-                if collection.serving is not serving or all(one is not collection for one in self._keeper):
+                another = collection.serving is not serving or collection.spec.serving.digest != digest
+                if another or all(one is not collection for one in self._keeper):
                     raise NotReady(f"collection {collection.spec.name!r} is another one now; ask for it again")
                 found, last = await asyncio.to_thread(self._ledger.since, identity, sent, _READ, but=peer.node)
                 if last == sent:
@@ -141,7 +143,7 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
                     continue
                 read = partial(self._read, collection, found, last, most_bytes or _MOST_BYTES)
                 for message in await asyncio.to_thread(read):
-                    message.log = log
+                    message.log, message.embedder_digest = log, digest
                     yield message
                     sent = message.last
                     on_their_way.append(sent)

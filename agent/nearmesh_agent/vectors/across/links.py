@@ -8,7 +8,7 @@ from nearmesh.tls import Credentials
 from nearmesh.transport.server import Server
 from nearmesh.v1 import node_pb2
 from nearmesh_agent.vectors.across import places
-from nearmesh_agent.vectors.across.follower import Follower
+from nearmesh_agent.vectors.across.follower import Embed, Follower
 from nearmesh_agent.vectors.across.mesh import MeshChannels
 from nearmesh_agent.vectors.across.passing import Passing
 from nearmesh_agent.vectors.across.places import Here
@@ -29,13 +29,16 @@ class Links:
         channel: Callable[[], VectorChannel],
         *,
         max_message_bytes: int,
+        embed: Embed | None = None,
     ) -> None:
         """`nodes` are all that keep vectors, as the control plane said last; `channel` leads to the process that has
-        this node's, and raises NotReady while that is not there."""
+        this node's, and raises NotReady while that is not there; `embed` makes vectors of rows whose embedder is of
+        another version there than here.
+        """
         self._nodes = nodes
         self._channels = MeshChannels(credentials, max_message_bytes=max_message_bytes)
         self._passing = Passing(nodes, channel)
-        self._follower = Follower(here, nodes, self._channels, channel)
+        self._follower = Follower(here, nodes, self._channels, channel, embed)
         self.reach = Reach(here, nodes, over(self._channels))
 
     def add_to(self, server: Server) -> None:

@@ -156,10 +156,8 @@ def _refusal(spec: CollectionSpec, offer: pb.OfferedResponse.Offer, known: Known
         return f"namespace {spec.namespace!r} is not served on node {at.node}; `allow` in its node.toml"
     if known.namesake and known.namesake.identity != offer.identity:
         return f"node {at.node} has another collection of that name; drop one of them"
-    there = offer.collection
-    if known.here and (there.dimension, offer.embedder_digest) != (spec.serving.dimension, spec.serving.digest):
-        return (
-            f"its vectors are of another version of the embedder than those on node {at.node}: "
-            "reembed the collection at the site that is behind"
-        )
-    return ""
+    # Of another version of an embedder they are made anew here, from the texts.
+    same = offer.collection.dimension == spec.serving.dimension or spec.serving.embedder
+    return (
+        "" if same else f"its vectors have {offer.collection.dimension} numbers, those on node {at.node} another count"
+    )

@@ -47,8 +47,14 @@ class Taking(vector_pb2_grpc.VectorAcrossServiceServicer):
                 refused, collection = await self._adopted(offer, request)
             if collection:
                 number_of, number = await asyncio.to_thread(self._ledger.cursor, offer.identity, request.node)
+                serving = collection.spec.serving
                 found.followed.add(
-                    collection=offer.collection.collection, identity=offer.identity, acknowledged=number, log=number_of
+                    collection=offer.collection.collection,
+                    identity=offer.identity,
+                    acknowledged=number,
+                    log=number_of,
+                    embedder=serving.embedder,
+                    embedder_digest=serving.digest,
                 )
             elif refused:
                 found.refused.add(identity=offer.identity, why=refused)
@@ -110,7 +116,14 @@ class Taking(vector_pb2_grpc.VectorAcrossServiceServicer):
             self._ledger.clock.check(stamp)
         if changes.changes:
             found = await asyncio.to_thread(states, changes.changes, collection.serving.table)
-            await collection.put(Merge(ids=list(found), states=found, source=request.node, site=request.site))
+            merge = Merge(
+                ids=list(found),
+                states=found,
+                source=request.node,
+                site=request.site,
+                embedder_digest=changes.embedder_digest,
+            )
+            await collection.put(merge)
         await asyncio.to_thread(self._ledger.came, request.identity, request.node, changes.log, changes.last)
         return pb.TakeResponse(acknowledged=changes.last)
 
