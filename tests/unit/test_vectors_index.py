@@ -461,6 +461,29 @@ def test_rows_with_the_same_vector_are_no_lack_of_recall(tmp_path: Path, monkeyp
     assert lists.tuned.enough[10] < 1000
 
 
+def test_real_searches_are_looked_at_ever_more_rarely() -> None:
+    checks = [tuning.next_check(0)]
+    while len(checks) < 12:
+        checks.append(tuning.next_check(checks[-1]))
+    assert checks[:4] == [256, 512, 1024, 2048]
+    assert checks[-1] - checks[-2] == 65_536
+
+
+@pytest.mark.parametrize(
+    ("recalls", "enough"),
+    [
+        ({160: 0.95, 240: 0.99}, 240),
+        # More than a small part of all rows: somewhat less will do, but not much less.
+        ({4103: 0.985, 6155: 0.99}, 4103),
+        ({4103: 0.97, 6155: 0.979, 9233: 0.985}, 9233),
+        # Rows as far from one another as random ones are: all of them.
+        ({}, 100_000),
+    ],
+)
+def test_how_many_rows_are_enough(recalls: dict[int, float], enough: int) -> None:
+    assert tuning.least_enough(10, 100_000, lambda tried: recalls.get(tried, 0.5)) == enough
+
+
 def test_lists_that_new_rows_make_uneven_are_made_anew() -> None:
     before = tuning.Trained(10_000, 1.5)
     assert not tuning.trains(20_000, before, 1.6)

@@ -20,6 +20,9 @@ class Best:
     slots: Slots
     scores: NDArray[np.float32]
 
+    def first(self, k: int) -> Best:
+        return Best(self.slots[:k], self.scores[:k])
+
 
 NONE = Best(np.empty(0, np.int64), np.empty(0, np.float32))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -76,22 +77,21 @@ def tuned(lists: Lists, view: View, queries: Sequence[Query]) -> Tuned:
     rows = min(lists.indexed, view.used)
     within = np.zeros(view.used, np.bool_)
     within[:rows] = view.alive[:rows]
-    enough = {k: _enough(lists, view, queries, k, within) for k in MEASURED_K}
-    filtered = {k: _enough(lists, view, queries, k, _around_one(view, within)) for k in MEASURED_K}
-    return Tuned(enough, filtered, rows)
+    return Tuned(_enough(lists, view, queries, within), _enough(lists, view, queries, _around_one(view, within)), rows)
 
 
-def _enough(lists: Lists, view: View, queries: Sequence[Query], k: int, mask: Mask) -> int:
+def _enough(lists: Lists, view: View, queries: Sequence[Query], mask: Mask) -> dict[int, int]:
+    """Of the rows of a mask, for each number of results."""
     taken = int(np.count_nonzero(mask))
-    truth = [exactly(view, query.vector, k, query.within(mask)) for query in queries]
+    truth = [exactly(view, query.vector, max(MEASURED_K), query.within(mask)) for query in queries]
 
-    def recall_of(tried: int) -> float:
+    def recall_of(k: int, tried: int) -> float:
         if scores_all(taken, tried):
             return 1.0
         found = [lists.search(query.vector, k, tried, view, query.within(mask))[0] for query in queries]
-        return mean_recall(view.slots.table.metric, found, truth)
+        return mean_recall(view.slots.table.metric, found, [true.first(k) for true in truth])
 
-    return least_enough(k, taken, recall_of)
+    return {k: least_enough(k, taken, partial(recall_of, k)) for k in MEASURED_K}
 
 
 def _around_one(view: View, mask: Mask) -> Mask:

@@ -25,8 +25,6 @@ from nearmesh_agent.vectors.model import Found, Mask, Row, Table, Vector, Where,
 
 # One search of so many is kept, to measure recall with.
 _KEPT_SEARCHES = 8
-# Recall of real searches is measured anew when so many more were kept.
-_NEW_SEARCHES = 32
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +49,7 @@ class MemoryIndex:
         self._maintaining = threading.Lock()
         self._searches = 0
         self._recent: deque[Vector] = deque(maxlen=measuring.QUERIES)
-        self._measured_at = 0
+        self._check_at = tuning.next_check(0)
         # Slots that could not be tidied away.
         self._left_dead = 0
 
@@ -205,8 +203,8 @@ class MemoryIndex:
         if lists is None:
             return
         recall = -1.0
-        if self._searches - self._measured_at >= _NEW_SEARCHES * _KEPT_SEARCHES:
-            self._measured_at = self._searches
+        if self._searches >= self._check_at:
+            self._check_at = tuning.next_check(self._searches)
             recall = self._recall_of(list(self._recent))
         if lists.tuned.is_old(lists.indexed, recall):
             lists.tuned = self._tuned(lists)
