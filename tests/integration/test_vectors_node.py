@@ -1,0 +1,156 @@
+"""Retrieval on a real node of a real mesh: tokens and their namespaces, quotas, what it tells, and how it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nearmesh.client.vectors import Passage, VectorClient
+from nearmesh.errors import (
+    InvalidInput,
+    NotFound,
+    NotReady,
+    PermissionDenied,
+    QuotaExceeded,
+    Unauthenticated,
+    Unsupported,
+)
+from nearmesh.ids import node_server_name
+from tests.integration.mesh_processes import MESH, ControlPlane, Node, control_plane, until
+
+QUOTAS = {"acme": {"max_vectors": 3}, "slow": {"requests_per_second": 2.0}}
+
+
+class Place:
+    """A control plane with a node that keeps vectors."""
+
+    def __init__(self, plane: ControlPlane, node: Node) -> None:
+        self.plane, self.node = plane, node
+
+    def client(self, role: str, namespace: str = "", *, token: str | None = None) -> VectorClient:
+        issuer = self.plane.authority.issuer
+        made = issuer.access("app", role, now_s=time.time(), lifetime_s=600, namespace=namespace)
+        return VectorClient(
+            self.node.public,
+            self.plane.authority.ca_pem,
+            made if token is None else token,
+            server_name=node_server_name(MESH, self.node.name),
+        )
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    async with control_plane(tmp_path / "plane") as plane:
+        node = Node(plane, tmp_path / "node", "node-a", vectors={"enabled": True, "namespaces": QUOTAS})
+        try:
+            await node.start()
+            found = Place(plane, node)
+            async with found.client("operator") as operator:
+
+                async def answers() -> bool:
+                    try:
+                        await operator.list()
+                    except NotReady:
+                        return False
+                    return True
+
+                await until(answers, within_s=40, what="the vectors can be asked for")
+            yield found
+        finally:
+            await node.stop()
+
+
+async def test_a_token_reaches_its_own_namespace_and_its_quota(place: Place) -> None:
+    rows = [Passage(id=name, vector=np.eye(4)[number], text=name) for number, name in enumerate("abcd")]
+    async with (
+        place.client("data", "acme") as acme,
+        place.client("client", "acme") as reader,
+        place.client("client") as other,
+        place.client("operator") as operator,
+        place.client("data", "slow") as slow,
+        place.client("data", token="eyJ.no.token") as stranger,
+    ):
+        docs = await acme.create("docs", dimension=4)
+        assert (await docs.upsert(rows[:3])).written == 3
+        with pytest.raises(QuotaExceeded, match="'acme' has 3 vectors"):
+            await docs.upsert(rows[3:])
+        found = await reader.collection("docs").search([1, 0.1, 0, 0], k=2)
+        assert [hit.row.id for hit in found.hits] == ["a", "b"]
+        with pytest.raises(PermissionDenied, match="may not call"):
+            await reader.collection("docs").upsert(rows[:1])
+        for outside in (other.collection("docs"), operator.collection("docs")):
+            with pytest.raises(NotFound, match="no collection 'docs' in namespace 'default'"):
+                await outside.count()
+        with pytest.raises(PermissionDenied, match="reaches the namespace 'default', not 'acme'"):
+            await other.collection("docs", namespace="acme").count()
+        assert await operator.collection("docs", namespace="acme").count() == 3
+        listed = await operator.list("*")
+        assert [(one.collection.namespace, one.rows) for one in listed.collections] == [("acme", 3)]
+        with pytest.raises(Unauthenticated):
+            await stranger.list()
+        with pytest.raises(QuotaExceeded, match="'slow' may ask 2 times a second"):
+            for _ in range(4):
+                await slow.list()
+        with pytest.raises(PermissionDenied):
+            async for _ in acme.migrate("http://localhost:1"):
+                pass
+        with pytest.raises(InvalidInput, match="no embedder"):
+            await docs.upsert([Passage(id="x", text="no vector")])
+        with pytest.raises(NotFound, match="embedder 'nope' is no model of this node"):
+            await acme.create("texts", embedder="nope")
+
+
+async def test_a_node_tells_of_its_vectors_and_they_outlive_it(place: Place) -> None:
+    async with place.client("data") as data:
+        docs = await data.create("docs", dimension=2)
+        await docs.upsert([Passage(id="a", vector=[1, 0], text="words of one"), Passage(id="b", vector=[0, 1])])
+        found = await docs.retrieve("words", mode="lexical")
+        assert [hit.row.id for hit in found.hits] == ["a"]
+
+        async def told() -> bool:
+            text = await asyncio.to_thread(metrics, place.node)
+            return 'nearmesh_vectors_rows{collection="docs",namespace="default"} 2.0' in text
+
+        await until(told, what="the metrics have the rows")
+        async with place.plane.operator() as operator:
+
+            async def known() -> bool:
+                return any(node.vectors.rows == 2 for node in await operator.nodes())
+
+            await until(known, what="the control plane has them too")
+    await place.node.child.stop()
+    await place.node.start()
+    async with place.client("client") as reader:
+
+        async def there() -> bool:
+            try:
+                return await reader.collection("docs").count() == 2
+            except NotReady:
+                return False
+
+        await until(there, what="the rows are there again")
+
+
+def metrics(node: Node) -> str:
+    line = next(line for line in node.log.splitlines() if " serving node=" in line)
+    address = line.rsplit("metrics=", 1)[1]
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+async def test_a_node_that_keeps_no_vectors_says_how_it_would(tmp_path: Path) -> None:
+    async with control_plane(tmp_path / "plane") as plane:
+        node = Node(plane, tmp_path / "node", "node-a")
+        try:
+            await node.start()
+            async with Place(plane, node).client("data") as data:
+                with pytest.raises(Unsupported, match=r"set `enabled` under \[vectors\] in its node.toml"):
+                    await data.list()
+        finally:
+            await node.stop()
