@@ -22,7 +22,17 @@ from typing import Any
 from nearmesh.devmesh.mesh import LocalMesh, local_mesh
 from nearmesh.devmesh.plan import MODELS, REGIONS, site_of
 from nearmesh.devmesh.tour import tour
-from tests.faults import control_planes, departures, federated, many_models, matrix, pulls, scenarios, vectors_apart
+from tests.faults import (
+    control_planes,
+    departures,
+    federated,
+    many_models,
+    matrix,
+    pulls,
+    scenarios,
+    vectors,
+    vectors_apart,
+)
 from tests.faults.live import live
 from tests.faults.live_report import broken
 from tests.faults.machine import machine
@@ -35,7 +45,7 @@ LIVE_S, LIVE_SEED = 600.0, 1
 FUZZ_COUNT, FUZZ_SEEDS = 10_000, (7, 8)
 CONTROL_PLANE_AWAY_S = 60.0
 CONTROL_PLANE_FAULTS = 20
-PULL_KILLS = 20
+PULL_KILLS = VECTOR_KILLS = 20
 VECTORS_APART_S = 60.0
 MANY_MODELS, MANY_ROOM, MANY_REQUESTS = 1000, 50, 10_000
 
@@ -74,6 +84,10 @@ async def _nearest(mesh: LocalMesh) -> dict[str, Any]:
     wrong = [row for row in rows if not row.correct or row.site != site_of(row.region)]
     assert not wrong, wrong
     return {"rows": len(rows), "wrong": 0}
+
+
+async def _vectors(folder: Path, what: str) -> dict[str, Any]:
+    return await asyncio.to_thread(vectors.killed, folder, what, VECTOR_KILLS)
 
 
 async def _matrix(mesh: LocalMesh) -> dict[str, Any]:
@@ -124,6 +138,11 @@ async def soak(only: str) -> list[dict[str, Any]]:
         name = "an agent killed while it shares a pull with two others"
         if only in name:
             found.append(await _measured(name, lambda: pulls.killed_sharer(Path(scratch) / "sharer")))
+        for what in vectors.WHAT:
+            name = f"vectors: {what} killed {VECTOR_KILLS} times while they are written"
+            if only in name:
+                folder = Path(scratch) / re.sub(r"\W+", "-", f"vectors {what}")
+                found.append(await _measured(name, lambda: _vectors(folder, what)))  # noqa: B023
         for who in federated.WHO:
             name = f"federated run: {who} killed in each phase"
             if only in name:

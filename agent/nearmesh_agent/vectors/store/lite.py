@@ -98,6 +98,11 @@ class LiteStore(MilvusStore):
         with self._one:
             return super().search(table, vector, k, where)
 
+    @property
+    def pid(self) -> int:
+        """Of Lite's process."""
+        return self._process.pid
+
     def close(self) -> None:
         super().close()
         self._process.close()
@@ -154,10 +159,10 @@ class LiteProcess:
     def _socket(self) -> Path:
         return self._private / str(self.life)
 
-    def kill(self) -> None:
-        """As a crash does; it is started again."""
-        if self._process is not None:
-            self._process.kill()
+    @property
+    def pid(self) -> int:
+        """0 before the first."""
+        return self._process.pid if self._process is not None else 0
 
     def close(self) -> None:
         """Has it write out what it has. Safe to repeat."""
