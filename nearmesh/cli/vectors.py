@@ -143,7 +143,11 @@ def state(one: Record) -> str:
         said.append(f"generation {one['generation'] + 1} has {percent(one['next_generation'])}")
     for replica in one["replicas"]:
         if not replica["connected"]:
-            said.append(f"{replica['site']} is away")
+            said.append(
+                f"{replica['site']} is away ({replica['detail']})"
+                if replica["detail"]
+                else f"{replica['site']} is away"
+            )
         elif replica["lag_rows"]:
             said.append(f"{replica['site']} lacks {replica['lag_rows']:,} rows, for {replica['lag_s']:.0f} s")
     return "; ".join(said) or "ok"

@@ -20,7 +20,8 @@ from nearmesh.rpc import OPERATORS, PEOPLE, caller, unreadable
 from nearmesh.transport.server import Server
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh_agent.vectors import namespaces
-from nearmesh_agent.vectors.across.links import Links
+from nearmesh_agent.vectors.across.links import Links, Nodes
+from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.across.reach import check_asked_from
 from nearmesh_agent.vectors.channel import AWAY, Message, VectorChannel
 from nearmesh_agent.vectors.config import VectorsConfig
@@ -342,11 +343,24 @@ class Front:
 
 
 class Nowhere:
-    """VectorService of a node that keeps no vectors: says so."""
+    """VectorService of a node that keeps no vectors: says so, and who of its site does."""
+
+    def __init__(self, at: Here, nodes: Nodes) -> None:
+        self._at = at
+        self._nodes = nodes
 
     def add_to(self, server: Server) -> None:
         async def method(message: Message, context: Any) -> bytes:
-            raise Unsupported("this node keeps no vectors: set `enabled` under [vectors] in its node.toml")
+            others = sorted(node.node for node in self._nodes() if node.site == self._at.site)
+            there = (
+                f"at site {self._at.site} {', '.join(others)} does"
+                if others
+                else f"nobody at site {self._at.site} does"
+            )
+            raise Unsupported(
+                f"node {self._at.node} keeps no vectors, {there}; to have it keep some, set `enabled` under [vectors] "
+                "in its node.toml"
+            )
 
         async def streamed(message: Message, context: Any) -> AsyncIterator[bytes]:
             await method(message, context)

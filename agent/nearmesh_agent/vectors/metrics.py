@@ -26,6 +26,14 @@ _GAUGES: tuple[tuple[str, str, Callable[[pb.Collection], float]], ...] = (
 )
 
 
+_REPLICA_LABELS = (*_LABELS, "site")
+_REPLICA_GAUGES: tuple[tuple[str, str, Callable[[pb.Collection.Replica], float]], ...] = (
+    ("replica_lag_rows", "Changes that a site lacks.", lambda r: r.lag_rows),
+    ("replica_lag_seconds", "Since when it lacks the oldest of them.", lambda r: r.lag_s),
+    ("replica_connected", "1 while the site follows.", lambda r: float(r.connected)),
+)
+
+
 class VectorFigures(Collector):
     """Of one node. Labels are the collections that there are: callers cannot make up any."""
 
@@ -46,4 +54,11 @@ class VectorFigures(Collector):
             family = GaugeMetricFamily(f"nearmesh_vectors_{name}", help_text, labels=_LABELS)
             for one in found:
                 family.add_metric([one.collection.namespace, one.collection.name], value(one))
+            yield family
+        for name, help_text, of_replica in _REPLICA_GAUGES:
+            family = GaugeMetricFamily(f"nearmesh_vectors_{name}", help_text, labels=_REPLICA_LABELS)
+            for one in found:
+                for replica in one.replicas:
+                    labels = [one.collection.namespace, one.collection.name, replica.site]
+                    family.add_metric(labels, of_replica(replica))
             yield family

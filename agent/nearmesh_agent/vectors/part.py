@@ -68,6 +68,7 @@ class Vectors:
         self._config = config
         self._folder = folder.absolute()
         self._at = at
+        self._nodes = nodes
         self._max_message_bytes = max_message_bytes
         self._on_change = on_change
         self._program = program
@@ -101,7 +102,7 @@ class Vectors:
 
     def add_to(self, server: Server) -> None:
         """What the node answers."""
-        (self.front if self._config.enabled else Nowhere()).add_to(server)
+        (self.front if self._config.enabled else Nowhere(self._at, self._nodes)).add_to(server)
         if self.front.links:
             self.front.links.add_to(server)
 

@@ -59,10 +59,10 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         namespace = chosen(told(context.invocation_metadata()), request.collection.namespace)
         collection = await self._keeper.create(self._stamped(created(request, namespace)))
         await self._settled(collection)
-        return self._message(collection)
+        return await asyncio.to_thread(self._message, collection)
 
     async def GetCollection(self, request: pb.CollectionRef, context: Any) -> pb.Collection:
-        return self._message(await self._of(request, context))
+        return await asyncio.to_thread(self._message, await self._of(request, context))
 
     async def ListCollections(self, request: pb.ListCollectionsRequest, context: Any) -> pb.ListCollectionsResponse:
         reach = told(context.invocation_metadata())
@@ -71,15 +71,14 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         found = [one for one in self._keeper if everything or one.spec.namespace == namespace]
         found.sort(key=lambda one: (one.spec.namespace, one.spec.name))
         names = {one.spec.namespace for one in found} | ({namespace} if namespace else set())
-        return pb.ListCollectionsResponse(
-            collections=[self._message(one) for one in found], namespaces=[self._use(name) for name in sorted(names)]
-        )
+        messages = await asyncio.to_thread(lambda: [self._message(one) for one in found])
+        return pb.ListCollectionsResponse(collections=messages, namespaces=[self._use(name) for name in sorted(names)])
 
     async def UpdateCollection(self, request: pb.UpdateCollectionRequest, context: Any) -> pb.Collection:
         collection = await self._of(request.collection, context)
         await self._keeper.update(collection, lambda spec: self._stamped(updated(spec, request)))
         await self._settled(collection)
-        return self._message(collection)
+        return await asyncio.to_thread(self._message, collection)
 
     async def DropCollection(self, request: pb.CollectionRef, context: Any) -> pb.DropCollectionResponse:
         collection = await self._of(request, context)
@@ -257,6 +256,7 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         return self._filters[key]
 
     def _message(self, collection: Collection) -> pb.Collection:
+        """Blocks for a moment: how far other sites are is looked up."""
         spec, index = collection.spec, collection.serving.index
         filling = collection.filling
         return pb.Collection(

@@ -25,14 +25,15 @@ from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.across.receipts import Receipts
 from nearmesh_agent.vectors.collection import Collection
 from nearmesh_agent.vectors.keeper import Keeper
+from nearmesh_agent.vectors.table import OpenTable
 
 # Changes that are read at a time, and bytes of a message unless less is asked for.
 _READ = 1_000
 _MOST_BYTES = 4 * 1024 * 1024
 # Ids that are counted at a time, when a collection is to be elsewhere for the first time.
 _FILLED = 10_000
-# Messages that may be on their way: one more is sent when the one before the last has been acknowledged.
-_AHEAD = 2
+# Messages that may be on their way: one more is sent when the first of them has been acknowledged.
+_AHEAD = 4
 # Reasons that a node gives: of how many collections, and how long.
 _MOST_REFUSED, _MOST_CHARACTERS = 1_000, 300
 
@@ -141,7 +142,7 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
                 if last == sent:
                     await _first(news.wait(), reader)
                     continue
-                read = partial(self._read, collection, found, last, most_bytes or _MOST_BYTES)
+                read = partial(self._read, identity, serving, found, last, most_bytes or _MOST_BYTES)
                 for message in await asyncio.to_thread(read):
                     message.log, message.embedder_digest = log, digest
                     yield message
@@ -151,12 +152,12 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
                         await reading.until(on_their_way.pop(0), reader)
 
     def _read(
-        self, collection: Collection, found: Sequence[Changed], last: int, most_bytes: int
+        self, identity: str, serving: OpenTable, found: Sequence[Changed], last: int, most_bytes: int
     ) -> list[pb.ChangesResponse]:
         """What was changed, as it is now, in messages of that size. Blocking."""
         ids = [one.id for one in found]
-        rows = {row.id: row for row in collection.serving.index.rows(ids, vectors=True)}
-        deleted = self._ledger.tombstones(collection.identity, ids)
+        rows = {row.id: row for row in serving.index.rows(ids, vectors=True)}
+        deleted = self._ledger.tombstones(identity, ids)
         changes = [
             change(one.number, one.id, rows.get(one.id), deleted.get(one.id, 0))
             for one in found

@@ -88,8 +88,8 @@ class NodeLedger:
 
         `source` is the node that it came from, at `site`; empty: here.
         """
-        for stamp in (write.deleted_at, *(row.clock.written for row in write.rows)):
-            self.clock.heard(stamp)
+        self.clock.heard(max((row.clock.written for row in write.rows), default=write.deleted_at))
+        self.clock.heard(write.deleted_at)
         removed = [(id, write.deleted_at) for id in write.deleted if write.deleted_at]
         removed += [(row.id, row.clock.deleted) for row in write.rows if row.clock.deleted]
         followed = identity in self._followed

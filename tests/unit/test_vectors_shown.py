@@ -1,0 +1,88 @@
+"""What people and Prometheus are shown of vectors at several sites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from nearmesh_agent.vectors.across.places import Here
+from nearmesh_agent.vectors.config import VectorsConfig
+from nearmesh_agent.vectors.front import SERVICE
+from nearmesh_agent.vectors.metrics import VectorFigures
+from nearmesh_agent.vectors.part import Vectors
+from prometheus_client import CollectorRegistry
+
+from nearmesh.cli import node as node_cli
+from nearmesh.cli import records
+from nearmesh.cli.vectors import state
+from nearmesh.cli.vectors_records import collection
+from nearmesh.errors import Unsupported
+from nearmesh.v1 import admin_pb2, node_pb2
+from nearmesh.v1 import vector_pb2 as pb
+from nearmesh.v1.node_pb2 import VectorNode
+
+HERE = Here(node="a", site="left", region="eu")
+BEHIND = pb.Collection.Replica(site="right", lag_rows=3, lag_s=7, connected=True)
+
+
+def replicated(*replicas: pb.Collection.Replica) -> pb.Collection:
+    return pb.Collection(collection=pb.CollectionRef(namespace="team", name="docs"), recall=-1, replicas=replicas)
+
+
+@pytest.mark.parametrize(
+    ("replica", "said"),
+    [
+        (pb.Collection.Replica(site="right", connected=True), "ok"),
+        (BEHIND, "right lacks 3 rows, for 7 s"),
+        (pb.Collection.Replica(site="right", detail="not connected"), "right is away (not connected)"),
+    ],
+)
+def test_how_far_behind_a_site_is(replica: pb.Collection.Replica, said: str) -> None:
+    assert state(collection(replicated(replica))) == said
+
+
+def test_the_list_of_nodes_says_what_they_keep_where_one_keeps_some(capsys: pytest.CaptureFixture[str]) -> None:
+    none = records.node(admin_pb2.Node(id="a"))
+    node_cli.print_nodes([none])
+    assert "vectors" not in capsys.readouterr().out
+    some = records.node(admin_pb2.Node(id="b", vectors=node_pb2.VectorStatus(rows=12345, collections=2)))
+    away = records.node(admin_pb2.Node(id="c", vectors=node_pb2.VectorStatus(detail="they are being opened")))
+    for record, said in ((none, "-"), (some, "12,345 in 2"), (away, "they are being opened")):
+        assert node_cli._vectors(record["vectors"]) == said
+    node_cli.print_nodes([none, some])
+    assert "vectors" in capsys.readouterr().out
+
+
+def test_lag_is_a_metric(tmp_path: Path) -> None:
+    vectors = Vectors(VectorsConfig(enabled=True), tmp_path, HERE, max_message_bytes=1 << 20)
+    vectors.collections = [replicated(BEHIND)]
+    registry = CollectorRegistry()
+    registry.register(VectorFigures(vectors))
+    labels = {"namespace": "team", "collection": "docs", "site": "right"}
+    for name, value in (("lag_rows", 3), ("lag_seconds", 7), ("connected", 1)):
+        assert registry.get_sample_value(f"nearmesh_vectors_replica_{name}", labels) == value
+    assert vectors.status() == node_pb2.VectorStatus(collections=1, detail="they are being opened")
+
+
+class Server:
+    """Notes what it is to answer."""
+
+    def __init__(self) -> None:
+        self.methods: dict[str, object] = {}
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, object]) -> None:
+        self.methods |= {f"{service}/{name}": handler for name, handler in handlers.items()}
+
+
+async def test_a_node_that_keeps_none_names_those_of_its_site_that_do(tmp_path: Path) -> None:
+    nodes = [VectorNode(node="b", site="left"), VectorNode(node="c", site="far")]
+    vectors = Vectors(VectorsConfig(), tmp_path, HERE, max_message_bytes=1 << 20, nodes=lambda: nodes)
+    server = Server()
+    vectors.add_to(server)  # type: ignore[arg-type]
+    search = server.methods[f"{SERVICE}/Search"]
+    with pytest.raises(Unsupported, match="node a keeps no vectors, at site left b does"):
+        await search.unary_unary(b"", None)  # type: ignore[attr-defined]
+    nodes.clear()
+    with pytest.raises(Unsupported, match="nobody at site left does"):
+        await search.unary_unary(b"", None)  # type: ignore[attr-defined]
+    assert vectors.status() is None
