@@ -43,24 +43,26 @@ def dev() -> None:
 @_folder
 @click.option("--once", is_flag=True, help="Stop after the table; exit 1 if any row is wrong.")
 @click.option("--no-tour", is_flag=True, help="Only start the mesh; ask the models nothing.")
+@click.option("--vectors", is_flag=True, help="Nodes keep vectors, and serve an encoder of texts; some seconds more.")
 @click.option("--json", "as_json", is_flag=True, help="With --once: the table's rows as JSON on stdout.")
-def up(folder: Path, once: bool, no_tour: bool, as_json: bool) -> None:
+def up(folder: Path, once: bool, no_tour: bool, vectors: bool, as_json: bool) -> None:
     """Start the mesh, ask every model through every way in, and stay up until Ctrl-C."""
-    from nearmesh.devmesh.needs import check_needs
+    from nearmesh.devmesh.needs import MODULES, VECTOR_MODULES, check_needs
 
-    check_needs()
+    check_needs({**MODULES, **VECTOR_MODULES} if vectors else MODULES)
     console = Console(stderr=True, highlight=False) if as_json else _console
-    raise SystemExit(asyncio.run(_up(folder, once=once, tour=not no_tour, as_json=as_json, console=console)))
+    wanted = {"once": once, "tour": not no_tour, "vectors": vectors, "as_json": as_json}
+    raise SystemExit(asyncio.run(_up(folder, console=console, **wanted)))
 
 
-async def _up(folder: Path, *, once: bool, tour: bool, as_json: bool, console: Console) -> int:
+async def _up(folder: Path, *, console: Console, **wanted: bool) -> int:
     stop = stop_on_signals()
     started = time.monotonic()
 
     def say(line: str) -> None:
         console.print(f"[dim]{time.monotonic() - started:5.1f} s[/]  {line}", soft_wrap=True)
 
-    running = asyncio.create_task(_stay(folder, once=once, tour=tour, as_json=as_json, console=console, say=say))
+    running = asyncio.create_task(_stay(folder, console=console, say=say, **wanted))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -75,10 +77,12 @@ async def _up(folder: Path, *, once: bool, tour: bool, as_json: bool, console: C
         say("stopped")
 
 
-async def _stay(folder: Path, *, once: bool, tour: bool, as_json: bool, console: Console, say: Any) -> int:
+async def _stay(
+    folder: Path, *, once: bool, tour: bool, vectors: bool, as_json: bool, console: Console, say: Any
+) -> int:
     from nearmesh.devmesh.mesh import local_mesh
 
-    async with local_mesh(folder, say) as mesh:
+    async with local_mesh(folder, say, vectors=vectors) as mesh:
         say("the mesh is up")
         wrong = await _tour(mesh.plan.folder, as_json=as_json, console=console) if tour else 0
         if once:
@@ -116,7 +120,9 @@ The mesh stays up until Ctrl-C. In another terminal (after `. .venv/bin/activate
   nearmesh route explain --from {region} --model file-type   why a request goes where it goes
   nearmesh node price {child.name} 0.1                 make a region cheap, and ask again
   nearmesh dev kill {child.name}                       kill -9; nobody sees an error, and it comes back
-  nearmesh infer file-type --help                              ask a model from the command line{_training(mesh)}
+  nearmesh infer file-type --help                              ask a model from the command line{_training(mesh)}{
+        _retrieval(mesh, child.name)
+    }
 A stock tritonclient reaches every model at {gateway} (the gateway in {region}).
 Addresses and process ids are in {mesh.plan.folder}/{MESH_FILE}, logs in {mesh.plan.folder}/logs.""",
         soft_wrap=True,
@@ -127,6 +133,16 @@ def _training(mesh: Any) -> str:
     if not mesh.plan.trains:
         return ""
     return "\n  nearmesh run start --model digits --rounds 3                 train a model where the data are"
+
+
+def _retrieval(mesh: Any, node: str) -> str:
+    if not mesh.plan.vectors:
+        return ""
+    return f"""
+  export NEARMESH_NODE={node}        the node that `nearmesh vectors` speaks to
+  nearmesh vectors create docs --embedder sentence-encoder
+  nearmesh vectors import docs --collection docs               the project's own documents
+  nearmesh vectors retrieve docs 'how is a model published?'"""
 
 
 @dev.command()

@@ -83,7 +83,7 @@ async def _keepers(session: Session) -> dict[str, str]:
     """Nodes that keep vectors, and their public listeners."""
     local = session.place.state.get("nodes")
     if isinstance(local, Mapping):
-        return {name: node["public"] for name, node in local.items()}
+        return {name: node["public"] for name, node in local.items() if node.get("vectors")}
     async with session.dial() as admin:
         nodes = await admin.nodes()
     return {node.id: node.public_address for node in nodes if node.live and node.HasField("vectors")}

@@ -239,6 +239,7 @@ class LocalMesh:
                     "metrics": local(plan.nodes[region].metrics),
                     "pid": child.pid,
                     "usd_per_hour": plan.usd_per_hour[region],
+                    "vectors": plan.vectors,
                 }
                 for region, child in self.nodes.items()
             },
@@ -281,12 +282,15 @@ class LocalMesh:
 
 
 @asynccontextmanager
-async def local_mesh(folder: Path, say: Say = lambda line: None) -> AsyncIterator[LocalMesh]:
-    """A running local mesh with fresh state in `folder`. Raises AlreadyRunning, ChildFailed and other MeshErrors."""
+async def local_mesh(folder: Path, say: Say = lambda line: None, *, vectors: bool = False) -> AsyncIterator[LocalMesh]:
+    """A running local mesh with fresh state in `folder`; with `vectors` its nodes keep some.
+
+    Raises AlreadyRunning, ChildFailed and other MeshErrors.
+    """
     folder = Path(os.path.abspath(folder))  # noqa: ASYNC240, PTH100
     with only_one(folder, f"mesh {MESH!r}"):
         _empty(folder)
-        mesh = LocalMesh(Plan.make(folder), say)
+        mesh = LocalMesh(Plan.make(folder, vectors=vectors), say)
         try:
             await mesh.start()
             yield mesh

@@ -13,12 +13,21 @@ from nearmesh.gateway.envoy import envoy_binary
 
 # What the extra `dev` brings beyond the library, by the name that is imported.
 MODULES = {"tomli_w": "tomli-w", "PIL": "pillow", "onnxruntime": "onnxruntime"}
+# And with vectors on its nodes.
+VECTOR_MODULES = {
+    "faiss": "faiss-cpu",
+    "milvus_lite": "milvus-lite",
+    "pymilvus": "pymilvus",
+    "tantivy": "tantivy",
+    "tokenizers": "tokenizers",
+}
 PROGRAMS = ("nearmesh-agent", "nearmesh-controlplane")
 
 
 def check_needs(modules: Iterable[str] = MODULES, programs: Iterable[str] = PROGRAMS, root: Path = CHECKOUT) -> None:
     """Raises ConfigError that names all that is missing, and the command that brings it."""
-    missing = [MODULES[name] for name in modules if importlib.util.find_spec(name) is None]
+    known = {**MODULES, **VECTOR_MODULES}
+    missing = [known.get(name, name) for name in modules if importlib.util.find_spec(name) is None]
     missing += [name for name in programs if not Path(script(name)).exists()]
     if not (root / "models").is_dir():
         raise ConfigError(

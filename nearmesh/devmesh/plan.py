@@ -33,6 +33,8 @@ USD_PER_HOUR = {"europe-west1": 0.7783, "us-east1": 0.7068, "asia-northeast1": 0
 
 # The reference packages, and the order in which they are shown.
 MODELS = ("file-type", "text-detector", "text-recognizer", "voice-activity")
+# Makes vectors of texts, for `nearmesh dev up --vectors`.
+EMBEDDER = "sentence-encoder"
 
 # Three nodes, three gateways and their clients share this machine's cores.
 NODE_THREADS = 1
@@ -86,12 +88,14 @@ class Plan:
     usd_per_hour: dict[str, float]
     # Whether nodes take part in federated rounds.
     trains: bool = False
+    # Whether nodes keep vectors, and serve a model that makes them of texts.
+    vectors: bool = False
 
     # Also the sign by which a folder is known to be a local mesh's.
     WAN_CONFIG: ClassVar[str] = "wan.json"
 
     @classmethod
-    def make(cls, folder: Path) -> Plan:
+    def make(cls, folder: Path, *, vectors: bool = False) -> Plan:
         """With ports that are free now. Raises ConfigError when there are too few."""
         pairs = [(a, b, listener) for a in REGIONS for b in REGIONS for listener in ("public", "mesh")]
         ports = iter(free_ports(4 + 3 * len(REGIONS) + len(REGIONS) + len(pairs)))
@@ -106,6 +110,7 @@ class Plan:
             links={pair: next(ports) for pair in pairs},
             usd_per_hour=dict(USD_PER_HOUR),
             trains=training.is_possible(),
+            vectors=vectors,
         )
 
     # Files for the processes
@@ -157,7 +162,8 @@ class Plan:
     @property
     def models(self) -> tuple[str, ...]:
         """The packages that are served."""
-        return (*MODELS, training.MODEL) if self.trains else MODELS
+        more = [name for name, wanted in ((training.MODEL, self.trains), (EMBEDDER, self.vectors)) if wanted]
+        return (*MODELS, *more)
 
     def _toml(self, path: Path, content: dict[str, Any]) -> None:
         path.write_text(tomli_w.dumps(content))
@@ -195,6 +201,7 @@ class Plan:
                 "metrics": local(ports.metrics),
             },
             **({"training": self._training(region)} if self.trains else {}),
+            **({"vectors": {"enabled": True}} if self.vectors else {}),
         }
 
     def _training(self, region: str) -> dict[str, Any]:
