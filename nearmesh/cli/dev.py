@@ -121,8 +121,8 @@ The mesh stays up until Ctrl-C. In another terminal (after `. .venv/bin/activate
   nearmesh node price {child.name} 0.1                 make a region cheap, and ask again
   nearmesh dev kill {child.name}                       kill -9; nobody sees an error, and it comes back
   nearmesh infer file-type --help                              ask a model from the command line{_training(mesh)}{
-        _retrieval(mesh, child.name)
-    }
+            _retrieval(mesh, child.name)
+        }
 A stock tritonclient reaches every model at {gateway} (the gateway in {region}).
 Addresses and process ids are in {mesh.plan.folder}/{MESH_FILE}, logs in {mesh.plan.folder}/logs.""",
         soft_wrap=True,

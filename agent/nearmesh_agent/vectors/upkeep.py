@@ -15,10 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
+
 from nearmesh.errors import EngineFailure, MeshError
 from nearmesh_agent.vectors.collection import Collection
 from nearmesh_agent.vectors.keeper import Keeper
 from nearmesh_agent.vectors.model import Vector, Where
+from nearmesh_agent.vectors.recall import OF
 from nearmesh_agent.vectors.table import OpenTable
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ class Upkeep:
         self._keeper = keeper
         self._slow = ThreadPoolExecutor(1, "vector-upkeep", initializer=give_way)
         self._saved_at_s: dict[str, float] = {}
+        self._warmed: set[str] = set()
         self._sampled: deque[Callable[[], None]] = deque(maxlen=16)
 
     def sample(self, collection: Collection, vector: Vector, k: int, where: Where | None) -> None:
@@ -73,12 +77,21 @@ class Upkeep:
         await self._look_what_is_saved()
 
     async def _table(self, table: OpenTable) -> None:
+        await self._warm(table)
         # Also where nothing is written: it follows what is searched, and returns at once where there is nothing to do.
         await self._slowly(table.maintain)
         name, now_s = table.table.name, time.monotonic()
         if table.unsaved is not None and now_s >= self._saved_at_s.get(name, 0.0) + SAVE_EVERY_S:
             await self._slowly(table.save)
             self._saved_at_s[name] = now_s
+
+    async def _warm(self, table: OpenTable) -> None:
+        """The first search has libraries to load and pages to read; nobody is to wait for that."""
+        name = table.table.name
+        if name not in self._warmed and table.index.size:
+            self._warmed.add(name)
+            query = np.ones(table.table.dimension, np.float32)
+            await self._slowly(lambda: table.index.search(query, OF))
 
     async def _look_what_is_saved(self) -> None:
         keeper = self._keeper
