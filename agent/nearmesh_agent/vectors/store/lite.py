@@ -16,12 +16,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from nearmesh.errors import NotReady
 from nearmesh.process import leashed
 from nearmesh_agent.vectors.model import Found, Row, Table, Vector, Where, Write
-from nearmesh_agent.vectors.store import disk, indexes, lite_process
+from nearmesh_agent.vectors.store import disk, indexes, lite_process, requests
 from nearmesh_agent.vectors.store.milvus import MilvusStore, parts_of
 
 log = logging.getLogger(__name__)
@@ -122,8 +121,8 @@ class LiteStore(MilvusStore):
             self._unflushed.clear()
             raise NotReady(f"Milvus Lite at {self._folder} began anew: what it had not flushed is to be written again")
 
-    def _put(self, table: str, records: list[dict[str, Any]]) -> None:
-        self._call("insert", table, data=records)
+    def _put(self, table: Table, rows: Sequence[Row]) -> None:
+        self._send("batch_insert", table, insert_param=requests.insert(table.name, table, rows))
 
     def _address(self) -> str:
         return self._process.ready()

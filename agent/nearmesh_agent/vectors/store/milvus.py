@@ -15,7 +15,7 @@ import numpy as np
 
 from nearmesh.errors import MeshError, NotFound, Unsupported
 from nearmesh_agent.vectors.model import Found, Row, Table, Vector, Where, Write
-from nearmesh_agent.vectors.store import indexes, schema
+from nearmesh_agent.vectors.store import indexes, requests, schema
 from nearmesh_agent.vectors.store.errors import NotLoaded, translated
 from nearmesh_agent.vectors.store.schema import ID, VECTOR
 
@@ -86,7 +86,7 @@ class MilvusStore:
             for ids in parts_of(gone, _IDS):
                 self._call("delete", name, filter=schema.one_of(ids))
             for part in _requests(rows):
-                self._put(name, [schema.record(row, table) for row in part])
+                self._put(table, part)
 
     def flush(self) -> None:
         """What was written is in segments on Milvus's own storage when it returns."""
@@ -160,8 +160,8 @@ class MilvusStore:
             self._call("drop_collection", table.name)
             raise Unsupported(f"index type {kind.name!r} for {table.name!r}: {error.message}") from error
 
-    def _put(self, table: str, records: list[dict[str, Any]]) -> None:
-        self._call("upsert", table, data=records)
+    def _put(self, table: Table, rows: Sequence[Row]) -> None:
+        self._send("upsert", table, upsert_param=requests.upsert(table.name, table, rows))
 
     def _rows(self, name: str, expression: str, **more: Any) -> Sequence[Row]:
         table = self._known(name)
@@ -189,6 +189,12 @@ class MilvusStore:
         client = self._connected()
         with translated(self._uri):
             return getattr(client, method)(*positional, timeout=timeout, **arguments)
+
+    def _send(self, method: str, table: Table, **request: Any) -> None:
+        """A request that is made already. pymilvus asks for rows and a schema beside it, and uses neither."""
+        handler = self._connected()._get_connection()
+        with translated(self._uri):
+            getattr(handler, method)(table.name, [], timeout=_CALL_S, schema={"fields": None}, **request)
 
     def _connected(self) -> MilvusClient:
         from pymilvus import MilvusClient

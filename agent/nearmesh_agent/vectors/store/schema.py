@@ -71,28 +71,26 @@ def _scalar(name: str, kind: str) -> Column:
     return Column(name, kind, size=MAX_TEXT_BYTES if kind == "VARCHAR" else 0)
 
 
-def record(row: Row, table: Table) -> dict[str, Any]:
-    """A row as Milvus takes it; its vector as it is."""
-    origin, clock = row.origin, row.clock
-    made: dict[str, Any] = {
-        ID: row.id,
-        VECTOR: row.vector,
-        "text": row.text,
-        "source": origin.source,
-        "source_hash": origin.hash,
-        "part": origin.part,
-        "_parts": origin.parts,
-        "_position": origin.position,
-        "_written": clock.written,
-        "_written_after": clock.written_after,
-        "_deleted": clock.deleted,
-        "_written_at_s": row.written_at_s,
+def values(rows: Sequence[Row], table: Table) -> Mapping[str, Sequence[Any]]:
+    """Rows as columns by name, all but the vectors."""
+    found: dict[str, list[Any]] = {
+        ID: [row.id for row in rows],
+        "text": [row.text for row in rows],
+        "source": [row.origin.source for row in rows],
+        "source_hash": [row.origin.hash for row in rows],
+        "part": [row.origin.part for row in rows],
+        "_parts": [row.origin.parts for row in rows],
+        "_position": [row.origin.position for row in rows],
+        "_written": [row.clock.written for row in rows],
+        "_written_after": [row.clock.written_after for row in rows],
+        "_deleted": [row.clock.deleted for row in rows],
+        "_written_at_s": [row.written_at_s for row in rows],
     }
     for name, kind in table.fields.items():
-        value = row.fields.get(name)
-        made[name] = _NOTHING[kind] if value is None else value
-        made[presence(name)] = value is not None
-    return made
+        nothing = _NOTHING[kind]
+        found[name] = [row.fields.get(name, nothing) for row in rows]
+        found[presence(name)] = [name in row.fields for row in rows]
+    return found
 
 
 def row(record: Mapping[str, Any], table: Table) -> Row:
