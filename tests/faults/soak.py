@@ -46,7 +46,7 @@ FUZZ_COUNT, FUZZ_SEEDS = 10_000, (7, 8)
 CONTROL_PLANE_AWAY_S = 60.0
 CONTROL_PLANE_FAULTS = 20
 PULL_KILLS = VECTOR_KILLS = 20
-VECTORS_APART_S = 60.0
+VECTORS_APART_S, VECTORS_KILLS = 60.0, 20
 MANY_MODELS, MANY_ROOM, MANY_REQUESTS = 1000, 50, 10_000
 
 Run = tuple[str, Callable[[LocalMesh], Awaitable[Any]]]
@@ -155,6 +155,10 @@ async def soak(only: str) -> list[dict[str, Any]]:
         if only in name:
             folder = Path(scratch) / "vectors"
             found.append(await _measured(name, lambda: vectors_apart.run(folder, VECTORS_APART_S)))
+        name = f"two sites with vectors in common: agents and vectors' processes killed {VECTORS_KILLS} times"
+        if only in name:
+            folder = Path(scratch) / "vectors-killed"
+            found.append(await _measured(name, lambda: vectors_apart.killed(folder, VECTORS_KILLS)))
         name = f"many models: {MANY_MODELS} with memory for {MANY_ROOM}"
         if only in name:
             folder = Path(scratch) / "many"

@@ -1,4 +1,4 @@
-"""Two sites that have a collection in common are cut off from each other, and both go on writing and deleting.
+"""Two sites that have a collection in common: cut off from each other, or killed, while both write and delete.
 
 Real processes: a control plane, two agents with their vectors' processes, and the emulated WAN between their mesh
 listeners. Checked is that both end with the same rows, that no delete was lost, that nothing comes back that a site has
@@ -8,7 +8,9 @@ acknowledged to be deleted, and that each delete has its receipt of the other si
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -47,6 +49,8 @@ class Place:
     # Numbers of calls, and what a reader saw that was not to be there.
     writes: int = 0
     deletes: int = 0
+    # Whether a call for it did anything, nobody knows.
+    unsure: set[str] = field(default_factory=set)
     ghosts: list[str] = field(default_factory=list)
 
     @property
@@ -78,7 +82,11 @@ class Two:
         """Once both have the same rows: those."""
 
         async def look() -> dict[str, str] | None:
-            left, right = await asyncio.gather(self.left.texts(), self.right.texts())
+            try:
+                left, right = await asyncio.gather(self.left.texts(), self.right.texts())
+            except MeshError:
+                # A process is being started again.
+                return None
             return left if left == right and left else None
 
         found: dict[str, str] = await until(look, within_s=within_s, what="both sites have the same rows")
@@ -254,6 +262,77 @@ def _check(two: Two, rows: dict[str, str]) -> None:
     for name in set(IDS) - two.left.deleted - two.right.deleted:
         last = {place.wrote[name] for place in (two.left, two.right) if name in place.wrote}
         assert rows.get(name) in (last or {"from left", "from right"}), name
+
+
+async def killed(folder: Path, kills: int, seed: int = 1) -> dict[str, Any]:
+    """One after the other, an agent or the process with its vectors is killed while both sites write and delete.
+
+    Each site has rows of its own, so that what it acknowledged last is what there is to be in the end, at both.
+    """
+    async with two_sites(folder) as two:
+        await common(two)
+        places = (two.left, two.right)
+        stop = asyncio.Event()
+        busy = [asyncio.create_task(_insists(place, stop, random.Random(f"{seed}/{place.site}"))) for place in places]
+        for number in range(kills):
+            await asyncio.sleep(1.0)
+            await _kill(places[number % 2], agent=number % 4 < 2)
+        await asyncio.sleep(1.0)
+        stop.set()
+        await asyncio.gather(*busy)
+        rows = await two.same()
+        wrong = {
+            name: (text, rows.get(name))
+            for place in places
+            for name, text in place.wrote.items()
+            if name not in place.unsure and rows.get(name) != text
+        }
+        assert not wrong, f"acknowledged, and not so: {wrong}"
+        return {
+            "kills": kills,
+            "writes": sum(place.writes for place in places),
+            "deletes": sum(place.deletes for place in places),
+            "rows": len(rows),
+        }
+
+
+async def _insists(place: Place, stop: asyncio.Event, chance: random.Random) -> None:
+    """Writes and deletes rows of its own, whatever happens to the node."""
+    names = IDS[::2] if place.site == "left" else IDS[1::2]
+    number = 0
+    while not stop.is_set():
+        number += 1
+        name, text = chance.choice(names), f"{place.site}-{number}"
+        place.unsure.add(name)
+        try:
+            if chance.random() < DELETES:
+                await place.docs.delete([name])
+                place.wrote[name] = None
+                place.deletes += 1
+            else:
+                await place.docs.upsert([passage(name, text)])
+                place.wrote[name] = text
+                place.writes += 1
+            place.unsure.discard(name)
+        except MeshError:
+            await asyncio.sleep(0.05)
+
+
+async def _kill(place: Place, *, agent: bool) -> None:
+    """kill -9; an agent is started again, as whoever looks after it would."""
+    if agent:
+        await place.node.kill()
+        await place.node.child.start()
+        return
+    for pid in _vectors_of(place.node.child.pid):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _vectors_of(agent: int | None) -> list[int]:
+    """Process ids of what keeps an agent's vectors."""
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    program = b"nearmesh_agent.vectors.process"
+    return [int(pid) for pid in children if program in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 async def _receipts(two: Two, healed_s: float) -> float:
