@@ -83,6 +83,10 @@ class Collection:
     def replicated(self) -> bool:
         return bool(self.spec.replicate_to)
 
+    @property
+    def tables(self) -> list[OpenTable]:
+        return [table for table in (self.serving, self.filling) if table]
+
     # Writes.
 
     async def put(self, change: Change) -> None:

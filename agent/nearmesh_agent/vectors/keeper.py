@@ -59,7 +59,7 @@ class Keeper:
         self._making = asyncio.Lock()
         self._writes: Executor = ThreadPoolExecutor(_WRITERS, "vector-writes")
         self._openers = ThreadPoolExecutor(_OPENERS, "vector-opening")
-        self.ending = False
+        self._opened = self.ending = False
         # The store is exchanged for another one: no tables come or go.
         self._still = False
         # Up to here the journal is needed by nothing but the store.
@@ -92,6 +92,7 @@ class Keeper:
             self._collections[spec.identity] = self._collection(spec, one)
             if self.config.index == "memory":
                 await self._give_words()
+        self._opened = True
         log.info(
             "open collections=%d rows=%d replayed=%d in %.2f s",
             len(self._collections),
@@ -125,8 +126,8 @@ class Keeper:
 
     async def _give_words(self) -> None:
         for collection in self:
-            for table in (collection.serving, collection.filling):
-                if table and table.wordless:
+            for table in collection.tables:
+                if table.wordless:
                     await asyncio.to_thread(opening.give_words, table)
 
     # The door to the store.
@@ -166,16 +167,20 @@ class Keeper:
     async def close(self) -> None:
         """What is acknowledged is on disk in any case; this makes the next start quick."""
         self.ending = True
-        if self.applier:
-            await asyncio.to_thread(self.applier.stop)
+        if not self._opened:
+            return
         for collection in self:
             await collection.quiet()
-        for collection in self:
-            for table in (collection.serving, collection.filling):
-                if table:
-                    await asyncio.to_thread(_closed, table, save=not collection.broken)
+            # First of all: who waits for this process does not wait for long.
+            await asyncio.to_thread(_saved, collection)
+        await asyncio.to_thread(self.ledger.save, await self.desk.settled())
+        if self.applier:
+            await asyncio.to_thread(self.applier.stop)
         if self.store:
             await asyncio.to_thread(self.store.close)
+        for collection in self:
+            for table in collection.tables:
+                await asyncio.to_thread(table.close)
         await asyncio.to_thread(self.ledger.close)
         await asyncio.to_thread(self.journal.close)
         self._writes.shutdown(wait=False)
@@ -262,9 +267,8 @@ class Keeper:
             await asyncio.to_thread(self.specs.drop, collection.spec)
             del self._collections[collection.identity]
         await collection.quiet()
-        for table in (collection.serving, collection.filling):
-            if table:
-                await asyncio.to_thread(table.close)
+        for table in collection.tables:
+            await asyncio.to_thread(table.close)
         if self.store:
             await self._clear_away(self.store)
         log.info("dropped collection=%s namespace=%s", collection.spec.name, collection.spec.namespace)
@@ -359,13 +363,14 @@ class Keeper:
         return any(table == one.name for spec in self.specs for one in spec.tables)
 
 
-def _closed(table: OpenTable, *, save: bool) -> None:
-    try:
-        if save and table.unsaved is not None:
-            table.save()
-    except OSError as error:
-        log.warning("table=%s is not saved: %s", table.table.name, error)
-    table.close()
+def _saved(collection: Collection) -> None:
+    """What differs from the journal is not to be kept."""
+    for table in () if collection.broken else collection.tables:
+        try:
+            if table.unsaved is not None:
+                table.save()
+        except OSError as error:
+            log.warning("table=%s is not saved: %s", table.table.name, error)
 
 
 def new_spec(**values: object) -> CollectionSpec:

@@ -37,8 +37,8 @@ NOT_INSTALLED = "lacks {}: pip install 'nearmesh-agent[vectors]'"
 FIRST_WAIT_S, LONGEST_WAIT_S, STEADY_S = 0.2, 10.0, 60.0
 # What it says of its collections is looked at so often.
 LOOK_EVERY_S = 2.0
-# Its end: it saves its indexes, which makes the next start quick.
-STOP_WITHIN_S = 10.0
+# Its end: it saves its indexes, which makes the next start quick. What was acknowledged is on disk in any case.
+STOP_WITHIN_S = 6.0
 # Libraries that compute in threads begin as many as there are cores unless told; these belong to inference.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PROGRAM = (sys.executable, "-m", "nearmesh_agent.vectors.process")

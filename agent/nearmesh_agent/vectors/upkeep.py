@@ -69,9 +69,8 @@ class Upkeep:
 
     async def _round(self) -> None:
         for collection in self._keeper:
-            for table in (collection.serving, collection.filling):
-                if table:
-                    await self._table(table)
+            for table in collection.tables:
+                await self._table(table)
         while self._sampled:
             await self._slowly(self._sampled.popleft())
         await self._look_what_is_saved()
@@ -96,7 +95,7 @@ class Upkeep:
     async def _look_what_is_saved(self) -> None:
         keeper = self._keeper
         settled = await keeper.desk.settled()
-        tables = [table for one in keeper for table in (one.serving, one.filling) if table]
+        tables = [table for one in keeper for table in one.tables]
         unsaved = [table.unsaved - 1 for table in tables if table.unsaved is not None]
         if settled > keeper.ledger.position:
             await self._slowly(partial(keeper.ledger.save, settled))
