@@ -18,6 +18,7 @@ from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
 from nearmesh_agent.vectors import limits, wire
 from nearmesh_agent.vectors.across.child import Across
+from nearmesh_agent.vectors.across.offers import MAX_SITES
 from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.changes import Delete, Upsert
 from nearmesh_agent.vectors.collection import Collection
@@ -34,7 +35,6 @@ T = TypeVar("T")
 # Searches that may wait for a thread; one more is refused at once.
 MOST_WAITING = 512
 _FILTERS = 256
-MAX_SITES = 64
 
 
 class VectorServicer(vector_pb2_grpc.VectorServiceServicer):

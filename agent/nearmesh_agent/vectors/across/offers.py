@@ -9,13 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 from nearmesh.errors import InvalidInput
+from nearmesh.ids import check_label
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh_agent.vectors import limits, wire
 from nearmesh_agent.vectors.across.places import Here, admits
 from nearmesh_agent.vectors.collections import CollectionSpec, Generation
 from nearmesh_agent.vectors.model import Metric
+
+# Sites and regions of one collection.
+MAX_SITES = 64
+_MOST_IDENTITY = 64
 
 
 def sites_of(spec: CollectionSpec) -> set[str]:
@@ -118,36 +124,38 @@ def newest(offer: pb.OfferedResponse.Offer, here: CollectionSpec) -> CollectionS
     """What both together say; `here` itself where the offer is no news to it."""
     if offer.updated <= here.updated:
         return here
-    there = offer.collection
-    return replace(
-        here,
-        description=there.description,
-        replicate_to=tuple(there.replicate_to),
-        regions=tuple(there.regions),
-        updated=offer.updated,
-    )
+    return replace(here, updated=offer.updated, **_terms(offer.collection))
 
 
 def _spec(offer: pb.OfferedResponse.Offer) -> CollectionSpec:
     there = offer.collection
-    if not offer.identity or not offer.site:
-        raise InvalidInput(f"an offer of {there.collection.name[:64]!r} without identity or site")
+    if not 1 <= len(offer.identity) <= _MOST_IDENTITY:
+        raise InvalidInput(f"an offer of {there.collection.name[:64]!r} with the identity {offer.identity[:64]!r}")
     return CollectionSpec(
-        namespace=there.collection.namespace,
+        namespace=check_label("namespace", there.collection.namespace),
         name=limits.check_name(there.collection.name),
         identity=offer.identity,
         metric=wire.metric(there.metric).value,
         fields={name: kind.value for name, kind in wire.fields(there.fields).items()},
-        description=there.description,
-        replicate_to=tuple(there.replicate_to),
-        regions=tuple(there.regions),
         index_type=there.index_type,
-        site=offer.site,
+        site=check_label("site", offer.site),
         updated=offer.updated,
+        **_terms(there),
         serving=Generation(
             embedder=there.embedder, digest=offer.embedder_digest, dimension=limits.check_dimension(there.dimension)
         ),
     )
+
+
+def _terms(there: pb.CreateCollectionRequest) -> dict[str, Any]:
+    """What may change of a collection. Raises InvalidInput."""
+    if len(there.description) > limits.MAX_DESCRIPTION_CHARACTERS:
+        raise InvalidInput(f"a description of {len(there.description)} characters")
+    found: dict[str, Any] = {"description": there.description}
+    for key, kind, names in (("replicate_to", "site", there.replicate_to), ("regions", "region", there.regions)):
+        limits.check_count(key, len(names), MAX_SITES)
+        found[key] = tuple(check_label(kind, name) for name in names)
+    return found
 
 
 def _refusal(spec: CollectionSpec, offer: pb.OfferedResponse.Offer, known: Known, at: Here) -> str:

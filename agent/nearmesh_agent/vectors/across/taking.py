@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 from nearmesh.errors import MeshError, NotFound
@@ -93,7 +94,7 @@ class Taking(vector_pb2_grpc.VectorAcrossServiceServicer):
         self._ledger.clock.heard(offer.updated)
         log.info("%s collection=%s as node=%s says", decision.then.value, spec.name, node)
         if decision.then is Then.CREATE:
-            await self._keeper.create(spec)
+            await self._keeper.create(replace(spec, created_at_s=time.time()))
             await asyncio.to_thread(self._ledger.follow, spec.identity, True)
             return
         collection = self._by_identity(spec.identity)
