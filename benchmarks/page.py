@@ -90,7 +90,7 @@ def page(results: Results) -> str:
         "## What the figures do not say",
         _limits(results),
         "## Taken on",
-        _taken(results),
+        machine_lines(results),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -143,7 +143,8 @@ def _limits(results: Results) -> str:
     )
 
 
-def _taken(results: Results) -> str:
+def machine_lines(results: Results) -> str:
+    """When it was taken, and on what."""
     taken, machine = results["taken"], results["machine"]
     changes = ", with uncommitted changes" if taken["uncommitted_changes"] else ""
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())

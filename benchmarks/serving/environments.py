@@ -1,6 +1,6 @@
 """A virtual environment for each peer under `build/bench/venvs`, so that each has the versions that it asks for.
 
-All of them have the ONNX Runtime that the project pins: what is compared is the serving, not the engine.
+Other model servers have the ONNX Runtime that the project pins: what is compared is the serving, not the engine.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class Environment:
     name: str
     # Exact versions; the first one is the peer itself.
     packages: tuple[str, ...]
+    # What it shares with the project, in the project's versions.
+    shared: tuple[str, ...] = ("onnxruntime",)
     # PyTriton starts a Python inside its server that loads the system's libpython, and mixes two standard libraries
     # when the environment's own interpreter is another build.
     system_python: bool = False
@@ -58,7 +60,7 @@ ENVIRONMENTS = {
 
 def make(environment: Environment) -> None:
     """Installs the environment unless it is there already. Raises NotInstalled."""
-    wanted = "\n".join((*environment.packages, pinned("onnxruntime"))) + "\n"
+    wanted = "\n".join((*environment.packages, *map(pinned, environment.shared))) + "\n"
     stamp = environment.folder / STAMP
     if stamp.exists() and stamp.read_text("utf-8") == wanted:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.page import machine_lines
 from benchmarks.serving.figures import median
 from benchmarks.serving.plan import DEADLINE_S
 from benchmarks.serving.systems import IN_PROCESS, SYSTEMS
@@ -35,7 +36,7 @@ def page(results: Results) -> str:
         "## What the figures do not say",
         _limits(results),
         "## Taken on",
-        _taken(results),
+        machine_lines(results),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -123,17 +124,3 @@ def _limits(results: Results) -> str:
         "A peer's settings are named above; somebody who knows it better may find better ones.",
     )
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _taken(results: Results) -> str:
-    taken, machine = results["taken"], results["machine"]
-    changes = ", with uncommitted changes" if taken["uncommitted_changes"] else ""
-    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
-    return "\n".join(
-        (
-            f"- {taken['at']}, commit `{taken['commit'][:12]}`{changes}, {taken['duration_s']:.0f} s in all",
-            f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['kernel']}; load "
-            f"average before the run {machine['load_before']}",
-            f"- Python {machine['python']}, {libraries}",
-        )
-    )

@@ -117,7 +117,7 @@ class Server:
         await self._child.stop()
         left = {stat.pid for stat in _everyone()}
         for pid in left.intersection(mine):
-            _send(pid, signal.SIGKILL)
+            send(pid, signal.SIGKILL)
 
     def rest(self) -> None:
         """Until its next turn; a system that rests by itself is left alone."""
@@ -136,13 +136,14 @@ class Server:
 
     def _signal(self, number: signal.Signals) -> None:
         for stat in family(self.pid) if self.pid else []:
-            _send(stat.pid, number)
+            send(stat.pid, number)
 
     def last_words(self) -> str:
         return self._child.last_words(3)
 
 
-def _send(pid: int, number: signal.Signals) -> None:
+def send(pid: int, number: signal.Signals) -> None:
+    """A signal, if the process is there."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 

@@ -1,0 +1,1 @@
+"""Run in the rivals' own environments, where nothing of this project is installed."""
