@@ -14,6 +14,8 @@ _NO_COLLECTION, _NO_COLLECTION_BEFORE = 100, 4
 _NOT_LOADED, _WRONG, _WRONG_BEFORE = 101, 1100, 5
 # What pymilvus gives as a code for a call that never got through: gRPC's own, or its own two.
 _AWAY = (2, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+# What gRPC says of a call on a connection that we closed, since nobody is at its other end.
+_CLOSED = "Cannot invoke RPC"
 _SHOWN_CHARACTERS = 500
 
 
@@ -39,7 +41,7 @@ def _ours(error: Exception, where: str) -> MeshError:
 
     said, code = _said(error), getattr(error, "code", 1)
     before = getattr(error, "compatible_code", 1)
-    if isinstance(error, MilvusUnavailableException | ConnectionConfigException) or code in _AWAY:
+    if isinstance(error, MilvusUnavailableException | ConnectionConfigException) or code in _AWAY or _CLOSED in said:
         return Unreachable(f"Milvus at {where} does not answer: {said}")
     if "auth check failure" in said:
         return Unauthenticated(f"Milvus at {where} refuses the token: {said}")

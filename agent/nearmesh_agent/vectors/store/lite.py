@@ -16,8 +16,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from nearmesh.errors import NotReady
+from nearmesh.errors import NotReady, Unreachable
 from nearmesh.process import leashed
 from nearmesh_agent.vectors.model import Found, Row, Table, Vector, Where, Write
 from nearmesh_agent.vectors.store import disk, indexes, lite_process, requests
@@ -120,6 +121,13 @@ class LiteStore(MilvusStore):
         if self._process.life != self._life:
             self._unflushed.clear()
             raise NotReady(f"Milvus Lite at {self._folder} began anew: what it had not flushed is to be written again")
+
+    def _ask(self, method: str, table: str, **arguments: Any) -> Any:
+        """Once more when its process ended meanwhile: another one has the same to read."""
+        try:
+            return super()._ask(method, table, **arguments)
+        except Unreachable:
+            return super()._ask(method, table, **arguments)
 
     def _put(self, table: Table, rows: Sequence[Row]) -> None:
         self._send("batch_insert", table, insert_param=requests.insert(table.name, table, rows))

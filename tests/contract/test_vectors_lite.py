@@ -1,0 +1,104 @@
+"""What is Milvus Lite's alone: its process ends and begins anew, and nobody else reaches it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from nearmesh_agent.vectors.model import Table, Write
+from nearmesh_agent.vectors.store.lite import LiteStore
+
+from nearmesh.errors import NotReady, Unreachable
+from tests.stored_rows import row, table, told
+
+
+@pytest.fixture
+def lite(tmp_path: Path) -> Iterator[LiteStore]:
+    store = LiteStore(tmp_path / "milvus.db")
+    yield store
+    store.close()
+
+
+def kill(store: LiteStore) -> None:
+    process = psutil.Process(store.pid)
+    process.kill()
+    psutil.wait_procs([process], timeout=10)
+
+
+def told_that_it_began_anew(call: Callable[[], None]) -> None:
+    """By the first call, or by the second if the first one met the old one's end."""
+    try:
+        with pytest.raises(NotReady, match="began anew: what it had not flushed is to be written again"):
+            call()
+    except Unreachable:
+        with pytest.raises(NotReady, match="began anew: what it had not flushed is to be written again"):
+            call()
+
+
+def here(store: LiteStore, of: Table) -> list[str]:
+    return [found.id for page in store.scan(of.name) for found in page]
+
+
+@pytest.mark.parametrize("index_type", ["", "HNSW"])
+def test_a_flush_answers_only_for_what_one_process_was_given(lite: LiteStore, index_type: str) -> None:
+    books = table(index_type=index_type)
+    lite.create(books)
+    lite.write([Write(table=books.name, rows=[row("flushed")])])
+    lite.flush()
+    lite.write([Write(table=books.name, rows=[row("lost")], deleted=["flushed"])])
+    kill(lite)
+    told_that_it_began_anew(lite.flush)
+    assert here(lite, books) == ["flushed"]
+    assert [hit.id for hit in lite.search(books.name, row("x").vector, 5)] == ["flushed"]
+    # The one who was told writes it again.
+    lite.write([Write(table=books.name, rows=[row("lost")], deleted=["flushed"])])
+    lite.flush()
+    kill(lite)
+    assert [told(found) for found in lite.get(books.name, ["flushed", "lost"])] == [told(row("lost"))]
+    assert [hit.id for hit in lite.search(books.name, row("x").vector, 5)] == ["lost"]
+
+
+def test_what_was_not_flushed_is_not_written_on_in_another_process(lite: LiteStore) -> None:
+    books = table()
+    lite.create(books)
+    lite.write([Write(table=books.name, rows=[row("a")])])
+    kill(lite)
+    told_that_it_began_anew(lambda: lite.write([Write(table=books.name, rows=[row("b")])]))
+    lite.write([Write(table=books.name, rows=[row("c")])])
+    lite.flush()
+    assert here(lite, books) == ["c"]
+
+
+def test_only_this_process_reaches_it(lite: LiteStore) -> None:
+    """Lite's own server listens on a port of the machine, and asks nobody for a token."""
+    lite.create(table())
+    process = psutil.Process(lite.pid)
+    assert [found.laddr for found in process.net_connections("inet") if found.status == psutil.CONN_LISTEN] == []
+    (socket,) = {Path(found.laddr) for found in process.net_connections("unix") if found.laddr}
+    assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
+
+
+def test_an_orderly_end_keeps_what_was_not_flushed(tmp_path: Path) -> None:
+    first, books = LiteStore(tmp_path / "milvus.db"), table()
+    first.create(books)
+    first.write([Write(table=books.name, rows=[row("a")])])
+    pid = first.pid
+    first.close()
+    first.close()
+    assert not psutil.pid_exists(pid)
+    second = LiteStore(tmp_path / "milvus.db")
+    second.create(books)
+    assert here(second, books) == ["a"]
+    second.close()
+
+
+def test_a_terminal_that_is_interrupted_does_not_end_it(lite: LiteStore) -> None:
+    lite.create(table())
+    os.kill(lite.pid, signal.SIGINT)
+    assert lite.count("books") == 0
+    assert lite._process.life == 1
