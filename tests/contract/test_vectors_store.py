@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from nearmesh_agent.vectors import filters
 from nearmesh_agent.vectors.model import Metric, Row, Store, Table, Write
-from nearmesh_agent.vectors.store import schema
+from nearmesh_agent.vectors.store import place, schema
 from nearmesh_agent.vectors.store.lite import LiteStore
 from nearmesh_agent.vectors.store.milvus import MilvusStore
 
 from nearmesh.errors import NotFound, Unsupported
-from tests import milvus_server
+from tests.milvus_server import TOKEN, MilvusServer
 from tests.stored_rows import DIMENSION, FIELDS, row, table, told
 
 NAMES = (f"books_{number}" for number in itertools.count())
@@ -47,7 +47,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     made: MilvusStore = (
         LiteStore(tmp_path_factory.mktemp("lite") / "milvus.db")
         if request.param == "lite"
-        else MilvusStore(request.getfixturevalue("milvus_server").uri, milvus_server.TOKEN, settle_s=0.0)
+        else MilvusStore(request.getfixturevalue("milvus_server").uri, TOKEN, owner=place.owner("node"), settle_s=0.0)
     )
     yield made
     made.close()
@@ -283,3 +283,21 @@ def test_as_many_fields_as_a_table_may_have(store: Store) -> None:
     put(store, made, row("a", 1, {}))
     assert store.get(made.name, ["a"])[0].fields == {}
     store.drop(made.name)
+
+
+def test_nodes_that_share_a_server_have_tables_of_their_own(milvus_server: MilvusServer) -> None:
+    """A collection that is replicated has the same name on each."""
+    one, other = (
+        MilvusStore(milvus_server.uri, TOKEN, owner=place.owner(node), settle_s=0.0) for node in ("one", "other")
+    )
+    books = table("shared")
+    for store in (one, other):
+        store.create(books)
+        assert store.tables() == ["shared"]
+    put(one, books, row("a"))
+    assert (ids(one, books), ids(other, books)) == (["a"], [])
+    other.drop("shared")
+    assert (ids(one, books), one.tables(), other.tables()) == (["a"], ["shared"], [])
+    one.drop("shared")
+    for store in (one, other):
+        store.close()

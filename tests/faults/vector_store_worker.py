@@ -47,7 +47,7 @@ def applied(state: Mapping[str, int], number: int) -> dict[str, int]:
 
 def main(folder: Path, what: str) -> None:
     journal = Journal(folder / "journal", segment_bytes=20_000)
-    store = place.current(folder, Place()).open(folder)
+    store = place.current(folder, Place()).open(folder, "node")
     store.create(TABLE)
     applier = Applier(
         journal, store, known=lambda _name: True, saved=lambda: 10**12, settle_s=store.settle_s, pace=_PACE
@@ -76,7 +76,7 @@ def keep_moving(folder: Path, applier: Applier, store: LiteStore) -> None:
         to = Place(uri=str(folder / f"other-{turn % 2}.db"))
         if to == place.current(folder, Place()):
             continue
-        target = to.open(folder)
+        target = to.open(folder, "node")
         with applier.paused():
             for _ in migrate.migrate(store, target, [TABLE]):
                 pass

@@ -161,5 +161,5 @@ def test_what_names_no_store_is_refused(asked: Place, says: str) -> None:
 
 def test_a_token_that_is_not_there_is_told_before_anything_is_opened(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is to be in MILVUS_TOKEN, which is not set here"):
-        SERVER.open(tmp_path, {})
-    SERVER.open(tmp_path, {"MILVUS_TOKEN": "root:Milvus"}).close()
+        SERVER.open(tmp_path, "node", {})
+    SERVER.open(tmp_path, "node", {"MILVUS_TOKEN": "root:Milvus"}).close()

@@ -38,12 +38,12 @@ class RealParts:
 
     def store(self) -> Store:
         """Raises ConfigError where the token is not there."""
-        return place.current(self._folder, self._configured).open(self._folder)
+        return place.current(self._folder, self._configured).open(self._folder, self._node)
 
     def elsewhere(self, uri: str, token_variable: str) -> Store | None:
         to = Place(uri=uri, token_variable=token_variable)
         to.check()
-        return None if to == place.current(self._folder, self._configured) else to.open(self._folder)
+        return None if to == place.current(self._folder, self._configured) else to.open(self._folder, self._node)
 
     def use_elsewhere(self, uri: str, token_variable: str) -> None:
         place.move(self._folder, self._configured, Place(uri=uri, token_variable=token_variable))

@@ -130,7 +130,7 @@ class LiteStore(MilvusStore):
             return super()._ask(method, table, **arguments)
 
     def _put(self, table: Table, rows: Sequence[Row]) -> None:
-        self._send("batch_insert", table, insert_param=requests.insert(table.name, table, rows))
+        self._send("batch_insert", table, insert_param=requests.insert(self._named(table.name), table, rows))
 
     def _address(self) -> str:
         return self._process.ready()

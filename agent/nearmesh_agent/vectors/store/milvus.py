@@ -45,10 +45,14 @@ class MilvusStore:
     engine = "Milvus"
     kinds: Sequence[indexes.Kind] = indexes.SERVER
 
-    def __init__(self, uri: str, token: str = "", *, settle_s: float = SETTLE_S) -> None:
-        """`settle_s`: after this time a written row is seen by `search`, by all other calls at once. 0 makes each
-        search wait until it sees all; infinite: what is not flushed may be lost, and seen no more."""
+    def __init__(self, uri: str, token: str = "", *, owner: str = "", settle_s: float = SETTLE_S) -> None:
+        """`owner`: whose tables these are; what others keep in the same Milvus is not there for it.
+
+        `settle_s`: after this time a written row is seen by `search`, by all other calls at once. 0 makes each search
+        wait until it sees all; infinite: what is not flushed may be lost, and seen no more.
+        """
         self._uri, self._token, self.settle_s = uri, token, settle_s
+        self._prefix = f"{owner}_" if owner else ""
         self._client: MilvusClient | None = None
         self._connected_to = ""
         self._connecting = threading.Lock()
@@ -57,7 +61,8 @@ class MilvusStore:
         self._unflushed: set[str] = set()
 
     def tables(self) -> Sequence[str]:
-        return list(self._call("list_collections"))
+        names = self._call("list_collections")
+        return [name.removeprefix(self._prefix) for name in names if name.startswith(self._prefix)]
 
     def create(self, table: Table) -> None:
         """Makes the table if it is not there, and makes it ready to be read; each one that is used, at each start.
@@ -161,7 +166,7 @@ class MilvusStore:
             raise Unsupported(f"index type {kind.name!r} for {table.name!r}: {error.message}") from error
 
     def _put(self, table: Table, rows: Sequence[Row]) -> None:
-        self._send("upsert", table, upsert_param=requests.upsert(table.name, table, rows))
+        self._send("upsert", table, upsert_param=requests.upsert(self._named(table.name), table, rows))
 
     def _rows(self, name: str, expression: str, **more: Any) -> Sequence[Row]:
         table = self._known(name)
@@ -185,16 +190,20 @@ class MilvusStore:
             self._call("load_collection", table, timeout=_LONG_S)
             return self._call(method, table, **arguments)
 
-    def _call(self, method: str, *positional: Any, timeout: float = _CALL_S, **arguments: Any) -> Any:
+    def _call(self, method: str, table: str = "", *, timeout: float = _CALL_S, **arguments: Any) -> Any:
         client = self._connected()
+        name = [self._named(table)] if table else []
         with translated(self._uri):
-            return getattr(client, method)(*positional, timeout=timeout, **arguments)
+            return getattr(client, method)(*name, timeout=timeout, **arguments)
 
     def _send(self, method: str, table: Table, **request: Any) -> None:
         """A request that is made already. pymilvus asks for rows and a schema beside it, and uses neither."""
         handler = self._connected()._get_connection()
         with translated(self._uri):
-            getattr(handler, method)(table.name, [], timeout=_CALL_S, schema={"fields": None}, **request)
+            getattr(handler, method)(self._named(table.name), [], timeout=_CALL_S, schema={"fields": None}, **request)
+
+    def _named(self, table: str) -> str:
+        return self._prefix + table
 
     def _connected(self) -> MilvusClient:
         from pymilvus import MilvusClient

@@ -6,6 +6,7 @@ as then: who names another one there means that.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from nearmesh_agent.vectors.store.milvus import MilvusStore
 # Lite's folder, where no address is configured.
 LITE = "milvus.db"
 _SERVER = ("http://", "https://")
+# Of the digest of a node's name.
+_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +45,20 @@ class Place:
         if self.token_variable and not self.is_server:
             raise InvalidInput(f"{self.uri or 'Milvus Lite'!r} takes no token; leave {self.token_variable!r} out")
 
-    def open(self, folder: Path, environment: Mapping[str, str] = os.environ) -> MilvusStore:
-        """`folder` is the node's own. Raises ConfigError where the variable is not set."""
+    def open(self, folder: Path, node: str, environment: Mapping[str, str] = os.environ) -> MilvusStore:
+        """`folder` is the node's own; several nodes may share a server. Raises ConfigError where the variable is not
+        set."""
         if not self.is_server:
             return LiteStore(Path(self.uri) if self.uri else folder / LITE)
         token = environment.get(self.token_variable, "") if self.token_variable else ""
         if self.token_variable and not token:
             raise ConfigError(f"the token of {self.uri} is to be in {self.token_variable}, which is not set here")
-        return MilvusStore(self.uri, token)
+        return MilvusStore(self.uri, token, owner=owner(node))
+
+
+def owner(node: str) -> str:
+    """As the names of a server's collections begin that are this node's; letters, digits and underscores alone."""
+    return f"nearmesh_{hashlib.sha256(node.encode()).hexdigest()[:_DIGITS]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
