@@ -15,7 +15,7 @@ from nearmesh_agent.vectors.across import follower, passing
 from nearmesh_agent.vectors.across.follower import Follower
 from nearmesh_agent.vectors.across.passing import Passing
 
-from nearmesh.errors import NotReady, PermissionDenied, Unreachable
+from nearmesh.errors import NotReady, PermissionDenied, StorageFull, Unreachable
 from nearmesh.rpc import Identity, answering
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1.node_pb2 import VectorNode
@@ -65,11 +65,14 @@ class Process:
     def __init__(self, place: Place) -> None:
         self._taking = place.across.taking
         self.away = False
+        self.broken = ""
 
     async def call(self, method: str, message: bytes, *, reach: str, timeout_s: float) -> bytes:
         if self.away:
             raise NotReady("it is being started")
         name = method.rpartition("/")[2]
+        if self.broken and name == "Take":
+            raise StorageFull(self.broken)
         request = {"Adopt": pb.AdoptRequest, "Take": pb.TakeRequest}[name].FromString(message)
         return (await getattr(self._taking, name)(request, None)).SerializeToString()
 
@@ -146,6 +149,27 @@ async def test_a_node_that_was_away_and_a_process_that_was_are_tried_again(tmp_p
         await asyncio.sleep(0.05)
         found.way.cut = False
         await until(has(found.right, **{"1": "a", "2": "b"}))
+
+
+async def test_why_a_site_does_not_take_what_it_follows_shows_where_it_is_from(tmp_path: Path) -> None:
+    async with following(tmp_path) as found:
+        await until(has(found.right))
+        found.process.broken = "no room on its disk"
+        await found.left.write("1", text="a")
+
+        async def said() -> bool:
+            (replica,) = (await found.left.collection()).replicas
+            return replica.detail == "node node-1: no room on its disk"
+
+        await until(said)
+        found.process.broken = ""
+        await until(has(found.right, **{"1": "a"}))
+
+        async def well() -> bool:
+            (replica,) = (await found.left.collection()).replicas
+            return replica.connected and not replica.detail
+
+        await until(well)
 
 
 async def test_a_collection_that_is_dropped_there_goes_here(tmp_path: Path) -> None:

@@ -60,8 +60,10 @@ class Follower:
         self._nodes = nodes
         self._channels = channels
         self._channel = channel
-        # What each node offered and this one does not take, as it is told at the next turn.
+        # What each node offered and this one does not take, as it is told at the next turn; and by node and identity,
+        # why what is followed could not be taken.
         self._refused: dict[str, list[pb.OfferedRequest.Refusal]] = {}
+        self._failed: dict[tuple[str, str], str] = {}
 
     async def run(self) -> None:
         """For ever."""
@@ -110,6 +112,9 @@ class Follower:
 
     async def _offers(self, stub: Any, node: node_pb2.VectorNode) -> pb.OfferedResponse:
         request = pb.OfferedRequest(site=self._here.site, refused=self._refused.get(node.node, ()))
+        for (name, identity), why in self._failed.items():
+            if name == node.node:
+                request.refused.add(identity=identity, why=why)
         try:
             found: pb.OfferedResponse = await stub.Offered(request, timeout=_ANSWER_WITHIN_S)
         except grpc.aio.AioRpcError as error:
@@ -156,10 +161,12 @@ class Follower:
                 if changes.embedder_digest != one.embedder_digest:
                     await self._embed(one, changes)
                 taken = await self._take(node, one, changes)
+                self._failed.pop((node.node, one.identity), None)
                 asked.put_nowait(pb.ChangesRequest(acknowledged=taken))
         except grpc.aio.AioRpcError as error:
             _say(node, one, from_rpc_error(error))
         except MeshError as error:
+            self._failed[node.node, one.identity] = f"node {self._here.node}: {error.message}"
             _say(node, one, error)
         finally:
             call.cancel()
