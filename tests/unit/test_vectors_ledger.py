@@ -11,7 +11,7 @@ from nearmesh_agent.vectors.across.ledger import NodeLedger
 from nearmesh_agent.vectors.across.receipts import Receipts
 from nearmesh_agent.vectors.model import Row, Write
 
-from nearmesh.errors import ConfigError
+from nearmesh.errors import ConfigError, StorageFull
 
 VECTOR = np.zeros(2, np.float32)
 C = "collection"
@@ -195,6 +195,25 @@ def test_how_far_behind_a_site_is(ledger: NodeLedger, receipts: Receipts, clock:
     receipts.acknowledged("b", "there", 3, 1011.0)
     (lag,) = receipts.lags()
     assert (lag.rows, lag.oldest_s, lag.acknowledged, lag.at_s) == (0, 0.0, 3, 1011.0)
+
+
+def test_a_disk_that_refuses_is_told_and_nothing_that_was_lost_counts_as_applied(
+    tmp_path: Path, ledger: NodeLedger, clock: Clock
+) -> None:
+    ledger.follow(C, True)
+    write(ledger, "kept")
+    ledger.save(1)
+    with ledger.tables.use() as tables:
+        tables.one(f"pragma max_page_count = {tables.one('pragma page_count')[0]}")
+    write(ledger, "lost")
+    with pytest.raises(StorageFull, match=r"changes\.db cannot be written: database or disk is full"):
+        write(ledger, *(f"{number}" * 50 for number in range(10_000)))
+    with pytest.raises(StorageFull, match="written anew when the process begins anew"):
+        ledger.save(3)
+    ledger.close()
+    again = NodeLedger(tmp_path / "changes.db", node="a", wall_s=clock)
+    assert (again.position, [one for _, one in numbers(again)]) == (1, ["kept"])
+    again.close()
 
 
 def test_tombstones_go_when_all_have_them(ledger: NodeLedger, receipts: Receipts) -> None:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from nearmesh_agent.vectors.across.clock import seconds
 from nearmesh_agent.vectors.across.ledger import NodeLedger
 
+# Changes that a site lacks are counted up to here, so that one that is away for long costs no more to look at.
+MOST_LAG = 100_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lag:
@@ -83,11 +86,13 @@ class Receipts:
             return [self._lag(*one) for one in found]
 
     def _lag(self, node: str, site: str, number: int, at_s: float) -> Lag:
-        rows, oldest_s = self._tables.one(
-            "select count(*), min(at_s) from changes where collection = ? and number > ? and source != ?",
-            *(self._key, number, node),
+        lacks = "from changes where collection = ? and number > ? and source != ? order by number limit ?"
+        values = (self._key, number, node)
+        rows = self._tables.one(f"select count(*) from (select 1 {lacks})", *values, MOST_LAG)[0]
+        oldest = self._tables.one(f"select at_s {lacks}", *values, 1)
+        return Lag(
+            node=node, site=site, acknowledged=number, at_s=at_s, rows=rows, oldest_s=oldest[0] if oldest else 0.0
         )
-        return Lag(node=node, site=site, acknowledged=number, at_s=at_s, rows=rows, oldest_s=oldest_s or 0.0)
 
     def of(self, *, id: str = "", before: int = 0, most: int = 100) -> list[Receipt]:
         """Of one delete, or of the last ones, newest first, from before a change's number on."""

@@ -6,6 +6,7 @@ written in the same transaction. What other nodes build on is on disk before the
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nearmesh.errors import ConfigError
+from nearmesh.errors import ConfigError, StorageFull
+
+log = logging.getLogger(__name__)
 
 _SCHEMA = """
 create table if not exists collections(
@@ -51,6 +54,7 @@ class Tables:
         """Raises ConfigError for a file that is none of ours."""
         self._lock = threading.RLock()
         self._path = path
+        self._lost = False
         path.parent.mkdir(parents=True, exist_ok=True)
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
@@ -61,18 +65,25 @@ class Tables:
 
     @contextmanager
     def use(self) -> Iterator[Tables]:
-        """No other thread in between; what fails changes nothing."""
-        with self._lock:
+        """No other thread in between; what fails changes nothing. Raises StorageFull where the disk refuses."""
+        with self._lock, self._told():
             if not self._connection.in_transaction:
                 self._connection.execute("begin")
             self._connection.execute("savepoint part")
             try:
                 yield self
             except BaseException:
-                self._connection.execute("rollback to part")
+                self._take_back()
                 raise
-            finally:
-                self._connection.execute("release part")
+            self._connection.execute("release part")
+
+    def _take_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("rollback to part")
+            self._connection.execute("release part")
+        else:
+            # A full disk takes the whole transaction back, and with it what others had written: the journal has it.
+            self._lost = True
 
     def one(self, sql: str, *values: Any) -> Any:
         """The first row; None where there is none."""
@@ -95,8 +106,8 @@ class Tables:
         self._connection.executemany(sql, rows)
 
     def commit(self) -> None:
-        """What was written is on disk when it returns."""
-        with self._lock:
+        """What was written is on disk when it returns. Raises StorageFull."""
+        with self._lock, self._told():
             if self._connection.in_transaction:
                 self._connection.execute("commit")
 
@@ -107,4 +118,17 @@ class Tables:
                 self.commit()
             except sqlite3.ProgrammingError:
                 return
+            except StorageFull as error:
+                log.warning("%s", error.message)
             self._connection.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        if self._lost:
+            raise StorageFull(
+                f"{self._path} lacks what its disk refused; it is written anew when the process begins anew"
+            )
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise StorageFull(f"{self._path} cannot be written: {error}") from None
