@@ -77,12 +77,23 @@ class State:
         return await self.registry.register(insert)
 
     async def node(
-        self, name: str, region: str = "europe-west1", *, usd: float = 1.0, hardware: str = "", site: str = ""
+        self,
+        name: str,
+        region: str = "europe-west1",
+        *,
+        usd: float = 1.0,
+        hardware: str = "",
+        site: str = "",
+        keeps_vectors: bool = False,
     ) -> None:
         """A node with an open session."""
         await self.join(name, region, site=site)
         hello = node_pb2.NodeHello(
-            public_address=f"{name}:8001", mesh_address=f"{name}:8003", usd_per_hour=usd, hardware=hardware
+            public_address=f"{name}:8001",
+            mesh_address=f"{name}:8003",
+            usd_per_hour=usd,
+            hardware=hardware,
+            keeps_vectors=keeps_vectors,
         )
         await self.registry.hello(name, hello)
         self.registry.session_opened(name)

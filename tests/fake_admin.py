@@ -37,6 +37,7 @@ class FakeAdmin:
             node("node-b", "site-b", "us-east1", live=False, last_seen_s=0),
             node("gateway-a", "site-a", "europe-west1", kind=admin_pb2.NODE_KIND_GATEWAY),
         ]
+        self.keepers: list[str] = []
         self.price_list = prices()
         self.rules = [admin_pb2.Residency(client_region="europe-west1", regions=["europe-west1", "europe-west4"])]
         self.replica_list = [replica("node-a", node_pb2.REPLICA_STATE_READY)]
@@ -74,6 +75,9 @@ class FakeAdmin:
 
     async def nodes(self) -> list[admin_pb2.Node]:
         return self.node_list
+
+    async def vector_nodes(self) -> list[route_pb2.VectorPlace]:
+        return [route_pb2.VectorPlace(node=name, address=f"{name}:8001", live=True) for name in self.keepers]
 
     async def join_token(self, name: str, site: str, region: str, **more: Any) -> Any:
         self.done.append(("join_token", name, site, region, more))

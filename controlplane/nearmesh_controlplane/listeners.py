@@ -143,6 +143,7 @@ def _add_servicers(plane: ControlPlane, server: Server, gatekeeper: Gatekeeper) 
             plane.snapshots,
             plane.role,
             plane.scaler.ask,
+            plane.residency.allowed,
         ),
         server,
     )

@@ -85,8 +85,8 @@ async def _keepers(session: Session) -> dict[str, str]:
     if isinstance(local, Mapping):
         return {name: node["public"] for name, node in local.items() if node.get("vectors")}
     async with session.dial() as admin:
-        nodes = await admin.nodes()
-    return {node.id: node.public_address for node in nodes if node.live and node.HasField("vectors")}
+        nodes = await admin.vector_nodes()
+    return {node.node: node.address for node in nodes if node.live}
 
 
 def _chosen(keepers: Mapping[str, str], node: str | None) -> tuple[str, str]:

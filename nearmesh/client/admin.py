@@ -359,6 +359,11 @@ class AdminClient:
         response = await self._call(self._routes.ListLatencies, route_pb2.ListLatenciesRequest())
         return list(response.latencies)
 
+    async def vector_nodes(self, region: str = "") -> list[route_pb2.VectorPlace]:
+        """Nodes that keep vectors; those that may answer a region, the nearest first. With any token."""
+        response = await self._call(self._routes.VectorNodes, route_pb2.VectorNodesRequest(region=region))
+        return list(response.nodes)
+
 
 def _silent(sent_bytes: int, total_bytes: int) -> None:
     """For publishers who do not watch."""

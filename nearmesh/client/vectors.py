@@ -1,6 +1,6 @@
 """The SDK's half of retrieval: the collections of one node, which may ask others.
 
-async with VectorClient("10.0.0.7:8001", ca_pem, token) as vectors:
+async with VectorClient.near("bootstrap-europe-west1.json") as vectors:
     docs = await vectors.create("docs", embedder="sentence-encoder")
     await docs.upsert([Passage(id="1", text="Open from nine to five.", source="hours.md")])
     answer = await docs.retrieve("When do you open?", k=3)
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -22,7 +23,9 @@ import grpc
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nearmesh.errors import InvalidInput, Unreachable
+from nearmesh.client.admin import AdminClient
+from nearmesh.client.bootstrap import read_bootstrap
+from nearmesh.errors import InvalidInput, NotFound, Unreachable
 from nearmesh.rpc import REASON_KEY, from_rpc_error
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
@@ -138,6 +141,27 @@ class VectorClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._channel.close()
+
+    @classmethod
+    @asynccontextmanager
+    async def near(cls, bootstrap: Path | str, *, node: str = "", site: str = "") -> AsyncIterator[VectorClient]:
+        """The nearest node that keeps vectors, found through a bootstrap file (`nearmesh client bootstrap`).
+
+        Of a `site`, or that `node`, if one is named. Raises NotFound where there is none, ConfigError for the file.
+        """
+        found = read_bootstrap(Path(bootstrap))
+        async with AdminClient(found.control_plane, found.ca_pem, found.token) as control:
+            nodes = await control.vector_nodes(found.region)
+        wanted = [one for one in nodes if node in ("", one.node) and site in ("", one.site) and one.live]
+        if not wanted:
+            told = (
+                ", ".join(f"{one.node} at {one.site}{'' if one.live else ', away'}" for one in nodes) or "none at all"
+            )
+            asked = f"node {node!r}" if node else f"site {site!r}" if site else f"region {found.region!r}"
+            raise NotFound(f"no node that is there keeps vectors for {asked}; those of the mesh: {told}")
+        best = wanted[0]
+        async with cls(best.address, found.ca_pem, found.token, server_name=best.server_name) as client:
+            yield client
 
     def collection(self, name: str, *, namespace: str = "") -> Collection:
         """A collection by its name; nothing is asked yet. Without a namespace, the caller's own."""

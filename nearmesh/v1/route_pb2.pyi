@@ -6,6 +6,36 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class VectorNodesRequest(_message.Message):
+    __slots__ = ("region",)
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    def __init__(self, region: _Optional[str] = ...) -> None: ...
+
+class VectorNodesResponse(_message.Message):
+    __slots__ = ("nodes",)
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedCompositeFieldContainer[VectorPlace]
+    def __init__(self, nodes: _Optional[_Iterable[_Union[VectorPlace, _Mapping]]] = ...) -> None: ...
+
+class VectorPlace(_message.Message):
+    __slots__ = ("node", "site", "region", "address", "server_name", "live", "network_ms")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_NAME_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_MS_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    site: str
+    region: str
+    address: str
+    server_name: str
+    live: bool
+    network_ms: float
+    def __init__(self, node: _Optional[str] = ..., site: _Optional[str] = ..., region: _Optional[str] = ..., address: _Optional[str] = ..., server_name: _Optional[str] = ..., live: _Optional[bool] = ..., network_ms: _Optional[float] = ...) -> None: ...
+
 class ResolveRequest(_message.Message):
     __slots__ = ("model", "region", "site", "objective", "latitude", "longitude")
     MODEL_FIELD_NUMBER: _ClassVar[int]

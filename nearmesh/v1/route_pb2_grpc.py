@@ -69,6 +69,11 @@ class RouteServiceStub:
                 request_serializer=nearmesh_dot_v1_dot_route__pb2.ListAccuracyRequest.SerializeToString,
                 response_deserializer=nearmesh_dot_v1_dot_route__pb2.ListAccuracyResponse.FromString,
                 _registered_method=True)
+        self.VectorNodes = channel.unary_unary(
+                '/nearmesh.v1.RouteService/VectorNodes',
+                request_serializer=nearmesh_dot_v1_dot_route__pb2.VectorNodesRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_route__pb2.VectorNodesResponse.FromString,
+                _registered_method=True)
 
 
 class RouteServiceServicer:
@@ -123,6 +128,13 @@ class RouteServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VectorNodes(self, request, context):
+        """Nodes that keep vectors and may answer the caller's region, the nearest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouteServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -160,6 +172,11 @@ def add_RouteServiceServicer_to_server(servicer, server):
                     servicer.ListAccuracy,
                     request_deserializer=nearmesh_dot_v1_dot_route__pb2.ListAccuracyRequest.FromString,
                     response_serializer=nearmesh_dot_v1_dot_route__pb2.ListAccuracyResponse.SerializeToString,
+            ),
+            'VectorNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.VectorNodes,
+                    request_deserializer=nearmesh_dot_v1_dot_route__pb2.VectorNodesRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_route__pb2.VectorNodesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -351,6 +368,33 @@ class RouteService:
             '/nearmesh.v1.RouteService/ListAccuracy',
             nearmesh_dot_v1_dot_route__pb2.ListAccuracyRequest.SerializeToString,
             nearmesh_dot_v1_dot_route__pb2.ListAccuracyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VectorNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.RouteService/VectorNodes',
+            nearmesh_dot_v1_dot_route__pb2.VectorNodesRequest.SerializeToString,
+            nearmesh_dot_v1_dot_route__pb2.VectorNodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
 from nearmesh.client.vectors import Passage, VectorClient
 from nearmesh.errors import (
     InvalidInput,
@@ -22,7 +23,7 @@ from nearmesh.errors import (
     Unsupported,
 )
 from nearmesh.ids import node_server_name
-from tests.integration.mesh_processes import MESH, ControlPlane, Node, control_plane, until
+from tests.integration.mesh_processes import MESH, REGION, ControlPlane, Node, control_plane, until
 
 QUOTAS = {"acme": {"max_vectors": 3}, "slow": {"requests_per_second": 2.0}}
 
@@ -106,7 +107,7 @@ async def test_a_token_reaches_its_own_namespace_and_its_quota(place: Place) -> 
             await acme.create("texts", embedder="nope")
 
 
-async def test_a_node_tells_of_its_vectors_and_they_outlive_it(place: Place) -> None:
+async def test_a_node_tells_of_its_vectors_and_they_outlive_it(place: Place, tmp_path: Path) -> None:
     async with place.client("data") as data:
         docs = await data.create("docs", dimension=2)
         await docs.upsert([Passage(id="a", vector=[1, 0], text="words of one"), Passage(id="b", vector=[0, 1])])
@@ -124,6 +125,15 @@ async def test_a_node_tells_of_its_vectors_and_they_outlive_it(place: Place) -> 
                 return any(node.vectors.rows == 2 for node in await operator.nodes())
 
             await until(known, what="the control plane has them too")
+        bootstrap = tmp_path / "bootstrap.json"
+        ca = tmp_path / "ca.pem"
+        ca.write_bytes(place.plane.authority.ca_pem)
+        write_bootstrap(bootstrap, grpc_bootstrap(place.plane.public, ca, place.plane.token(), REGION))
+        async with VectorClient.near(bootstrap) as nearest:
+            assert await nearest.collection("docs").count() == 2
+        with pytest.raises(NotFound, match="site 'nowhere'; those of the mesh: node-a at site-node-a"):
+            async with VectorClient.near(bootstrap, site="nowhere"):
+                pass
     await place.node.child.stop()
     await place.node.start()
     async with place.client("client") as reader:

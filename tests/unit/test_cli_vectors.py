@@ -11,9 +11,8 @@ import pytest
 from nearmesh.client import vectors
 from nearmesh.client.vectors import Passage, vector_bytes
 from nearmesh.errors import InvalidInput
-from nearmesh.v1 import node_pb2
 from nearmesh.v1 import vector_pb2 as pb
-from tests.fake_admin import Bench, local_mesh, node
+from tests.fake_admin import Bench, local_mesh
 
 COLLECTION = pb.Collection(
     collection=pb.CollectionRef(namespace="default", name="docs"),
@@ -110,9 +109,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     state = json.loads((bench.mesh / "mesh.json").read_text())
     state.pop("nodes", None)
     (bench.mesh / "mesh.json").write_text(json.dumps(state))
-    keeper = node("node-a", "site-a", "europe-west1", public_address="10.0.0.1:8001")
-    keeper.vectors.CopyFrom(node_pb2.VectorStatus(rows=3))
-    bench.pretend(node_list=[keeper, node("node-b", "site-b", "us-east1")])
+    bench.pretend(keepers=["node-a"])
     return bench
 
 
@@ -126,7 +123,7 @@ def test_collections_as_a_table_and_as_json(run: Bench) -> None:
     for word in ("docs", "1,234", "98.7 %", "reembed", "generation 2 has 25 %", "b lacks 7 rows, for 3 s", "c is away"):
         assert word in done.stdout
     assert "1,234 of 2,000 vectors" in done.stderr
-    assert FakeNode.asked[0][:2] == ("to", "10.0.0.1:8001")
+    assert FakeNode.asked[0][:2] == ("to", "node-a:8001")
     found = json.loads(run("vectors", "list", "--json", "--all").stdout)
     assert asked("ListCollections").namespace == "*"
     assert found["collections"][0]["recall"] == pytest.approx(0.987)
@@ -198,7 +195,7 @@ def test_sources_and_receipts(run: Bench) -> None:
 
 
 def test_with_several_nodes_one_is_to_be_named(run: Bench) -> None:
-    run.pretend(node_list=[_keeper("node-a"), _keeper("node-b")])
+    run.pretend(keepers=["node-a", "node-b"])
     done = run("vectors", "list")
     assert done.exit_code == 1 and "several nodes keep vectors (node-a, node-b): name one with --node" in done.stderr
     assert run("vectors", "list", "--node", "node-b").exit_code == 0
@@ -206,12 +203,6 @@ def test_with_several_nodes_one_is_to_be_named(run: Bench) -> None:
     assert "node 'node-c' keeps no vectors" in run("vectors", "list", "--node", "node-c").stderr
     assert run("vectors", "list", "--address", "1.2.3.4:5").exit_code == 0
     assert FakeNode.asked[0] == ("to", "1.2.3.4:5", "")
-
-
-def _keeper(name: str) -> Any:
-    found = node(name, "site", "europe-west1", public_address=f"{name}:8001")
-    found.vectors.CopyFrom(node_pb2.VectorStatus(rows=1))
-    return found
 
 
 def test_what_is_sent_is_made_of_plain_values() -> None:

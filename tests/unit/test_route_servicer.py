@@ -142,3 +142,18 @@ async def test_who_follows_has_the_leader_bring_it_back(mesh: State) -> None:
     request = pb.ResolveRequest(model="rare", region=EUROPE)
     assert await servicer(mesh, role).Resolve(request, context()) == answer
     assert role.asked == [("Resolve", request, "ann")]
+
+
+async def test_nodes_that_keep_vectors_are_told_to_any_client_the_nearest_first(mesh: State) -> None:
+    rpc._caller.set(Identity("app", "client"))
+    parts = (mesh.router, mesh.registry, mesh.catalog, mesh.measurements, mesh.changes, cast(Any, None))
+    answering = RouteServicer(*parts, alone())
+    assert not (await answering.VectorNodes(pb.VectorNodesRequest(), None)).nodes
+    await mesh.node("us", "us-east1", keeps_vectors=True)
+    await mesh.node("eu-2", EUROPE, keeps_vectors=True)
+    found = (await answering.VectorNodes(pb.VectorNodesRequest(region=EUROPE), None)).nodes
+    assert [(one.node, one.region, one.live) for one in found] == [("eu-2", EUROPE, True), ("us", "us-east1", True)]
+    assert found[0].network_ms < found[1].network_ms and found[0].address and found[0].server_name
+    bound = RouteServicer(*parts, alone(), allowed=lambda region: frozenset({"us-east1"}))
+    found = (await bound.VectorNodes(pb.VectorNodesRequest(region=EUROPE), None)).nodes
+    assert [one.node for one in found] == ["us"]

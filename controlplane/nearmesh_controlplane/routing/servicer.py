@@ -57,8 +57,13 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
         snapshots: Snapshots,
         role: Role,
         bring_back: Callable[[str, str], Awaitable[float]] = nothing_sleeps,
+        allowed: Callable[[str], frozenset[str] | None] = lambda region: None,
     ) -> None:
-        """`bring_back` a model that no node has, for a client's region: in how many milliseconds, 0 if not at all."""
+        """`bring_back` a model that no node has, for a client's region: in how many milliseconds, 0 if not at all.
+
+        `allowed` are the regions that may answer a region's clients; None: any.
+        """
+        self._allowed = allowed
         self._bring_back = bring_back
         self._router = router
         self._registry = registry
@@ -125,6 +130,25 @@ class RouteServicer(route_pb2_grpc.RouteServiceServicer):
         found = [self._latency(region, node, listener) for region, node in pairs]
         note = why_not and f"{why_not}; it knows what was measured, here are estimates"
         return pb.ListLatenciesResponse(latencies=found, note=note)
+
+    async def VectorNodes(self, request: pb.VectorNodesRequest, context: Any) -> pb.VectorNodesResponse:
+        region = check_label("region", request.region) if request.region else ""
+        rule = self._allowed(region) if region else None
+        keepers = [node for node in self._registry.serving_nodes() if node.keeps_vectors]
+        found = [self._keeper(region, node) for node in keepers if rule is None or node.region in rule]
+        found.sort(key=lambda one: (not one.live, one.network_ms, one.node))
+        return pb.VectorNodesResponse(nodes=found)
+
+    def _keeper(self, region: str, node: Node) -> pb.VectorPlace:
+        return pb.VectorPlace(
+            node=node.id,
+            site=node.site,
+            region=node.region,
+            address=self._router.address(region, node, "public") if region else node.public_address,
+            server_name=self._router.server_name(node.id),
+            live=self._registry.live(node),
+            network_ms=self._router.network_time(region, node).p50_ms if region else 0.0,
+        )
 
     async def ListAccuracy(self, request: pb.ListAccuracyRequest, context: Any) -> pb.ListAccuracyResponse:
         # Reports end up with the leader, whoever they were told.
