@@ -180,7 +180,7 @@ def page(found: Mapping[str, Language]) -> str:
         "all-MiniLM-L6-v2 knows English. In Spanish words are the better part of the answer, in Chinese nearly all of "
         "it; `dense_weight` stays low enough by default that the fused answer is as good as words alone there. For "
         "texts in other languages publish an encoder that knows them (multilingual-e5-small has as many dimensions), "
-        "and give it 0.7 of the weight where it knows the language well.\n\n"
+        "and give it 0.6 to 0.7 of the weight where it knows the language well.\n\n"
         f"The default weight of the dense part is {fusion.DENSE_WEIGHT:g}. It was chosen by the questions with even "
         "numbers, as the best mean over the three languages; how it does on the others stands beside that (@1 / @10):"
         "\n\n"

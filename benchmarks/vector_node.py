@@ -15,9 +15,10 @@ from nearmesh_agent.server import POLICY, add_servicers, engines_of
 from nearmesh_agent.serving.node import ServingNode
 from nearmesh_agent.serving.replica import Replica
 from nearmesh_agent.serving.responses import Place
+from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.config import VectorsConfig
 from nearmesh_agent.vectors.namespaces import ANY
-from nearmesh_agent.vectors.part import At, Vectors
+from nearmesh_agent.vectors.part import Vectors
 from nearmesh_agent.vectors.text.embedders import NodeEmbedders
 from nearmesh_agent.vectors.text.step import NodeRetriever
 
@@ -102,7 +103,7 @@ async def vector_node(folder: Path, packages: tuple[Path, ...] = ()) -> AsyncIte
         return await node.load(versions[digest], digest)
 
     embedders = NodeEmbedders(node.table, bring, folder / "vectors" / "pinned.json")
-    at = At(node=place.node, site=place.site, region=place.region)
+    at = Here(node=place.node, site=place.site, region=place.region)
     changed = asyncio.Event()
     vectors = Vectors(
         config.vectors,

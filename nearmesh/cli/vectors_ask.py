@@ -85,6 +85,7 @@ def search(
 @click.option("--mode", type=click.Choice(("hybrid", "dense", "lexical")), help="By meaning, by words, or by both.")
 @click.option("--dense-weight", type=click.FloatRange(0, 1), help="Of the meaning, in a hybrid score.")
 @click.option("--reranker", default="", metavar="MODEL", help="A model that puts the best in order once more.")
+@click.option("--rerank-k", type=click.IntRange(1, 200), help="Passages that it scores.  [default: 3 times k]")
 @node_options
 @json_option
 @pass_session
@@ -99,6 +100,7 @@ def retrieve(
     mode: Any,
     dense_weight: float | None,
     reranker: str,
+    rerank_k: int | None,
     as_json: bool,
     **far: Any,
 ) -> None:
@@ -111,7 +113,14 @@ def retrieve(
         target,
         name,
         lambda docs: docs.retrieve(
-            text, k=k, filter=filter, mode=mode, dense_weight=dense_weight, reranker=reranker, reach=reach
+            text,
+            k=k,
+            filter=filter,
+            mode=mode,
+            dense_weight=dense_weight,
+            reranker=reranker,
+            rerank_k=rerank_k or 0,
+            reach=reach,
         ),
     )
     told = records.retrieved(found)

@@ -769,16 +769,18 @@ class Filling(_message.Message):
     def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., generation: _Optional[int] = ..., embedder: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., rows_done: _Optional[int] = ..., rows_total: _Optional[int] = ..., serves: _Optional[bool] = ...) -> None: ...
 
 class LackingRequest(_message.Message):
-    __slots__ = ("collection", "generation", "most", "after")
+    __slots__ = ("collection", "generation", "most", "after", "hold_ms")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     MOST_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
+    HOLD_MS_FIELD_NUMBER: _ClassVar[int]
     collection: CollectionRef
     generation: int
     most: int
     after: str
-    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., generation: _Optional[int] = ..., most: _Optional[int] = ..., after: _Optional[str] = ...) -> None: ...
+    hold_ms: int
+    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., generation: _Optional[int] = ..., most: _Optional[int] = ..., after: _Optional[str] = ..., hold_ms: _Optional[int] = ...) -> None: ...
 
 class LackingResponse(_message.Message):
     __slots__ = ("lacks", "after")

@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests.faults import (
     matrix,
     pulls,
     scenarios,
+    vector_switches,
     vectors,
     vectors_apart,
 )
@@ -86,6 +88,12 @@ async def _nearest(mesh: LocalMesh) -> dict[str, Any]:
     return {"rows": len(rows), "wrong": 0}
 
 
+async def _switches(folder: Path) -> dict[str, Any]:
+    outcome = await vector_switches.switched(folder, VECTOR_KILLS)
+    assert not outcome.wrong, outcome.wrong
+    return asdict(outcome)
+
+
 async def _vectors(folder: Path, what: str) -> dict[str, Any]:
     return await asyncio.to_thread(vectors.killed, folder, what, VECTOR_KILLS)
 
@@ -138,6 +146,10 @@ async def soak(only: str) -> list[dict[str, Any]]:
         name = "an agent killed while it shares a pull with two others"
         if only in name:
             found.append(await _measured(name, lambda: pulls.killed_sharer(Path(scratch) / "sharer")))
+        name = f"vectors: killed {VECTOR_KILLS} times on the way from one embedder to another"
+        if only in name:
+            folder = Path(scratch) / "vector-switches"
+            found.append(await _measured(name, lambda: _switches(folder)))
         for what in vectors.WHAT:
             name = f"vectors: {what} killed {VECTOR_KILLS} times while they are written"
             if only in name:

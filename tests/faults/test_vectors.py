@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import vectors
+from tests.faults import vector_switches, vectors
 
 # `make soak` does it twenty times each.
 KILLS = 3
@@ -16,3 +16,8 @@ KILLS = 3
 def test_p3_every_acknowledged_write_is_there_after_a_kill(tmp_path: Path, what: str) -> None:
     found = vectors.killed(tmp_path / "vectors", what, KILLS)
     assert found["operations"] > KILLS
+
+
+async def test_p3_a_kill_on_the_way_to_another_embedder_loses_nothing_and_the_switch_is_made(tmp_path: Path) -> None:
+    found = await vector_switches.switched(tmp_path / "vectors", 2)
+    assert not found.wrong and (found.kills, found.switches) == (2, 2) and found.acknowledged > 10

@@ -136,7 +136,7 @@ async def test_what_cannot_be_asked_is_refused(node: Node, more: dict, said: str
 
 async def test_no_time_is_left_for_the_search(node: Node) -> None:
     node.took_s = 0.5
-    with pytest.raises(DeadlineExceeded, match="the time for the question is over"):
+    with pytest.raises(DeadlineExceeded, match="the time for the call is over"):
         await node.ask(timeout_s=0.2)
 
 

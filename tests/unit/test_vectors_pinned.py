@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from nearmesh_agent.serving.table import ReplicaTable
 from nearmesh_agent.vectors.text.embedders import NodeEmbedders
+from nearmesh_agent.vectors.text.pinned import PinnedVersions
 
 from nearmesh.errors import EngineFailure, InvalidInput, NotFound, NotReady
 from tests import text_models
@@ -87,6 +88,21 @@ async def test_what_the_node_serves_itself_is_not_kept_twice(node):
     assert not node.embedders.pins._own
     await node.embedders.embed("embedder", OLD, ["a"])
     assert len(node.brought) == 1
+
+
+async def test_p10_one_that_hangs_is_loaded_anew(node):
+    await node.embedders.embed("embedder", OLD, ["a"])
+    await node.embedders.pins._own[OLD].give_up("it hangs")
+    assert (await node.embedders.embed("embedder", OLD, ["a"])).shape == (1, DIMENSION) and len(node.brought) == 2
+
+
+async def test_after_a_restart_it_is_known_what_has_to_stay(node, tmp_path):
+    path = tmp_path / "pinned.json"
+    first = PinnedVersions(node.table, node.bring, path)
+    await first.keep([OLD, ""])
+    assert PinnedVersions(node.table, node.bring, path).digests == {OLD}
+    path.write_text("{")
+    assert PinnedVersions(node.table, node.bring, path).digests == set()
 
 
 async def test_a_version_that_cannot_be_had_is_told_with_the_remedy(node):

@@ -24,13 +24,15 @@ class Embedders:
     def __init__(self) -> None:
         self.away: Exception | None = None
         self.asked: list[int] = []
+        self.behind: list[bool] = []
 
     async def pinned(self, model: str) -> tuple[str, int]:
         return NEW, DIMENSIONS[NEW]
 
     async def embed(self, model: str, digest: str, texts: list[str], *, behind: bool = False):
-        assert (model, digest, behind) == ("encoder", NEW, True)
+        assert (model, digest) == ("encoder", NEW)
         self.asked.append(len(texts))
+        self.behind.append(behind)
         await asyncio.sleep(0)
         if self.away:
             away, self.away = self.away, None
@@ -86,6 +88,7 @@ async def test_who_asks_sees_it_go_on_until_it_serves(node: Node) -> None:
     assert [(each.rows_done, each.switched) for each in told] == [(0, False), (2, False), (4, False), (5, True)]
     assert {(each.rows_total, each.generation) for each in told} == {(5, 2)}
     assert (await node.docs.found("the storm", NEW))[0] == "a"
+    assert node.embedders.behind == [True, True, False], "writes wait for the last"
     again = await node.all()
     assert [(each.switched, each.generation) for each in again] == [(True, 2)], "it serves already"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -58,6 +58,8 @@ class Change:
     source: str = ""
     site: str = ""
     refused: MeshError | None = None
+    # It fills the next generation or ends that: it goes on while other writes are held.
+    fills: ClassVar[bool] = False
 
     def plan(self, kept: Kept) -> None:
         """Raises MeshError to refuse it."""

@@ -46,6 +46,12 @@ class VectorChannel:
             return answer
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from None
+        except asyncio.CancelledError:
+            # The library says so as well to whoever waits when the channel is closed, as it is when the process ends.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise NotReady(AWAY, retry_after_ms=_AGAIN_MS) from None
 
     async def stream(
         self, method: str, message: Message, *, reach: str, timeout_s: float | None, more: tuple[Any, ...] = ()
@@ -93,6 +99,11 @@ async def _read(call: Any) -> AsyncGenerator[bytes, None]:
             yield answer
     except grpc.aio.AioRpcError as error:
         raise _translated(error) from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise NotReady(AWAY, retry_after_ms=_AGAIN_MS) from None
     finally:
         call.cancel()
 

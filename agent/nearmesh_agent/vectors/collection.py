@@ -74,6 +74,8 @@ class Collection:
         self._sources_gate = threading.Lock()
         # What memory and journal differ by, only a restart mends.
         self.broken = False
+        # Set when writes may go on; None: nothing holds them.
+        self._held: asyncio.Event | None = None
 
     @property
     def identity(self) -> str:
@@ -93,9 +95,27 @@ class Collection:
         """On disk, and found by searches, when it returns. Raises MeshError, with nothing written."""
         if self.broken:
             raise NotReady(f"collection {self.spec.name!r} is opened anew: a write to it failed half-way")
+        while self._held and not change.fills:
+            await self._held.wait()
         await self._writer.put(change, change.ids)
         if change.refused:
             raise change.refused
+
+    def hold(self, seconds: float) -> None:
+        """Writes wait for so long, or until `release`; those that fill the next generation go on."""
+        if self._held is None:
+            self._held = asyncio.Event()
+            asyncio.get_running_loop().call_later(seconds, self._let_go, self._held)
+
+    def release(self) -> None:
+        """Safe to repeat."""
+        if self._held:
+            self._let_go(self._held)
+
+    def _let_go(self, held: asyncio.Event) -> None:
+        held.set()
+        if self._held is held:
+            self._held = None
 
     async def quiet(self) -> None:
         """No write is under way."""

@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from nearmesh.errors import InvalidInput, NotReady, Superseded, Unsupported
+from nearmesh.errors import InvalidInput, NotReady, Unsupported
 from nearmesh.rpc import OPERATORS, PEOPLE, caller, unreadable
 from nearmesh.transport.server import Server
 from nearmesh.v1 import vector_pb2 as pb
@@ -28,6 +28,7 @@ from nearmesh_agent.vectors.config import VectorsConfig
 from nearmesh_agent.vectors.namespaces import Rate
 from nearmesh_agent.vectors.text.asking import Asking
 from nearmesh_agent.vectors.text.reembed import Reembedding
+from nearmesh_agent.vectors.text.writing import Writing
 
 SERVICE = "nearmesh.v1.VectorService"
 PEERS = "nearmesh.v1.VectorPeerService"
@@ -46,8 +47,6 @@ POLICY = {
     **{f"/{SERVICE}/{name}": OPERATORS for name in _ALONE},
     f"/{PEERS}/": frozenset({"node"}),
 }
-# Texts of one request are embedded so many at a time, so that none holds the others' turn for long.
-_TEXTS = 64
 # What is known of a collection's embedder is asked for again after this.
 _KNOWN_S = 2.0
 # Rows of a generation are looked for among all, and written; a new table takes the store a while.
@@ -181,17 +180,9 @@ class Front:
     async def Upsert(self, message: Message, context: Any) -> bytes:
         reach = self._admitted(context)
         request = _parsed(pb.UpsertRequest, message)
-        without = [row for row in request.rows if not row.vector]
-        if not without:
+        if all(row.vector for row in request.rows):
             return await self.here("Upsert", message, reach, context.time_remaining())
-        request.embedder_digest = await self._embed(request.collection, without, reach, context)
-        try:
-            return await self.here("Upsert", request.SerializeToString(), reach, context.time_remaining())
-        except Superseded:
-            # Another generation has taken over between the two.
-            self.forget(request.collection)
-            request.embedder_digest = await self._embed(request.collection, without, reach, context)
-            return await self.here("Upsert", request.SerializeToString(), reach, context.time_remaining())
+        return await Writing(self, self._embedder(), self._fill).upsert(request, reach, context.time_remaining())
 
     async def retrieve(self, request: pb.RetrieveRequest, reach: str, timeout_s: float | None) -> pb.RetrieveResponse:
         """This node's own passages. Raises MeshError."""
@@ -234,29 +225,6 @@ class Front:
         found = pb.Collection.FromString(answer)
         self.mark_stale([found])
         return found.SerializeToString()
-
-    async def _embed(self, ref: pb.CollectionRef, rows: Sequence[pb.Row], reach: str, context: Any) -> str:
-        """Gives each its vector; the digest of what made them."""
-        collection = await self.collection(ref, reach, context.time_remaining())
-        if not collection.embedder:
-            raise InvalidInput(
-                f"row {rows[0].id[:64]!r} has no vector, and collection {ref.name!r} no embedder that could make one"
-            )
-        for row in rows:
-            if not row.text:
-                raise InvalidInput(f"row {row.id[:64]!r} has neither a vector nor a text")
-        for start in range(0, len(rows), _TEXTS):
-            part = rows[start : start + _TEXTS]
-            vectors = await self._embedder().embed(
-                collection.embedder,
-                collection.embedder_digest,
-                [row.text for row in part],
-                query=False,
-                timeout_s=context.time_remaining(),
-            )
-            for row, vector in zip(part, vectors, strict=True):
-                row.vector = np.asarray(vector, "<f4").tobytes()
-        return collection.embedder_digest
 
     def forget(self, ref: pb.CollectionRef) -> None:
         """What is known of the collection is old."""

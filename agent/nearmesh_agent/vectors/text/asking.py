@@ -61,7 +61,7 @@ class Asking:
     ) -> pb.RetrieveResponse:
         """This node's own passages. Raises MeshError."""
         answer.check_query(request.text)
-        watch = _Watch(self._clock, timeout_s)
+        watch = Watch(timeout_s, self._clock)
         k = limits.check_k(request.k)
         asked = pb.RetrieveRequest()
         asked.CopyFrom(request)
@@ -81,7 +81,7 @@ class Asking:
         found.timings.total_ms = watch.gone_ms()
         return found
 
-    async def _found(self, request: pb.RetrieveRequest, reach: str, watch: _Watch) -> tuple[pb.RetrieveResponse, float]:
+    async def _found(self, request: pb.RetrieveRequest, reach: str, watch: Watch) -> tuple[pb.RetrieveResponse, float]:
         began_s = self._clock()
         asked = pb.RetrieveRequest()
         asked.CopyFrom(request)
@@ -91,7 +91,7 @@ class Asking:
         data = await self._process.here("Retrieve", asked.SerializeToString(), reach, watch.left_s())
         return pb.RetrieveResponse.FromString(data), embed_ms
 
-    async def _embed(self, request: pb.RetrieveRequest, reach: str, watch: _Watch) -> None:
+    async def _embed(self, request: pb.RetrieveRequest, reach: str, watch: Watch) -> None:
         """Puts the text's vector in, where the way that is asked for needs one."""
         collection = await self._process.collection(request.collection, reach, watch.left_s())
         mode = answer.mode_of(request, has_vector=bool(collection.embedder))
@@ -112,7 +112,7 @@ class Asking:
         request.vector = np.asarray(vectors[0], "<f4").tobytes()
         request.embedder_digest = collection.embedder_digest
 
-    async def _rerank(self, found: pb.RetrieveResponse, request: pb.RetrieveRequest, k: int, watch: _Watch) -> None:
+    async def _rerank(self, found: pb.RetrieveResponse, request: pb.RetrieveRequest, k: int, watch: Watch) -> None:
         texts = [hit.row.text for hit in found.hits]
         scores = await self._embedders.score(request.reranker, request.text, texts, timeout_s=watch.left_s())
         best = rerank.reordered(list(found.hits), scores)[:k]
@@ -124,10 +124,10 @@ class Asking:
         found.hits.extend(hits)
 
 
-class _Watch:
+class Watch:
     """What is left of the caller's time."""
 
-    def __init__(self, clock: Clock, timeout_s: float | None) -> None:
+    def __init__(self, timeout_s: float | None, clock: Clock = time.monotonic) -> None:
         self._clock, self._timeout_s, self._began_s = clock, timeout_s, clock()
 
     def gone_ms(self) -> float:
@@ -139,5 +139,5 @@ class _Watch:
             return None
         left_s = self._timeout_s - (self._clock() - self._began_s)
         if left_s <= 0:
-            raise DeadlineExceeded("the time for the question is over")
+            raise DeadlineExceeded("the time for the call is over")
         return left_s

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # Rows of one message.
 MOST_ROWS = 1_000
+# Of other writes, in which the last rows are filled.
+MOST_HOLD_MS = 5_000
 
 
 class FillServicer(vector_pb2_grpc.VectorFillServiceServicer):
@@ -59,9 +61,18 @@ class FillServicer(vector_pb2_grpc.VectorFillServiceServicer):
         collection = await self._of(request.collection, context)
         filling = generations.still_filling(collection, request.generation)
         most = min(max(1, request.most), MOST_ROWS)
+        if request.hold_ms:
+            await self._hold(collection, filling, most, min(request.hold_ms, MOST_HOLD_MS) / 1000)
         found, after = await asyncio.to_thread(generations.lacking, collection.serving, filling, most, request.after)
         lacks = [pb.LackingResponse.Lack(id=each.id, text=each.text) for each in found]
         return pb.LackingResponse(lacks=lacks, after=after)
+
+    async def _hold(self, collection: Collection, filling: OpenTable, most: int, seconds: float) -> None:
+        """Has writes wait, if what is lacking can be filled in one go."""
+        collection.hold(seconds)
+        await collection.quiet()
+        if await asyncio.to_thread(generations.lacks, collection.serving, filling) > most:
+            collection.release()
 
     async def Fill(self, request: pb.FillRequest, context: Any) -> pb.Filling:
         limits.check_count("vectors", len(request.made), MOST_ROWS)
@@ -86,6 +97,7 @@ class FillServicer(vector_pb2_grpc.VectorFillServiceServicer):
             await collection.put(switch)
         if switch.lacks:
             return
+        collection.release()
         log.info("generation=%d serves collection=%s", generation, collection.spec.name)
         await self._clear(collection, former)
 
@@ -97,6 +109,7 @@ class FillServicer(vector_pb2_grpc.VectorFillServiceServicer):
         async with self._keeper.changing(collection):
             give_up = self._changed(collection, generations.given_up, lambda: collection.serving)
             await collection.put(Cancel(generation=spec.filling.number, give_up=give_up))
+        collection.release()
         log.info("generation=%d is given up collection=%s", spec.filling.number, spec.name)
         await self._clear(collection, filling)
         return progress(collection)

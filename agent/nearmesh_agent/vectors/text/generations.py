@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from nearmesh.errors import InvalidInput, Superseded
 from nearmesh_agent.vectors.changes import Change, Kept
@@ -69,6 +70,7 @@ def lacks(serving: OpenTable, filling: OpenTable) -> int:
 class Fill(Change):
     """Vectors for the next generation: of rows that still have the text that they were made of."""
 
+    fills: ClassVar[bool] = True
     generation: int
     made: Mapping[str, Made]
 
@@ -89,6 +91,7 @@ class Fill(Change):
 class Switch(Change):
     """The next generation takes over if it is whole; without ids, so that no write is beside it."""
 
+    fills: ClassVar[bool] = True
     generation: int
     # Says on disk that it serves, and has searches and writes go to it.
     take_over: Callable[[], None]
@@ -105,6 +108,7 @@ class Switch(Change):
 class Cancel(Change):
     """The next generation is given up; without ids, so that no write is beside it."""
 
+    fills: ClassVar[bool] = True
     generation: int
     give_up: Callable[[], None]
 

@@ -56,9 +56,16 @@ class PinnedVersions:
 
     async def get(self, model: str, digest: str) -> Replica:
         """The version, loaded if it has to be; all who need it share the load. Raises NotReady with what is missing."""
-        found = self._table.by_digest(digest) or self._own.get(digest)
-        if found is not None:
-            return found
+        served = self._table.by_digest(digest)
+        if served is not None:
+            return served
+        own = self._own.get(digest)
+        if own is not None:
+            if own.ready:
+                return own
+            # Nobody watches over it but whoever needs it: one that hangs or fails is loaded anew.
+            del self._own[digest]
+            await own.close()
         task = self._loads.get(digest)
         if task is None:
             task = self._loads[digest] = asyncio.create_task(self._load(model, digest), name=f"pinned {model}")

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 # Rows that are fetched, embedded and written together.
 ROWS = 64
+# For which writes may wait while the last are made; an encoder of 384 dimensions makes so many in a second on one core.
+HOLD_MS = 3_000
 # A generation that cannot be filled now is tried again, less and less often.
 RETRY_S = (0.5, 30.0)
 # One that failed by itself, such as by a row without text, is begun again by nobody before this.
@@ -71,11 +73,15 @@ class Filler:
         """Some of what it lacks; where to go on."""
         state = self.state
         request = pb.LackingRequest(collection=state.collection, generation=state.generation, most=ROWS, after=after)
+        # The last ones are never had while others write: these wait a moment.
+        last = state.rows_total - state.rows_done <= ROWS
+        if last:
+            request.hold_ms, request.after = HOLD_MS, ""
         lacking = pb.LackingResponse.FromString(await self._ask("Lacking", request.SerializeToString(), ANY))
         texts = [lack.text for lack in lacking.lacks]
         fill = pb.FillRequest(collection=state.collection, generation=state.generation)
         if texts:
-            vectors = await self._embedders.embed(state.embedder, state.embedder_digest, texts, behind=True)
+            vectors = await self._embedders.embed(state.embedder, state.embedder_digest, texts, behind=not last)
             for lack, vector in zip(lacking.lacks, vectors, strict=True):
                 data = np.asarray(vector, "<f4").tobytes()
                 fill.made.add(id=lack.id, text_hash=text_hash(lack.text), vector=data)
