@@ -34,7 +34,7 @@ _DEAD_SHARE = 0.3
 _LEAST_DEAD = 4_000
 # A row in a list costs less to look at than one that is scored alone, for the codes are small; and lists cost a little
 # themselves. So all rows that a filter takes are scored where they are fewer than this many times what is enough.
-_ALONE = 1.5
+_ALONE = 2.5
 # Rows to be seen for each result, to begin with; and how the numbers that are tried grow.
 _LEAST_TRIED = 16
 _TRIED_GROWTH = 1.5
