@@ -95,6 +95,16 @@ def test_what_is_deleted_or_replaced_is_found_no_more(lexical, committed):
         lexical.maintain()
 
 
+def test_a_word_that_deleted_rows_had_is_still_found_in_a_fresh_one(lexical):
+    """They are counted until they are merged away."""
+    lexical.apply(write(row("a", "sun"), row("b", "sun")), 1)
+    lexical.maintain()
+    lexical.apply(write(deleted=["a"]), 2)
+    lexical.maintain()
+    lexical.apply(write(row("a", "sun")), 3)
+    assert sorted(ids(lexical.search("sun", 10))) == ["a", "b"]
+
+
 def test_the_same_again_changes_nothing(lexical):
     for position in (1, 1, 2):
         lexical.apply(write(BARN, TRAIN), position)

@@ -254,4 +254,6 @@ def _score(row: _Fresh, idf: Mapping[str, float], mean: float) -> float:
 
 
 def _idf(total: int, having: int) -> float:
-    return math.log(1 + max(0.0, total - having + 0.5) / (having + 0.5))
+    # Deleted rows are counted until their segment is merged, so that more may have a word than there are.
+    having = min(having, total)
+    return math.log(1 + (total - having + 0.5) / (having + 0.5))
