@@ -32,8 +32,8 @@ _MEASURED_GROWTH = 1.25
 # Dead rows take memory and time; copying the others takes more, so it waits until this share of all is dead.
 _DEAD_SHARE = 0.3
 _LEAST_DEAD = 4_000
-# A row in a list costs less to look at than one that is scored alone, for the codes are small; and lists cost a little
-# themselves. So all rows that a filter takes are scored where they are fewer than this many times what is enough.
+# Lists cost something themselves: which are nearest, and which of their rows a filter takes. So all that it takes are
+# scored one by one where they are fewer than this many times what is enough.
 _ALONE = 2.5
 # Rows to be seen for each result, to begin with; and how the numbers that are tried grow.
 _LEAST_TRIED = 16
