@@ -193,7 +193,7 @@ def _show(message: Any, as_json: bool) -> None:
             ("fields", ", ".join(f"{field}: {kind}" for field, kind in one["fields"].items()) or "none"),
             ("recall", "not measured yet" if one["recall"] is None else percent(one["recall"], digits=1)),
             ("searched by", one["served_by"]),
-            ("created", moment(one["created_at_s"])),
+            ("created", f"{moment(one['created_at_s'])} at site {one['site']}"),
             ("written", moment(one["written_at_s"])),
             ("replicated to", ", ".join(one["replicate_to"]) or "no other site"),
             ("regions", ", ".join(one["regions"]) or "no rule"),
@@ -262,10 +262,12 @@ def delete(
 @json_option
 @pass_session
 def drop(session: Session, /, target: Target, name: str, yes: bool, as_json: bool) -> None:
-    """Delete a collection with all its rows."""
+    """Delete a collection with all its rows, at every site that has it."""
     if not yes and not as_json:
         found = ask_collection(session, target, name, lambda docs: docs.describe())
-        click.confirm(f"drop {name} with {found.rows:,} rows?", abort=True, err=True)
+        everywhere = {found.site, *found.replicate_to} if found.replicate_to else set()
+        where = f", at {' and '.join(sorted(everywhere))}" if everywhere else ""
+        click.confirm(f"drop {name} with {found.rows:,} rows{where}?", abort=True, err=True)
     rows = ask_collection(session, target, name, lambda docs: docs.drop())
     print_json({"rows": rows}) if as_json else click.echo(f"{name} is gone, with {rows:,} rows")
 

@@ -130,7 +130,9 @@ def retrieve(
     _print(told["hits"], told["contributions"])
     timings = told["timings"]
     parts = ((part, timings[f"{part}_ms"]) for part in ("embed", "dense", "lexical", "rerank"))
-    note(f"{ms(timings['total_ms'])} ms: " + ", ".join(f"{part} {ms(took)}" for part, took in parts if took))
+    # A node that has no such collection itself has nothing to tell of its own.
+    said = ", ".join(f"{part} {ms(took)}" for part, took in parts if took)
+    note(f"{ms(timings['total_ms'])} ms: {said}" if said else f"{ms(timings['total_ms'])} ms")
 
 
 def _reach(*, reach: Any, reach_name: str, within_ms: int) -> Reach | None:

@@ -27,6 +27,8 @@ COLLECTION = pb.Collection(
     generation=1,
     next_generation=0.25,
     served_by="memory",
+    site="a",
+    replicate_to=["b", "c"],
     fields=[pb.Field(name="year", type=pb.FIELD_TYPE_INT)],
     replicas=[pb.Collection.Replica(site="b", lag_rows=7, lag_s=3, connected=True), pb.Collection.Replica(site="c")],
 )
@@ -172,6 +174,7 @@ def test_rows_are_counted_fetched_and_deleted(run: Bench) -> None:
     assert run("vectors", "delete", "docs", "--id", "x").stdout == "3 rows deleted\n"
     done = run("vectors", "delete", "docs", "--filter", "year > 3")
     assert done.exit_code == 130 and asked("Delete").dry_run and len(FakeNode.asked) == 2
+    assert "drop docs with 1,234 rows, at a and b and c?" in run("vectors", "drop", "docs").stderr
     assert run("vectors", "drop", "docs", "--yes").stdout == "docs is gone, with 1,234 rows\n"
 
 
