@@ -73,6 +73,27 @@ def test_what_words_alone_found_has_its_true_distance(index, lexical, monkeypatc
     assert found["cat"].dense_score == pytest.approx(0.1 / np.hypot(1, 0.1), rel=1e-3)
 
 
+@pytest.mark.parametrize("costs", [0, 3])
+def test_few_or_many_of_a_filter_are_found_alike(tmp_path, monkeypatch, costs):
+    """By naming them, by looking at more hits, and where these turn out to be too few."""
+    monkeypatch.setattr(module, "_COSTS", costs)
+    texts = {number: "storm " * (200 - number) + "calm " * number for number in range(200)}
+    rows = [row(f"{number:03}", text, late=number >= 20) for number, text in texts.items()]
+    index, lexical = PlainIndex(), TantivyLexical.new(tmp_path)
+    index.apply(write(*rows), 1)
+    lexical.apply(write(*rows), 1)
+    lexical.maintain()
+    filters = {
+        "even": (lambda each: int(each.id) % 2 == 0, ["000", "002", "004"]),
+        "late": (lambda each: each.fields["late"], ["020", "021", "022"]),
+        "few": (lambda each: each.id in ("150", "199"), ["150", "199"]),
+    }
+    for takes, expected in filters.values():
+        found = ask(index, lexical, mode=Mode.LEXICAL, k=3, where=Only(takes))
+        assert ids(found) == expected
+    lexical.close()
+
+
 @pytest.mark.parametrize("most_among", [20_000, 1])
 def test_a_filter_holds_for_both_ways(index, lexical, monkeypatch, most_among):
     monkeypatch.setattr(module, "MOST_AMONG", most_among)

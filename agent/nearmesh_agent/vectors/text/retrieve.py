@@ -5,6 +5,7 @@ Blocks; for a thread of the process that keeps the vectors.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from nearmesh_agent.vectors.text.fusion import Fused
 CANDIDATES = 50
 # A filter that takes so few rows is told to the words' index; of what a wider one takes, enough is found by looking on.
 MOST_AMONG = 20_000
+# To look at a hit costs as much as to name so many rows in advance; and how many more are looked at than should do.
+_COSTS, _SPARE = 3, 1.5
 # How many times as much is looked at in the next try, and the last.
 _FURTHER, _FURTHEST = 8, 200_000
 
@@ -121,8 +124,11 @@ def _by_words(index: Index, lexical: Lexical, text: str, most: int, where: Where
     if where is None:
         return lexical.search(text, most)
     among = index.select(where, limit=MOST_AMONG + 1)
+    if not among:
+        return ()
     if len(among) <= MOST_AMONG:
-        return lexical.search(text, most, among) if among else ()
+        found = _some_of(lexical, text, most, among, index.size)
+        return lexical.search(text, most, among) if found is None else found
     looked = most * _FURTHER
     while True:
         found = lexical.search(text, looked)
@@ -130,6 +136,16 @@ def _by_words(index: Index, lexical: Lexical, text: str, most: int, where: Where
         if len(taken) >= most or len(found) < looked or looked >= _FURTHEST:
             return [each for each in found if each.id in taken][:most]
         looked *= _FURTHER
+
+
+def _some_of(lexical: Lexical, text: str, most: int, among: Sequence[str], rows: int) -> Sequence[Found] | None:
+    """By looking at so many that those of the filter should be among them, where that is less work; None: it is not."""
+    looked = math.ceil(_SPARE * most * rows / len(among))
+    if looked * _COSTS > len(among):
+        return None
+    seen, taken = lexical.search(text, looked), set(among)
+    found = [each for each in seen if each.id in taken]
+    return found[:most] if len(found) >= most or len(seen) < looked else None
 
 
 def distances(index: Index, vector: Vector, metric: Metric, ids: Iterable[str]) -> dict[str, float]:
