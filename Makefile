@@ -40,7 +40,7 @@ registry:
 
 # Most tests wait more than they work, so that three at a time are done sooner; faults that are timed come one by one.
 # Files with whole meshes go first: short ones fill up what is left at the end.
-UNTIMED := $(addprefix tests/faults/test_,federated.py durability.py publishing.py pulls.py fuzz.py)
+UNTIMED := $(addprefix tests/faults/test_,federated.py durability.py publishing.py pulls.py fuzz.py vectors.py)
 test: $(STAMP) postgres registry ## Run the test suite
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
 		$(UNTIMED) tests/integration tests/contract models tests/unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from nearmesh_agent.vectors.store import place, schema
 from nearmesh_agent.vectors.store.lite import LiteStore
 from nearmesh_agent.vectors.store.milvus import MilvusStore
 
-from nearmesh.errors import NotFound, Unsupported
+from nearmesh.errors import MeshError, NotFound, Unsupported
 from tests.milvus_server import TOKEN, MilvusServer
 from tests.stored_rows import DIMENSION, FIELDS, row, table, told
 
@@ -272,6 +273,24 @@ def test_tables_come_and_go(store: Store) -> None:
     # The same name again is an empty one.
     store.create(made)
     assert store.count(made.name) == 0
+    store.drop(made.name)
+
+
+def test_a_collection_that_somebody_released_is_loaded_again(store: MilvusStore, books: Table) -> None:
+    put(store, books, row("a"))
+    store._call("release_collection", books.name)
+    assert ids(store, books) == ["a"]
+
+
+def test_a_table_whose_making_was_broken_off_is_made_whole(store: MilvusStore) -> None:
+    made = table(next(NAMES), index_type="HNSW")
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(store, "_build", lambda *_: None)
+        with contextlib.suppress(MeshError):
+            store.create(made)
+    store.create(made)
+    put(store, made, row("a"))
+    assert [hit.id for hit in store.search(made.name, row("a").vector, 3)] == ["a"]
     store.drop(made.name)
 
 

@@ -152,6 +152,7 @@ def test_a_damaged_record_of_a_move_is_told(tmp_path: Path) -> None:
         (Place(uri="milvus:19530"), "neither http://HOST:PORT nor the whole path"),
         (Place(uri="some/milvus.db"), "neither http://HOST:PORT nor the whole path"),
         (Place(uri="/data/milvus.db", token_variable="T"), "takes no token"),
+        (Place(uri="https://root:secret@milvus:19530"), "holds no user and password"),
     ],
 )
 def test_what_names_no_store_is_refused(asked: Place, says: str) -> None:

@@ -55,6 +55,7 @@ class VectorsConfig:
         variable = not self.token_variable or _VARIABLE.fullmatch(self.token_variable)
         checks = [
             ("uri", uri, f"{self.uri!r} does not begin with http:// or https://; leave it out for Milvus Lite"),
+            ("uri", "@" not in self.uri, "holds no user and password: `token_variable` names what does"),
             ("token_variable", variable, f"{self.token_variable!r} is no name of an environment variable"),
         ]
         found = [Problem((key,), f"{key} {said}") for key, right, said in checks if not right]

@@ -29,6 +29,8 @@ FLUSH_S = 30.0
 _AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 30.0
 # How often it looks whether a flush is due while nothing is written.
 _LOOK_S = 1.0
+# A batch, or a flush of Lite, is done by then.
+_STOP_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +79,10 @@ class Applier:
         self._thread.start()
 
     def stop(self) -> None:
-        """What is not applied stays in the journal. Safe to repeat."""
+        """What is not applied stays in the journal; a call to a store that hangs is left behind. Safe to repeat."""
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_STOP_S)
 
     @property
     def visible(self) -> int:

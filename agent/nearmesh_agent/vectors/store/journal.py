@@ -116,6 +116,8 @@ class Journal:
     def forget(self, position: int) -> None:
         """Removes files all of which the store and every saved index have."""
         with self._files:
+            if self._fd < 0:
+                return
             if position >= self._position and self._size >= _WORTH_LEAVING_BYTES and not self._broken:
                 self._begin_file()
             while len(self._firsts) > 1 and self._firsts[1] - 1 <= position:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from nearmesh.errors import MeshError, NotFound, Unsupported
+from nearmesh.errors import EngineFailure, InvalidInput, NotFound, Unsupported
 from nearmesh_agent.vectors.model import Found, Row, Table, Vector, Where, Write
 from nearmesh_agent.vectors.store import indexes, requests, schema
 from nearmesh_agent.vectors.store.errors import NotLoaded, translated
@@ -72,6 +72,9 @@ class MilvusStore:
         kind = indexes.chosen(table, self.kinds, self.engine)
         if not self._call("has_collection", table.name):
             self._make(table, kind)
+        elif kind.name and not self._call("list_indexes", table.name):
+            # Whoever made it ended half-way.
+            self._build(table, kind)
         self._call("load_collection", table.name, timeout=_LONG_S)
         self._tables[table.name] = table
 
@@ -151,19 +154,19 @@ class MilvusStore:
             )
             made.add_field(column.name, DataType[column.type], is_primary=column.primary, **sizes)
         self._call("create_collection", table.name, schema=made, consistency_level="Strong")
-        if kind.name:
-            self._build(table, kind)
+        try:
+            if kind.name:
+                self._build(table, kind)
+        except (InvalidInput, EngineFailure) as error:
+            # Empty as it is, it could not be searched.
+            self._call("drop_collection", table.name)
+            raise Unsupported(f"index type {kind.name!r} for {table.name!r}: {error.message}") from error
 
     def _build(self, table: Table, kind: indexes.Kind) -> None:
-        """Asks for the index, and takes the table back where the server refuses: it could not be searched."""
         params = self._connected().prepare_index_params()
         metric = schema.METRICS[table.metric]
         params.add_index(VECTOR, index_type=kind.name, metric_type=metric, params=dict(kind.build(table.dimension)))
-        try:
-            self._call("create_index", table.name, index_params=params, timeout=_LONG_S)
-        except MeshError as error:
-            self._call("drop_collection", table.name)
-            raise Unsupported(f"index type {kind.name!r} for {table.name!r}: {error.message}") from error
+        self._call("create_index", table.name, index_params=params, timeout=_LONG_S)
 
     def _put(self, table: Table, rows: Sequence[Row]) -> None:
         self._send("upsert", table, upsert_param=requests.upsert(self._named(table.name), table, rows))

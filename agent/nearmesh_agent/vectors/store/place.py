@@ -42,6 +42,9 @@ class Place:
         """Raises InvalidInput for what names no store."""
         if self.uri and not self.is_server and not Path(self.uri).is_absolute():
             raise InvalidInput(f"{self.uri!r} is neither http://HOST:PORT nor the whole path of a Milvus Lite")
+        if self.is_server and "@" in self.uri:
+            # It would stand in logs and answers.
+            raise InvalidInput("a store's address holds no user and password; name a variable that has them")
         if self.token_variable and not self.is_server:
             raise InvalidInput(f"{self.uri or 'Milvus Lite'!r} takes no token; leave {self.token_variable!r} out")
 
