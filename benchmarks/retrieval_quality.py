@@ -98,7 +98,7 @@ def recall(asked: Sequence[Asked], order: str) -> Recall:
 
 def place(order: Sequence[str], answer: str) -> int:
     """Among the rows, from 0; past all of them where it is not there."""
-    return order.index(answer) if answer in order else len(order)
+    return order.index(answer) if answer in order else max(K, len(order))
 
 
 def by_weight(hits: Sequence[pb.Hit]) -> dict[str, list[str]]:

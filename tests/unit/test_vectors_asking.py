@@ -111,6 +111,9 @@ async def test_a_reranker_has_the_last_word(node: Node) -> None:
     found = await node.ask(k=1, reranker="by-length")
     assert ids(found) == ["b"] and found.hits[0].rerank_score == 31
     assert found.timings.rerank_ms == pytest.approx(1)
+    await node.docs.put(e="")
+    found = await node.ask(k=3, reranker="by-length", rerank_k=5)
+    assert ids(found) == ["b", "c", "a"], "without a text there is nothing to score"
     with pytest.raises(NotFound, match="reranker 'nobody' is no model"):
         await node.ask(reranker="nobody")
     with pytest.raises(InvalidInput, match="rerank_k is 1, expected k"):

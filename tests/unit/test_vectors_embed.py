@@ -147,12 +147,7 @@ async def test_passages_are_scored_in_parts_and_in_order():
     texts = ["x"] * 9 + ["the storm", "a storm at the barn"]
     scores = await rerank.score(replica, "storm barn the", texts, timeout_s=5)
     assert scores == [0] * 9 + [2, 3] and [len(call) for call in engine.calls] == [8, 3]
-    assert rerank.reordered(texts, scores)[0] == ("a storm at the barn", 3)
     await replica.close()
-
-
-def test_equals_keep_their_order_and_what_was_not_scored_is_left_out():
-    assert rerank.reordered(["a", "b", "c", "d"], [1.0, 2.0, 1.0]) == [("b", 2.0), ("a", 1.0), ("c", 1.0)]
 
 
 @pytest.mark.parametrize(("k", "asked", "expected"), [(10, 0, 30), (10, 50, 50), (100, 0, 200)])

@@ -13,7 +13,7 @@ from nearmesh_agent.vectors.text import lexical as module
 from nearmesh_agent.vectors.text import words
 from nearmesh_agent.vectors.text.lexical import TantivyLexical
 
-from nearmesh.errors import InvalidInput
+from nearmesh.errors import EngineFailure, InvalidInput
 from tests.plain_vectors import row, write
 
 BARN = row("barn", "A storm tore the roof off the barn.")
@@ -182,6 +182,24 @@ def test_many_fresh_rows_are_committed_before_they_are_searched(tmp_path, monkey
     lexical.apply(write(*(row(str(number), f"word {number}") for number in range(5))), 1)
     assert len(lexical.search("word", 10)) == 5 and lexical.size == 5
     lexical.close()
+
+
+def test_a_disk_that_is_full_loses_no_words(lexical, monkeypatch):
+    monkeypatch.setattr(module, "MOST_FRESH", 1)
+    lexical.apply(write(BARN, TRAIN), 1)
+
+    class Full:
+        def writer(self, *settings):
+            raise ValueError("No space left on device")
+
+    whole = lexical._index
+    lexical._index = Full()
+    with pytest.raises(EngineFailure, match="cannot be written: No space left on device"):
+        lexical.maintain()
+    lexical._index.schema = whole.schema
+    assert ids(lexical.search("storm", 10)) == ["barn", "train"], "from memory"
+    lexical._index = whole
+    assert lexical.save() == 1 and lexical.size == 2 and ids(lexical.search("storm", 10)) == ["barn", "train"]
 
 
 def test_threads_search_beside_the_writer(lexical):

@@ -113,15 +113,16 @@ class Asking:
         request.embedder_digest = collection.embedder_digest
 
     async def _rerank(self, found: pb.RetrieveResponse, request: pb.RetrieveRequest, k: int, watch: Watch) -> None:
+        # A row without a text has nothing that could be read.
+        for place in reversed(range(len(found.hits))):
+            if not found.hits[place].row.text.strip():
+                del found.hits[place]
         texts = [hit.row.text for hit in found.hits]
         scores = await self._embedders.score(request.reranker, request.text, texts, timeout_s=watch.left_s())
-        best = rerank.reordered(list(found.hits), scores)[:k]
-        hits = []
-        for hit, score in best:
+        for hit, score in zip(found.hits, scores, strict=True):
             hit.rerank_score = score
-            hits.append(hit)
-        del found.hits[:]
-        found.hits.extend(hits)
+        found.hits.sort(key=lambda hit: -hit.rerank_score)
+        del found.hits[k:]
 
 
 class Watch:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nearmesh.errors import InvalidInput
+from nearmesh.errors import EngineFailure, InvalidInput
 from nearmesh.tls import write_private
 from nearmesh_agent.vectors.model import Found, Write
 from nearmesh_agent.vectors.text import words
@@ -118,7 +118,10 @@ class TantivyLexical:
         return sorted(kept, key=lambda each: (-each.score, each.id))[:k]
 
     def maintain(self) -> None:
-        """Takes fresh rows into the index, on disk; in a thread. Without any it gives back the writer's memory."""
+        """Takes fresh rows into the index, on disk; in a thread. Without any it gives back the writer's memory.
+
+        Raises EngineFailure, OSError, with nothing lost.
+        """
         with self._committing:
             if self._closed:
                 return
@@ -127,7 +130,12 @@ class TantivyLexical:
             if position == self._committed and not fresh:
                 self._end_writer()
                 return
-            searcher = self._commit(fresh)
+            try:
+                searcher = self._commit(fresh)
+            except ValueError as error:
+                # As Tantivy says of a disk that is full or fails. What it has not committed is here still.
+                self._writer = None
+                raise EngineFailure(f"words in {self._folder} cannot be written: {error}") from None
             with self._lock:
                 self._searcher, self._length = searcher, _mean_length(searcher)
                 self._fresh = {id: row for id, row in self._fresh.items() if fresh.get(id) is not row}
@@ -161,7 +169,11 @@ class TantivyLexical:
     def _now(self) -> tuple[Any, float, dict[str, _Fresh]]:
         """What to search: a commit, and what is newer than it."""
         if len(self._fresh) > MOST_FRESH:
-            self.maintain()
+            try:
+                self.maintain()
+            except (EngineFailure, OSError) as error:
+                # A disk that is full makes searches slower, and does not end them.
+                log.warning("searched from memory: %s", error)
         with self._lock:
             return self._searcher, self._length, dict(self._fresh)
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
 from nearmesh.errors import EngineFailure, InvalidInput
 from nearmesh.package import Package
 from nearmesh_agent.serving.replica import Replica
-
-T = TypeVar("T")
 
 # Pairs in one engine call, and in one question: of 200 words each a call of a small model takes half a second.
 ROWS = 8
@@ -64,11 +61,6 @@ async def score(replica: Replica, query: str, texts: Sequence[str], *, timeout_s
         answer = await replica.infer(given, timeout_s=timeout_s)
         found += _checked(replica.name, answer.outputs[shape.output], len(part))
     return found
-
-
-def reordered(items: Sequence[T], scores: Sequence[float]) -> list[tuple[T, float]]:
-    """Best first; of equals the one that was before. `scores` are of the first items; the others are left out."""
-    return sorted(zip(items, scores, strict=False), key=lambda pair: -pair[1])
 
 
 def _one_a_row(shape: Sequence[int]) -> bool:
