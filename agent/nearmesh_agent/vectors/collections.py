@@ -57,6 +57,8 @@ class CollectionSpec(Document):
     filling: Generation | None = None
     # Those that served before or were given up, whose tables may not be gone yet.
     former: tuple[Generation, ...] = ()
+    # The highest that a generation has had: the journal may know a table of one that was given up.
+    last_number: int = 1
     # It is gone for everybody; its files may not be yet.
     dropped: bool = False
 

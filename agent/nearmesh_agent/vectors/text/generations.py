@@ -134,10 +134,10 @@ def begun(spec: CollectionSpec, *, embedder: str, digest: str, dimension: int) -
             f"generation {spec.filling.number} of {spec.name!r} is being filled by {spec.filling.embedder!r} "
             f"{spec.filling.digest}; cancel it first"
         )
-    # A number that was given up is not used again: its table may not be gone yet.
-    number = 1 + max([spec.serving.number, *(each.number for each in spec.former)])
+    # A number that was given up is not used again: what was written under it is not to come into another's table.
+    number = 1 + max(spec.last_number, spec.serving.number)
     filling = Generation(number=number, embedder=embedder, digest=digest, dimension=dimension)
-    return replace(spec, filling=filling)
+    return replace(spec, filling=filling, last_number=number)
 
 
 def switched(spec: CollectionSpec) -> CollectionSpec:
