@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nearmesh_agent.serving.table import ReplicaTable
 from nearmesh_agent.vectors.text.embedders import NodeEmbedders
-from nearmesh_agent.vectors.text.pinned import PinnedVersions
+from nearmesh_agent.vectors.text.pinned import FORGET_S, PinnedVersions
 
 from nearmesh.errors import EngineFailure, InvalidInput, NotFound, NotReady
 from tests import text_models
@@ -78,7 +78,7 @@ async def test_p4_what_no_collection_needs_any_more_leaves_memory(node):
     await node.embedders.keep([OLD])
     assert kept.active
     await node.embedders.keep([NEW])
-    assert not kept.active and node.embedders.pins.digests == {NEW}
+    assert not kept.active and node.embedders.pins.digests == {NEW, OLD}, "on the disk it stays for a while"
 
 
 async def test_what_the_node_serves_itself_is_not_kept_twice(node):
@@ -98,9 +98,21 @@ async def test_p10_one_that_hangs_is_loaded_anew(node):
 
 async def test_after_a_restart_it_is_known_what_has_to_stay(node, tmp_path):
     path = tmp_path / "pinned.json"
-    first = PinnedVersions(node.table, node.bring, path)
+    now = 0.0
+    first = PinnedVersions(node.table, node.bring, path, clock=lambda: now)
     await first.keep([OLD, ""])
     assert PinnedVersions(node.table, node.bring, path).digests == {OLD}
+    now = FORGET_S - 1
+    await first.keep([NEW])
+    assert PinnedVersions(node.table, node.bring, path).digests == {OLD, NEW}
+    now = FORGET_S + 1
+    await first.keep([NEW])
+    assert PinnedVersions(node.table, node.bring, path).digests == {NEW}
+    path.unlink()
+    path.mkdir()
+    await first.keep([OLD, NEW])
+    assert first.digests == {OLD, NEW}, "a disk that fails ends nothing"
+    path.rmdir()
     path.write_text("{")
     assert PinnedVersions(node.table, node.bring, path).digests == set()
 

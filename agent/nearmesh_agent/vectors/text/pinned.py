@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Collection
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 
 from nearmesh.errors import MeshError, NotReady
@@ -19,6 +20,10 @@ from nearmesh_agent.serving.table import ReplicaTable
 
 log = logging.getLogger(__name__)
 
+# A version stays on the disk for so long after no collection was made with it any more: one that is being made anew
+# from the store says nothing of itself meanwhile.
+FORGET_S = 3600.0
+
 # Brings a version by model and digest, from the disk or from wherever it can be had, and proves it.
 Bring = Callable[[str, str], Awaitable[Replica]]
 
@@ -26,30 +31,40 @@ Bring = Callable[[str, str], Awaitable[Replica]]
 class PinnedVersions:
     """Of one node; belongs to one event loop."""
 
-    def __init__(self, table: ReplicaTable, bring: Bring, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        table: ReplicaTable,
+        bring: Bring,
+        path: Path | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`path` is of a file that says after a restart what must stay on the disk, before anybody else can."""
+        self._clock = clock
         self._table = table
         self._bring = bring
         self._path = path
         # By digest, loaded here because nothing else serves them.
         self._own: dict[str, Replica] = {}
         self._loads: dict[str, asyncio.Task[Replica]] = {}
-        self._pinned: set[str] = _remembered(path) if path else set()
+        # By digest, until when it stays on the disk.
+        self._until_s = dict.fromkeys(_remembered(path) if path else (), clock() + FORGET_S)
 
     @property
     def digests(self) -> set[str]:
         """Versions that have to stay on the node's disk."""
-        return self._pinned | self._own.keys() | self._loads.keys()
+        return self._until_s.keys() | self._own.keys() | self._loads.keys()
 
     async def keep(self, digests: Collection[str]) -> None:
         """What collections are made with now; what was loaded for others goes, as does what the node serves itself."""
+        now_s, before = self._clock(), set(self._until_s)
         pinned = {digest for digest in digests if digest}
-        if pinned != self._pinned:
-            self._pinned = pinned
-            if self._path:
-                await asyncio.to_thread(write_private, self._path, json.dumps(sorted(pinned)).encode())
+        self._until_s |= dict.fromkeys(pinned, now_s + FORGET_S)
+        self._until_s = {digest: until_s for digest, until_s in self._until_s.items() if until_s > now_s}
+        if self._path and before != self._until_s.keys():
+            await asyncio.to_thread(_remember, self._path, sorted(self._until_s))
         for digest, replica in list(self._own.items()):
-            if digest not in self._pinned or self._table.by_digest(digest) is not None:
+            if digest not in pinned or self._table.by_digest(digest) is not None:
                 del self._own[digest]
                 log.info("no longer kept beside the others model=%s digest=%s", replica.name, digest)
                 await replica.close()
@@ -97,6 +112,13 @@ class PinnedVersions:
         del self._loads[digest]
         if not task.cancelled() and (error := task.exception()):
             log.warning("%s", error)
+
+
+def _remember(path: Path, digests: Sequence[str]) -> None:
+    try:
+        write_private(path, json.dumps(digests).encode())
+    except OSError as error:
+        log.warning("%s is not written, and what it says is old: %s", path, error)
 
 
 def _remembered(path: Path) -> set[str]:
