@@ -63,5 +63,7 @@ def joined(metric: Metric, parts: list[Best], k: int) -> Best:
 
 def unit(vector: Vector) -> Vector:
     """Of length 1, or as it is where it has no length."""
-    length = float(np.sqrt(np.dot(vector.astype(np.float64), vector.astype(np.float64))))
-    return (vector / np.float32(length)).astype(np.float32) if length > 0 else vector
+    # FP32 holds neither the squares nor the length of every vector that it holds.
+    exact = vector.astype(np.float64)
+    length = float(np.sqrt(np.dot(exact, exact)))
+    return (exact / length).astype(np.float32) if length > 0 else vector

@@ -97,6 +97,9 @@ def _enough(lists: Lists, view: View, queries: Sequence[Query], mask: Mask) -> d
 def _around_one(view: View, mask: Mask) -> Mask:
     """Rows of a mask nearest to one of them."""
     slots = np.flatnonzero(mask)
+    if not len(slots):
+        # All were deleted while the lists were made.
+        return mask
     centre = prepared(view.slots.table.metric, view.vectors[slots[len(slots) // 2]])
     around = np.zeros(len(mask), np.bool_)
     around[exactly(view, centre, max(1, int(len(slots) * _FILTERED_SHARE)), mask).slots] = True

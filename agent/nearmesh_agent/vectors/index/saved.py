@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -72,10 +73,13 @@ def read(table: Table, folder: Path) -> tuple[View, Lists | None] | None:
     path = folder / FILE
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            # Of what each array is said to be, NumPy believes all, before it has come to the checksum.
+            if broken := arrays.zip.testzip():
+                raise ValueError(f"the content of its {broken} has changed")
             return _restored(table, folder, {name: arrays[name] for name in arrays.files})
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         # A RuntimeError is of faiss, where it no longer reads what an older one wrote.
         _log.warning("the index saved in %s cannot be used and is made anew: %s", path, error)
         return None

@@ -23,8 +23,9 @@ from nearmesh_agent.vectors.index.growing import Arena, Growing
 from nearmesh_agent.vectors.index.order import Order
 from nearmesh_agent.vectors.model import Column, Mask, Row, Scalar, Table
 
-# Of a vector without length, whose cosine with any other is said to be 0.
-_NO_SCALE = 0.0
+# Of a vector without length, whose cosine with any other is said to be 0; and of one so short that FP32 has no number
+# for what would make it 1.
+_NO_SCALE, _LEAST_LENGTH = 0.0, float(np.finfo(np.float32).tiny)
 # Rows that are copied in one go, so that a writer who waits does not wait for long.
 _COPIED_ROWS = 2000
 _ARENAS = ("vectors", "records")
@@ -269,5 +270,5 @@ def scales(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """What makes each vector's length 1."""
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     found: NDArray[np.float64] = np.full(len(vectors), _NO_SCALE)
-    np.divide(1, lengths, out=found, where=lengths > 0)
+    np.divide(1, lengths, out=found, where=lengths >= _LEAST_LENGTH)
     return found.astype(np.float32)
