@@ -108,6 +108,8 @@ def bytes_of(*numbers: float) -> bytes:
         (bytes_of(1, float("nan")), "has nan at 1"),
         (bytes_of(float("-inf"), 1), "has -inf at 0"),
         (bytes_of(0, 0), "all zeros"),
+        (bytes_of(0, 3e38), "longer than 9e\\+18"),
+        (bytes_of(9e18, 9e18), "so scale it"),
     ],
 )
 def test_a_vector_that_cannot_be_compared_is_told(data: bytes, said: str) -> None:

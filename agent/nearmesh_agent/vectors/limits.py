@@ -32,6 +32,8 @@ MAX_FILTER_CHARACTERS = 4_096
 MAX_DESCRIPTION_CHARACTERS = 1_024
 # Each has an index, files and threads' time of its own.
 MAX_COLLECTIONS = 1_000
+# Of a vector's length. The square of the way between two of these is still a number of FP32.
+_MAX_SQUARE = float(np.finfo(np.float32).max) / 4
 INT64 = range(-(2**63), 2**63)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -93,7 +95,7 @@ def check_count(what: str, count: int, most: int) -> None:
 
 
 def check_vector(data: bytes, table: Table, of: str = "the query's vector") -> Vector:
-    """FP32 from bytes. Raises InvalidInput for a wrong dimension, NaN, infinity, or a vector that points nowhere."""
+    """FP32 from bytes. Raises InvalidInput for a wrong dimension, NaN, infinity, or what scores cannot be made of."""
     dimension = table.dimension
     if len(data) != 4 * dimension:
         size = f"{len(data) // 4} numbers" if len(data) % 4 == 0 else f"{len(data)} bytes"
@@ -102,6 +104,9 @@ def check_vector(data: bytes, table: Table, of: str = "the query's vector") -> V
     if not np.isfinite(vector).all():
         at = int(np.flatnonzero(~np.isfinite(vector))[0])
         raise InvalidInput(f"{of} has {vector[at]} at {at}; every number must be finite")
+    with np.errstate(over="ignore"):
+        if float(np.dot(vector, vector)) > _MAX_SQUARE:
+            raise InvalidInput(f"{of} is longer than {_MAX_SQUARE**0.5:.0e}; FP32 cannot hold its scores, so scale it")
     if table.metric is Metric.COSINE and not vector.any():
         raise InvalidInput(f"{of} is all zeros, which have no direction; cosine cannot compare them")
     return vector
