@@ -1,4 +1,4 @@
-"""One suite for every Milvus that vectors may be kept in: Lite, embedded, and a server."""
+"""One suite for every Milvus that vectors may be kept in, Lite and a server, and for what answers before them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from nearmesh_agent.vectors.store.lite import LiteStore
 from nearmesh_agent.vectors.store.milvus import MilvusStore
 
 from nearmesh.errors import MeshError, NotFound, Unsupported
+from tests.fast_path import FastPath
 from tests.milvus_server import TOKEN, MilvusServer
 from tests.stored_rows import DIMENSION, FIELDS, row, table, told
 
@@ -43,15 +44,27 @@ HOSTILE = sorted(
 )
 
 
-@pytest.fixture(scope="module", params=["lite", "server"])
+@pytest.fixture(scope="module", params=["lite", "server", "fast path", "engine"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    made: MilvusStore = (
-        LiteStore(tmp_path_factory.mktemp("lite") / "milvus.db")
-        if request.param == "lite"
-        else MilvusStore(request.getfixturevalue("milvus_server").uri, TOKEN, owner=place.owner("node"), settle_s=0.0)
-    )
+    made: MilvusStore | FastPath
+    match request.param:
+        case "lite":
+            made = LiteStore(tmp_path_factory.mktemp("lite") / "milvus.db")
+        case "server":
+            uri = request.getfixturevalue("milvus_server").uri
+            made = MilvusStore(uri, TOKEN, owner=place.owner("node"), settle_s=0.0)
+        case _:
+            made = FastPath(tmp_path_factory.mktemp("fast"), by_engine=request.param == "engine")
     yield made
     made.close()
+
+
+@pytest.fixture
+def engine(store: Store) -> MilvusStore:
+    """Where something is asked of Milvus alone."""
+    if not isinstance(store, MilvusStore):
+        pytest.skip("no engine of Milvus answers here")
+    return store
 
 
 @pytest.fixture
@@ -276,22 +289,22 @@ def test_tables_come_and_go(store: Store) -> None:
     store.drop(made.name)
 
 
-def test_a_collection_that_somebody_released_is_loaded_again(store: MilvusStore, books: Table) -> None:
-    put(store, books, row("a"))
-    store._call("release_collection", books.name)
-    assert ids(store, books) == ["a"]
+def test_a_collection_that_somebody_released_is_loaded_again(engine: MilvusStore, books: Table) -> None:
+    put(engine, books, row("a"))
+    engine._call("release_collection", books.name)
+    assert ids(engine, books) == ["a"]
 
 
-def test_a_table_whose_making_was_broken_off_is_made_whole(store: MilvusStore) -> None:
+def test_a_table_whose_making_was_broken_off_is_made_whole(engine: MilvusStore) -> None:
     made = table(next(NAMES), index_type="HNSW")
     with pytest.MonkeyPatch.context() as broken:
-        broken.setattr(store, "_build", lambda *_: None)
+        broken.setattr(engine, "_build", lambda *_: None)
         with contextlib.suppress(MeshError):
-            store.create(made)
-    store.create(made)
-    put(store, made, row("a"))
-    assert [hit.id for hit in store.search(made.name, row("a").vector, 3)] == ["a"]
-    store.drop(made.name)
+            engine.create(made)
+    engine.create(made)
+    put(engine, made, row("a"))
+    assert [hit.id for hit in engine.search(made.name, row("a").vector, 3)] == ["a"]
+    engine.drop(made.name)
 
 
 def test_as_many_fields_as_a_table_may_have(store: Store) -> None:
