@@ -7,13 +7,14 @@ from contextlib import contextmanager
 
 import grpc
 
-from nearmesh.errors import EngineFailure, InvalidInput, MeshError, NotFound, NotReady, Unauthenticated, Unreachable
+from nearmesh.errors import EngineFailure, InvalidInput, MeshError, NotFound, NotReady, Unreachable
 
 # Of Milvus: its codes from 2.3 on, and those from before, which Lite gives too.
 _NO_COLLECTION, _NO_COLLECTION_BEFORE = 100, 4
 _NOT_LOADED, _WRONG, _WRONG_BEFORE = 101, 1100, 5
 # What pymilvus gives as a code for a call that never got through: gRPC's own, or its own two.
 _AWAY = (2, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_UNAUTHENTICATED, _FORBIDDEN = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
 # What gRPC says of a call on a connection that we closed, since nobody is at its other end.
 _CLOSED = "Cannot invoke RPC"
 _SHOWN_CHARACTERS = 500
@@ -41,10 +42,11 @@ def _ours(error: Exception, where: str) -> MeshError:
 
     said, code = _said(error), getattr(error, "code", 1)
     before = getattr(error, "compatible_code", 1)
+    if "auth check failure" in said or _refused(error):
+        # The node's, not the caller's: it is not for the caller to prove who he is.
+        return NotReady(f"Milvus at {where} refuses the node's token; set what `token_variable` names: {said}")
     if isinstance(error, MilvusUnavailableException | ConnectionConfigException) or code in _AWAY or _CLOSED in said:
         return Unreachable(f"Milvus at {where} does not answer: {said}")
-    if "auth check failure" in said:
-        return Unauthenticated(f"Milvus at {where} refuses the token: {said}")
     if code == _NO_COLLECTION or before == _NO_COLLECTION_BEFORE or "collection not found" in said:
         return NotFound(f"Milvus at {where}: {said}")
     if code == _NOT_LOADED:
@@ -52,6 +54,19 @@ def _ours(error: Exception, where: str) -> MeshError:
     if isinstance(error, ParamError) or code == _WRONG or before == _WRONG_BEFORE:
         return InvalidInput(f"Milvus at {where}: {said}")
     return EngineFailure(f"Milvus at {where}: {said}")
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether a server said so under what pymilvus says, which takes it for one that is not there."""
+    seen: list[BaseException] = []
+    found: BaseException | None = error
+    # pymilvus raises errors from themselves.
+    while found is not None and found not in seen:
+        if isinstance(found, grpc.Call) and found.code() in (_UNAUTHENTICATED, _FORBIDDEN):
+            return True
+        seen.append(found)
+        found = found.__cause__ if found.__cause__ not in (None, found) else found.__context__
+    return False
 
 
 def _said(error: Exception) -> str:
