@@ -32,11 +32,8 @@ WORKER = Path(__file__).parent / "workers" / "worker.py"
 MESH, NODE = "vectors", "store"
 UP_WITHIN_S = 120.0
 ENDS_WITHIN_S = 20.0
-# What `milvus-server` has an option for; the first one is for callers.
-MILVUS_PORTS = (
-    *("proxy", "etcd", "root-coord", "proxy-internal", "query-coord", "query-node"),
-    *("index-coord", "index-node", "data-coord", "data-node"),
-)
+# Two of etcd, one that says how it is, and those of its parts.
+MILVUS_PORTS = 13
 # At rest, it takes less than this of a core; servers look after this and that all the time. Longer is not waited for.
 REST_CORES, REST_WITHIN_S = 0.15, 120.0
 
@@ -53,16 +50,13 @@ class Server:
 
     child: Child
     task: dict[str, str]
-    # What does the work is a child of this one, which waits for its end.
-    wrapped: bool = False
 
     async def end(self, *, kill: bool) -> None:
         """In order or not; it and all of its family are gone when it returns."""
         if not self.child.pid:
             return
         mine = [stat.pid for stat in family(self.child.pid)]
-        told = [pid for pid in mine if pid != self.child.pid] if self.wrapped else [self.child.pid]
-        for pid in mine if kill else told:
+        for pid in mine if kill else [self.child.pid]:
             send(pid, signal.SIGKILL if kill else signal.SIGTERM)
         if not await _gone(mine):
             for pid in mine:
@@ -181,7 +175,7 @@ async def running(system: System, settings: Settings, corpus: Path, folder: Path
             "recall": settings.recall,
             **(server.task if server else {}),
         }
-        data = folder / NODE / "data" / "vectors" if system.name == OURS else folder
+        data = {OURS: folder / NODE / "data" / "vectors", "milvus": folder / "data"}.get(system.name, folder)
         made = Running(system, data, server, task, lines=None)  # type: ignore[arg-type]
         await stack.enter_async_context(made.callers)
         await made.begin_callers()
@@ -225,13 +219,10 @@ async def _until_open(mesh: local.Local, task: dict[str, str]) -> None:
 @asynccontextmanager
 async def _milvus(environment: Environment, folder: Path) -> AsyncIterator[Server]:
     """Every port is its own: its defaults may be another one's."""
-    ports = free_ports(len(MILVUS_PORTS) + 1)
-    given = [item for name, port in zip(MILVUS_PORTS, ports, strict=False) for item in (f"--{name}-port", str(port))]
-    command = [str(environment.folder / "bin" / "milvus-server"), "--data", str(folder / "data"), *given]
-    # Of its health and metrics, which has no option.
-    variables = {**os.environ, "METRICS_PORT": str(ports[-1]), "DEPLOY_MODE": "STANDALONE"}
-    child = Child("milvus", command, BUILD / "logs" / "vectors-milvus-server.log", variables)
-    server = Server(child, {"address": f"http://127.0.0.1:{ports[0]}"}, wrapped=True)
+    ports = [str(port) for port in free_ports(MILVUS_PORTS)]
+    command = [str(environment.python), str(WORKER.parent / "serve_milvus.py"), str(folder / "programs")]
+    child = Child("milvus", [*command, str(folder / "data"), *ports], BUILD / "logs" / "vectors-milvus-server.log")
+    server = Server(child, {"address": f"http://127.0.0.1:{ports[0]}"})
     await child.start()
     try:
         yield server

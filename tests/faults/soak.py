@@ -31,6 +31,7 @@ from tests.faults import (
     matrix,
     pulls,
     scenarios,
+    vector_agents,
     vector_switches,
     vectors,
     vectors_apart,
@@ -150,6 +151,11 @@ async def soak(only: str) -> list[dict[str, Any]]:
         if only in name:
             folder = Path(scratch) / "vector-switches"
             found.append(await _measured(name, lambda: _switches(folder)))
+        for doing in vector_agents.DOING:
+            name = f"vectors of a node: {doing}, its agent and its vectors' process killed {VECTOR_KILLS} times each"
+            if only in name:
+                folder = Path(scratch) / re.sub(r"\W+", "-", doing)
+                found.append(await _measured(name, lambda: vector_agents.killed(folder, doing, VECTOR_KILLS)))  # noqa: B023
         for what in vectors.WHAT:
             name = f"vectors: {what} killed {VECTOR_KILLS} times while they are written"
             if only in name:

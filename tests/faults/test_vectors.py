@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import vector_switches, vectors
+from tests.faults import vector_agents, vector_switches, vectors
 
 # `make soak` does it twenty times each.
 KILLS = 3
@@ -21,3 +21,12 @@ def test_p3_every_acknowledged_write_is_there_after_a_kill(tmp_path: Path, what:
 async def test_p3_a_kill_on_the_way_to_another_embedder_loses_nothing_and_the_switch_is_made(tmp_path: Path) -> None:
     found = await vector_switches.switched(tmp_path / "vectors", 2)
     assert not found.wrong and (found.kills, found.switches) == (2, 2) and found.acknowledged > 10
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("doing", vector_agents.DOING)
+async def test_p3_a_node_whose_agent_and_vectors_are_killed_has_all_that_it_acknowledged(
+    tmp_path: Path, doing: str
+) -> None:
+    found = await vector_agents.killed(tmp_path / "node", doing, 1)
+    assert found["kills"] == 2 and found["acknowledged"] > 20

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
@@ -15,9 +12,9 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from nearmesh.client.vectors import Collection, Passage, VectorClient
 from nearmesh.errors import MeshError, NotReady
-from nearmesh.ids import node_server_name
 from tests.integration import text_packages
-from tests.integration.mesh_processes import MESH, ControlPlane, Node, control_plane, until
+from tests.integration.mesh_processes import Node, control_plane, until
+from tests.integration.text_place import WITHIN_S, TextPlace
 
 PASSAGES = {
     "storm": "A storm tore the roof off the barn",
@@ -25,48 +22,15 @@ PASSAGES = {
     "router": "Restart the router when the connection is slow and then wait until it answers again",
 }
 QUESTIONS = np.array([b"storm barn", b"restart the router"], dtype=object)
-WITHIN_S = 40.0
-
-
-class Place:
-    """A control plane with a node that keeps vectors, and an embedder on it."""
-
-    def __init__(self, plane: ControlPlane, node: Node, folder: Path) -> None:
-        self.plane, self.node, self._folder = plane, node, folder
-
-    def client(self) -> VectorClient:
-        token = self.plane.authority.issuer.access("app", "data", now_s=time.time(), lifetime_s=600)
-        name = node_server_name(MESH, self.node.name)
-        return VectorClient(self.node.public, self.plane.authority.ca_pem, token, server_name=name)
-
-    async def deploy(self, *artifacts: text_packages.Artifact) -> None:
-        async with self.plane.operator() as operator:
-            for artifact in artifacts:
-                await operator.publish(artifact)
-                await operator.deploy(artifact.manifest.model, artifact.manifest.version)
-        stub = self.node.stub()
-        for artifact in artifacts:
-            asked = service_pb2.ModelReadyRequest(name=artifact.manifest.model, version=artifact.manifest.version)
-
-            async def ready(asked: Any = asked) -> bool:
-                try:
-                    return bool((await stub.ModelReady(asked, timeout=5)).ready)
-                except grpc.aio.AioRpcError:
-                    return False
-
-            await until(ready, within_s=WITHIN_S, what=f"{asked.name} serves:\n{self.node.child.last_words(30)}")
-
-    async def embedder(self, version: str, size: int) -> None:
-        await self.deploy(text_packages.embedder(self._folder / f"embedder-{version}", version, size=size))
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
+async def place(tmp_path: Path) -> AsyncIterator[TextPlace]:
     async with control_plane(tmp_path / "plane") as plane:
         node = Node(plane, tmp_path / "node", "node-a", vectors={"enabled": True})
         try:
             await node.start()
-            found = Place(plane, node, tmp_path)
+            found = TextPlace(plane, node, tmp_path)
             await found.embedder("1", 16)
             yield found
         finally:
@@ -101,7 +65,7 @@ async def filled(client: VectorClient) -> Collection:
     return docs
 
 
-async def test_p4_passages_are_found_through_a_change_of_the_embedder_and_a_restart(place: Place) -> None:
+async def test_p4_passages_are_found_through_a_change_of_the_embedder_and_a_restart(place: TextPlace) -> None:
     async with place.client() as client:
         docs = await filled(client)
         assert await first(docs, "storm barn") == "storm"
@@ -126,7 +90,9 @@ async def test_p4_passages_are_found_through_a_change_of_the_embedder_and_a_rest
             assert await first(docs, text) == name
 
 
-async def test_a_model_retrieves_and_then_infers_and_a_reranker_has_the_last_word(place: Place, tmp_path: Path) -> None:
+async def test_a_model_retrieves_and_then_infers_and_a_reranker_has_the_last_word(
+    place: TextPlace, tmp_path: Path
+) -> None:
     await place.deploy(text_packages.asker(tmp_path / "asker"), text_packages.reranker(tmp_path / "reranker"))
     async with place.client() as client:
         docs = await filled(client)
