@@ -30,7 +30,7 @@ async def test_each_text_has_its_own_vector(urgency):
     engine = embedder()
     found = await embedded(engine, texts, urgency=urgency)
     np.testing.assert_array_equal(found, [vector(text) for text in texts])
-    assert found.dtype == np.float32 and max(map(len, engine.calls)) <= module.ROWS
+    assert found.dtype == np.float32 and max(map(len, engine.calls)) <= module.CALL_ROWS
 
 
 async def test_one_query_is_one_call():
@@ -44,17 +44,18 @@ async def test_no_texts_need_no_call():
     assert (await embedded(engine, [])).shape == (0, DIMENSION) and engine.calls == []
 
 
-async def test_texts_of_one_length_share_a_call():
-    engine = embedder()
-    await embedded(engine, ["a", "a long one here", "b", "another long one"] * 2)
-    assert [sorted({len(text) for text in call})[-1] for call in engine.calls] == [1, 16]
+def test_texts_of_one_length_share_a_call_and_long_ones_go_alone():
+    texts = ["x" * 400, "a", "y" * 900, "b", "z" * 5000, "w" * 400, "v" * 400]
+    assert module.parts(texts) == [[1, 3], [0, 5], [6], [2], [4]]
+    assert [len(part) for part in module.parts(["ab"] * 40)] == [16, 16, 8]
+    assert module.parts(["é" * 300, "x" * 500]) == [[1], [0]], "in bytes, as tokens are nearer to"
 
 
 async def test_p6_a_users_query_goes_before_the_rows_that_wait():
     engine, embedding = embedder(), Embedding()
     replica = await replica_of(engine, embedder_package())
     engine.open.clear()
-    rows = asyncio.create_task(embedding.embed(replica, [f"row {n}" for n in range(12)], urgency=Urgency.ROWS))
+    rows = asyncio.create_task(embedding.embed(replica, ["row " * 200] * 3, urgency=Urgency.ROWS))
     await engine.entered()
     query = asyncio.create_task(embedding.embed(replica, ["query"], urgency=Urgency.QUERY))
     await asyncio.sleep(0)
@@ -64,16 +65,25 @@ async def test_p6_a_users_query_goes_before_the_rows_that_wait():
     await replica.close()
 
 
-async def test_background_leaves_an_instance_free():
-    engine, embedding = embedder(instances=2), Embedding()
+@pytest.mark.parametrize(
+    ("urgency", "asked", "expected"),
+    [(Urgency.ROWS, False, 2), (Urgency.ROWS, True, 1), (Urgency.BACKGROUND, False, 1)],
+)
+async def test_an_instance_is_left_to_those_who_ask(urgency, asked, expected):
+    now = 100.0
+    engine, embedding = embedder(instances=2), Embedding(lambda: now)
     replica = await replica_of(engine, embedder_package())
+    if asked:
+        await embedding.embed(replica, ["query"], urgency=Urgency.QUERY)
+        await engine.entered()
     engine.open.clear()
-    texts = [f"row {n}" for n in range(12)]
-    background = asyncio.create_task(embedding.embed(replica, texts, urgency=Urgency.BACKGROUND))
-    await engine.entered()
-    assert replica.in_flight == 1
+    rows = asyncio.create_task(embedding.embed(replica, ["long " * 300] * 4, urgency=urgency))
+    for _ in range(expected):
+        await engine.entered()
+    assert replica.in_flight == expected
+    now += 2 * module.QUIET_S
     engine.open.set()
-    await background
+    assert (await rows).shape == (4, DIMENSION)
     await replica.close()
 
 

@@ -74,6 +74,7 @@ class Node:
 @pytest.fixture
 async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
     monkeypatch.setattr(module, "ROWS", 2)
+    monkeypatch.setattr(module, "LAST_ROWS", 2)
     monkeypatch.setattr(module, "RETRY_S", (0.0, 0.0))
     async with texts(tmp_path) as docs:
         await docs.create()

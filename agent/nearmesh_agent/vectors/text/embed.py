@@ -1,13 +1,16 @@
 """Texts to vectors by models that this node serves, through the queue that all requests go through.
 
-A query counts as any request. Rows of an import go a few at a time and behind every user's request; those of a new
-generation behind these, and never on all instances at once.
+A query counts as any request. Rows of an import go in short calls and behind every user's request, and leave an
+instance free while queries come; those of a new generation go behind these, and always leave one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -19,8 +22,11 @@ from nearmesh.package import Package
 from nearmesh_agent.serving.queue import DEFAULT_PRIORITY, LOWEST_PRIORITY
 from nearmesh_agent.serving.replica import Replica
 
-# Of one engine call: of some 200 words each it takes 60 ms on one core, which is what a user may have to wait for.
-ROWS = 4
+# Of one engine call with rows, filled up to the longest: a call may be what a user waits for. A thousand bytes are all
+# that a small encoder reads of one text, 60 ms on one core; so long ones go one by one, which costs them nothing.
+CALL_BYTES, CALL_ROWS = 1_000, 16
+# For so long after a query another one may come.
+QUIET_S = 2.0
 # Of one text. Encoders read a few thousand characters, and tokenizers all of it.
 MAX_TEXT_BYTES = 100_000
 _RETRY_S = 0.05
@@ -68,9 +74,10 @@ def check_text(text: str, what: str = "the text") -> None:
 class Embedding:
     """Of all embedders of one node; belongs to one event loop."""
 
-    def __init__(self) -> None:
-        # By digest and urgency: how many calls of rows are under way.
-        self._turns: dict[tuple[str, Urgency], asyncio.Semaphore] = {}
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # By digest, what is under way of rows.
+        self._turns: dict[str, _Turns] = {}
 
     async def embed(
         self, replica: Replica, texts: Sequence[str], *, urgency: Urgency, timeout_s: float | None = None
@@ -81,43 +88,76 @@ class Embedding:
             check_text(text, f"text {number}" if len(texts) > 1 else "the text")
         if not texts:
             return np.zeros((0, max(0, shape.dimension)), np.float32)
-        if urgency is Urgency.QUERY and len(texts) == 1:
+        turns = self._turns.setdefault(replica.digest, _Turns(self._clock))
+        if urgency is Urgency.QUERY:
+            turns.asked_s = self._clock()
             return await _ask(replica, shape, texts, urgency, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._rows(replica, shape, texts, urgency)
+                return await _rows(replica, shape, texts, urgency, turns)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"{len(texts)} texts had no vectors by {replica.name!r} within {timeout_s:.1f} s; send fewer at a time"
             ) from None
 
-    async def _rows(
-        self, replica: Replica, shape: Shape, texts: Sequence[str], urgency: Urgency
-    ) -> NDArray[np.float32]:
-        # Texts of one length share a call without being filled up.
-        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
-        parts = [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
-        turns = self._turns.setdefault((replica.digest, urgency), asyncio.Semaphore(_at_once(replica, urgency)))
-        found: dict[int, NDArray[np.float32]] = {}
 
-        async def one(part: Sequence[int]) -> None:
-            async with turns:
-                vectors = await _patient(replica, shape, [texts[number] for number in part], urgency)
-            found.update(zip(part, vectors, strict=True))
+class _Turns:
+    """Calls with rows of one embedder: how many may run at a time."""
 
-        tasks = [asyncio.create_task(one(part)) for part in parts]
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._running = 0
+        self._over = asyncio.Condition()
+        # When a query came last.
+        self.asked_s = -math.inf
+
+    @asynccontextmanager
+    async def turn(self, instances: int, urgency: Urgency) -> AsyncIterator[None]:
+        async with self._over:
+            await self._over.wait_for(lambda: self._running < self._most(instances, urgency))
+            self._running += 1
         try:
-            await asyncio.gather(*tasks)
+            yield
         finally:
-            # After the first that failed, nobody waits for the others.
-            for task in tasks:
-                task.cancel()
-        return np.stack([found[number] for number in range(len(texts))])
+            self._running -= 1
+            async with self._over:
+                self._over.notify_all()
+
+    def _most(self, instances: int, urgency: Urgency) -> int:
+        quiet = urgency is not Urgency.BACKGROUND and self._clock() - self.asked_s > QUIET_S
+        return instances if quiet else max(1, instances - 1)
 
 
-def _at_once(replica: Replica, urgency: Urgency) -> int:
-    instances = max(1, replica.instances)
-    return max(1, instances - 1) if urgency is Urgency.BACKGROUND else instances
+async def _rows(
+    replica: Replica, shape: Shape, texts: Sequence[str], urgency: Urgency, turns: _Turns
+) -> NDArray[np.float32]:
+    found: dict[int, NDArray[np.float32]] = {}
+
+    async def one(part: Sequence[int]) -> None:
+        async with turns.turn(max(1, replica.instances), urgency):
+            vectors = await _patient(replica, shape, [texts[number] for number in part], urgency)
+        found.update(zip(part, vectors, strict=True))
+
+    tasks = [asyncio.create_task(one(part)) for part in parts(texts)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        # After the first that failed, nobody waits for the others.
+        for task in tasks:
+            task.cancel()
+    return np.stack([found[number] for number in range(len(texts))])
+
+
+def parts(texts: Sequence[str]) -> list[list[int]]:
+    """Which texts share a call: those of one length, so that none is filled up, and no more than a short call takes."""
+    sizes = [min(CALL_BYTES, len(text.encode())) for text in texts]
+    found: list[list[int]] = [[]]
+    for number in sorted(range(len(texts)), key=lambda number: sizes[number]):
+        rows = len(found[-1]) + 1
+        if found[-1] and (rows > CALL_ROWS or rows * sizes[number] > CALL_BYTES):
+            found.append([])
+        found[-1].append(number)
+    return found
 
 
 async def _patient(replica: Replica, shape: Shape, texts: Sequence[str], urgency: Urgency) -> NDArray[np.float32]:
@@ -146,6 +186,3 @@ def checked(model: str, vectors: np.ndarray, rows: int) -> NDArray[np.float32]:
     if (np.abs(vectors).max(axis=1) == 0).any():
         raise EngineFailure(f"embedder {model!r} gave a vector of zeros, which is near to nothing")
     return np.ascontiguousarray(vectors, np.float32)
-
-
-__all__ = ["MAX_TEXT_BYTES", "ROWS", "Embedding", "Shape", "Urgency", "check_text", "shape_of"]

@@ -23,8 +23,9 @@ log = logging.getLogger(__name__)
 
 # Rows that are fetched, embedded and written together.
 ROWS = 64
-# For which writes may wait while the last are made; an encoder of 384 dimensions makes so many in a second on one core.
-HOLD_MS = 3_000
+# So many are the last, for which other writes wait: a small encoder makes them in a second on one core. No longer than
+# the latter, whatever it takes.
+LAST_ROWS, HOLD_MS = 16, 3_000
 # A generation that cannot be filled now is tried again, less and less often.
 RETRY_S = (0.5, 30.0)
 # One that failed by itself, such as by a row without text, is begun again by nobody before this.
@@ -74,9 +75,9 @@ class Filler:
         state = self.state
         request = pb.LackingRequest(collection=state.collection, generation=state.generation, most=ROWS, after=after)
         # The last ones are never had while others write: these wait a moment.
-        last = state.rows_total - state.rows_done <= ROWS
+        last = state.rows_total - state.rows_done <= LAST_ROWS
         if last:
-            request.hold_ms, request.after = HOLD_MS, ""
+            request.most, request.hold_ms, request.after = LAST_ROWS, HOLD_MS, ""
         lacking = pb.LackingResponse.FromString(await self._ask("Lacking", request.SerializeToString(), ANY))
         texts = [lack.text for lack in lacking.lacks]
         fill = pb.FillRequest(collection=state.collection, generation=state.generation)
