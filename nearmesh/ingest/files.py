@@ -85,15 +85,16 @@ class Found:
 def find(paths: Iterable[Path], *, called: str = "", kind: Kind | None = None, exclude: Sequence[str] = ()) -> Found:
     """Every file at or below the paths, in order of names. Raises InvalidInput for two of one name.
 
-    `called` takes the place of a folder's own name; `kind` is that of files whose name does not tell. Hidden files and
-    folders are left out, and links below the paths are not followed: they may lead anywhere.
+    `called` takes the place of a folder's own name; `kind` is that of files whose name does not tell. `exclude` are
+    globs of a file's or folder's own name, of its path from the folder, or of its whole name. Hidden files and folders
+    are left out, and links below the paths are not followed: they may lead anywhere.
     """
     found = Found()
     for path in paths:
         # So that `.` has a name; one that is a link keeps its own.
         here = Path(os.path.abspath(path))  # noqa: PTH100  # which follows no link
         folder = here if here.is_dir() else here.parent
-        top = (called or folder.name or "root").strip("/")
+        top = _top(called, folder)
         if here.is_dir():
             found.claims.append(Claim(top, True))
             _folder(found, here, top, kind, exclude)
@@ -103,6 +104,14 @@ def find(paths: Iterable[Path], *, called: str = "", kind: Kind | None = None, e
             _file(found, here.resolve(), name, kind or KINDS.get(here.suffix.lower()))
     _check(found.claims)
     return found
+
+
+def _top(called: str, folder: Path) -> str:
+    """With which the names of sources begin."""
+    top = called.strip("/") or folder.name or "root"
+    if speakable(top) != top:
+        raise InvalidInput(f"the name {speakable(top)} has characters that no message can carry; --as gives another")
+    return top
 
 
 def _check(claims: Sequence[Claim]) -> None:
@@ -116,8 +125,8 @@ def _check(claims: Sequence[Claim]) -> None:
                 )
 
 
-def _folder(found: Found, top: Path, name: str, kind: Kind | None, exclude: Sequence[str]) -> None:
-    todo = [(top, name)]
+def _folder(found: Found, here: Path, top: str, kind: Kind | None, exclude: Sequence[str]) -> None:
+    todo = [(here, top)]
     while todo:
         folder, name = todo.pop()
         inner: list[tuple[Path, str]] = []
@@ -127,15 +136,17 @@ def _folder(found: Found, top: Path, name: str, kind: Kind | None, exclude: Sequ
             found.problems.append(Problem(speakable(name), f"this folder cannot be read: {error.strerror}"))
             continue
         for entry in entries:
-            inner += _entry(found, entry, f"{name}/{entry.name}", kind, exclude)
+            whole = f"{name}/{entry.name}"
+            spoken = (entry.name, whole.removeprefix(f"{top}/"), whole)
+            excluded = any(fnmatchcase(one, glob) for one in spoken for glob in exclude)
+            inner += _entry(found, entry, whole, kind, excluded)
         todo += reversed(inner)
 
 
 def _entry(
-    found: Found, entry: os.DirEntry[str], name: str, kind: Kind | None, exclude: Sequence[str]
+    found: Found, entry: os.DirEntry[str], name: str, kind: Kind | None, excluded: bool
 ) -> Iterator[tuple[Path, str]]:
     """The folder, if it is one that is looked into."""
-    excluded = any(fnmatchcase(name, glob) or fnmatchcase(entry.name, glob) for glob in exclude)
     if excluded or entry.name.startswith(".") or entry.is_symlink():
         found.others.append(name)
     elif entry.is_dir(follow_symlinks=False):

@@ -33,7 +33,7 @@ class Rules:
     def __post_init__(self) -> None:
         try:
             "x".encode(self.encoding)
-        except LookupError:
+        except (LookupError, UnicodeError):
             raise ConfigError(f"{self.encoding!r} is no encoding of texts; utf-8, latin-1 and cp1252 are") from None
 
     @property

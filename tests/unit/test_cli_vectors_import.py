@@ -134,7 +134,7 @@ def test_usage(run: Run, docs: Path, arguments: tuple[str, ...], message: str) -
 
 
 def test_values_that_make_no_sense(run: Run, docs: Path) -> None:
-    for name in ("klingon", "base64"):
+    for name in ("klingon", "base64", "undefined"):
         assert f"error: {name!r} is no encoding of texts" in run(docs, "--encoding", name).stderr
     assert run(docs, "--length", "10").stderr == "error: a length of 10 characters is not from 100 to 15000\n"
     assert "an overlap of 90" in run(docs, "--length", "100", "--overlap", "90").stderr

@@ -70,6 +70,13 @@ def test_links_and_excluded_files_are_there_and_not_read(docs: Path, tmp_path: P
     assert {"docs/link.txt", "docs/loop", "docs/b.md", "docs/deep/er/c.csv"} <= set(found.others)
 
 
+@pytest.mark.parametrize("glob", ["d.pdf", "deep/*.pdf", "docs/deep/d.*", "deep", "*.pdf"])
+def test_what_is_excluded_is_named_by_itself_or_by_its_path(docs: Path, glob: str) -> None:
+    for called in ("", "team/handbook"):
+        found = find([docs], called=called, exclude=[glob.replace("docs/", f"{called or 'docs'}/")])
+        assert "d.pdf" not in {file.path.name for file in found.files} and len(found.files) >= 2
+
+
 def test_a_path_that_is_a_link_keeps_its_name(docs: Path, tmp_path: Path) -> None:
     """As of a release that is exchanged for the next."""
     (tmp_path / "current").symlink_to(docs)
@@ -98,6 +105,14 @@ def test_names_that_no_message_carries_are_told(docs: Path) -> None:
     found = find([docs])
     assert sorted(problem.source for problem in found.problems) == ["docs/\\xff.md", "docs/new\\x0aline.md"]
     assert len(found.files) == 4
+
+
+def test_a_folder_whose_name_no_message_carries_needs_another(docs: Path) -> None:
+    strange = Path(os.fsdecode(os.fsencode(docs) + b"\xff"))
+    docs.rename(strange)
+    with pytest.raises(InvalidInput, match=r"docs\\xff has characters.*--as"):
+        find([strange])
+    assert find([strange], called="docs").files[0].name == "docs/a.TXT"
 
 
 def test_what_is_no_file_waits_for_nobody(docs: Path) -> None:
