@@ -56,6 +56,8 @@ def _field(context: click.Context, option: click.Parameter, values: tuple[str, .
         name, _, kind = value.partition(":")
         if kind not in KINDS:
             raise click.BadParameter(f"{value!r} is not NAME:TYPE with one of {', '.join(KINDS)}, such as year:int")
+        if name in found:
+            raise click.BadParameter(f"field {name!r} is there twice")
         found[name] = kind
     return found
 
@@ -140,7 +142,7 @@ def state(one: Record) -> str:
     if one["embedder_stale"]:
         said.append("another version of its embedder serves: `nearmesh vectors reembed`")
     if one["next_generation"] is not None:
-        said.append(f"generation {one['generation'] + 1} has {percent(one['next_generation'])}")
+        said.append(f"generation {one['next_generation_number']} has {percent(one['next_generation'])}")
     for replica in one["replicas"]:
         if not replica["connected"]:
             said.append(
@@ -295,6 +297,8 @@ def update(
     as_json: bool,
 ) -> None:
     """Change a collection's description, the sites that it is replicated to, or the regions that it is bound to."""
+    if (replicate_to and replicate_nowhere) or (regions and region_any):
+        raise click.UsageError("--replicate-nowhere and --region-any go without --replicate-to and --region")
     sites = replicate_to or (() if replicate_nowhere else None)
     bound = regions or (() if region_any else None)
     if description is None and sites is None and bound is None:

@@ -138,6 +138,8 @@ def retrieve(
 def _reach(*, reach: Any, reach_name: str, within_ms: int) -> Reach | None:
     from nearmesh.client.vectors import Reach
 
+    if within_ms and reach == "node":
+        raise click.UsageError("--within-ms goes with --reach site, region or mesh")
     if reach_name and reach not in ("site", "region"):
         raise click.UsageError("--reach-name goes with --reach site or --reach region")
     return Reach(scope=reach, name=reach_name, within_ms=within_ms) if reach != "node" else None
@@ -151,8 +153,9 @@ def _vector(text: str) -> Any:
     try:
         if text.lstrip().startswith("["):
             return json.loads(text)
-        return np.load(Path(text), allow_pickle=False)
-    except (OSError, ValueError) as error:
+        with Path(text).open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, RecursionError) as error:
         raise click.BadParameter(
             f"{text[:80]!r} is neither an .npy file nor a JSON array of numbers: {error}"
         ) from None

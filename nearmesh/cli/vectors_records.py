@@ -34,7 +34,9 @@ def collection(message: pb.Collection) -> Record:
         "embedder_digest": message.embedder_digest or None,
         "embedder_stale": message.embedder_stale,
         "generation": message.generation,
-        "next_generation": message.next_generation or None,
+        # Share of the rows that it has.
+        "next_generation": message.next_generation if message.next_generation_number else None,
+        "next_generation_number": message.next_generation_number or None,
         "fields": {field.name: _KINDS.get(field.type, "unknown") for field in message.fields},
         "description": message.description,
         "site": message.site,

@@ -112,7 +112,7 @@ class Reach:
     within_ms: int = 0
 
     def message(self) -> pb.Reach:
-        return pb.Reach(scope=_SCOPES[self.scope], name=self.name, within_ms=self.within_ms)
+        return pb.Reach(scope=_known(_SCOPES, self.scope, "scope"), name=self.name, within_ms=self.within_ms)
 
 
 class VectorClient:
@@ -194,8 +194,8 @@ class VectorClient:
             embedder=embedder,
             fields=[pb.Field(name=n, type=_known(_KINDS, k, "type")) for n, k in (fields or {}).items()],
             description=description,
-            replicate_to=replicate_to,
-            regions=regions,
+            replicate_to=_listed(replicate_to, "replicate_to"),
+            regions=_listed(regions, "regions"),
             index_type=index_type,
         )
         made = await self.call(self.stub.CreateCollection, request)
@@ -270,9 +270,9 @@ class Collection:
         request = pb.UpdateCollectionRequest(
             collection=self.ref,
             description=description,
-            replicate_to=replicate_to or (),
+            replicate_to=_listed(replicate_to or (), "replicate_to"),
             set_replicate_to=replicate_to is not None,
-            regions=regions or (),
+            regions=_listed(regions or (), "regions"),
             set_regions=regions is not None,
         )
         return await self._client.call(self._client.stub.UpdateCollection, request)
@@ -297,12 +297,12 @@ class Collection:
 
     async def delete(self, ids: Iterable[str] = (), *, filter: str = "", dry_run: bool = False) -> pb.DeleteResponse:
         """By ids, by a filter, or those of the ids that the filter takes."""
-        request = pb.DeleteRequest(collection=self.ref, ids=ids, filter=filter, dry_run=dry_run)
+        request = pb.DeleteRequest(collection=self.ref, ids=_listed(ids, "ids"), filter=filter, dry_run=dry_run)
         return await self._client.call(self._client.stub.Delete, request)
 
     async def fetch(self, ids: Iterable[str], *, with_vectors: bool = False) -> Sequence[pb.Row]:
         """Those that are there, in the order asked for."""
-        request = pb.FetchRequest(collection=self.ref, ids=ids, with_vectors=with_vectors)
+        request = pb.FetchRequest(collection=self.ref, ids=_listed(ids, "ids"), with_vectors=with_vectors)
         found: pb.FetchResponse = await self._client.call(self._client.stub.Fetch, request)
         return found.rows
 
@@ -400,8 +400,10 @@ class Collection:
 def vector_bytes(vector: ArrayLike) -> bytes:
     """As the contract has it, little-endian FP32. Raises InvalidInput for what is no list of numbers."""
     try:
-        found = np.asarray(vector, "<f4")
-    except (TypeError, ValueError) as error:
+        # What is too large for FP32 is infinite then, which the node refuses with its place.
+        with np.errstate(over="ignore"):
+            found = np.asarray(vector, "<f4")
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"not a vector: {error}") from None
     if found.ndim != 1:
         raise InvalidInput(f"a vector has one axis, not the shape {list(found.shape)}")
@@ -424,9 +426,20 @@ def _put(message: pb.Value, name: str, value: Scalar) -> None:
     # bool first: it is an int as well.
     for kind, attribute in ((bool, "bool"), (int, "int"), (float, "float"), (str, "string")):
         if isinstance(value, kind):
-            setattr(message, attribute, value)
+            try:
+                setattr(message, attribute, value)
+            except ValueError as error:
+                # A whole number of more than 64 bits, or half a character.
+                raise InvalidInput(f"field {name!r} is {str(value)[:60]!r}: {error}") from None
             return
     raise InvalidInput(f"field {name!r} is {value!r}; expected a bool, int, float or str")
+
+
+def _listed(names: Iterable[str], what: str) -> Iterable[str]:
+    """One name alone would be taken for a list of its letters."""
+    if isinstance(names, str):
+        raise InvalidInput(f"{what} is {names!r}, where a list of such is expected: [{names!r}]")
+    return names
 
 
 def _known(names: Mapping[Any, T], name: Any, what: str) -> T:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nearmesh.client import vectors
@@ -26,6 +27,7 @@ COLLECTION = pb.Collection(
     recall=0.987,
     generation=1,
     next_generation=0.25,
+    next_generation_number=3,
     served_by="memory",
     site="a",
     replicate_to=["b", "c"],
@@ -122,7 +124,7 @@ def asked(method: str) -> Any:
 def test_collections_as_a_table_and_as_json(run: Bench) -> None:
     done = run("vectors", "list")
     assert done.exit_code == 0, done.output
-    for word in ("docs", "1,234", "98.7 %", "reembed", "generation 2 has 25 %", "b lacks 7 rows, for 3 s", "c is away"):
+    for word in ("docs", "1,234", "98.7 %", "reembed", "generation 3 has 25 %", "b lacks 7 rows, for 3 s", "c is away"):
         assert word in done.stdout
     assert "1,234 of 2,000 vectors" in done.stderr
     assert FakeNode.asked[0][:2] == ("to", "node-a:8001")
@@ -152,8 +154,13 @@ def test_a_collection_is_made_as_it_was_asked_for(run: Bench) -> None:
         ("create", "docs"),
         ("create", "docs", "--dimension", "3", "--field", "year:date"),
         ("delete", "docs"),
+        ("create", "docs", "--dimension", "3", "--field", "year:int", "--field", "year:string"),
         ("update", "docs"),
+        ("update", "docs", "--replicate-to", "b", "--replicate-nowhere"),
+        ("update", "docs", "--region", "b", "--region-any"),
         ("search", "docs", "[1, 2", "--k", "3"),
+        ("search", "docs", "[" * 100_000),
+        ("search", "docs", "[1]", "--within-ms", "5"),
         ("search", "docs", "[1]", "--k", "0"),
         ("search", "docs", "[1]", "--reach-name", "b"),
         ("retrieve", "docs", "x", "--mode", "magic"),
@@ -208,6 +215,28 @@ def test_with_several_nodes_one_is_to_be_named(run: Bench) -> None:
     assert FakeNode.asked[0] == ("to", "1.2.3.4:5", "")
 
 
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04zip", b"hello", b"\x93NUMPY\x01\x00\x02\x00{}"])
+def test_a_file_that_holds_no_vector_is_told(run: Bench, tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "query.npy"
+    file.write_bytes(data)
+    done = run("vectors", "search", "docs", str(file))
+    assert done.exit_code == 2 and "neither an .npy file nor a JSON array" in done.stderr
+    np.save(file, np.array([1, 0.5], np.float32))
+    assert run("vectors", "search", "docs", str(file)).exit_code == 0
+    assert asked("Search").vector == vector_bytes([1, 0.5])
+
+
+async def test_one_name_is_not_taken_for_its_letters() -> None:
+    async with FakeNode("", b"", "") as node:
+        docs = node.collection("docs")
+        for call in (docs.delete("a-1"), docs.fetch("a-1"), docs.update(replicate_to="b"), docs.update(regions="b")):
+            with pytest.raises(InvalidInput, match=r"where a list of such is expected: \['"):
+                await call
+        with pytest.raises(InvalidInput, match="replicate_to is 'b'"):
+            await node.create("docs", replicate_to="b")
+        assert FakeNode.asked == [("to", "", "")]
+
+
 def test_what_is_sent_is_made_of_plain_values() -> None:
     row = Passage(
         id="a", vector=[1, 2], text="t", fields={"n": True, "y": 3, "f": 0.5, "s": "x"}, source="d", part=1, parts=2
@@ -222,8 +251,14 @@ def test_what_is_sent_is_made_of_plain_values() -> None:
     assert message.fields["n"].WhichOneof("kind") == "bool"
     assert vectors.vector_of(message).tolist() == [1.0, 2.0]
     assert (message.origin.source, message.origin.part, message.origin.parts) == ("d", 1, 2)
-    for wrong in ([[1, 2]], ["x"]):
+    assert vector_bytes([1e300, True]) == vector_bytes([float("inf"), 1])
+    for wrong in ([[1, 2]], ["x"], [10**400], [1j], None, {}):
         with pytest.raises(InvalidInput):
             vector_bytes(wrong)
+    for wrong in (2**63, "half of \ud83d"):
+        with pytest.raises(InvalidInput, match="field 'n' is"):
+            Passage(id="a", fields={"n": wrong}).message()
+    with pytest.raises(InvalidInput, match="scope 'world' is none of node, site"):
+        vectors.Reach(scope="world").message()  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="field 'n' is None"):
         Passage(id="a", fields={"n": None}).message()  # type: ignore[dict-item]
