@@ -120,6 +120,20 @@ async def test_the_event_loop_never_waits_for_a_step_that_waits_for_it(tmp_path)
     await replica.close()
 
 
+async def test_probes_are_about_the_engine_alone(tmp_path):
+    """They bring what a warm-up brought; a request that says the same is none."""
+    finder, probe = Finder(), question("is it there?")
+    replica = Replica(described(), "sha256:1", make=lambda: pipeline(tmp_path, finder))
+    await replica.activate()
+    replica.probe = probe
+    with rehearsal():
+        replica._active.engine.infer(probe)
+    assert await replica.ask() and finder.asked == []
+    answer = await replica.infer(question("is it there?"))
+    assert answer.outputs["found"][0, 0] == b"about is it there?"
+    await replica.close()
+
+
 async def test_p10_a_collection_that_is_away_is_not_the_engines_fault(tmp_path):
     now, finder = 0.0, Finder(failing=NotReady("restarting"))
     replica = Replica(described(), "sha256:1", make=lambda: pipeline(tmp_path, finder), clock=lambda: now)
