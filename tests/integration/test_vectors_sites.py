@@ -9,7 +9,7 @@ import pytest
 
 from nearmesh.client.vectors import Reach
 from nearmesh.errors import NotReady, Unreachable
-from tests.faults.vectors_apart import DIMENSION, Two, apart, passage, two_sites
+from tests.faults.vectors_apart import DIMENSION, Place, Two, apart, passage, two_sites
 from tests.integration.mesh_processes import until
 
 pytest.importorskip("milvus_lite", reason="the extra `vectors` is not installed")
@@ -23,6 +23,7 @@ async def test_two_sites_that_were_apart_come_to_have_the_same_and_a_query_trave
         figures = await apart(two, seconds=3.0, seed=1)
         assert figures["deletes"] > 10
         assert figures["converged_s"] < 30
+        await _stays_in_its_region(two)
         await _goes_on_without_the_control_plane(two)
 
 
@@ -46,6 +47,30 @@ async def _travels(two: Two) -> None:
     assert [hit.site for hit in found.hits] == ["left"]
     assert {one.site: one.missing for one in found.contributions} == {"left": "", "right": "unreachable"}
     await two.heal()
+
+
+async def _stays_in_its_region(two: Two) -> None:
+    """P9: while a rule binds the clients of the left site's region to it, neither queries nor rows leave it."""
+    region = two.left.node.region
+    async with two.plane.operator() as operator:
+        await operator.set_residency(region, [region])
+
+        async def barred() -> bool:
+            found = await two.left.docs.search(ANY, reach=Reach(scope="mesh"))
+            return {one.site: one.missing for one in found.contributions} == {"left": "", "right": "residency"}
+
+        await until(barred, what="queries stay")
+        await two.left.docs.upsert([passage("bound", "to the left")])
+        # The other way, nothing is ruled.
+        await two.right.docs.upsert([passage("free", "from the right")])
+        await until(lambda: _fetched(two.left, "free"), what="rows come from the right")
+        assert not await _fetched(two.right, "bound")
+        await operator.set_residency(region, [])
+        await until(lambda: _fetched(two.right, "bound"), what="rows go to the right again")
+
+
+async def _fetched(place: Place, name: str) -> bool:
+    return bool(await place.docs.fetch([name]))
 
 
 async def _goes_on_without_the_control_plane(two: Two) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nearmesh_agent.vectors.across import follower, passing
+from nearmesh_agent.vectors.across import follower, giving, passing
 from nearmesh_agent.vectors.across.follower import Follower
 from nearmesh_agent.vectors.across.passing import Passing
 
@@ -123,7 +123,7 @@ def has(place: Place, **texts: str) -> Callable[[], Awaitable[bool]]:
     return check
 
 
-async def test_what_is_written_and_deleted_comes_at_once(tmp_path: Path) -> None:
+async def test_what_is_written_and_deleted_comes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with following(tmp_path) as found:
         await until(has(found.right))
         await found.left.write("1", "2", text="a")
@@ -136,6 +136,9 @@ async def test_what_is_written_and_deleted_comes_at_once(tmp_path: Path) -> None
             return replica.connected and not replica.lag_rows
 
         await until(acknowledged)
+        monkeypatch.setattr(giving, "SILENCE_S", 0.0)
+        (replica,) = (await found.left.collection()).replicas
+        assert not replica.connected
 
 
 async def test_a_node_that_was_away_and_a_process_that_was_are_tried_again(tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ class Across:
         self.gone = Gone(ledger.tables)
         self.giving = Giving(keeper, ledger, self.gone, here)
         self.taking = Taking(keeper, ledger, self.gone, here)
+        # Beside what the ledger has: a clock that was set back makes no change older than the last.
+        for spec in keeper.specs:
+            ledger.clock.heard(spec.updated)
 
     def add_to(self, server: Server) -> None:
         vector_pb2_grpc.add_VectorPeerServiceServicer_to_server(self.giving, server)
@@ -101,7 +104,7 @@ class Across:
 
     def _replica(self, spec: CollectionSpec, site: str, lags: Sequence[Lag]) -> pb.Collection.Replica:
         now_s = time.time()
-        connected = [lag for lag in lags if self.giving.connected[spec.identity, lag.node]]
+        connected = [lag for lag in lags if self.giving.connected(spec.identity, lag.node)]
         # Of a site's nodes, the one that is farthest behind of those that are there.
         behind = min(connected or lags, key=lambda lag: lag.acknowledged, default=None)
         if behind is None:

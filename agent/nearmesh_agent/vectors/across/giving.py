@@ -7,6 +7,7 @@ sent is the present state of what was changed since, so one that was away for lo
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -36,6 +37,8 @@ _FILLED = 10_000
 _AHEAD = 4
 # Reasons that a node gives: of how many collections, and how long.
 _MOST_REFUSED, _MOST_CHARACTERS = 1_000, 300
+# A node asks every few seconds what is offered.
+SILENCE_S = 20.0
 
 
 class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
@@ -50,18 +53,26 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
         # By identity, those who wait for something new.
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._loop = asyncio.get_running_loop()
-        # Streams that are open, by identity and node; and by node its site, and what it does not take, and why.
-        self.connected: Counter[tuple[str, str]] = Counter()
+        # Streams that are open, by identity and node; by node, when it was heard of last, by the monotonic clock; and
+        # by node its site, and what it does not take, and why.
+        self._open: Counter[tuple[str, str]] = Counter()
+        self._heard_s: dict[str, float] = {}
         self.refused: dict[str, tuple[str, Mapping[str, str]]] = {}
         ledger.news = self._news
 
     def receipts(self, identity: str) -> Receipts:
         return Receipts(self._ledger, identity, node=self._here.node, site=self._here.site)
 
+    def connected(self, identity: str, node: str) -> bool:
+        """Whether a node follows a collection now. Of one that is frozen, the stream stays open for a while."""
+        heard_s = self._heard_s.get(node, -math.inf)
+        return self._open[identity, node] > 0 and time.monotonic() < heard_s + SILENCE_S
+
     async def Offered(self, request: pb.OfferedRequest, context: Any) -> pb.OfferedResponse:
         peer = peer_of(context)
         if request.site != peer.site:
             raise PermissionDenied(f"node {peer.node} is at site {peer.site!r}, not at {request.site[:64]!r}")
+        self._heard_s[peer.node] = time.monotonic()
         refused = {one.identity: one.why[:_MOST_CHARACTERS] for one in request.refused[:_MOST_REFUSED]}
         self.refused[peer.node] = peer.site, refused
         known = await asyncio.to_thread(self._known_to, peer)
@@ -92,7 +103,7 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
             await asyncio.to_thread(self._ledger.begins_anew, identity, peer.node)
         await reading.take(first.acknowledged if first.log == log else 0)
         reader = asyncio.create_task(reading.run(requests))
-        self.connected[identity, peer.node] += 1
+        self._open[identity, peer.node] += 1
         try:
             if first.log != log:
                 # So that it knows whose numbers it goes by from the beginning.
@@ -102,7 +113,7 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
             await reader
         finally:
             reader.cancel()
-            self.connected[identity, peer.node] -= 1
+            self._open[identity, peer.node] -= 1
 
     def _collection(self, request: pb.ChangesRequest, peer: Here) -> Collection:
         """Raises NotFound, PermissionDenied."""
