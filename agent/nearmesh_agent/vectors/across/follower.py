@@ -104,7 +104,10 @@ class Follower:
                 offers = await self._offers(stub, node)
                 answer = await self._adopt(node, offers)
                 self._refused[node.node] = list(answer.refused)
-                await self._streams(streams, stub, node, {one.identity: one for one in answer.followed})
+                followed = {one.identity: one for one in answer.followed}
+                for key in [key for key in self._failed if key[0] == node.node and key[1] not in followed]:
+                    del self._failed[key]
+                await self._streams(streams, stub, node, followed)
                 backoff.reset()
                 await asyncio.sleep(OFFERS_EVERY_S)
         finally:
@@ -142,7 +145,8 @@ class Follower:
                 await _end([streams.pop(identity)])
         for identity, one in wanted.items():
             if identity not in streams:
-                streams[identity] = asyncio.create_task(self._changes(stub, node, one))
+                name = f"follow {one.collection.name} of {node.node}"
+                streams[identity] = asyncio.create_task(self._changes(stub, node, one), name=name)
 
     async def _changes(self, stub: Any, node: node_pb2.VectorNode, one: pb.AdoptResponse.Followed) -> None:
         """Takes what comes, and says so, until it breaks."""
