@@ -171,6 +171,7 @@ async def test_p9_regions_bind_where_it_is_kept(tmp_path: Path) -> None:
         await left.write("1")
         await meet([left, right])
         assert right.names() == []
+        assert (await left.collection()).replicas[0].detail == "residency: its regions leave out us"
         identity = await _identity(left)
         with pytest.raises(PermissionDenied, match="is not for site 'right'"):
             await _ask_for(left, right, identity)

@@ -123,10 +123,8 @@ class Across:
 
     def _detail(self, spec: CollectionSpec, site: str, *, known: bool) -> str:
         """What nodes of the site said of it."""
-        for where, refused in self.giving.refused.values():
-            if where == site and spec.identity in refused:
-                return refused[spec.identity]
-        return "not connected" if known else "no node of it has asked for it yet"
+        said = self.giving.why_not(spec, site)
+        return said or ("not connected" if known else "no node of it has asked for it yet")
 
     def receipts(self, spec: CollectionSpec, request: pb.ListReceiptsRequest) -> pb.ListReceiptsResponse:
         """Which sites have taken which deletes. Blocks for a moment."""

@@ -7,24 +7,27 @@ sent is the present state of what was changed since, so one that was away for lo
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from nearmesh.errors import InvalidInput, NotFound, NotReady, PermissionDenied
+from nearmesh.errors import NotFound, NotReady, PermissionDenied
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
 from nearmesh_agent.vectors.across import offers
 from nearmesh_agent.vectors.across.gone import Gone
+from nearmesh_agent.vectors.across.hits import RESIDENCY
 from nearmesh_agent.vectors.across.ledger import Changed, NodeLedger
 from nearmesh_agent.vectors.across.merge import change
 from nearmesh_agent.vectors.across.peer import peer_of
-from nearmesh_agent.vectors.across.places import Here
+from nearmesh_agent.vectors.across.places import Here, admits
 from nearmesh_agent.vectors.across.receipts import Receipts
+from nearmesh_agent.vectors.across.streams import Reading, first_of, listening, parts
 from nearmesh_agent.vectors.collection import Collection
+from nearmesh_agent.vectors.collections import CollectionSpec
 from nearmesh_agent.vectors.keeper import Keeper
 from nearmesh_agent.vectors.table import OpenTable
 
@@ -53,11 +56,9 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
         # By identity, those who wait for something new.
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._loop = asyncio.get_running_loop()
-        # Streams that are open, by identity and node; by node, when it was heard of last, by the monotonic clock; and
-        # by node its site, and what it does not take, and why.
+        # Streams that are open, by identity and node.
         self._open: Counter[tuple[str, str]] = Counter()
-        self._heard_s: dict[str, float] = {}
-        self.refused: dict[str, tuple[str, Mapping[str, str]]] = {}
+        self._heard: dict[str, _Heard] = {}
         ledger.news = self._news
 
     def receipts(self, identity: str) -> Receipts:
@@ -65,16 +66,26 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
 
     def connected(self, identity: str, node: str) -> bool:
         """Whether a node follows a collection now. Of one that is frozen, the stream stays open for a while."""
-        heard_s = self._heard_s.get(node, -math.inf)
-        return self._open[identity, node] > 0 and time.monotonic() < heard_s + SILENCE_S
+        heard = self._heard.get(node)
+        return heard is not None and self._open[identity, node] > 0 and time.monotonic() < heard.at_s + SILENCE_S
+
+    def why_not(self, spec: CollectionSpec, site: str) -> str:
+        """Why a site does not have a collection, as far as its nodes have said; empty: they have not."""
+        for heard in self._heard.values():
+            if heard.peer.site != site:
+                continue
+            if not admits(spec.regions, heard.peer.region):
+                return f"{RESIDENCY}: its regions leave out {heard.peer.region}"
+            if spec.identity in heard.refused:
+                return heard.refused[spec.identity]
+        return ""
 
     async def Offered(self, request: pb.OfferedRequest, context: Any) -> pb.OfferedResponse:
         peer = peer_of(context)
         if request.site != peer.site:
             raise PermissionDenied(f"node {peer.node} is at site {peer.site!r}, not at {request.site[:64]!r}")
-        self._heard_s[peer.node] = time.monotonic()
         refused = {one.identity: one.why[:_MOST_CHARACTERS] for one in request.refused[:_MOST_REFUSED]}
-        self.refused[peer.node] = peer.site, refused
+        self._heard[peer.node] = _Heard(peer, time.monotonic(), refused)
         known = await asyncio.to_thread(self._known_to, peer)
         found = [
             offers.offer_of(one.spec)
@@ -98,7 +109,7 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
         identity = collection.identity
         await self.fill(collection)
         log = await asyncio.to_thread(self._ledger.log, identity)
-        reading = _Reading(self.receipts(identity), peer)
+        reading = Reading(self.receipts(identity), peer)
         if first.log != log:
             await asyncio.to_thread(self._ledger.begins_anew, identity, peer.node)
         await reading.take(first.acknowledged if first.log == log else 0)
@@ -131,7 +142,7 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
         self,
         collection: Collection,
         peer: Here,
-        reading: _Reading,
+        reading: Reading,
         reader: asyncio.Task[None],
         most_bytes: int,
         log: str,
@@ -141,7 +152,7 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
         digest = collection.spec.serving.digest
         sent = reading.acknowledged
         on_their_way: list[int] = []
-        with self._listening(identity) as news:
+        with listening(self._waiting[identity]) as news:
             while not reader.done():
                 news.clear()
                 # It may have been changed, or dropped, meanwhile.
@@ -151,7 +162,7 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
                     raise NotReady(f"collection {collection.spec.name!r} is another one now; ask for it again")
                 found, last = await asyncio.to_thread(self._ledger.since, identity, sent, _READ, but=peer.node)
                 if last == sent:
-                    await _first(news.wait(), reader)
+                    await first_of(news.wait(), reader)
                     continue
                 read = partial(self._read, identity, serving, found, last, most_bytes or _MOST_BYTES)
                 for message in await asyncio.to_thread(read):
@@ -174,7 +185,7 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
             for one in found
             if one.id in rows or one.id in deleted
         ]
-        messages = [pb.ChangesResponse(changes=part, last=part[-1].number) for part in _parts(changes, most_bytes)]
+        messages = [pb.ChangesResponse(changes=part, last=part[-1].number) for part in parts(changes, most_bytes)]
         if not messages:
             return [pb.ChangesResponse(last=last)]
         messages[-1].last = last
@@ -206,71 +217,13 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
         for event in self._waiting.get(identity, ()):
             event.set()
 
-    def _listening(self, identity: str) -> _Listening:
-        return _Listening(self._waiting[identity])
 
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """A node that has asked what there is for it."""
 
-class _Listening:
-    """An event among those that are set when there is something new."""
-
-    def __init__(self, waiting: set[asyncio.Event]) -> None:
-        self._waiting = waiting
-        self._event = asyncio.Event()
-
-    def __enter__(self) -> asyncio.Event:
-        self._waiting.add(self._event)
-        return self._event
-
-    def __exit__(self, *_: object) -> None:
-        self._waiting.discard(self._event)
-
-
-class _Reading:
-    """What a node has acknowledged."""
-
-    def __init__(self, receipts: Receipts, peer: Here) -> None:
-        self._receipts = receipts
-        self._peer = peer
-        self._more = asyncio.Event()
-        self.acknowledged = 0
-
-    async def take(self, number: int) -> None:
-        self.acknowledged = number
-        taken = partial(self._receipts.acknowledged, self._peer.node, self._peer.site, number, time.time())
-        await asyncio.to_thread(taken)
-        self._more.set()
-
-    async def run(self, requests: AsyncIterator[pb.ChangesRequest]) -> None:
-        async for request in requests:
-            if request.acknowledged < self.acknowledged:
-                raise InvalidInput(f"{request.acknowledged} is acknowledged after {self.acknowledged}")
-            await self.take(request.acknowledged)
-
-    async def until(self, number: int, reader: asyncio.Task[None]) -> None:
-        """It has that, or asks no more."""
-        while self.acknowledged < number and not reader.done():
-            self._more.clear()
-            await _first(self._more.wait(), reader)
-
-
-async def _first(waited: Any, reader: asyncio.Task[None]) -> None:
-    """Returns when either is over."""
-    task = asyncio.ensure_future(waited)
-    try:
-        await asyncio.wait({task, reader}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        task.cancel()
-
-
-def _parts(changes: Sequence[pb.Change], most_bytes: int) -> Iterator[list[pb.Change]]:
-    part: list[pb.Change] = []
-    size = 0
-    for one in changes:
-        more = one.ByteSize()
-        if part and size + more > most_bytes:
-            yield part
-            part, size = [], 0
-        part.append(one)
-        size += more
-    if part:
-        yield part
+    peer: Here
+    # By the monotonic clock.
+    at_s: float
+    # By identity, what it does not take, and why.
+    refused: Mapping[str, str]
