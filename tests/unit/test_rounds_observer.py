@@ -173,6 +173,15 @@ def test_a_round_says_what_each_site_did(folder: RunFolder) -> None:
     np.testing.assert_array_equal(folder.arrays(0)["weight"], [0, 0])
 
 
+@pytest.mark.parametrize("said", [float("nan"), float("inf"), -3, 2**62])
+def test_a_count_that_is_none_ends_nothing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, said: float) -> None:
+    """What the strategy makes of it is its own affair."""
+    monkeypatch.setitem(SITES, 12, (SITES[12][0], said))
+    run(folder, FedAvg(), rounds=1)
+    (record,) = folder.rounds()
+    assert {site.node: site.examples for site in record.sites} == {"n11": SITES[11][1], "n12": 0}
+
+
 def test_a_silent_site_is_missing(folder: RunFolder) -> None:
     run(folder, FedAvg(), FakeGrid(lambda node, type: "silent" if node == 11 else None), rounds=1)
     assert {site.node: site.answer for site in folder.rounds()[0].sites} == {"n11": "missing", "n12": "counted"}

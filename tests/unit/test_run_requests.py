@@ -61,6 +61,7 @@ REFUSED: dict[str, tuple[Mapping[str, Any], str]] = {
     "two keys": ({"settings": {"a": "1\nb = 2"}}, "which is no value of TOML"),
     "a list": ({"settings": {"a": "[1]"}}, r"setting a is \[1\]; expected a text, a number, true or false"),
     "infinite": ({"settings": {"a": "inf"}}, "setting a is inf; expected a finite number"),
+    "large": ({"settings": {"a": str(2**63)}}, "setting a is 9223372036854775808; expected a whole number of 64 bits"),
     "long": ({"settings": {"a": "1" * 3000}}, "has 3000 characters"),
     "key": ({"idempotency_key": "k" * 201}, "the idempotency key has 201 characters"),
     "noise": ({"privacy": pb.Privacy(clipping_norm=1.0)}, "noise_multiplier is 0"),
@@ -177,6 +178,7 @@ def test_an_app_s_config_is_read_from_its_bundle() -> None:
         (fab(**{"../outside.py": "x"}), "would lie outside of it"),
         (fab(**{"/etc/passwd": "x"}), "would lie outside of it"),
         (b"x" * (10 * 1024 * 1024 + 1), "Flower takes at most"),
+        (fab(**{"pyproject.toml": PROJECT + "#" * 1024**2}), "the app's pyproject.toml is above the limit of 1 MiB"),
         (fab()[:-40], "no Flower App Bundle"),
     ],
 )

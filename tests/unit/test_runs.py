@@ -28,6 +28,8 @@ async def test_a_run_trains_and_is_kept(world: World) -> None:
         assert [(site.node, site.site) for site in ended.rounds[1].sites] == [(n, f"site-{n}") for n in "abc"]
         assert (ended.resumed, ended.version, world.engine.running, world.engine.ready) == (0, "", [], False)
         assert ended.ended_at_s and not ended.HasField("gate")
+        # Of one that has ended they are read when somebody asks.
+        assert begun.id not in found.runs._rounds
         listed = (await found.calls.list(pb.ListRunsRequest(model=MODEL))).runs
         assert [(run.id, len(run.rounds), len(run.rounds[1].sites)) for run in listed] == [(begun.id, 4, 0)]
     async with plane(world) as again:

@@ -9,6 +9,7 @@ import pytest
 from nearmesh_controlplane.runs.folder import End, RunFolder, from_npz
 from nearmesh_controlplane.runs.trainer import Trainer
 
+from nearmesh.errors import ConfigError
 from nearmesh.v1 import run_pb2 as pb
 from tests.pretended_runs import (
     FAILED,
@@ -145,6 +146,18 @@ async def test_a_server_app_that_gives_up_says_why(world: World) -> None:
         id = (await found.start(rounds=1)).id
         ended = await found.until(id, FAILED)
         assert (ended.reason, len(world.engine.runs)) == ("the recipe has no parameter 'w'", 1)
+
+
+async def test_an_engine_that_is_set_up_wrongly_ends_the_run_with_why(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def prepare() -> None:
+        raise ConfigError("[runs] ca: /etc/ca.pem cannot be used")
+
+    monkeypatch.setattr(world.engine, "prepare", prepare)
+    async with plane(world) as found:
+        ended = await found.until((await found.start()).id, FAILED)
+        assert ended.reason == "[runs] ca: /etc/ca.pem cannot be used"
 
 
 async def test_an_engine_that_is_away_is_waited_for_and_counts_as_no_attempt(world: World) -> None:

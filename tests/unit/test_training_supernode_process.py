@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from nearmesh_agent.training import supernode_process
 from nearmesh_agent.training.supernode_process import take_leave_for_the_one_before
 
 pytest.importorskip("flwr", reason="federated rounds need the extra `rounds`")
@@ -32,6 +34,26 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(FleetHttpClient, "ActivateNode", activate)
     monkeypatch.setattr(FleetHttpClient, "DeactivateNode", deactivate)
     return heard
+
+
+def test_a_superexec_that_cannot_be_started_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Enough(BaseException): ...
+
+    outcomes = iter([OSError(11, "Resource temporarily unavailable"), None, Enough()])
+
+    def run(*_: object, **__: object) -> None:
+        if outcome := next(outcomes):
+            raise outcome
+
+    monkeypatch.setattr(supernode_process.subprocess, "run", run)
+    monkeypatch.setattr(supernode_process, "AGAIN_S", 0)
+    ready = threading.Event()
+    ready.set()
+    with pytest.raises(Enough):
+        supernode_process._keep_superexec(["superexec"], ready)
+    assert "the SuperExec cannot be started: [Errno 11]" in capsys.readouterr().err
 
 
 def begin(kept: Path) -> None:

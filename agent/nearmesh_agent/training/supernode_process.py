@@ -120,7 +120,11 @@ def _keep_superexec(command: Sequence[str], ready: threading.Event) -> None:
     """Not before apps can begin: from when it takes a message on, Flower waits for the app for half a minute."""
     ready.wait(NURSERY_WITHIN_S)
     while True:
-        subprocess.run(leashed(command), stdin=subprocess.DEVNULL, check=False)
+        try:
+            subprocess.run(leashed(command), stdin=subprocess.DEVNULL, check=False)
+        except OSError as error:
+            # No more processes, for now. Without it, messages would be held here and nothing would come of them.
+            print(f"the SuperExec cannot be started: {error}", file=sys.stderr)  # noqa: T201  # its log
         time.sleep(AGAIN_S)
 
 

@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from nearmesh.round_messages import NUM_EXAMPLES
 from nearmesh_controlplane.rounds import run_grid
+from nearmesh_controlplane.rounds.answers import MOST_EXAMPLES
 from nearmesh_controlplane.rounds.layout import record_of
 from nearmesh_controlplane.runs.folder import (
     COUNTED,
@@ -242,7 +243,7 @@ class _Round:
 
     def _site(self, names: Mapping[int, SiteInfo], node: int) -> SiteRecord:
         judged = dict(self.judged.get(node, {}))
-        examples = int(judged.pop(NUM_EXAMPLES, 0))
+        examples = _count(judged.pop(NUM_EXAMPLES, 0))
         # One that was only asked to judge.
         other = {"answer": COUNTED if judged else MISSING, "examples": examples}
         return SiteRecord(node=_site(names, node).node, metrics=judged, **self.trained.get(node, other))
@@ -265,13 +266,18 @@ def _trained(answer: Message | None, before: Arrays) -> dict[str, Any]:
     if answer.has_error():
         return {"answer": FAILED, "detail": (answer.error.reason or f"error {answer.error.code}")[:LONGEST_DETAIL]}
     figures = _figures_of(answer)
-    examples = int(figures.pop(NUM_EXAMPLES, 0))
+    examples = _count(figures.pop(NUM_EXAMPLES, 0))
     return {
         "answer": COUNTED,
         "examples": examples,
         "train_metrics": figures,
         "update_norm": _norm(answer, before),
     }
+
+
+def _count(said: float) -> int:
+    """0 where it is none; a site may say anything."""
+    return int(said) if 0 <= said <= MOST_EXAMPLES else 0
 
 
 def _norm(answer: Message, before: Arrays) -> float:

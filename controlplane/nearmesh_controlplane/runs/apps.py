@@ -19,9 +19,13 @@ from nearmesh.round_messages import SETTING
 MAX_FAB_BYTES = 10 * 1024 * 1024
 MAX_UNPACKED_BYTES = 200 * 1024 * 1024
 MAX_FILES = 5_000
+# Of its pyproject.toml, which is read here.
+MAX_PROJECT_BYTES = 1024 * 1024
 
 SERVER_APP = "nearmesh_controlplane.rounds.server_app:app"
 CLIENT_APP = "nearmesh_agent.training.client_app:app"
+
+PROJECT = "pyproject.toml"
 
 # By which a stock app says how many rounds it makes.
 ROUNDS = "num-server-rounds"
@@ -97,7 +101,7 @@ def check_fab(content: bytes) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             _check_files(archive)
-            project = tomllib.loads(archive.read("pyproject.toml").decode("utf-8"))
+            project = tomllib.loads(archive.read(PROJECT).decode("utf-8"))
     except (zipfile.BadZipFile, KeyError, NotImplementedError, EOFError, OSError, RuntimeError, zlib.error) as error:
         raise InvalidInput(f"the app is no Flower App Bundle, as `flwr build` makes one: {error}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
@@ -112,11 +116,13 @@ def _check_files(archive: zipfile.ZipFile) -> None:
         raise InvalidInput(
             f"the app has {len(files)} files of {unpacked} bytes; at most {MAX_FILES} of {MAX_UNPACKED_BYTES} are taken"
         )
+    if any(file.filename == PROJECT and file.file_size > MAX_PROJECT_BYTES for file in files):
+        raise InvalidInput(f"the app's {PROJECT} is above the limit of {MAX_PROJECT_BYTES // 1024**2} MiB")
     names = {file.filename for file in files}
     for name in names:
         if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or ":" in name:
             raise InvalidInput(f"the app has a file {name[:100]!r}, which would lie outside of it")
-    for name in ("pyproject.toml", ".info/CONTENT"):
+    for name in (PROJECT, ".info/CONTENT"):
         if name not in names:
             raise InvalidInput(f"the app has no {name}; `flwr build` makes a bundle of an app's folder")
 

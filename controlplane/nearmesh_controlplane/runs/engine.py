@@ -39,7 +39,8 @@ class Engine(Protocol):
     async def prepare(self) -> None:
         """Has a SuperLink running when it returns, and kept running until `release`.
 
-        Raises NotInstalled where Flower is not installed, EngineAway when it does not start.
+        Raises NotInstalled where Flower is not installed, ConfigError where its files cannot be used, EngineAway when
+        it does not start.
         """
         ...
 

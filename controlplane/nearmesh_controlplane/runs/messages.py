@@ -138,6 +138,8 @@ def _value(name: str, text: str) -> Any:
         raise InvalidInput(f'setting {name} is {text[:100]}, which is no value of TOML; a text is written "so"')
     if isinstance(found["value"], float) and not math.isfinite(found["value"]):
         raise InvalidInput(f"setting {name} is {text}; expected a finite number")
+    if isinstance(found["value"], int) and not -(2**63) <= found["value"] < 2**63:
+        raise InvalidInput(f"setting {name} is {text[:40]}; expected a whole number of 64 bits")
     return found["value"]
 
 

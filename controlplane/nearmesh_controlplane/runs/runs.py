@@ -208,4 +208,5 @@ class Runs:
             self._runs[run.id] = run
         if not run.active:
             self._progress.pop(run.id, None)
+            self._rounds.pop(run.id, None)
         self.changes.bump()

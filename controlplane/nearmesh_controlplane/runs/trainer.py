@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nearmesh.errors import InvalidInput, MeshError, NotFound, NotInstalled, PackageError
+from nearmesh.errors import ConfigError, InvalidInput, MeshError, NotFound, NotInstalled, PackageError
 from nearmesh_controlplane.runs import machine, schedule
 from nearmesh_controlplane.runs.desk import Desk
 from nearmesh_controlplane.runs.engine import ENDED, Engine, EngineAway, EngineStatus
@@ -107,7 +107,7 @@ class Trainer:
             words = f"{machine.AWAY}: {error.message}"
             await self._runs.step(run, lambda run: machine.put_off(run, words, self._wall()))
             return
-        except NotInstalled as error:
+        except (NotInstalled, ConfigError) as error:
             await self._fail(run, error)
             return
         try:
