@@ -68,6 +68,16 @@ async def test_one_that_is_away_is_named_and_one_that_was_removed_is_not(mesh: S
     assert not gone.vector_nodes
 
 
+async def test_a_node_that_moves_or_begins_to_keep_some_is_told_anew(mesh: State, kept: Vectors) -> None:
+    assert named(mesh, kept, "a") == ["a", "b", "c"]
+    await mesh.registry.hello("none", pb.NodeHello(mesh_address="none:8003", keeps_vectors=True))
+    await mesh.registry.hello("c", pb.NodeHello(mesh_address="c:9", keeps_vectors=True))
+    found = {one.node: one.address for one in kept.nodes_for(mesh.registry.get("a"))}
+    assert found == {
+        name: f"europe-west1/{name}:{port}" for name, port in (("a", 8003), ("b", 8003), ("c", 9), ("none", 8003))
+    }
+
+
 async def test_p2_who_keeps_vectors_is_known_after_a_restart_before_anybody_is_back(mesh: State, kept: Vectors) -> None:
     await mesh.registry.restore()
     assert named(mesh, kept, "a") == ["a", "b", "c"]

@@ -24,7 +24,7 @@ Allowed = Callable[[str], frozenset[str] | None]
 
 
 class Vectors:
-    """Of all nodes. Looks at them once for each change, however many ask."""
+    """Of all nodes. Looks at them once for each change; most are no change of who keeps vectors."""
 
     def __init__(self, registry: Registry, changes: Generation, reach: Reach, allowed: Allowed) -> None:
         self._registry = registry
@@ -32,8 +32,10 @@ class Vectors:
         self._reach = reach
         self._allowed = allowed
         self._said: dict[str, pb.VectorStatus] = {}
-        self._seen = 0
-        self._regions: dict[str, list[pb.VectorNode]] = {}
+        self._seen = -1
+        self._keepers: list[Node] = []
+        # As a region's nodes see them, and the rule that it was made under.
+        self._regions: dict[str, tuple[frozenset[str] | None, list[pb.VectorNode]]] = {}
 
     def heard(self, node_id: str, status: pb.NodeStatus) -> None:
         """Takes over what a node says with a report; nobody but people acts on it."""
@@ -53,22 +55,28 @@ class Vectors:
 
     def nodes_for(self, node: Node) -> list[pb.VectorNode]:
         """Whom it is told of."""
-        if self._seen != self._changes.value:
-            self._seen = self._changes.value
-            self._regions.clear()
-        if node.region not in self._regions:
-            self._regions[node.region] = self._of_region(node.region)
-        found = self._regions[node.region]
+        self._look()
+        allowed, known = self._allowed(node.region), self._regions.get(node.region)
+        if known is None or known[0] != allowed:
+            known = self._regions[node.region] = allowed, self._of_region(node.region, allowed)
+        found = known[1]
         if len(found) <= MOST:
             return found
         return sorted(found, key=lambda one: (one.site != node.site, one.region != node.region, one.node))[:MOST]
 
-    def _of_region(self, region: str) -> list[pb.VectorNode]:
-        allowed = self._allowed(region)
+    def _look(self) -> None:
+        if self._seen == self._changes.value:
+            return
+        self._seen = self._changes.value
+        keepers = [node for node in self._registry.serving_nodes() if node.keeps_vectors and node.mesh_address]
+        if list(map(_place, keepers)) != list(map(_place, self._keepers)):
+            self._keepers = keepers
+            self._regions.clear()
+
+    def _of_region(self, region: str, allowed: frozenset[str] | None) -> list[pb.VectorNode]:
         return [
             self._named(region, node, barred=allowed is not None and node.region not in allowed)
-            for node in self._registry.serving_nodes()
-            if node.keeps_vectors and node.mesh_address
+            for node in self._keepers
         ]
 
     def _named(self, region: str, node: Node, *, barred: bool) -> pb.VectorNode:
@@ -81,3 +89,8 @@ class Vectors:
             server_name=peer.server_name,
             barred=barred,
         )
+
+
+def _place(node: Node) -> tuple[str, str, str, str]:
+    """What others are told of it."""
+    return node.id, node.site, node.region, node.mesh_address
