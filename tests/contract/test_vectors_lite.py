@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from nearmesh_agent.vectors.model import Table, Write
+from nearmesh_agent.vectors.store import lite as lite_module
 from nearmesh_agent.vectors.store.lite import LiteStore
 
 from nearmesh.errors import NotReady, Unreachable
@@ -102,3 +103,22 @@ def test_a_terminal_that_is_interrupted_does_not_end_it(lite: LiteStore) -> None
     os.kill(lite.pid, signal.SIGINT)
     assert lite.count("books") == 0
     assert lite._process.life == 1
+
+
+def test_where_its_socket_lies(tmp_path: Path) -> None:
+    folder = tmp_path / "milvus.db"
+    live = lite_module.private_folder(folder)
+    assert live.parent == tmp_path or len(str(tmp_path)) > 60
+    gone = tmp_path / f".milvus.db.{2**30}.left"
+    gone.mkdir()
+    mine = tmp_path / ".milvus.db.1.somebody"
+    mine.mkdir()
+    again = lite_module.private_folder(folder)
+    assert not gone.exists() and mine.exists() and live.exists() and again != live
+    deep = tmp_path / ("x" * 90) / "milvus.db"
+    deep.parent.mkdir()
+    elsewhere = lite_module.private_folder(deep)
+    assert deep.parent not in elsewhere.parents and len(str(elsewhere / "1000")) < 108
+    for each in (live, again, elsewhere):
+        assert stat.S_IMODE(each.stat().st_mode) == 0o700
+        each.rmdir()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,8 @@ _START_S = 60.0
 # It writes out what it has in memory.
 _STOP_S = 30.0
 _AGAIN_S, _AGAIN_AT_MOST_S = 0.5, 30.0
+# Linux keeps the path of a socket in 108 bytes; a folder's random end and the socket's own name are still to come.
+_SOCKET_FOLDER_BYTES = 85
 # Lite sorts all keys for each page.
 _PAGE_ROWS = 4000
 
@@ -141,8 +144,6 @@ class LiteProcess:
 
     def __init__(self, folder: Path, *, gone: Callable[[], None]) -> None:
         self._folder, self._gone = folder, gone
-        # Short, as the path of a socket must be, and for nobody else.
-        self._private = Path(tempfile.mkdtemp(prefix="nearmesh-lite-"))
         self._changed = threading.Condition()
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = self._closing = self._refused = False
@@ -150,6 +151,7 @@ class LiteProcess:
         # Counts its processes.
         self.life = 0
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._private = private_folder(folder)
         # The kernel ends a child with the thread that started it.
         self._keeper = threading.Thread(target=self._keep, name="milvus-lite", daemon=True)
         self._keeper.start()
@@ -234,3 +236,17 @@ class LiteProcess:
         with self._changed:
             self._changed.wait_for(lambda: self._closing, again_s)
         return min(2 * again_s, _AGAIN_AT_MOST_S)
+
+
+def private_folder(folder: Path) -> Path:
+    """For sockets, and for nobody else: beside Lite's folder, or where all have theirs if its name is too long.
+
+    Those that killed processes have left beside it go.
+    """
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        pid = left.name.removeprefix(f".{folder.name}.").partition(".")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    name = f".{folder.name}.{os.getpid()}."
+    is_short = len(os.fsencode(folder.parent / name)) <= _SOCKET_FOLDER_BYTES
+    return Path(tempfile.mkdtemp(prefix=name, dir=folder.parent if is_short else None))
