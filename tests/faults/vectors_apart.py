@@ -243,10 +243,13 @@ def _never(place: Place, two: Two) -> set[str]:
 
 
 async def _watch(place: Place, never: set[str], stop: asyncio.Event) -> None:
-    """What a search, a page and a look by name show while the sites come together."""
+    """What searches by vectors and by words, and a look by name, show while the sites come together."""
     while not stop.is_set():
-        found = await place.docs.search(np.ones(DIMENSION, np.float32), k=len(IDS))
-        seen = {hit.row.id for hit in found.hits} | {row.id for row in await place.docs.fetch(sorted(never))}
+        by_vector = await place.docs.search(np.ones(DIMENSION, np.float32), k=len(IDS))
+        by_words = await place.docs.retrieve("left or right", mode="lexical", k=len(IDS))
+        seen = {hit.row.id for hit in (*by_vector.hits, *by_words.hits)}
+        assert by_words.hits
+        seen |= {row.id for row in await place.docs.fetch(sorted(never))}
         place.ghosts += sorted(seen & never)
 
 
