@@ -56,6 +56,26 @@ def test_a_superexec_that_cannot_be_started_is_tried_again(
     assert "the SuperExec cannot be started: [Errno 11]" in capsys.readouterr().err
 
 
+def test_a_nursery_that_cannot_be_started_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Enough(BaseException): ...
+
+    def popen(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    def sleep(_: float) -> None:
+        raise Enough
+
+    monkeypatch.setattr(supernode_process.subprocess, "Popen", popen)
+    monkeypatch.setattr(supernode_process.time, "sleep", sleep)
+    ready, before = threading.Event(), len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(Enough):
+        supernode_process._keep_nursery(["nursery"], ready)
+    assert ready.is_set() and len(list(Path("/proc/self/fd").iterdir())) == before
+    assert "the nursery cannot be started: [Errno 12]" in capsys.readouterr().err
+
+
 def begin(kept: Path) -> None:
     from flwr.supernode.fleet_http_client import FleetHttpClient
 

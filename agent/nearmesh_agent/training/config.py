@@ -11,7 +11,7 @@ from typing import Literal
 from nearmesh.addresses import is_address
 from nearmesh.config import Problem, refuse
 
-# Below a tenth a round hardly ends within its time; held back more than half, and little is left to learn from.
+# Below a twentieth a round hardly ends within its time; held back more than half, and little is left to learn from.
 SMALLEST_SHARE = 0.05
 MOST_HELD_BACK = 0.9
 # As Flower takes its --node-config apart.

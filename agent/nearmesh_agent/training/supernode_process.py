@@ -105,15 +105,30 @@ def take_leave_for_the_one_before(kept: Path) -> None:
 def _keep_nursery(command: Sequence[str], ready: threading.Event) -> None:
     """Sets `ready` when it has imported all, or has failed in that."""
     while True:
-        read, write = os.pipe()
+        try:
+            _nursery(command, ready)
+        except OSError as error:
+            # No more processes, for now; apps begin without it.
+            print(f"the nursery cannot be started: {error}", file=sys.stderr)  # noqa: T201  # its log
+        ready.set()
+        time.sleep(AGAIN_S)
+
+
+def _nursery(command: Sequence[str], ready: threading.Event) -> None:
+    """One of them, to its end."""
+    read, write = os.pipe()
+    try:
         # Ended by the kernel with the thread that starts it, which lives as long as the process.
         process = subprocess.Popen(leashed([*command, str(write)]), stdin=subprocess.DEVNULL, pass_fds=(write,))
-        os.close(write)
-        os.read(read, 1)
+    except OSError:
         os.close(read)
-        ready.set()
-        process.wait()
-        time.sleep(AGAIN_S)
+        raise
+    finally:
+        os.close(write)
+    os.read(read, 1)
+    os.close(read)
+    ready.set()
+    process.wait()
 
 
 def _keep_superexec(command: Sequence[str], ready: threading.Event) -> None:
