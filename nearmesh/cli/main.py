@@ -65,6 +65,11 @@ class Commands(click.Group):
             raise Failure(error.message) from None
         except BaseExceptionGroup as group:
             raise Failure(_only_ours(group)) from None
+        except UnicodeEncodeError as error:
+            if error.encoding != "utf-8":
+                # Of what is printed.
+                raise
+            raise Failure(f"{error.object[:80]!r} has bytes that are no UTF-8, which no message carries") from None
         except OSError as error:
             # A reader that went away (`| head`) is click's to handle; the rest is a file that cannot be used.
             if error.errno == errno.EPIPE:

@@ -67,8 +67,10 @@ def _field(context: click.Context, option: click.Parameter, values: tuple[str, .
 @click.option("--embedder", default="", metavar="MODEL", help="A model of the node that makes vectors of texts.")
 @click.option("--dimension", type=click.IntRange(1), help="Of vectors that you bring; an embedder has its own.")
 @click.option("--metric", type=click.Choice(METRICS), default="cosine", show_default=True)
-@click.option("--field", "fields", multiple=True, callback=_field, metavar="NAME:TYPE", help="What filters ask about.")
-@click.option("--replicate-to", multiple=True, metavar="SITE", help="A site that gets all that is written here.")
+@click.option(
+    "--field", "fields", multiple=True, callback=_field, metavar="NAME:TYPE", help="For filters; may be repeated."
+)
+@click.option("--replicate-to", multiple=True, metavar="SITE", help="It gets all that is written; may be repeated.")
 @click.option("--region", "regions", multiple=True, help="Where its rows may be kept and asked from; may be repeated.")
 @click.option("--index-type", default="", help="As Milvus calls it.  [default: the best that it has]")
 @click.option("--description", default="")

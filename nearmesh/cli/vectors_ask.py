@@ -36,7 +36,11 @@ def ask_options(command: F) -> F:
                 help="Who is asked: the node, or every node of its site, its region or the mesh.",
             ),
             click.option("--reach-name", default="", metavar="NAME", help="Another site or region than the node's."),
-            click.option("--within-ms", type=click.IntRange(0), default=0, help="Merge what has come by then."),
+            click.option(
+                "--within-ms",
+                type=click.IntRange(1),
+                help="Merge what has come by then.  [default: at the end of the call]",
+            ),
         )
     ):
         command = option(command)
@@ -82,7 +86,9 @@ def search(
 @click.argument("name", metavar="COLLECTION")
 @click.argument("text")
 @ask_options
-@click.option("--mode", type=click.Choice(("hybrid", "dense", "lexical")), help="By meaning, by words, or by both.")
+@click.option(
+    "--mode", type=click.Choice(("hybrid", "dense", "lexical")), help="By meaning, words, or both.  [default: hybrid]"
+)
 @click.option("--dense-weight", type=click.FloatRange(0, 1), help="Of the meaning, in a hybrid score.")
 @click.option("--reranker", default="", metavar="MODEL", help="A model that puts the best in order once more.")
 @click.option("--rerank-k", type=click.IntRange(1, 200), help="Passages that it scores.  [default: 3 times k]")
@@ -135,14 +141,14 @@ def retrieve(
     note(f"{ms(timings['total_ms'])} ms: {said}" if said else f"{ms(timings['total_ms'])} ms")
 
 
-def _reach(*, reach: Any, reach_name: str, within_ms: int) -> Reach | None:
+def _reach(*, reach: Any, reach_name: str, within_ms: int | None) -> Reach | None:
     from nearmesh.client.vectors import Reach
 
     if within_ms and reach == "node":
         raise click.UsageError("--within-ms goes with --reach site, region or mesh")
     if reach_name and reach not in ("site", "region"):
         raise click.UsageError("--reach-name goes with --reach site or --reach region")
-    return Reach(scope=reach, name=reach_name, within_ms=within_ms) if reach != "node" else None
+    return Reach(scope=reach, name=reach_name, within_ms=within_ms or 0) if reach != "node" else None
 
 
 def _vector(text: str) -> Any:

@@ -31,7 +31,7 @@ SHOWN_PROBLEMS = 20
 @click.option("--collection", required=True, metavar="NAME", help="Where the rows go; it must be there.")
 @click.option("--as", "called", default="", metavar="NAME", help="In names of sources, instead of the folder's own.")
 @click.option("--type", "kind", type=click.Choice(KINDS), help="Of files whose name does not tell.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out what is named so, such as 'drafts/*'.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out, such as 'drafts/*'; may be repeated.")
 @click.option("--length", type=int, help="Characters of a part, at most; Chinese ones count as four.  [default: 1000]")
 @click.option("--overlap", type=int, help="How much of a part is in the next one as well.  [default: 150]")
 @click.option("--encoding", default="utf-8", show_default=True, help="Of texts that do not say.")

@@ -185,6 +185,12 @@ def test_rows_are_counted_fetched_and_deleted(run: Bench) -> None:
     assert run("vectors", "drop", "docs", "--yes").stdout == "docs is gone, with 1,234 rows\n"
 
 
+def test_words_that_are_no_text_are_told(run: Bench) -> None:
+    done = run("vectors", "count", "docs", "--filter", "year > \udcff")
+    assert done.exit_code == 1
+    assert done.stderr == r"error: 'year > \udcff' has bytes that are no UTF-8, which no message carries" + "\n"
+
+
 def test_searches_and_passages(run: Bench) -> None:
     done = run("vectors", "search", "docs", "[1, 0.5]", "--k", "3", "--reach", "region", "--reach-name", "us-east1")
     assert done.exit_code == 0, done.output
