@@ -121,7 +121,17 @@ async def test_the_engine_searches_where_the_index_is_not_to_be_in_memory(tmp_pa
         assert (found.hits[0].row.id, found.way) == ("000007", "engine")
         await node.stub.Delete(pb.DeleteRequest(collection=DOCS, ids=["000007"]))
         await node.kill()
-        found = await node.stub.Search(pb.SearchRequest(collection=DOCS, vector=vector(7), k=3), timeout=30)
+
+        async def answered() -> pb.SearchResponse | None:
+            try:
+                asked = pb.SearchRequest(collection=DOCS, vector=vector(7), k=3)
+                return await node.stub.Search(asked, timeout=30)  # type: ignore[no-any-return]
+            except grpc.aio.AioRpcError as error:
+                # Milvus Lite takes a while to begin.
+                assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+                return None
+
+        found = await until(answered, within_s=90, what="the engine answers")
         assert "000007" not in [hit.row.id for hit in found.hits] and len(found.hits) == 3
 
 

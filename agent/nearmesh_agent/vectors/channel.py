@@ -47,10 +47,7 @@ class VectorChannel:
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from None
         except asyncio.CancelledError:
-            # The library says so as well to whoever waits when the channel is closed, as it is when the process ends.
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
+            _check_cancelled()
             raise NotReady(AWAY, retry_after_ms=_AGAIN_MS) from None
 
     async def stream(
@@ -100,19 +97,26 @@ async def _read(call: Any) -> AsyncGenerator[bytes, None]:
     except grpc.aio.AioRpcError as error:
         raise _translated(error) from None
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
+        _check_cancelled()
         raise NotReady(AWAY, retry_after_ms=_AGAIN_MS) from None
     finally:
         call.cancel()
 
 
+def _check_cancelled() -> None:
+    """Raises CancelledError if it was the present task that was cancelled.
+
+    The library says so as well to whoever waits when the channel is closed, as it is when the process ends.
+    """
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise asyncio.CancelledError
+
+
 def _translated(error: grpc.aio.AioRpcError) -> MeshError:
     """The process's own error; where it said nothing, what its silence means."""
-    task = asyncio.current_task()
-    if error.code() is grpc.StatusCode.CANCELLED and task and task.cancelling():
-        raise asyncio.CancelledError from error
+    if error.code() is grpc.StatusCode.CANCELLED:
+        _check_cancelled()
     if any(key == REASON_KEY for key, _ in error.trailing_metadata() or ()):
         return from_rpc_error(error)
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):

@@ -35,6 +35,8 @@ _WRITERS = 2
 _OPENERS = 2
 # A store that cannot be opened is tried again.
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
+# At the end: Milvus may be writing out what it has, which takes it long. A crash is no worse for it.
+STORE_WITHIN_S = 2.0
 # Requests for a collection that is being opened wait for it, up to this.
 OPEN_WITHIN_S = 20.0
 
@@ -174,10 +176,14 @@ class Keeper:
             # First of all: who waits for this process does not wait for long.
             await asyncio.to_thread(_saved, collection)
         await asyncio.to_thread(self.ledger.save, await self.desk.settled())
-        if self.applier:
-            await asyncio.to_thread(self.applier.stop)
-        if self.store:
-            await asyncio.to_thread(self.store.close)
+        try:
+            async with asyncio.timeout(STORE_WITHIN_S):
+                if self.applier:
+                    await asyncio.to_thread(self.applier.stop)
+                if self.store:
+                    await asyncio.to_thread(self.store.close)
+        except TimeoutError:
+            log.info("the store is left in the middle of its work; the journal has what it lacks")
         for collection in self:
             for table in collection.tables:
                 await asyncio.to_thread(table.close)
@@ -332,7 +338,12 @@ class Keeper:
         return Collection(spec, tables[0], self.desk, *tables[1:])
 
     def _saved(self, spec: CollectionSpec) -> list[OpenTable] | None:
-        found = [opening.saved(self.parts, table, self) for table in spec.tables]
+        """None: it has to be made from the store."""
+        try:
+            found = [opening.saved(self.parts, table, self) for table in spec.tables]
+        except (MeshError, OSError) as error:
+            log.error("what was saved of collection=%s cannot be opened, it is made anew: %s", spec.name, error)
+            return None
         return [table for table in found if table] if all(found) else None
 
     async def _make_anew(self, spec: CollectionSpec, store: Store) -> None:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 NEEDED = {"faiss": "faiss-cpu", "milvus_lite": "milvus-lite", "pymilvus": "pymilvus", "tantivy": "tantivy"}
 NOT_INSTALLED = "lacks {}: pip install 'nearmesh-agent[vectors]'"
 # Between two starts of one that ends by itself; after one that ran for longer than STEADY_S, the first again.
-FIRST_WAIT_S, LONGEST_WAIT_S, STEADY_S = 0.2, 10.0, 60.0
+FIRST_WAIT_S, LONGEST_WAIT_S, STEADY_S = 0.1, 5.0, 5.0
 # What it says of its collections is looked at so often.
 LOOK_EVERY_S = 2.0
 # Its end: it saves its indexes, which makes the next start quick. What was acknowledged is on disk in any case.

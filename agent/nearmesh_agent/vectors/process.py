@@ -7,12 +7,14 @@ socket in a private folder; whoever reaches that is believed, as is what it says
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import uvloop
 
@@ -78,25 +80,30 @@ async def serve(
         await keeper.close()
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     configure_logging(os.environ.get("NEARMESH_LOG_LEVEL", "info"))
+    if sys.__stderr__:
+        # Native libraries may crash: where it was is in the log then, and nowhere else.
+        faulthandler.enable(sys.__stderr__)
     settings = Settings.from_bytes(Path(arguments[0]).read_bytes())
     # Native libraries take a moment; --help of the agent, and its tests, should not.
     parts: Parts = importlib.import_module("nearmesh_agent.vectors.real_parts").RealParts(settings)
 
-    async def run() -> None:
+    async def run() -> NoReturn:
         rare_collections()
         sys.setswitchinterval(_SWITCH_S)
-        await serve(settings, parts, stop_on_signals())
+        code = 0
+        try:
+            await serve(settings, parts, stop_on_signals())
+        except* (MeshError, OSError) as group:
+            log.error("vectors end: %s", "; ".join(str(error) for error in group.exceptions))
+            code = 1
+        logging.shutdown()
+        # Threads may be waiting for Milvus, and the interpreter would wait for them.
+        os._exit(code)
 
-    code = 0
-    try:
-        uvloop.run(run())
-    except* (MeshError, OSError) as group:
-        log.error("vectors end: %s", "; ".join(str(error) for error in group.exceptions))
-        code = 1
-    return code
+    uvloop.run(run())
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])
