@@ -26,8 +26,8 @@ from nearmesh_agent.vectors.keeper import Keeper
 
 log = logging.getLogger(__name__)
 
-# A delete is remembered for so long, and until every site has it; a site that comes back after that, with a row that it
-# never heard was deleted, brings it back.
+# A delete is remembered for so long, and until every site has it. A node that comes back with an older backup of its
+# disk, with rows that it never heard were deleted, brings them back.
 KEEP_DELETES_S = 90 * 86400.0
 _TIDY_EVERY_S = 3600.0
 _DEFAULT_PAGE, _MOST_RECEIPTS = 100, 1_000
