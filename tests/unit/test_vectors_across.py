@@ -148,6 +148,25 @@ async def test_a_drop_is_everywhere_also_for_who_comes_later(tmp_path: Path) -> 
         assert (left.names(), middle.names()) == (["docs"], [])
 
 
+async def test_a_drop_that_a_kill_cut_short_is_finished(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create(replicate_to=["right"])
+        await left.site.create("other")
+        await meet([left, right])
+        left.across.drops((await left.site.keeper.get("default", "docs")).spec)
+        task = asyncio.create_task(left.across.run())
+        try:
+            async with asyncio.timeout(5):
+                while True:
+                    if left.names() == ["other"]:
+                        break
+                    await asyncio.sleep(0.005)
+        finally:
+            task.cancel()
+        await right.offered(left)
+        assert right.names() == []
+
+
 async def test_p9_a_site_that_is_to_have_it_no_more_gives_it_up(tmp_path: Path) -> None:
     async with places(tmp_path, "left", "middle", "right") as (left, middle, right):
         await left.site.create(replicate_to=["middle", "right"])

@@ -21,6 +21,7 @@ from nearmesh_agent.vectors.across.offers import sites_of
 from nearmesh_agent.vectors.across.places import Here, admits
 from nearmesh_agent.vectors.across.receipts import Lag
 from nearmesh_agent.vectors.across.taking import Taking
+from nearmesh_agent.vectors.collection import Collection
 from nearmesh_agent.vectors.collections import CollectionSpec
 from nearmesh_agent.vectors.keeper import Keeper
 
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 # A delete is remembered for so long, and until every site has it. A node that comes back with an older backup of its
 # disk, with rows that it never heard were deleted, brings them back.
 KEEP_DELETES_S = 90 * 86400.0
-_TIDY_EVERY_S = 3600.0
+_TIDY_EVERY_S, _OPENING_S = 3600.0, 1.0
 _DEFAULT_PAGE, _MOST_RECEIPTS = 100, 1_000
 
 
@@ -53,17 +54,21 @@ class Across:
 
     async def run(self) -> None:
         """For as long as the process lives."""
-        for collection in self._keeper:
-            if await asyncio.to_thread(self.gone.has, collection.identity):
-                # Killed between the word and the deed.
-                await self._keeper.drop(collection)
         while True:
             try:
                 for collection in self._keeper:
-                    await asyncio.to_thread(self._tidy, collection.spec)
+                    await self._look_after(collection)
             except MeshError as error:
-                log.warning("old deletes are not forgotten yet: %s", error)
-            await asyncio.sleep(_TIDY_EVERY_S)
+                log.warning("what is over is not forgotten yet: %s", error)
+            # Those that are still being opened come soon.
+            await asyncio.sleep(_TIDY_EVERY_S if self._keeper.whole else _OPENING_S)
+
+    async def _look_after(self, collection: Collection) -> None:
+        if await asyncio.to_thread(self.gone.has, collection.identity):
+            # Killed between the word and the deed.
+            await self._keeper.drop(collection)
+        else:
+            await asyncio.to_thread(self._tidy, collection.spec)
 
     def _tidy(self, spec: CollectionSpec) -> None:
         others = sorted(sites_of(spec) - {self._here.site})
