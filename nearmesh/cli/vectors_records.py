@@ -9,16 +9,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from nearmesh.cli.records import Record
-from nearmesh.client.vectors import value_of, vector_of
+from nearmesh.client.passages import vector_of
 from nearmesh.v1 import vector_pb2 as pb
-
-_METRICS = {pb.METRIC_COSINE: "cosine", pb.METRIC_IP: "ip", pb.METRIC_L2: "l2"}
-_KINDS = {
-    pb.FIELD_TYPE_STRING: "string",
-    pb.FIELD_TYPE_INT: "int",
-    pb.FIELD_TYPE_FLOAT: "float",
-    pb.FIELD_TYPE_BOOL: "bool",
-}
+from nearmesh.vector_values import FIELD_KIND_NAMES, METRIC_NAMES, value_of
 
 
 def collection(message: pb.Collection) -> Record:
@@ -29,7 +22,7 @@ def collection(message: pb.Collection) -> Record:
         "bytes": message.bytes,
         "fresh_rows": message.fresh_rows,
         "dimension": message.dimension,
-        "metric": _METRICS.get(message.metric, "unknown"),
+        "metric": METRIC_NAMES.get(message.metric, "unknown"),
         "embedder": message.embedder or None,
         "embedder_digest": message.embedder_digest or None,
         "embedder_stale": message.embedder_stale,
@@ -37,7 +30,7 @@ def collection(message: pb.Collection) -> Record:
         # Share of the rows that it has.
         "next_generation": message.next_generation if message.next_generation_number else None,
         "next_generation_number": message.next_generation_number or None,
-        "fields": {field.name: _KINDS.get(field.type, "unknown") for field in message.fields},
+        "fields": {field.name: FIELD_KIND_NAMES.get(field.type, "unknown") for field in message.fields},
         "description": message.description,
         "site": message.site,
         "replicate_to": list(message.replicate_to),

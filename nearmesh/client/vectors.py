@@ -14,27 +14,40 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import grpc
-import numpy as np
 from numpy.typing import ArrayLike
 
 from nearmesh.client.admin import AdminClient
 from nearmesh.client.bootstrap import read_bootstrap
+from nearmesh.client.passages import Passage, vector_bytes, vector_of
 from nearmesh.errors import InvalidInput, NotFound, Unreachable
 from nearmesh.rpc import REASON_KEY, from_rpc_error
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
+from nearmesh.vector_values import FIELD_KINDS, METRICS, FieldKind, Metric, Scalar, value_of
+
+__all__ = [
+    "Collection",
+    "FieldKind",
+    "Metric",
+    "Mode",
+    "Passage",
+    "Reach",
+    "Scalar",
+    "Scope",
+    "VectorClient",
+    "value_of",
+    "vector_bytes",
+    "vector_of",
+]
 
 T = TypeVar("T")
 
-Scalar = str | int | float | bool
-FieldKind = Literal["string", "int", "float", "bool"]
-Metric = Literal["cosine", "ip", "l2"]
 Mode = Literal["hybrid", "dense", "lexical"]
 Scope = Literal["node", "site", "region", "mesh"]
 
@@ -50,13 +63,6 @@ _OPTIONS = (
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.enable_retries", 0),
 )
-_METRICS: Mapping[str, pb.Metric] = {"cosine": pb.METRIC_COSINE, "ip": pb.METRIC_IP, "l2": pb.METRIC_L2}
-_KINDS: Mapping[str, pb.FieldType] = {
-    "string": pb.FIELD_TYPE_STRING,
-    "int": pb.FIELD_TYPE_INT,
-    "float": pb.FIELD_TYPE_FLOAT,
-    "bool": pb.FIELD_TYPE_BOOL,
-}
 _MODES: Mapping[str | None, pb.RetrieveRequest.Mode] = {
     None: pb.RetrieveRequest.MODE_DEFAULT,
     "hybrid": pb.RetrieveRequest.MODE_HYBRID,
@@ -69,36 +75,6 @@ _SCOPES: Mapping[str, pb.Reach.Scope] = {
     "region": pb.Reach.SCOPE_REGION,
     "mesh": pb.Reach.SCOPE_MESH,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Passage:
-    """One row to be written."""
-
-    id: str
-    # FP32, shape [dimension]. None: the collection's embedder makes it from the text.
-    vector: ArrayLike | None = None
-    text: str = ""
-    fields: Mapping[str, Scalar] = field(default_factory=dict)
-    # Where it is from: the source's name, the hash of its whole content, and which of how many parts this is.
-    source: str = ""
-    hash: str = ""
-    part: int = 0
-    parts: int = 0
-    # For people: a page, a line, a heading.
-    position: str = ""
-
-    def message(self) -> pb.Row:
-        """Raises InvalidInput."""
-        row = pb.Row(id=self.id, text=self.text)
-        if self.vector is not None:
-            row.vector = vector_bytes(self.vector)
-        for name, value in self.fields.items():
-            _put(row.fields[name], name, value)
-        if self.source:
-            row.origin.source, row.origin.hash, row.origin.position = self.source, self.hash, self.position
-            row.origin.part, row.origin.parts = self.part, self.parts
-        return row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,9 +166,9 @@ class VectorClient:
         request = pb.CreateCollectionRequest(
             collection=ref,
             dimension=dimension,
-            metric=_known(_METRICS, metric, "metric"),
+            metric=_known(METRICS, metric, "metric"),
             embedder=embedder,
-            fields=[pb.Field(name=n, type=_known(_KINDS, k, "type")) for n, k in (fields or {}).items()],
+            fields=[pb.Field(name=n, type=_known(FIELD_KINDS, k, "type")) for n, k in (fields or {}).items()],
             description=description,
             replicate_to=_listed(replicate_to, "replicate_to"),
             regions=_listed(regions, "regions"),
@@ -395,44 +371,6 @@ class Collection:
         request = pb.ListReceiptsRequest(collection=self.ref, id=id, page_size=most)
         found: pb.ListReceiptsResponse = await self._client.call(self._client.stub.ListReceipts, request)
         return found.receipts
-
-
-def vector_bytes(vector: ArrayLike) -> bytes:
-    """As the contract has it, little-endian FP32. Raises InvalidInput for what is no list of numbers."""
-    try:
-        # What is too large for FP32 is infinite then, which the node refuses with its place.
-        with np.errstate(over="ignore"):
-            found = np.asarray(vector, "<f4")
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidInput(f"not a vector: {error}") from None
-    if found.ndim != 1:
-        raise InvalidInput(f"a vector has one axis, not the shape {list(found.shape)}")
-    return found.tobytes()
-
-
-def vector_of(row: pb.Row) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Of a row that was fetched with its vector."""
-    return np.frombuffer(row.vector, "<f4")
-
-
-def value_of(value: pb.Value) -> Scalar:
-    """Of one field."""
-    kind = value.WhichOneof("kind")
-    found: Scalar = getattr(value, kind) if kind else ""
-    return found
-
-
-def _put(message: pb.Value, name: str, value: Scalar) -> None:
-    # bool first: it is an int as well.
-    for kind, attribute in ((bool, "bool"), (int, "int"), (float, "float"), (str, "string")):
-        if isinstance(value, kind):
-            try:
-                setattr(message, attribute, value)
-            except ValueError as error:
-                # A whole number of more than 64 bits, or half a character.
-                raise InvalidInput(f"field {name!r} is {str(value)[:60]!r}: {error}") from None
-            return
-    raise InvalidInput(f"field {name!r} is {value!r}; expected a bool, int, float or str")
 
 
 def _listed(names: Iterable[str], what: str) -> Iterable[str]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from nearmesh.errors import InvalidInput
-
-Scalar = str | int | float | bool
+from nearmesh.vector_values import Scalar
 
 # Shown beside a hit.
 MAX_POSITION_CHARACTERS = 120

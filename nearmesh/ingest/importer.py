@@ -31,6 +31,7 @@ from nearmesh.ingest.plan import Batch, Finished, Planner, Tally, all_of, gone, 
 from nearmesh.ingest.sources import Rules, read
 from nearmesh.ingest.target import Target
 from nearmesh.v1 import vector_pb2 as pb
+from nearmesh.vector_values import FIELD_KIND_NAMES
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +45,6 @@ CALL_LIMIT_S = 120.0
 _PASSING = (DeadlineExceeded, Draining, NotReady, Overloaded, Unreachable)
 # After so many refusals without one row taken, the next ones would be refused as well.
 MOST_REFUSED = 100
-_FIELD_TYPES = {
-    pb.FIELD_TYPE_STRING: "string",
-    pb.FIELD_TYPE_INT: "int",
-    pb.FIELD_TYPE_FLOAT: "float",
-    pb.FIELD_TYPE_BOOL: "bool",
-}
 
 OnProgress = Callable[[Tally], None]
 
@@ -223,7 +218,7 @@ def _passes(error: MeshError) -> bool:
 
 def rules_for(rules: Rules, collection: pb.Collection) -> Rules:
     """With the fields that the collection keeps."""
-    fields = {kept.name: _FIELD_TYPES[kept.type] for kept in collection.fields if kept.type in _FIELD_TYPES}
+    fields = {kept.name: FIELD_KIND_NAMES[kept.type] for kept in collection.fields if kept.type in FIELD_KIND_NAMES}
     return replace(rules, records=replace(rules.records, fields=fields, dimension=collection.dimension))
 
 

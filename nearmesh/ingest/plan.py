@@ -7,14 +7,15 @@ that is also how an import that broke off goes on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from nearmesh.errors import InvalidInput
-from nearmesh.ingest.document import Content, Document, Problem, Scalar, Unreadable
+from nearmesh.ingest.document import Content, Document, Problem, Unreadable
 from nearmesh.ingest.files import File
 from nearmesh.ingest.split import Part, Sizes, split
 from nearmesh.v1 import vector_pb2 as pb
+from nearmesh.vector_values import set_fields
 
 MAX_ROW_ID_BYTES = 256
 # Of one call: a node with a slow processor turns some texts a second into vectors, and people want to see it move.
@@ -202,16 +203,6 @@ def to_row(document: Document, content: Content, part: Part, number: int, parts:
     row.origin.part, row.origin.parts, row.origin.position = number, parts, part.position
     set_fields(row, content.fields)
     return row
-
-
-def set_fields(row: pb.Row, fields: Mapping[str, Scalar]) -> None:
-    for name, value in fields.items():
-        # bool first, since it is an int as well.
-        kind = next(kind for of, kind in _KINDS if isinstance(value, of))
-        setattr(row.fields[name], kind, value)
-
-
-_KINDS = ((bool, "bool"), (int, "int"), (float, "float"), (str, "string"))
 
 
 def older_than(finished: Finished) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from nearmesh.errors import ConfigError
-from nearmesh.ingest.document import Content, Document, Problem, Scalar, Unreadable
+from nearmesh.ingest.document import Content, Document, Problem, Unreadable
 from nearmesh.ingest.files import MAX_NAME_BYTES, speakable
 from nearmesh.ingest.plain import paragraphs
 from nearmesh.ingest.reading import clean
+from nearmesh.vector_values import Scalar
 
 # What a record's id may be, so that its name can be one of a source.
 MAX_ID_BYTES = 200
