@@ -92,6 +92,8 @@ bench: $(STAMP) ## Measure, and write benchmarks/results
 	$(BIN)/python -m benchmarks.variants
 	$(BIN)/python -m benchmarks.round_overhead
 	$(BIN)/python -m benchmarks.training_beside_serving
+	$(BIN)/python -m benchmarks.vectors
+	$(BIN)/python -m benchmarks.vectors_beside_serving
 
 soak: $(STAMP) postgres ## The fault and fuzz runs at full counts; results go to tests/faults/results
 	$(BIN)/python -m tests.faults.soak

@@ -14,99 +14,54 @@ import datetime
 import json
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 
-from benchmarks.beside.windows import RISE, RISE_MS, Rise, Window, rise, turns
-from benchmarks.figures import Spread, times
+from benchmarks.beside.asking import MODELS, RATE_PER_S, ROUNDS, SECONDS, SETTLE_S, ask, request
+from benchmarks.beside.windows import Rise, Window, bar, rise, table, turns
+from benchmarks.lines import Lines, talking
 from benchmarks.machine import commit, machine
-from benchmarks.table import Table, markdown
-from nearmesh import tensors
+from benchmarks.table import markdown
 from nearmesh.cli.output import Number, note, print_table
 from nearmesh.devmesh.children import script
-from nearmesh.devmesh.load import unary_sample
 from nearmesh.devmesh.samples import CHECKOUT
 from nearmesh.errors import MeshError
 from nearmesh.packaging.build import build
 from nearmesh.packaging.sources import default_cache
-from nearmesh.process import leashed
 
 RESULTS = CHECKOUT / "benchmarks" / "results"
-MODELS = ("digits", "file-type", "text-recognizer")
+WORK = "training"
 CPU_SHARE = 0.5
-RATE_PER_S = 20.0
-ROUNDS, SECONDS = 5, 12.0
 SEED = 6
-# After a change: what was under way ends, and an app imports its libraries.
-SETTLE_S = 1.0
 SAYS_WITHIN_S = 90.0
 
 
-class NodeFailed(MeshError):
-    """The node of the benchmark ended, or was silent for too long."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingWindow(Window):
+    """And what training did in it: examples a second, the share of the time for which it stood still, and what it had
+    of the cores when the window ended."""
 
-    reason = "NODE_FAILED"
-
-
-class Node:
-    """The node's process: a line in, a line out."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-
-    async def hear(self) -> dict[str, Any]:
-        """Its next line. Raises NodeFailed."""
-        assert self._process.stdout is not None
-        try:
-            async with asyncio.timeout(SAYS_WITHIN_S):
-                line = await self._process.stdout.readline()
-        except TimeoutError:
-            # Who says nothing would not hear of the input's end either.
-            self._process.kill()
-            raise NodeFailed(f"the node has said nothing for {SAYS_WITHIN_S:g} s, and is killed") from None
-        if not line:
-            raise NodeFailed(f"the node ended with code {await self._process.wait()}; see its error above")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    async def train(self, wanted: bool) -> dict[str, Any]:
-        """Begins or ends training; what training did so far. Raises NodeFailed."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"train": wanted}).encode() + b"\n")
-        return await self.hear()
+    examples_per_s: float = 0.0
+    yielded: float = 0.0
+    share: float = 0.0
 
 
 @asynccontextmanager
-async def node(models: Sequence[str], folder: Path, cpu_share: float | None) -> AsyncIterator[tuple[Node, str]]:
-    """A node that serves the models, and its address."""
+async def node(models: Sequence[str], folder: Path, cpu_share: float | None) -> AsyncIterator[tuple[Lines, str]]:
+    """A node that serves the models, and its address. Raises MeshError."""
     packages = {}
     for model in models:
         digest, place = await asyncio.to_thread(_package, model, folder / model)
         packages[digest] = str(place)
     order = json.dumps({"packages": packages, "folder": str(folder), "cpu_share": cpu_share})
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *leashed([script("python"), "-m", "benchmarks.beside.node", order]),
-        stdin=pipe,
-        stdout=pipe,
-        cwd=CHECKOUT,
-        start_new_session=True,
-    )
-    try:
-        made = Node(process)
-        yield made, (await made.hear())["address"]
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        await process.wait()
+    async with talking("the node", [script("python"), "-m", "benchmarks.beside.node", order]) as made:
+        yield made, (await made.hear(SAYS_WITHIN_S))["address"]
 
 
 def _package(model: str, place: Path) -> tuple[str, Path]:
@@ -119,39 +74,9 @@ def _package(model: str, place: Path) -> tuple[str, Path]:
     return artifact.digest, place
 
 
-def request(model: str) -> service_pb2.ModelInferRequest:
-    """With a real input."""
-    if model == "digits":
-        return tensors.encode_request(model, {"pixels": np.full((1, 64), 8, np.float32)})
-    return tensors.encode_request(model, unary_sample(model).inputs)
-
-
-async def ask(stub: Any, asked: service_pb2.ModelInferRequest, rate_per_s: float, seconds: float) -> Mapping[str, Any]:
-    """A window's figures: requests begin on schedule whether earlier ones have ended or not."""
-    took_ms: list[float] = []
-    errors: list[str] = []
-
-    async def one() -> None:
-        started = time.perf_counter()
-        try:
-            await stub.ModelInfer(asked, timeout=10.0)
-        except grpc.aio.AioRpcError as error:
-            errors.append(f"{error.code().name}: {error.details()}")
-        took_ms.append((time.perf_counter() - started) * 1000)
-
-    began = time.perf_counter()
-    async with asyncio.TaskGroup() as calls:
-        for number in range(round(rate_per_s * seconds)):
-            await asyncio.sleep(max(0.0, began + number / rate_per_s - time.perf_counter()))
-            calls.create_task(one())
-    for error in errors[:3]:
-        note(f"a request failed: {error}")
-    return {"calls": len(took_ms), "errors": len(errors), **times(took_ms)}
-
-
-async def measure(options: argparse.Namespace, folder: Path) -> list[Window]:
+async def measure(options: argparse.Namespace, folder: Path) -> list[TrainingWindow]:
     """Every window, in the order in which they were taken."""
-    windows: list[Window] = []
+    windows: list[TrainingWindow] = []
     cpu_share = None if options.no_budget else options.cpu_share
     async with node(options.models, folder, cpu_share) as (serving, address), grpc.aio.insecure_channel(address) as c:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(c)
@@ -159,12 +84,12 @@ async def measure(options: argparse.Namespace, folder: Path) -> list[Window]:
         for each in asked.values():
             await ask(stub, each, options.rate, 1.0)
         for number, model, training in turns(options.rounds, options.models, options.seed):
-            before = await serving.train(training)
+            before = await serving.ask(SAYS_WITHIN_S, train=training)
             await ask(stub, asked[model], options.rate, SETTLE_S)
             figures = await ask(stub, asked[model], options.rate, options.seconds)
-            after = await serving.train(False)
+            after = await serving.ask(SAYS_WITHIN_S, train=False)
             did = _training(before, after, SETTLE_S + options.seconds) if training else {}
-            window = Window(round=number, model=model, training=training, **figures, **did)
+            window = TrainingWindow(round=number, model=model, beside=training, **figures, **did)
             windows.append(window)
             beside = f"beside training ({window.yielded:.0%} of it standing still)" if training else "without training"
             note(f"round {number}, {model}: p99 {window.p99_ms:.2f} ms {beside} {after['paused']}")
@@ -182,36 +107,11 @@ def _training(before: Mapping[str, Any], after: Mapping[str, Any], seconds: floa
 # What comes of it.
 
 
-def table(windows: Sequence[Window]) -> Table:
-    """A line for each model."""
-    columns = ("model", "p50 without ms", "p50 beside ms", "p99 without ms", "p99 beside ms", "p99 rises by", "held")
-    models = list(dict.fromkeys(window.model for window in windows))
-    rows = tuple(_row(model, [window for window in windows if window.model == model]) for model in models)
-    return Table(title="Requests without training and beside it", columns=columns, rows=rows)
-
-
-def _row(model: str, windows: Sequence[Window]) -> tuple[str, ...]:
-    median, tail = rise(windows, "p50_ms"), rise(windows)
-    return (
-        model,
-        _spread(median.without),
-        _spread(median.beside),
-        _spread(tail.without),
-        _spread(tail.beside),
-        f"{tail.rise_ms:.2f} ms ({tail.rise:.0%})",
-        "yes" if tail.held else "no",
-    )
-
-
-def _spread(spread: Spread) -> str:
-    return f"{spread.median:.2f} ({spread.low:.2f}-{spread.high:.2f})"
-
-
 def page(results: Mapping[str, Any]) -> str:
     """The whole Markdown page."""
-    windows = [Window(**window) for window in results["windows"]]
+    windows = [TrainingWindow(**window) for window in results["windows"]]
     settings, taken, where = results["settings"], results["taken"], results["machine"]
-    trained = [window for window in windows if window.training]
+    trained = [window for window in windows if window.beside]
     held = (
         f"within a budget of {settings['cpu_share']:.0%} of the cores" if settings["cpu_share"] else "without a budget"
     )
@@ -224,8 +124,7 @@ def page(results: Mapping[str, Any]) -> str:
         f"{settings['seconds']:g} s for each model. Beside one window of each pair it trains, in an order by chance: "
         f"PyTorch on scikit-learn's digits, a process for each message as Flower has it, {held}. Figures are medians "
         "of the rounds, with the lowest and the highest in brackets; times are the caller's, a rise is the median of "
-        f"each round's own. Promised is that the 99th percentile rises by {RISE:.0%} or {RISE_MS:g} ms at most, "
-        f"whichever is more.\n\n{markdown(table(windows))}\n\n"
+        f"each round's own. {bar()}\n\n{markdown(table(windows, WORK))}\n\n"
         f"{failed} of {calls} requests failed. Training went through {examples:,.0f} examples a second, and stood "
         f"still for {yielded:.0%} of the time.\n\n"
         "The caller, the node and training share this machine's cores; on another machine the caller would not be "
@@ -264,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             note(f"Error: {error.message}")
             return 1
     results["windows"] = [asdict(window) for window in windows]
-    found = table(windows)
+    found = table(windows, WORK)
     print_table((found.columns[0], *map(Number, found.columns[1:])), found.rows, title="\n" + found.title)
     if output := options.output or (None if options.no_budget else RESULTS):
         output.mkdir(parents=True, exist_ok=True)

@@ -192,6 +192,7 @@ async def _node(folder: Path) -> AsyncIterator[Server]:
             "token": str(mesh.operator),
             "ca": str(mesh.ca),
             "server_name": node_server_name(MESH, NODE),
+            "control_plane": mesh.control_plane,
         }
         await node.child.start()
         try:

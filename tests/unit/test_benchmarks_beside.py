@@ -1,23 +1,26 @@
-"""Windows of requests with training and without: their order, and what they say together."""
+"""Windows of requests with other work and without: their order, and what they say together."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from benchmarks import training_beside_serving
-from benchmarks.beside.windows import Window, rise, turns
-from benchmarks.training_beside_serving import Node, NodeFailed, page, table
+from benchmarks.beside.windows import rise, table, turns
+from benchmarks.lines import Lines, ProcessFailed
+from benchmarks.training_beside_serving import TrainingWindow, page
+from benchmarks.vectors_beside_serving import SearchWindow
+from benchmarks.vectors_beside_serving import page as search_page
 
 
-def window(number: int, training: bool, p99_ms: float, model: str = "digits") -> Window:
-    return Window(
+def window(number: int, training: bool, p99_ms: float, model: str = "digits") -> TrainingWindow:
+    return TrainingWindow(
         round=number,
         model=model,
-        training=training,
+        beside=training,
         calls=200,
         errors=0,
         p50_ms=p99_ms / 2,
@@ -28,7 +31,7 @@ def window(number: int, training: bool, p99_ms: float, model: str = "digits") ->
     )
 
 
-def pairs(*rounds: tuple[float, float]) -> list[Window]:
+def pairs(*rounds: tuple[float, float]) -> list[TrainingWindow]:
     """p99 without training and beside it."""
     return [
         window(number, training, ms)
@@ -69,7 +72,7 @@ def test_what_is_promised_is_held_by_the_larger_of_both_bounds(
 
 def test_a_line_for_each_model_and_a_page() -> None:
     windows = [*pairs((2, 3), (2, 4), (3, 4)), *[window(1, on, 50, "reader") for on in (True, False)]]
-    lines = table(windows).rows
+    lines = table(windows, "training").rows
     assert lines[0] == (
         "digits",
         "1.00 (1.00-1.50)",
@@ -85,7 +88,7 @@ def test_a_line_for_each_model_and_a_page() -> None:
         "taken": {"at": "2026-01-01", "command": "python -m it", "commit": "0" * 40},
         "machine": {"cpu": "a processor", "cores": 2, "kernel": "Linux 6", "load_before": 0.1},
         "settings": settings,
-        "windows": [{name: getattr(each, name) for name in Window.__slots__} for each in windows],
+        "windows": [asdict(each) for each in windows],
     }
     text = page(results)
     assert (
@@ -95,9 +98,32 @@ def test_a_line_for_each_model_and_a_page() -> None:
     assert "without a budget" in page({**results, "settings": {**settings, "cpu_share": 0.0}})
 
 
-async def test_a_node_that_says_nothing_is_killed_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_searches_has_what_they_took_and_how_many_failed() -> None:
+    done = {"searches": 1400, "search_errors": 1, "search_p50_ms": 1.25, "search_p99_ms": 9.0}
+    windows = [
+        SearchWindow(
+            round=1, model="digits", beside=on, calls=240, errors=0, p50_ms=1, p95_ms=2, p99_ms=3 + 6 * on, **more
+        )
+        for on, more in ((False, {}), (True, done))
+    ]
+    settings = {"rounds": 1, "seconds": 12.0, "rate_per_s": 20.0, "searches_per_s": 100.0, "rows": 100_000, "seed": 1}
+    results = {
+        "taken": {"at": "2026-01-01", "command": "python -m it", "commit": "0" * 40},
+        "machine": {"cpu": "a processor", "cores": 2, "kernel": "Linux 6", "load_before": 0.1},
+        "settings": settings,
+        "windows": [asdict(each) for each in windows],
+    }
+    text = search_page(results)
+    assert (
+        "| digits | 1.00 (1.00-1.00) | 1.00 (1.00-1.00) | 3.00 (3.00-3.00) | 9.00 (9.00-9.00) | 6.00 ms (200%) | no |"
+        in text
+    )
+    assert "0 of 480 requests and 1 of 1400 searches failed" in text and "a search took 1.25 ms, and 9.00 ms" in text
+
+
+async def test_a_process_that_says_nothing_is_killed_and_told() -> None:
     class Silent:
-        killed = False
+        killed, returncode = False, None
 
         def __init__(self) -> None:
             self.stdout = asyncio.StreamReader()
@@ -105,8 +131,7 @@ async def test_a_node_that_says_nothing_is_killed_and_told(monkeypatch: pytest.M
         def kill(self) -> None:
             self.killed = True
 
-    monkeypatch.setattr(training_beside_serving, "SAYS_WITHIN_S", 0.0)
     process: Any = Silent()
-    with pytest.raises(NodeFailed, match="said nothing"):
-        await Node(process).hear()
+    with pytest.raises(ProcessFailed, match="the node has said nothing for 0 s"):
+        await Lines("the node", process).hear(0.0)
     assert process.killed

@@ -162,6 +162,17 @@ def test_what_fails_in_a_callers_thread_is_told(worker: tuple[Worker, Plain], mo
         worker[0].search(2, 0.05, True, warm_s=0.0)
 
 
+def test_steady_searches_begin_on_schedule_and_failures_are_counted(
+    worker: tuple[Worker, Plain], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker[0].fill(corpus.text)
+    found = worker[0].steady(500.0, 0.1, callers=3)
+    assert len(found["took_ms"]) == 50 and not found["errors"] and found["elapsed_s"] >= 0.098
+    monkeypatch.setattr(worker[1], "search", lambda *_: 1 / 0)
+    found = worker[0].steady(1000.0, 0.01, callers=2)
+    assert (len(found["took_ms"]), found["errors"]) == (10, 10)
+
+
 def test_a_start_is_over_when_an_answer_is_right_and_a_write_acknowledged(worker: tuple[Worker, Plain]) -> None:
     worker[0].fill(corpus.text)
     whole, worker[1].vectors = worker[1].vectors, worker[1].vectors * -1

@@ -66,6 +66,8 @@ class Task:
     token: str = ""
     ca: str = ""
     server_name: str = ""
+    # Of who asks more of the node than searches.
+    control_plane: str = ""
 
     def array(self, name: str) -> Any:
         return np.load(Path(self.corpus) / f"{name}.npy", mmap_mode="r")
@@ -169,6 +171,37 @@ class Worker:
         if failed:
             raise RuntimeError(failed[0])
         return {"took_ms": [round(one, 4) for mine in took for one in mine], "elapsed_s": time.perf_counter() - start}
+
+    def steady(self, rate_per_s: float, seconds: float, callers: int = 16) -> dict[str, Any]:
+        """Searches begin on schedule whether earlier ones have ended or not, for as long as a caller is free."""
+        queries = [np.array(query) for query in self._task.array("queries")]
+        effort = self._effort[False]
+        turns = iter(range(round(rate_per_s * seconds)))
+        took: list[float] = []
+        failed: list[str] = []
+        gate, began = threading.Lock(), time.perf_counter()
+
+        def call() -> None:
+            while True:
+                with gate:
+                    number = next(turns, None)
+                if number is None:
+                    return
+                due = began + number / rate_per_s
+                time.sleep(max(0.0, due - time.perf_counter()))
+                try:
+                    self._store.search(queries[number % len(queries)], None, effort)
+                except Exception as error:  # noqa: BLE001  # whatever a store raises is counted
+                    failed.append(f"{type(error).__name__}: {error}")
+                # From when it was due: a search that waits for a caller waits as well.
+                took.append((time.perf_counter() - due) * 1000)
+
+        threads = [threading.Thread(target=call) for _ in range(callers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return {"took_ms": took, "errors": len(failed), "elapsed_s": time.perf_counter() - began}
 
     def first(self, limit_s: float) -> dict[str, Any]:
         """Opens what was left; asks until the first right answer, and writes until one write is acknowledged.
