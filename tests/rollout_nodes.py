@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.registry.wanted import wanted_state
-from nearmesh_controlplane.rollouts.rollout import ENDED, Plan, Rollout
+from nearmesh_controlplane.rollouts.rollout import ENDED, Limits, Plan, Rollout
 from nearmesh_controlplane.rollouts.rollouts import Rollouts
 from nearmesh_controlplane.rollouts.scope import Scope
 
@@ -23,6 +23,10 @@ from tests.control_plane_state import State, digest_of, state
 
 ME = Identity("me", "operator")
 MODEL = "m"
+CANARY = Plan(strategy="canary", steps=(0.05, 0.25, 0.5), step_s=10.0, mirror_share=0.25, limits=Limits(agreement=0.9))
+ROLLING = Plan(strategy="rolling", step_s=2.0)
+ALL = Plan(strategy="all")
+PLANS = {"canary": CANARY, "rolling": ROLLING, "all": ALL}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

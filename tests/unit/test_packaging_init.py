@@ -13,15 +13,13 @@ from nearmesh_agent.engines.factory import OnnxEngines
 from nearmesh_agent.serving.memory import weights_bytes
 
 from nearmesh.errors import PackageError
-from nearmesh.package import MANIFEST_FILE, TensorSpec, Warmup, load
+from nearmesh.package import MANIFEST_FILE, TensorSpec, load
 from nearmesh.packaging import parameters
 from nearmesh.packaging.build import build
-from nearmesh.packaging.check import check, differs
+from nearmesh.packaging.check import check
 from nearmesh.packaging.init import init
-from nearmesh.packaging.init.describe import _follows, name_of, tolerance
+from nearmesh.packaging.init.describe import name_of
 from nearmesh.packaging.init.facts import read
-from nearmesh.packaging.init.runtime import why_not
-from nearmesh.packaging.init.text import quoted
 from nearmesh.packaging.warmup import read_warmup
 
 onnx = pytest.importorskip("onnx", reason="packages are made with onnx (extra build)")
@@ -312,20 +310,6 @@ def test_a_package_around_a_file_that_lies_there_already(tmp_path: Path) -> None
     assert file.stat().st_mtime_ns == before and check(folder, tmp_path).proven == ("fp32",)
 
 
-@pytest.mark.parametrize(
-    ("file", "folder", "given", "name"),
-    [
-        ("ResNet50_v2", "x", None, "resnet50-v2"),
-        ("model", "My Encoder", None, "my-encoder"),
-        ("model_fp16", "digits", None, "digits"),
-        ("x", "y", "mine", "mine"),
-        ("a" * 80, "y", None, "a" * 63),
-    ],
-)
-def test_names(file: str, folder: str, given: str | None, name: str) -> None:
-    assert name_of(file, folder, given) == name
-
-
 def test_no_name(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="give it a name with --name"):
         name_of("model", "export")
@@ -394,65 +378,6 @@ def test_a_file_that_makes_no_package(tmp_path: Path, make: Callable[[Path], Pat
     with pytest.raises(PackageError, match=said):
         init(make(tmp_path / "m.onnx"), name="made", into=tmp_path / "package")
     assert not (tmp_path / "package").exists()
-
-
-def test_a_remedy_for_an_operator_that_is_missing() -> None:
-    said = "NOT_IMPLEMENTED : Could not find an implementation for Relu(1) node with name 'r'"
-    assert "has no operator Relu(1) for the CPU: export without it" in why_not(said, "1.31")
-
-
-@pytest.mark.parametrize(
-    ("array", "expected"),
-    [
-        (np.zeros(3, np.float32), (1e-3, 1e-4)),
-        (np.array([0.5], np.float32), (1e-3, 1e-4)),
-        (np.array([-250.0], np.float32), (1e-3, 1e-1)),
-        (np.array([1.0], np.float16), (1e-2, 1e-2)),
-        (np.array([10**9]), (1e-3, 1e-4)),
-    ],
-)
-def test_tolerances(array: Any, expected: tuple[float, float]) -> None:
-    assert tolerance({"y": array}) == expected
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected", "said"),
-    [
-        (np.array([1.0]), np.array([1.0005]), ""),
-        (np.array([1.0]), np.array([1.1]), "off by up to 0.1"),
-        (np.array([1.0]), np.array([1.0, 1.0]), "shape [1] instead of [2]"),
-        (np.array([np.nan]), np.array([np.nan]), "off by up to nan"),
-        (np.array([3]), np.array([4]), "off by up to 1"),
-        (np.array([True]), np.array([True]), ""),
-        (np.array(["ü"], object), np.array(["ü".encode()]), ""),
-        (np.array([b"a"], object), np.array([b"b"]), "other bytes"),
-    ],
-)
-def test_what_differs_from_a_warm_up(answer: Any, expected: Any, said: str) -> None:
-    assert differs(answer, expected, Warmup(file="w.npz")) == said
-
-
-def test_any_name_can_be_written() -> None:
-    import tomllib
-
-    for text in ('a"b\\c', "line\nbreak", "\x7f\x00", "gpu_0/data_0", "Grüße"):
-        assert tomllib.loads(f"x = {quoted(text)}") == {"x": text}
-
-
-@pytest.mark.parametrize(
-    ("output", "given", "follows"),
-    [
-        ("stateN", "state", True),
-        ("h_out", "h_in", True),
-        ("present.0.key", "past.0.key", True),
-        ("new_state", "state", True),
-        ("output", "input", False),
-        ("x", "x", False),
-        ("scores", "image", False),
-    ],
-)
-def test_names_of_states(output: str, given: str, follows: bool) -> None:
-    assert _follows(output, given) is follows
 
 
 DATA = os.environ.get("NEARMESH_TEST_DATA")

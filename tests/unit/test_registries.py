@@ -1,22 +1,17 @@
-"""Other registries: how they are named, how one logs in, and that nothing is believed that they send."""
+"""Other registries: what is pushed and pulled there, and that nothing is believed that they send."""
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
 from nearmesh import signature
-from nearmesh.chunks import CHUNKS_TYPE, Chunk, ChunkIndex
 from nearmesh.errors import (
-    ConfigError,
     DigestMismatch,
-    InvalidInput,
     MeshError,
     NotFound,
     PackageError,
@@ -25,218 +20,10 @@ from nearmesh.errors import (
     Unauthenticated,
     Unreachable,
 )
-from nearmesh.oci import CONFIG_TYPE, MANIFEST_TYPE, WEIGHT_TYPE, Descriptor, Manifest, digest_bytes
-from nearmesh.registries import credentials, fetching, transfer
-from nearmesh.registries.client import RegistryClient
-from nearmesh.registries.credentials import Login
-from nearmesh.registries.reference import Reference, check_repository, tag_of
-from nearmesh.tls import new_key
-from tests.fake_registry import CONFIG, DIGEST, FILES, MANIFEST
-
-KEY, STRANGER = new_key(), new_key()
-PEM = signature.public_pem(KEY)
-SIGNED = signature.attached(KEY, "mesh/m", Descriptor(MANIFEST_TYPE, DIGEST, len(MANIFEST)))
-LOGIN = Login("me", "secret")
-BASIC = "Basic " + base64.b64encode(b"me:secret").decode()
-
-# ---- names
-
-
-@pytest.mark.parametrize(
-    ("text", "expected", "url"),
-    [
-        ("oci://ghcr.io/team/model:1.0", Reference("ghcr.io", "team/model", "1.0"), "https://ghcr.io"),
-        ("oci://localhost:5000/m", Reference("localhost:5000", "m"), "http://localhost:5000"),
-        ("oci://127.0.0.1:5000/m:A_b", Reference("127.0.0.1:5000", "m", "A_b"), "http://127.0.0.1:5000"),
-        ("oci://[::1]:5000/m", Reference("[::1]:5000", "m"), "http://[::1]:5000"),
-        ("oci://10.0.0.7:5000/m", Reference("10.0.0.7:5000", "m"), "https://10.0.0.7:5000"),
-        (f"oci://h/a/b/c@{DIGEST}", Reference("h", "a/b/c", "", DIGEST), "https://h"),
-        (f"oci://h/a:1@{DIGEST}", Reference("h", "a", "1", DIGEST), "https://h"),
-    ],
-)
-def test_names(text: str, expected: Reference, url: str) -> None:
-    assert Reference.parse(text) == expected
-    assert expected.url == url
-    assert expected.wanted == (expected.digest or expected.tag or "latest")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "oci://",
-        "oci://host",
-        "oci://host/",
-        "oci:///m",
-        "docker://host/m",
-        "host/m",
-        "oci://host/Model",
-        "oci://host/a//b",
-        "oci://host/../m",
-        "oci://host/m:",
-        "oci://host/m@",
-        "oci://host/m: 1",
-        "oci://host/m:.1",
-        "oci://user@host/m",
-        "oci://ho st/m",
-        "oci://host:port/m",
-        "oci://host/m@sha256:1",
-        "oci://host/" + "a" * 300,
-    ],
-)
-def test_no_names(text: str) -> None:
-    with pytest.raises(InvalidInput):
-        Reference.parse(text)
-
-
-def test_versions_as_tags() -> None:
-    assert [tag_of(version) for version in ("1.0", "1.0+gpu")] == ["1.0", "1.0_gpu"]
-
-
-@pytest.mark.parametrize("url", ["https://h/m", "http://127.0.0.1:5000/a/b"])
-def test_places_that_nodes_pull_from(url: str) -> None:
-    assert check_repository(url) == url
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["", "h/m", "ftp://h/m", "https://h", "https://h/", "https://h/m:1", "https://h/m/", "https://u@h/m", "oci://h/m"],
-)
-def test_no_places(url: str) -> None:
-    with pytest.raises(InvalidInput):
-        check_repository(url)
-
-
-# ---- logins
-
-
-def config(folder: Path, body: object) -> Path:
-    path = folder / "config.json"
-    path.write_text(json.dumps(body))
-    return path
-
-
-def encoded(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
-
-
-@pytest.mark.parametrize("name", ["h:5000", "https://h:5000", "https://h:5000/v2/"])
-def test_a_login_in_dockers_file(tmp_path: Path, name: str) -> None:
-    path = config(tmp_path, {"auths": {"other": {"auth": encoded("x:y")}, name: {"auth": encoded("me:se:cret")}}})
-    assert credentials.find("h:5000", path) == Login("me", "se:cret")
-    assert "secret" not in repr(LOGIN)
-
-
-def test_no_login(tmp_path: Path) -> None:
-    assert credentials.find("h", tmp_path / "config.json") is None
-    for body in ({}, {"auths": {}}, {"auths": {"h": {}}}):
-        assert credentials.find("h", config(tmp_path, body)) is None
-
-
-@pytest.mark.parametrize(
-    "body", ["text", [], {"auths": {"h": {"auth": "no Base64"}}}, {"auths": []}, {"auths": {"h": "text"}}]
-)
-def test_a_file_that_is_none(tmp_path: Path, body: object) -> None:
-    with pytest.raises(ConfigError, match=r"config\.json"):
-        credentials.find("h", config(tmp_path, body))
-
-
-def test_dockers_folder_is_named_by_a_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    assert credentials.config_file() == tmp_path / "config.json"
-
-
-@pytest.mark.parametrize(
-    ("script", "expected"),
-    [
-        ('read host; echo "{\\"Username\\": \\"$host\\", \\"Secret\\": \\"s\\"}"', Login("h", "s")),
-        ("echo credentials not found; exit 1", None),
-    ],
-)
-@pytest.mark.parametrize("body", [{"credsStore": "test"}, {"credHelpers": {"h": "test"}}])
-def test_a_helper_is_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, expected: Login | None, body: object
-) -> None:
-    helper = tmp_path / "docker-credential-test"
-    helper.write_text(f"#!/bin/sh\n{script}\n")
-    helper.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert credentials.find("h", config(tmp_path, body)) == expected
-
-
-def test_a_helper_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="docker-credential-nowhere"):
-        credentials.find("h", config(tmp_path, {"credsStore": "nowhere"}))
-
-
-# ---- the client
-
-
-@dataclass
-class Registry:
-    """A registry in memory, that may want a login: 'basic', or 'bearer' with a token server of its own."""
-
-    wants: str = ""
-    referrers: bool = False
-    blobs: dict[str, bytes] = field(default_factory=dict)
-    manifests: dict[str, bytes] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-    ranges: bool = True
-    sent_bytes: int = 0
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        path = request.url.path
-        self.asked.append(f"{request.method} {path}")
-        if path == "/token":
-            right = request.headers.get("Authorization") == BASIC
-            assert request.url.params["scope"] == "repository:m:pull,push"
-            return httpx.Response(200, json={"token": "t"}) if right else httpx.Response(401)
-        shown = request.headers.get("Authorization")
-        if self.wants == "basic" and shown != BASIC:
-            return httpx.Response(401, headers={"WWW-Authenticate": 'Basic realm="r"'})
-        if self.wants == "bearer" and shown != "Bearer t":
-            challenge = 'Bearer realm="https://r/token",service="r",scope="repository:m:pull,push"'
-            return httpx.Response(401, headers={"WWW-Authenticate": challenge})
-        return self._answer(request, path.removeprefix("/v2/m/"))
-
-    def _answer(self, request: httpx.Request, path: str) -> httpx.Response:
-        kind, _, name = path.partition("/")
-        if request.method == "POST":
-            return httpx.Response(202, headers={"Location": "/v2/m/blobs/uploads/7?state=x"})
-        if request.method == "PUT" and kind == "blobs":
-            assert request.headers["Content-Length"] and request.url.params["state"] == "x"
-            digest, data = request.url.params["digest"], request.read()
-            if digest_bytes(data) != digest:
-                return httpx.Response(400, json={"errors": [{"code": "DIGEST_INVALID"}]})
-            self.blobs[digest] = data
-            return httpx.Response(201)
-        if request.method == "PUT":
-            self.manifests[name] = self.manifests[digest_bytes(request.read())] = request.read()
-            return httpx.Response(201, headers={"OCI-Subject": "x"} if self.referrers else {})
-        data = {"manifests": self.manifests, "blobs": self.blobs}[kind].get(name)
-        if data is None:
-            return httpx.Response(404)
-        self.sent_bytes += len(data)
-        if self.ranges and (wanted := request.headers.get("Range")):
-            first, last = map(int, wanted.removeprefix("bytes=").split("-"))
-            self.sent_bytes += last + 1 - first - len(data)
-            return httpx.Response(206, content=data[first : last + 1])
-        return httpx.Response(200, content=data)
-
-
-def filled(**more: str) -> Registry:
-    found = Registry(**more)  # type: ignore[arg-type]
-    found.blobs = {digest_bytes(data): data for data in (CONFIG, *FILES.values())} | dict(SIGNED.blobs)
-    found.manifests = {"1": MANIFEST, DIGEST: MANIFEST, signature.tag(DIGEST): SIGNED.manifest}
-    return found
-
-
-def opened(registry: Callable[[httpx.Request], httpx.Response], login: Login | None = None) -> RegistryClient:
-    return RegistryClient("https://r", "m", login=login, transport=httpx.MockTransport(registry))
-
-
-def unseen(done: int, total: int) -> None:
-    """Nobody watches."""
+from nearmesh.oci import MANIFEST_TYPE, Descriptor, Manifest, digest_bytes
+from nearmesh.registries import fetching, transfer
+from tests.fake_registry import DIGEST, FILES, MANIFEST
+from tests.http_registry import BASIC, KEY, LOGIN, PEM, SIGNED, STRANGER, Registry, filled, opened, unseen
 
 
 @pytest.mark.parametrize("wants", ["", "basic", "bearer"])
@@ -461,77 +248,3 @@ def test_one_good_signature_among_others_is_enough() -> None:
     registry.blobs |= made.blobs
     with opened(registry) as source:
         transfer.check_signature(source, DIGEST, [PEM])
-
-
-# ---- what is there already is not fetched
-
-PARTS = [bytes([number]) * (1000 + number) for number in range(6)]
-LARGE = b"".join(PARTS)
-CUT = tuple(
-    Chunk(sum(len(part) for part in PARTS[:number]), len(part), digest_bytes(part)) for number, part in enumerate(PARTS)
-)
-CHUNKS = ChunkIndex({digest_bytes(LARGE): CUT}).to_bytes()
-
-
-def chunked(**more: bool) -> Registry:
-    """A registry with a version of one large file."""
-    blobs = {digest_bytes(data): data for data in (CONFIG, LARGE, CHUNKS, b"name")}
-    files = tuple(Descriptor(WEIGHT_TYPE, digest_bytes(data), len(data), title) for title, data in CONTENTS.items())
-    index = Descriptor(CHUNKS_TYPE, digest_bytes(CHUNKS), len(CHUNKS), "chunks.json")
-    made = Manifest("m", "2", Descriptor(CONFIG_TYPE, digest_bytes(CONFIG), len(CONFIG)), files, index).to_bytes()
-    return Registry(blobs=blobs, manifests={"2": made}, **more)
-
-
-CONTENTS = {"fp32.onnx": LARGE, "model.toml": b"name"}
-
-
-def lacks(blobs: set[bytes], parts: set[int]) -> fetching.Lacks:
-    def found(digests: Sequence[str], chunks: bool) -> frozenset[str]:
-        wanted = {CUT[number].digest for number in parts} if chunks else {digest_bytes(blob) for blob in blobs}
-        assert wanted <= set(digests)
-        return frozenset(wanted)
-
-    return found
-
-
-@pytest.mark.parametrize("ranges", [True, False])
-@pytest.mark.parametrize("parts", [{0}, {2, 3}, {0, 2, 3, 5}, {5}, set(range(6))])
-def test_only_the_lacking_chunks_are_fetched(tmp_path: Path, parts: set[int], ranges: bool) -> None:
-    registry, told = chunked(ranges=ranges), [(0, 0)]
-    with opened(registry) as source:
-        pulled = fetching.pull(
-            source, "2", tmp_path, lambda done, total: told.append((done, total)), lacks({LARGE}, parts)
-        )
-    path = pulled.blobs[digest_bytes(LARGE)]
-    assert isinstance(path, Path)
-    data = path.read_bytes()
-    assert len(data) == len(LARGE) and digest_bytes(b"name") not in pulled.blobs
-    for number, chunk in enumerate(CUT):
-        expected = PARTS[number] if number in parts else bytes(chunk.size_bytes)
-        assert data[chunk.offset : chunk.end] == expected
-    wanted = sum(len(PARTS[number]) for number in parts)
-    assert told[-1] == (wanted, wanted)
-    if ranges:
-        assert registry.sent_bytes == wanted + len(CHUNKS) + len(registry.manifests["2"])
-
-
-def test_who_has_everything_fetches_nothing(tmp_path: Path) -> None:
-    registry = chunked()
-    with opened(registry) as source:
-        fetching.pull(source, "2", tmp_path, unseen, lambda digests, chunks: frozenset())
-    assert registry.sent_bytes == len(CHUNKS) + len(registry.manifests["2"])
-
-
-@pytest.mark.parametrize("spoiled", [LARGE[:3000] + b"x" + LARGE[3001:], LARGE[:2500]])
-def test_p5_a_chunk_that_is_another_is_refused(tmp_path: Path, spoiled: bytes) -> None:
-    registry = chunked()
-    registry.blobs[digest_bytes(LARGE)] = spoiled
-    with opened(registry) as source, pytest.raises(DigestMismatch, match="the chunk at 2001 is"):
-        fetching.pull(source, "2", tmp_path, unseen, lacks({LARGE}, {2, 3}))
-
-
-def test_a_tampered_index_is_refused(tmp_path: Path) -> None:
-    registry = chunked()
-    registry.blobs[digest_bytes(CHUNKS)] = CHUNKS.replace(b"1000", b"1001")
-    with opened(registry) as source, pytest.raises(DigestMismatch, match=r"chunks\.json is"):
-        fetching.pull(source, "2", tmp_path, unseen)
