@@ -22,6 +22,20 @@ START_WITHIN_S = 90.0
 STOP_WITHIN_S = 10.0
 # Of the user that every new server has.
 TOKEN = "root:Milvus"
+# How often it looks at what there is to do, in ms: by itself each second or so, and a table that is made or written out
+# waits for several looks in turn.
+_EAGER = dict.fromkeys(
+    (
+        "DATACOORD_SEGMENT_ASSIGNMENTEXPIRATION",
+        "INDEXCOORD_SCHEDULER_INTERVAL",
+        "QUERYCOORD_CHECKCHANNELINTERVAL",
+        "QUERYCOORD_CHECKINDEXINTERVAL",
+        "QUERYCOORD_CHECKINTERVAL",
+        "QUERYCOORD_CHECKSEGMENTINTERVAL",
+        "QUERYCOORD_DISTPULLINTERVAL",
+    ),
+    "100",
+) | {"PROXY_TIMETICKINTERVAL": "50"}
 
 
 def why_not() -> str:
@@ -56,6 +70,7 @@ class MilvusServer:
         etcd.write_text(_etcd(self._folder, self._etcd_clients, self._etcd_peers))
         environment = {
             **os.environ,
+            **_EAGER,
             "DEPLOY_MODE": "STANDALONE",
             "METRICS_PORT": str(self._health),
             "ETCD_CONFIG_PATH": str(etcd),

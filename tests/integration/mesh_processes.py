@@ -187,9 +187,17 @@ class Node(Daemon):
         await self.healthy(self.channel())
 
     async def stop(self) -> None:
+        await self._hang_up()
+        await self.child.stop()
+
+    async def end(self) -> None:
+        """For the end of a test: nobody needs it any more, and an orderly way out waits for routes and late calls."""
+        await self._hang_up()
+        await self.kill()
+
+    async def _hang_up(self) -> None:
         for channel in self._channels:
             await channel.close()
-        await self.child.stop()
 
     def channel(self, token: str | None = None, *, credentials: Credentials | None = None) -> grpc.aio.Channel:
         """To the public listener, or with a certificate to the mesh listener."""
@@ -368,4 +376,4 @@ async def node(plane: ControlPlane, folder: Path, name: str, *, site: str = "", 
         await agent.live()
         yield agent
     finally:
-        await agent.stop()
+        await agent.end()

@@ -16,7 +16,6 @@ from typing import Protocol
 from nearmesh.errors import ConfigError
 from nearmesh_agent.config import NoticeConfig
 from nearmesh_agent.notice.file import FileNotice
-from nearmesh_agent.notice.metadata import PRESETS, MetadataNotice, plain
 from nearmesh_agent.notice.notice import Notice, said
 
 log = logging.getLogger(__name__)
@@ -36,6 +35,9 @@ def sources(config: NoticeConfig) -> list[NoticeSource]:
     if config.file:
         found.append(FileNotice(config.file, every_s=config.every_s, default_s=config.default_s))
     if config.metadata or config.url:
+        # An HTTP client takes a tenth of a node's start to import, and most nodes ask nobody.
+        from nearmesh_agent.notice.metadata import PRESETS, MetadataNotice, plain
+
         preset = PRESETS[config.metadata] if config.metadata else plain(config.default_s)
         found.append(MetadataNotice(preset, config.url or preset.base, every_s=config.every_s))
     if config.source:
