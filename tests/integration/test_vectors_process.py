@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -54,7 +56,7 @@ async def test_an_index_type_that_the_engine_lacks_is_refused_and_nothing_is_lef
     assert [one.collection.name for one in listed.collections] == ["docs"]
 
 
-async def test_what_was_acknowledged_outlives_kills_in_the_middle_of_writes(node: VectorNode) -> None:
+async def test_p3_what_was_acknowledged_outlives_kills_in_the_middle_of_writes(node: VectorNode) -> None:
     """Every acknowledged row is there, none twice, and deleted ones stay deleted."""
     written: set[str] = set()
     deleted: set[str] = set()
@@ -151,3 +153,45 @@ async def test_a_socket_with_a_long_name_lies_elsewhere(tmp_path: Path) -> None:
     async with vector_node(folder) as node:
         await create(node)
     assert not (folder / "socket").exists()
+
+
+async def test_p10_a_process_that_hangs_is_told_and_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nearmesh_agent.vectors import part
+
+    monkeypatch.setattr(part, "LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(part, "SILENT_S", 1.0)
+    async with vector_node(tmp_path / "vectors") as node:
+        await create(node)
+        await node.stub.Upsert(pb.UpsertRequest(collection=DOCS, rows=rows(0, 10)))
+        os.kill(node.part.pid, signal.SIGSTOP)
+
+        async def told() -> bool:
+            return bool(node.part.detail)
+
+        await until(told, within_s=5, what="the node says that its vectors cannot be asked for")
+
+        async def back() -> bool:
+            return node.part.ended == 1 and not node.part.detail
+
+        await until(back, within_s=60, what="another process answers")
+        assert len(await node.ids()) == 10
+
+
+async def test_a_bug_in_what_looks_after_the_vectors_ends_no_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from nearmesh_agent.vectors import part
+
+    monkeypatch.setattr(part, "LONGEST_WAIT_S", 0.1)
+    async with vector_node(tmp_path / "vectors") as node:
+        monkeypatch.setattr(node.part.front, "looked_at", lambda _: 1 / 0)
+
+        async def noticed() -> bool:
+            return "begun anew" in caplog.text
+
+        await until(noticed, within_s=20, what="the bug is logged")
+        monkeypatch.undo()
+        await node.ready()
+        await create(node)

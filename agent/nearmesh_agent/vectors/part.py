@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 
 from nearmesh.backoff import Backoff
-from nearmesh.errors import MeshError
+from nearmesh.errors import DeadlineExceeded, MeshError
 from nearmesh.process import leashed
 from nearmesh.tls import Credentials, write_private
 from nearmesh.transport.server import Server
 from nearmesh.v1 import node_pb2
 from nearmesh.v1 import vector_pb2 as pb
+from nearmesh_agent.engines.cores import usable_cores
 from nearmesh_agent.vectors import namespaces
 from nearmesh_agent.vectors.across.links import Links
 from nearmesh_agent.vectors.across.places import Here
@@ -37,6 +38,8 @@ NOT_INSTALLED = "lacks {}: pip install 'nearmesh-agent[vectors]'"
 FIRST_WAIT_S, LONGEST_WAIT_S, STEADY_S = 0.1, 5.0, 5.0
 # What it says of its collections is looked at so often.
 LOOK_EVERY_S = 2.0
+# One that answers nothing for so long hangs, and is started anew.
+SILENT_S = 20.0
 # Its end: it saves its indexes, which makes the next start quick. What was acknowledged is on disk in any case.
 STOP_WITHIN_S = 6.0
 # Libraries that compute in threads begin as many as there are cores unless told; these belong to inference.
@@ -125,6 +128,19 @@ class Vectors:
             self.detail = NOT_INSTALLED.format(", ".join(missing))
             log.error("[vectors] is enabled in node.toml, and the node %s", self.detail)
             return
+        while True:
+            kept = asyncio.create_task(self._all())
+            try:
+                await asyncio.wait({kept})
+            finally:
+                kept.cancel()
+                await asyncio.wait({kept})
+            # Inference goes on, whatever is wrong with the vectors.
+            log.error("the vectors are begun anew in %s s", LONGEST_WAIT_S, exc_info=kept.exception())
+            self._say("something is wrong with them; the node's log has the cause")
+            await asyncio.sleep(LONGEST_WAIT_S)
+
+    async def _all(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep())
             if self.front.links:
@@ -157,10 +173,17 @@ class Vectors:
         )
         self.pid = process.pid
         log.info("vectors: process started pid=%d", process.pid)
-        looking = asyncio.create_task(self._look(settings))
+        looking = asyncio.create_task(self._look(settings, process))
+        ended = asyncio.create_task(process.wait())
         try:
-            code = await process.wait()
+            await asyncio.wait({looking, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if looking.done():
+                # A bug, or the process hangs.
+                await looking
+                process.kill()
+            code = await ended
         finally:
+            ended.cancel()
             self.pid = 0
             looking.cancel()
             await asyncio.wait({looking})
@@ -186,41 +209,46 @@ class Vectors:
             node=self._at.node,
             site=self._at.site,
             region=self._at.region,
-            threads=max(2, os.cpu_count() or 1),
+            threads=max(2, usable_cores()),
             max_message_bytes=self._max_message_bytes,
             config=self._config,
         )
         write_private(self._folder / Settings.FILE, settings.to_bytes())
         return settings, private
 
-    async def _look(self, settings: Settings) -> None:
-        """Connects, and keeps what the process says of its collections."""
+    async def _look(self, settings: Settings, process: asyncio.subprocess.Process) -> None:
+        """Connects, and keeps what the process says of its collections. Returns when it is silent for too long."""
         channel = VectorChannel(settings.socket)
         try:
             while not await channel.ready(LOOK_EVERY_S):
                 pass
             self._channel = channel
             self._say("")
-            while True:
-                await self._ask(channel)
+            heard_s = time.monotonic()
+            while time.monotonic() < heard_s + SILENT_S:
+                if await self._ask(channel):
+                    heard_s = time.monotonic()
                 await asyncio.sleep(LOOK_EVERY_S)
+            log.error("the vectors' process pid=%d has not answered for %s s and is killed", process.pid, SILENT_S)
         finally:
             self._channel = None
             self.collections = ()
             await channel.close()
 
-    async def _ask(self, channel: VectorChannel) -> None:
+    async def _ask(self, channel: VectorChannel) -> bool:
+        """Whether it has answered, if only by an error."""
         request = pb.ListCollectionsRequest(namespace=namespaces.ANY).SerializeToString()
         try:
             answer = await channel.call(
                 f"/{SERVICE}/ListCollections", request, reach=namespaces.ANY, timeout_s=LOOK_EVERY_S
             )
-        except MeshError as error:
-            self._say(error.message)
-            return
-        self.collections = pb.ListCollectionsResponse.FromString(answer).collections
-        await self.front.looked_at(self.collections)
+            self.collections = pb.ListCollectionsResponse.FromString(answer).collections
+            await self.front.looked_at(self.collections)
+        except (MeshError, OSError) as error:
+            self._say(str(error))
+            return not isinstance(error, DeadlineExceeded)
         self._say("")
+        return True
 
     def _say(self, detail: str) -> None:
         if detail != self.detail:
