@@ -12,7 +12,7 @@ Answers are the contract's own messages; what is sent may be NumPy arrays and pl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +53,8 @@ Scope = Literal["node", "site", "region", "mesh"]
 
 # Embedding a few hundred texts takes a node with one core some seconds.
 CALL_LIMIT_S = 60.0
-# Rows in one message: what a node embeds in a few seconds, and far from its limit on messages.
-ROWS_AT_ONCE = 500
+# Rows in one message: what a node embeds in a few seconds. Long vectors and texts are fewer: a node takes 64 MiB.
+ROWS_AT_ONCE, BYTES_AT_ONCE = 500, 8 * 1024 * 1024
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -246,9 +246,9 @@ class Collection:
         request = pb.UpdateCollectionRequest(
             collection=self.ref,
             description=description,
-            replicate_to=_listed(replicate_to or (), "replicate_to"),
+            replicate_to=_listed(() if replicate_to is None else replicate_to, "replicate_to"),
             set_replicate_to=replicate_to is not None,
-            regions=_listed(regions or (), "regions"),
+            regions=_listed(() if regions is None else regions, "regions"),
             set_regions=regions is not None,
         )
         return await self._client.call(self._client.stub.UpdateCollection, request)
@@ -264,7 +264,7 @@ class Collection:
         Many rows go in several messages; after a failure those of the first ones are there.
         """
         done = pb.UpsertResponse()
-        for part in _parts([row if isinstance(row, pb.Row) else row.message() for row in rows], ROWS_AT_ONCE):
+        for part in _parts([row if isinstance(row, pb.Row) else row.message() for row in rows]):
             request = pb.UpsertRequest(collection=self.ref, rows=part)
             answer = await self._client.call(self._client.stub.Upsert, request, limit_s=limit_s)
             done.written += answer.written
@@ -386,5 +386,15 @@ def _known(names: Mapping[Any, T], name: Any, what: str) -> T:
     return names[name]
 
 
-def _parts(rows: Sequence[pb.Row], size: int) -> Iterable[Sequence[pb.Row]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
+def _parts(rows: Iterable[pb.Row]) -> Iterator[Sequence[pb.Row]]:
+    part: list[pb.Row] = []
+    size = 0
+    for row in rows:
+        more = row.ByteSize()
+        if part and (len(part) == ROWS_AT_ONCE or size + more > BYTES_AT_ONCE):
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += more
+    if part:
+        yield part

@@ -78,6 +78,7 @@ class FakeNode:
                 namespaces=[pb.NamespaceUse(namespace="default", rows=1234, max_rows=2000)],
             ),
             "DropCollection": pb.DropCollectionResponse(rows=1234),
+            "Upsert": pb.UpsertResponse(written=1),
             "Delete": pb.DeleteResponse(deleted=3, change=9),
             "Count": pb.CountResponse(rows=5),
             "Fetch": pb.FetchResponse(rows=[HIT.row]),
@@ -235,12 +236,24 @@ def test_a_file_that_holds_no_vector_is_told(run: Bench, tmp_path: Path, data: b
 async def test_one_name_is_not_taken_for_its_letters() -> None:
     async with FakeNode("", b"", "") as node:
         docs = node.collection("docs")
-        for call in (docs.delete("a-1"), docs.fetch("a-1"), docs.update(replicate_to="b"), docs.update(regions="b")):
+        for call in (docs.delete("a-1"), docs.fetch("a-1"), docs.update(replicate_to="b"), docs.update(regions="")):
             with pytest.raises(InvalidInput, match=r"where a list of such is expected: \['"):
                 await call
         with pytest.raises(InvalidInput, match="replicate_to is 'b'"):
             await node.create("docs", replicate_to="b")
         assert FakeNode.asked == [("to", "", "")]
+
+
+async def test_many_rows_and_long_ones_go_in_several_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(vectors, "BYTES_AT_ONCE", 1000)
+    sizes = [1, 1, 1, 1, 700, 400, 2000, 5]
+    async with FakeNode("", b"", "") as node:
+        docs = node.collection("docs")
+        done = await docs.upsert(Passage(id=str(number), text="x" * size) for number, size in enumerate(sizes))
+        sent = [[row.id for row in request.rows] for name, request in FakeNode.asked[1:]]
+        assert sent == [["0", "1", "2"], ["3", "4"], ["5"], ["6"], ["7"]] and done.written == 5
+        assert (await docs.upsert([])).written == 0 and len(FakeNode.asked) == 6
 
 
 def test_what_is_sent_is_made_of_plain_values() -> None:
