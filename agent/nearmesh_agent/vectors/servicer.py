@@ -247,13 +247,14 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         if len(text) > limits.MAX_FILTER_CHARACTERS:
             raise InvalidInput(f"a filter of {len(text)} characters; {limits.MAX_FILTER_CHARACTERS} are read at most")
         key = (text, collection.identity)
-        if key not in self._filters:
+        # In one step: other threads may forget all of them between two.
+        found = self._filters.get(key)
+        if found is None:
             found = self._keeper.parts.read_filter(text, collection.serving.table.fields)
             if len(self._filters) >= _FILTERS:
                 self._filters.clear()
             self._filters[key] = found
-            return found
-        return self._filters[key]
+        return found
 
     def _message(self, collection: Collection) -> pb.Collection:
         """Blocks for a moment: how far other sites are is looked up."""
