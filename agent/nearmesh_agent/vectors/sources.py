@@ -91,7 +91,7 @@ class Sources:
             del found.contents[row.origin.hash]
         if not found.contents:
             del self._sources[row.origin.source]
-            self._names.remove(row.origin.source)
+            del self._names[bisect_left(self._names, row.origin.source)]
 
 
 def _told(name: str, found: _Source) -> Source:
