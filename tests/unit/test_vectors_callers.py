@@ -72,9 +72,11 @@ def test_a_rate_is_kept_over_seconds_and_says_when_to_come_again() -> None:
     assert refused.value.retry_after_ms == 501
     rate.take(100.51, "acme")
     rate.take(101.6, "acme")
-    assert rate.lately == 3.0
+    assert rate.lately(101.9) == 3.0
+    # Also where nobody has called since.
+    assert (rate.lately(102.0), rate.lately(103.0), rate.lately(200.0)) == (1.0, 0.0, 0.0)
     rate.take(105.0, "acme")
-    assert rate.lately == 0.0
+    assert (rate.lately(105.5), rate.lately(106.0)) == (0.0, 1.0)
 
 
 def test_without_a_rate_as_many_as_come() -> None:

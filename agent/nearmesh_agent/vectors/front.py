@@ -160,7 +160,7 @@ class Front:
         self.mark_stale(found.collections)
         for use in found.namespaces:
             if rate := self._rates.get(use.namespace):
-                use.requests_per_second = rate.lately
+                use.requests_per_second = rate.lately(self._clock())
         return found.SerializeToString()
 
     async def CreateCollection(self, message: Message, context: Any) -> bytes:

@@ -54,9 +54,8 @@ class Rate:
         self._most = max(1.0, per_s)
         self._left = self._most
         self._at_s = float("-inf")
-        self._counted: tuple[int, int] = (0, 0)
-        # Calls in the last whole second.
-        self.lately = 0.0
+        # A second with its calls, and those of the second before it.
+        self._counted: tuple[int, int, int] = (0, 0, 0)
 
     def take(self, now_s: float, namespace: str) -> None:
         """One call more. Raises QuotaExceeded that says when to come again."""
@@ -72,9 +71,14 @@ class Rate:
             self._left -= 1
         self._count(int(now_s))
 
+    def lately(self, now_s: float) -> float:
+        """Calls in the last whole second."""
+        return float(self._at(int(now_s))[2])
+
     def _count(self, second: int) -> None:
-        current, count = self._counted
-        if second != current:
-            self.lately = float(count) if second == current + 1 else 0.0
-            count = 0
-        self._counted = (second, count + 1)
+        second, count, before = self._at(second)
+        self._counted = (second, count + 1, before)
+
+    def _at(self, second: int) -> tuple[int, int, int]:
+        current, count, _ = self._counted
+        return self._counted if second == current else (second, 0, count if second == current + 1 else 0)
