@@ -439,6 +439,25 @@ async def test_everything_moves_to_another_store_while_it_is_written(tmp_path: P
         assert await second.ids() == ["0", "1", "2", "3", "4", "later"]
 
 
+async def test_two_that_ask_for_a_move_at_once_watch_one(docs: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    await docs.upsert(row("a"))
+    opened: list[str] = []
+    own = docs.parts.elsewhere
+
+    def elsewhere(uri: str, token_variable: str) -> Any:
+        opened.append(uri)
+        return own(uri, token_variable)
+
+    monkeypatch.setattr(docs.parts, "elsewhere", elsewhere)
+
+    async def move() -> str:
+        request = pb.MigrateRequest(uri="http://milvus")
+        return [one.phase async for one in docs.servicer.Migrate(request, Context("*"))][-1]
+
+    assert await asyncio.gather(move(), move()) == ["done", "done"]
+    assert opened == ["http://milvus"]
+
+
 async def test_while_the_store_is_exchanged_no_collection_comes_or_goes(docs: Site) -> None:
     async with docs.keeper.standing_still():
         with pytest.raises(NotReady, match="moved to another Milvus"):

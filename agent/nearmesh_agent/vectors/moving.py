@@ -26,23 +26,31 @@ class Mover:
         self._keeper = keeper
         self._to = ""
         self._task: asyncio.Task[None] | None = None
+        self._beginning = asyncio.Lock()
         self._latest = pb.MigrateProgress()
         self._news = asyncio.Event()
 
     async def move(self, uri: str, token_variable: str) -> AsyncIterator[pb.MigrateProgress]:
         """Until it is done. Raises InvalidInput, AlreadyRunning where another move is under way, and MeshError."""
-        if self._task and self._to != uri:
-            raise AlreadyRunning(f"the vectors of this node are on their way to {self._to}; wait for that")
-        if self._task is None:
-            await self._keeper.wait_for_store()
-            target = await asyncio.to_thread(self._keeper.parts.elsewhere, uri, token_variable)
-            if target is None:
-                yield pb.MigrateProgress(phase=Phase.DONE)
-                return
-            self._begin(uri, token_variable, target)
-        assert self._task
-        async for progress in self._watched(self._task):
+        task = await self._under_way(uri, token_variable)
+        if task is None:
+            yield pb.MigrateProgress(phase=Phase.DONE)
+            return
+        async for progress in self._watched(task):
             yield progress
+
+    async def _under_way(self, uri: str, token_variable: str) -> asyncio.Task[None] | None:
+        """Begun, if it is not; None where everything is there already."""
+        # Two that ask at once must not both find none under way while they look at where it goes.
+        async with self._beginning:
+            if self._task and self._to != uri:
+                raise AlreadyRunning(f"the vectors of this node are on their way to {self._to}; wait for that")
+            if self._task is None:
+                await self._keeper.wait_for_store()
+                target = await asyncio.to_thread(self._keeper.parts.elsewhere, uri, token_variable)
+                if target is not None:
+                    self._begin(uri, token_variable, target)
+            return self._task
 
     async def _watched(self, task: asyncio.Task[None]) -> AsyncIterator[pb.MigrateProgress]:
         while not task.done():
