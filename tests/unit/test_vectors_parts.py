@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nearmesh_agent.vectors import writer as writer_module
 from nearmesh_agent.vectors.collections import CollectionSpec, Generation, Specs
 from nearmesh_agent.vectors.model import Origin, Row
 from nearmesh_agent.vectors.recall import Recall
 from nearmesh_agent.vectors.sources import Sources
 from nearmesh_agent.vectors.writer import Waiting, Writer, take
 
-from nearmesh.errors import NotFound, StorageFull
+from nearmesh.errors import NotFound, Overloaded, StorageFull
 
 
 def part(source: str, number: int = 0, *, of: int = 1, hash_: str = "h", at_s: float = 1.0) -> Row:
@@ -86,6 +87,25 @@ async def test_a_caller_that_goes_away_stops_no_write_and_what_fails_fails_for_a
     await writer.put("later", ["bad"])
     await writer.quiet()
     assert done == ["a", "later"]
+
+
+async def test_writes_that_would_wait_behind_too_many_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "MOST_WAITING", 2)
+    gate = asyncio.Event()
+
+    async def write(works: Sequence[str]) -> None:
+        await gate.wait()
+
+    writer = Writer(write)
+    first = asyncio.create_task(writer.put("a", ["a"]))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(writer.put(name, [name])) for name in "bc"]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="2 writes wait for the disk"):
+        await writer.put("d", ["d"])
+    gate.set()
+    await asyncio.gather(first, *others)
 
 
 # Sources.

@@ -70,7 +70,11 @@ class Upkeep:
     async def _round(self) -> None:
         for collection in self._keeper:
             for table in collection.tables:
-                await self._table(table)
+                try:
+                    await self._table(table)
+                except (MeshError, OSError) as error:
+                    # The others go on.
+                    log.warning("upkeep of collection=%s: %s", collection.spec.name, error)
         while self._sampled:
             await self._slowly(self._sampled.popleft())
         await self._look_what_is_saved()

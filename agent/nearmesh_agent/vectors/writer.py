@@ -12,10 +12,14 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from nearmesh.errors import Overloaded
+
 T = TypeVar("T")
 
 # Rows that share a write of the journal at most; more would make the first of them wait for the last.
 MOST_ROWS = 10_000
+# One more is refused: each keeps its rows in memory.
+MOST_WAITING = 256
 
 
 @dataclass(eq=False, slots=True)
@@ -37,7 +41,11 @@ class Writer(Generic[T]):
         self._task: asyncio.Task[None] | None = None
 
     async def put(self, work: T, ids: Collection[str] | None) -> None:
-        """Returns when it is written, in the order in which it came. Raises what `write` does."""
+        """Returns when it is written, in the order in which it came. Raises what `write` does, and Overloaded."""
+        if len(self._waiting) >= MOST_WAITING:
+            raise Overloaded(
+                f"{len(self._waiting)} writes wait for the disk; come again in a moment", retry_after_ms=200
+            )
         waiting = Waiting(work, None if ids is None else frozenset(ids))
         self._waiting.append(waiting)
         if self._task is None:
