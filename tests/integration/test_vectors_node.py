@@ -13,7 +13,9 @@ import pytest
 
 from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
 from nearmesh.client.vectors import Passage, VectorClient
+from nearmesh.client.vectors_blocking import BlockingVectors
 from nearmesh.errors import (
+    ConfigError,
     InvalidInput,
     NotFound,
     NotReady,
@@ -131,6 +133,7 @@ async def test_a_node_tells_of_its_vectors_and_they_outlive_it(place: Place, tmp
         write_bootstrap(bootstrap, grpc_bootstrap(place.plane.public, ca, place.plane.token(), REGION))
         async with VectorClient.near(bootstrap) as nearest:
             assert await nearest.collection("docs").count() == 2
+        assert await asyncio.to_thread(blocking, bootstrap) == ["a", "b"]
         with pytest.raises(NotFound, match="site 'nowhere'; those of the mesh: node-a at site-node-a"):
             async with VectorClient.near(bootstrap, site="nowhere"):
                 pass
@@ -145,6 +148,19 @@ async def test_a_node_tells_of_its_vectors_and_they_outlive_it(place: Place, tmp
                 return False
 
         await until(there, what="the rows are there again")
+
+
+def blocking(bootstrap: Path) -> list[str]:
+    """What a script does."""
+    with BlockingVectors.near(bootstrap) as vectors:
+        docs = vectors.collection("docs")
+        assert docs.search([1, 0], k=1).hits[0].row.id == "a" and docs.count() == docs.describe().rows == 2
+        with pytest.raises(NotFound):
+            vectors.collection("nope").count()
+        found = [row.id for row in docs.rows(page=1)]
+    with pytest.raises(ConfigError, match="not open"):
+        docs.count()
+    return found
 
 
 def metrics(node: Node) -> str:
