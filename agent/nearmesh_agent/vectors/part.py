@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from nearmesh.backoff import Backoff
-from nearmesh.errors import DeadlineExceeded, MeshError
+from nearmesh.errors import DeadlineExceeded, MeshError, NotReady
 from nearmesh.process import leashed
 from nearmesh.tls import Credentials, write_private
 from nearmesh.transport.server import Server
@@ -211,6 +211,7 @@ class Vectors:
             region=self._at.region,
             threads=max(2, usable_cores()),
             max_message_bytes=self._max_message_bytes,
+            log_level=logging.getLevelName(log.getEffectiveLevel()).lower(),
             config=self._config,
         )
         write_private(self._folder / Settings.FILE, settings.to_bytes())
@@ -246,7 +247,7 @@ class Vectors:
             await self.front.looked_at(self.collections)
         except (MeshError, OSError) as error:
             self._say(str(error))
-            return not isinstance(error, DeadlineExceeded)
+            return not isinstance(error, DeadlineExceeded | NotReady)
         self._say("")
         return True
 

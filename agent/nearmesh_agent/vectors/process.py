@@ -81,26 +81,29 @@ async def serve(
 
 
 def main(arguments: list[str]) -> None:
-    configure_logging(os.environ.get("NEARMESH_LOG_LEVEL", "info"))
     if sys.__stderr__:
         # Native libraries may crash: where it was is in the log then, and nowhere else.
         faulthandler.enable(sys.__stderr__)
     settings = Settings.from_bytes(Path(arguments[0]).read_bytes())
+    configure_logging(settings.log_level)
     # Native libraries take a moment; --help of the agent, and its tests, should not.
     parts: Parts = importlib.import_module("nearmesh_agent.vectors.real_parts").RealParts(settings)
 
     async def run() -> NoReturn:
         rare_collections()
         sys.setswitchinterval(_SWITCH_S)
-        code = 0
+        code = 1
         try:
             await serve(settings, parts, stop_on_signals())
+            code = 0
         except* (MeshError, OSError) as group:
             log.error("vectors end: %s", "; ".join(str(error) for error in group.exceptions))
-            code = 1
-        logging.shutdown()
-        # Threads may be waiting for Milvus, and the interpreter would wait for them.
-        os._exit(code)
+        finally:
+            if bug := sys.exc_info()[1]:
+                log.error("vectors end by a bug", exc_info=bug)
+            logging.shutdown()
+            # Threads may be waiting for Milvus, and the interpreter would wait for them.
+            os._exit(code)
 
     uvloop.run(run())
 

@@ -29,6 +29,8 @@ class Settings(Document):
     # Threads that search.
     threads: int = 2
     max_message_bytes: int = 64 * 1024 * 1024
+    # Of its log, which is the agent's.
+    log_level: str = "info"
     config: VectorsConfig = field(default_factory=VectorsConfig)
 
     @property
