@@ -46,6 +46,22 @@ def test_a_server_that_is_not_there_is_told(impatient: None) -> None:
         MilvusStore("http://127.0.0.1:1", TOKEN).tables()
 
 
+def test_what_was_there_is_seen_at_once_when_a_table_is_opened(server: MilvusServer) -> None:
+    """A search that does not wait would be some seconds behind."""
+    opened = table("opened")
+    first = MilvusStore(server.uri, TOKEN)
+    first.create(opened)
+    for turn in range(3):
+        first.write([Write(table=opened.name, rows=[row(f"r{turn}")])])
+        second = MilvusStore(server.uri, TOKEN)
+        second.create(opened)
+        hits = second.search(opened.name, row(f"r{turn}").vector, 5)
+        assert (hits[0].id, len(hits)) == (f"r{turn}", turn + 1)
+        second.close()
+    first.drop(opened.name)
+    first.close()
+
+
 def test_writes_go_on_while_a_server_is_away_and_are_there_when_it_is_back(
     server: MilvusServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

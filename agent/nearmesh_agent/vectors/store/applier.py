@@ -66,6 +66,7 @@ class Applier:
         self.applied = self.durable = self._visible = journal.first - 1
         # When what was applied last becomes visible to the engine's own searches.
         self._settling: deque[tuple[float, int]] = deque()
+        self._looking = threading.Lock()
         # Why nothing goes on at the moment; empty: it goes on.
         self.failure = ""
         self._rows = 0
@@ -90,10 +91,11 @@ class Applier:
         beside."""
         if self._loses:
             return self.durable
-        now_s = self._clock()
-        while self._settling and self._settling[0][0] <= now_s:
-            self._visible = self._settling.popleft()[1]
-        return min(self._visible, self.applied)
+        # Searches ask in many threads.
+        with self._looking:
+            while self._settling and self._settling[0][0] <= self._clock():
+                self._visible = self._settling.popleft()[1]
+            return self._visible
 
     @property
     def lag(self) -> int:
@@ -113,7 +115,10 @@ class Applier:
 
     def use(self, store: Store, settle_s: float) -> None:
         """Another store, that has all that this one has; only inside `paused`."""
-        self._store, self._settle_s = store, settle_s
+        with self._looking:
+            self._store, self._settle_s = store, settle_s
+            self._settling.clear()
+            self._visible = self.durable
 
     def flush(self) -> None:
         """Takes over all that is in the journal by now, and flushes. Raises what the store raises."""
@@ -169,7 +174,6 @@ class Applier:
         until all of it is written."""
         if self._loses:
             self.applied, self._rows, self._since_s = self.durable, 0, None
-            self._settling.clear()
 
     def _apply(self) -> None:
         """Some of what comes next."""
@@ -191,7 +195,10 @@ class Applier:
             return
         self.applied = reached
         now_s = self._clock()
-        self._settling.append((now_s + self._settle_s, reached))
+        if not self._loses:
+            self._settling.append((now_s + self._settle_s, reached))
+            # Where nobody asks, they would become ever more.
+            _ = self.visible
         self._rows += rows
         self._since_s = now_s if self._since_s is None else self._since_s
 

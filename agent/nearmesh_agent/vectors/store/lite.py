@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nearmesh.errors import NotReady, Unreachable
+from nearmesh.errors import EngineFailure, NotReady, Unreachable
 from nearmesh.process import leashed
 from nearmesh_agent.vectors.model import Found, Row, Table, Vector, Where, Write
 from nearmesh_agent.vectors.store import disk, indexes, lite_process, requests
@@ -138,6 +138,18 @@ class LiteStore(MilvusStore):
     def _address(self) -> str:
         return self._process.ready()
 
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """What a call says whose connection was closed under it, since its process ended, is pymilvus's affair."""
+        life = self._process.life
+        try:
+            with super()._translated():
+                yield
+        except EngineFailure as error:
+            if self._process.answers(life):
+                raise
+            raise Unreachable(f"Milvus Lite at {self._folder} ended: {error.message}") from error
+
 
 class LiteProcess:
     """Keeps Lite's process running on a folder; each has an address of its own, so that no call is for the next one."""
@@ -172,6 +184,11 @@ class LiteProcess:
     def pid(self) -> int:
         """0 before the first."""
         return self._process.pid if self._process is not None else 0
+
+    def answers(self, life: int) -> bool:
+        """Whether the one of this number does."""
+        with self._changed:
+            return self._is_ready and self.life == life
 
     def close(self) -> None:
         """Has it write out what it has. Safe to repeat."""

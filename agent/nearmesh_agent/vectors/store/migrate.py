@@ -49,6 +49,9 @@ def migrate(source: Store, target: Store, tables: Sequence[Table]) -> Iterator[P
         yield from copy(source, target, table)
     for table in tables:
         yield from verify(source, target, table)
+    # Searches are to see what was written to it a moment ago.
+    for table in tables:
+        target.create(table)
 
 
 def copy(source: Store, target: Store, table: Table) -> Iterator[Progress]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -57,6 +59,8 @@ class MilvusStore:
         self._connected_to = ""
         self._connecting = threading.Lock()
         self._tables: dict[str, Table] = {}
+        # Until then, searches wait to see what there was before.
+        self._settled_at_s: dict[str, float] = {}
         # Written to since the last flush.
         self._unflushed: set[str] = set()
 
@@ -66,6 +70,7 @@ class MilvusStore:
 
     def create(self, table: Table) -> None:
         """Makes the table if it is not there, and makes it ready to be read; each one that is used, at each start.
+        What is in it by now, searches see from now on.
 
         Raises Unsupported for an index type that the engine does not build.
         """
@@ -77,6 +82,7 @@ class MilvusStore:
             self._build(table, kind)
         self._call("load_collection", table.name, timeout=_LONG_S)
         self._tables[table.name] = table
+        self._settled_at_s[table.name] = time.monotonic() + self.settle_s
 
     def drop(self, table: str) -> None:
         self._tables.pop(table, None)
@@ -125,6 +131,7 @@ class MilvusStore:
 
     def search(self, table: str, vector: Vector, k: int, where: Where | None = None) -> Sequence[Found]:
         known = self._known(table)
+        settled = self.settle_s and time.monotonic() >= self._settled_at_s[table]
         kind = indexes.chosen(known, self.kinds, self.engine)
         (hits,) = self._ask(
             "search",
@@ -134,7 +141,7 @@ class MilvusStore:
             limit=k,
             filter=where.milvus() if where else "",
             search_params={"metric_type": schema.METRICS[known.metric], "params": dict(kind.search(k))},
-            consistency_level="Bounded" if self.settle_s else "Strong",
+            consistency_level="Bounded" if settled else "Strong",
             timeout=_SEARCH_S,
         )
         return [Found(hit[ID], float(hit["distance"])) for hit in hits]
@@ -196,14 +203,17 @@ class MilvusStore:
     def _call(self, method: str, table: str = "", *, timeout: float = _CALL_S, **arguments: Any) -> Any:
         client = self._connected()
         name = [self._named(table)] if table else []
-        with translated(self._uri):
+        with self._translated():
             return getattr(client, method)(*name, timeout=timeout, **arguments)
 
     def _send(self, method: str, table: Table, **request: Any) -> None:
         """A request that is made already. pymilvus asks for rows and a schema beside it, and uses neither."""
         handler = self._connected()._get_connection()
-        with translated(self._uri):
+        with self._translated():
             getattr(handler, method)(self._named(table.name), [], timeout=_CALL_S, schema={"fields": None}, **request)
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(self._uri)
 
     def _named(self, table: str) -> str:
         return self._prefix + table
@@ -216,7 +226,7 @@ class MilvusStore:
         address = self._address()
         if address != self._connected_to:
             self._disconnect()
-        with self._connecting, translated(self._uri):
+        with self._connecting, self._translated():
             if self._client is None:
                 self._client = MilvusClient(address, token=self._token, timeout=_CONNECT_S, dedicated=True)
                 self._connected_to = address
