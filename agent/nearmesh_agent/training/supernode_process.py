@@ -2,7 +2,7 @@
 
 Its arguments, but for a first `--own-apps`, are those of `flower-supernode`; this adds where its Runtime API listens,
 which starts the apps: a port of loopback that the system gives, behind a secret that the SuperExec alone knows, since
-other users of the machine reach loopback as well. Three things Flower's own program does not do:
+other users of the machine reach loopback as well. Four things Flower's own program does not do:
 
 - A SuperExec that ends is started again, and the message that the SuperNode holds is not lost with it. So is the
   nursery, from which apps are forked.
@@ -10,6 +10,7 @@ other users of the machine reach loopback as well. Three things Flower's own pro
   ever, since its HTTP server runs in a thread of its own, and no longer asks for messages.
 - Where the one before was killed, its leave is taken for it. The SuperLink would otherwise hold it to be there, and
   refuse this one, until its heartbeats have been missing for a minute.
+- Where messages follow each other, it asks for the next one soon (`nearmesh_agent.training.pauses`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from nearmesh import flower_processes
 from nearmesh.addresses import free_port
 from nearmesh.process import leashed
 from nearmesh.tls import write_private
-from nearmesh_agent.training import family, programs
+from nearmesh_agent.training import family, pauses, programs
 from nearmesh_agent.training.programs import OWN_APPS, SUPEREXEC, SUPERNODE
 
 LOOPBACK = "127.0.0.1"
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     code = 1
     try:
         take_leave_for_the_one_before(Path(NODE_ID))
+        pauses.of(importlib.import_module("flwr.supernode.start_client_internal"))
         (program,) = importlib.metadata.entry_points(group="console_scripts", name=SUPERNODE)
         program.load()()
         print("the SuperNode gave up its work", file=sys.stderr)  # noqa: T201  # its log
