@@ -22,8 +22,8 @@ MAX_COLUMNS = 1000
 def read_table(file: File, encoding: str) -> Iterator[Record | Problem]:
     """Raises Unreadable for a file that is none, and where it cannot be told where the next row begins."""
     with opened(file.path) as stream:
-        # A field is at most a row long; a quote that is never closed ends here.
-        csv.field_size_limit(MAX_LINE_BYTES)
+        # A field is at most a row long; a quote that is never closed ends here. The limit is the whole process's.
+        before = csv.field_size_limit(MAX_LINE_BYTES)
         texts = _texts(stream, encoding)
         first = next(texts, "")
         delimiter = max(_DELIMITERS, key=first.count)
@@ -32,6 +32,8 @@ def read_table(file: File, encoding: str) -> Iterator[Record | Problem]:
             yield from _records(file, rows)
         except csv.Error as error:
             raise Unreadable(f"line {rows.line_num}: {error}") from None
+        finally:
+            csv.field_size_limit(before)
 
 
 def _records(file: File, rows: _csv.Reader) -> Iterator[Record | Problem]:
