@@ -22,12 +22,12 @@ MAX_COLUMNS = 1000
 def read_table(file: File, encoding: str) -> Iterator[Record | Problem]:
     """Raises Unreadable for a file that is none, and where it cannot be told where the next row begins."""
     with opened(file.path) as stream:
-        # A field is at most a row long; a quote that is never closed ends here. The limit is the whole process's.
-        before = csv.field_size_limit(MAX_LINE_BYTES)
         texts = _texts(stream, encoding)
         first = next(texts, "")
         delimiter = max(_DELIMITERS, key=first.count)
         rows = csv.reader(_chain(first, texts), delimiter=delimiter, strict=True)
+        # A field is at most a row long; a quote that is never closed ends here. The limit is the whole process's.
+        before = csv.field_size_limit(MAX_LINE_BYTES)
         try:
             yield from _records(file, rows)
         except csv.Error as error:
