@@ -209,7 +209,11 @@ class LiteProcess:
     def _keep(self) -> None:
         again_s = _AGAIN_S
         while True:
-            process = self._start()
+            try:
+                process = self._start()
+            except OSError as error:
+                again_s = self._went(f"its process does not start: {error}", 1, again_s)
+                continue
             if process is None:
                 return
             assert process.stdout is not None

@@ -8,6 +8,7 @@ port that every user of the machine can reach, without a token. It prints a line
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -43,6 +44,8 @@ def main(arguments: list[str]) -> int:
         return 1
     server = _serve(lite, socket)
     _say(READY)
+    # Nobody reads on there.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     stop.wait()
     server.stop(_STOP_S).wait()
     lite.close()

@@ -224,10 +224,11 @@ class MilvusStore:
         # It logs with a traceback what it raises, and we say it ourselves.
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
         address = self._address()
-        if address != self._connected_to:
-            self._disconnect()
         with self._connecting, self._translated():
-            if self._client is None:
+            if self._client is None or address != self._connected_to:
+                if self._client is not None:
+                    self._client.close()
+                self._client = None
                 self._client = MilvusClient(address, token=self._token, timeout=_CONNECT_S, dedicated=True)
                 self._connected_to = address
             return self._client
