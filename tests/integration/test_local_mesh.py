@@ -28,9 +28,9 @@ SOME_PROCESSES = 5
 class Running:
     """`nearmesh dev up` in a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
-        command = [script("nearmesh"), "dev", "up", "--no-tour", "--folder", str(folder)]
+        command = [script("nearmesh"), "dev", "up", "--no-tour", "--folder", str(folder), *options]
         self.output = (folder.parent / "up.log").open("w+")
         self.process = subprocess.Popen(command, stdout=self.output, stderr=subprocess.STDOUT)
 

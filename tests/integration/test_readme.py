@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -37,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         done = shell(line, folder)
         assert done.returncode == 0, done.stderr
     (folder / ".nearmesh").mkdir()
-    mesh = Running(folder / ".nearmesh" / "dev")
+    mesh = Running(folder / ".nearmesh" / "dev", "--vectors")
     try:
         wait(lambda: (mesh.folder / "mesh.json").exists() or mesh.process.poll() is not None, 60)
         yield folder
@@ -91,6 +92,13 @@ def test_the_tour_is_what_the_command_prints() -> None:
     assert shown
     for word in ("client region", "why that site", "36 of 36 rows right", "europe-west1", "gateway", "xds", "sdk"):
         assert word in shown.group(1)
+
+
+def test_what_was_imported_is_found(home: Path) -> None:
+    """After the commands above, which make the collection and fill it."""
+    (line,) = (line for line in MESH_COMMANDS if line.startswith("nearmesh vectors retrieve"))
+    hits = json.loads(shell(f"{line} --json", home).stdout)["hits"]
+    assert len(hits) == 3 and any("frozen" in hit["text"] for hit in hits)
 
 
 def test_the_run_is_what_the_command_prints(home: Path) -> None:
