@@ -49,7 +49,13 @@ def test_the_defaults_that_it_shows_are_the_defaults(name: str) -> None:
         assert shown.models == {"NAME": ModelConfig()}
         (data,) = shown.training.data.values()
         assert (data.format, data.held_back, data.largest_mib) == ("csv", 0.25, 1024)
-        shown = dataclasses.replace(shown, models={}, training=dataclasses.replace(shown.training, data={}))
+        assert shown.vectors.namespaces.keys() == {"name"}
+        shown = dataclasses.replace(
+            shown,
+            models={},
+            training=dataclasses.replace(shown.training, data={}),
+            vectors=dataclasses.replace(shown.vectors, namespaces={}),
+        )
     assert shown == plain
 
 
