@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nearmesh_agent.session.session import Session
 
+from nearmesh.errors import NotFound
 from nearmesh.tls import Credentials
 from nearmesh.turns import Turns
 from nearmesh.v1 import catalog_pb2
@@ -60,7 +61,11 @@ async def comes_to(
     async with plane.operator() as operator:
 
         async def there() -> catalog_pb2.Rollout | None:
-            found = await operator.rollout(model)
+            try:
+                found = await operator.rollout(model)
+            except NotFound:
+                # Begun by way of another control plane, of which this one hears in a moment.
+                return None
             return found if phase in (0, found.phase) and state in (0, found.state) else None
 
         found: catalog_pb2.Rollout = await until(there, within_s=within_s, what=f"phase {phase}, state {state}")

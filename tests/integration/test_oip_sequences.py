@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2
 from nearmesh import tensors
 from nearmesh.errors import Overloaded, SequenceLost
 from nearmesh.rpc import Gatekeeper, Identity
-from nearmesh.tokens import SUBJECT_HEADER
+from nearmesh.tokens import SUBJECT_HEADER, Bearer
 from tests import tiny_models
 from tests.inference_server import load, serving
 from tests.integration.oip_client import activated, client_of, given, stub_of, two_models, until
@@ -129,7 +129,7 @@ async def test_streams_and_unary_calls_have_each_their_own(stub):
 
 
 async def test_callers_with_the_same_id_do_not_meet(tmp_path):
-    tokens = SimpleNamespace(access=lambda token: SimpleNamespace(subject=token, role="client"))
+    tokens = SimpleNamespace(access=lambda token: Bearer(token, "client"))
     replica = await load(tmp_path, tiny_models.accumulator(tmp_path))
     async with serving([replica], verifier=tokens) as running, stub_of(running) as stub:
         ann, bob = ({"metadata": [("authorization", f"Bearer {name}")]} for name in ("ann", "bob"))

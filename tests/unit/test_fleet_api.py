@@ -126,22 +126,25 @@ async def test_only_posts_are_taken(served: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "why"),
+    ("made", "why"),
     [
-        ({}, "no header 'flwr-public-key'"),
-        (proof(STRANGER), "is not of a node of this mesh that may train"),
-        (proof() | {"flwr-signature": proof(STRANGER)["flwr-signature"]}, "signature does not hold"),
-        (proof() | {"flwr-signature": "!"}, "cannot be read"),
-        (proof() | {"flwr-public-key": base64.b64encode(b"no key").decode()}, "cannot be read"),
-        (proof() | {"flwr-public-key": "A" * 2000}, "too long"),
-        (proof(at=datetime.now(UTC) - timedelta(seconds=400)), "clock right"),
+        # Made when they are sent: collected and run may be further apart than a clock may be wrong.
+        (dict, "no header 'flwr-public-key'"),
+        (lambda: proof(STRANGER), "is not of a node of this mesh that may train"),
+        (lambda: proof() | {"flwr-signature": proof(STRANGER)["flwr-signature"]}, "signature does not hold"),
+        (lambda: proof() | {"flwr-signature": "!"}, "cannot be read"),
+        (lambda: proof() | {"flwr-public-key": base64.b64encode(b"no key").decode()}, "cannot be read"),
+        (lambda: proof() | {"flwr-public-key": "A" * 2000}, "too long"),
+        (lambda: proof(at=datetime.now(UTC) - timedelta(seconds=400)), "clock right"),
         # Further than a whole run of the tests takes.
-        (proof(at=datetime.now(UTC) + timedelta(days=1)), "clock right"),
-        (proof(at=datetime.now()), "cannot be read"),
+        (lambda: proof(at=datetime.now(UTC) + timedelta(days=1)), "clock right"),
+        (lambda: proof(at=datetime.now()), "cannot be read"),
     ],
 )
-async def test_p8_whoever_does_not_prove_a_nodes_key_is_refused(served: Any, headers: dict[str, str], why: str) -> None:
-    answer = await served.client.post(PULL, content=b"", headers=headers)
+async def test_p8_whoever_does_not_prove_a_nodes_key_is_refused(
+    served: Any, made: Callable[[], dict[str, str]], why: str
+) -> None:
+    answer = await served.client.post(PULL, content=b"", headers=made())
     assert (answer.status_code, served.link.asked) == (401, [])
     assert why in said(answer)
 
