@@ -2,7 +2,7 @@
 
 Installs the rivals into environments of their own under `build/bench`, makes vectors in clusters as embeddings have
 them, has every store take them in, search and start again, prints the tables and writes the page `vectors.md` and
-`vectors.json` in `benchmarks/results`. A quarter of an hour on two cores, and some minutes more the first time.
+`vectors.json` in `benchmarks/results`. Half an hour on two cores, and some minutes more the first time.
 """
 
 from __future__ import annotations
