@@ -54,8 +54,19 @@ def load(tmp_path):
         pipeline.close()
 
 
+# Of tests before, in the same process, whose pipelines may still be open.
+OTHERS = set()
+
+
+@pytest.fixture(autouse=True)
+def others():
+    OTHERS.clear()
+    OTHERS.update(sys.modules)
+
+
 def modules():
-    return [name for name in sys.modules if name.startswith("_nearmesh_step_")]
+    """Of the steps of the test that runs."""
+    return [name for name in sys.modules if name.startswith("_nearmesh_step_") and name not in OTHERS]
 
 
 # ---- wiring
