@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Coroutine, Iterable, Iterator
-from concurrent.futures import CancelledError, Future
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
 
 from nearmesh import routing
 from nearmesh.client.client import Inputs, Mesh, Parameters, connect
+from nearmesh.client.own_loop import OwnLoop
 from nearmesh.client.receipt import Answer
 from nearmesh.client.sequences import Sequence
 from nearmesh.client.tally import Statistics
-from nearmesh.client.tasks import end
-from nearmesh.errors import ConfigError, Unreachable
+from nearmesh.errors import ConfigError
 from nearmesh.v1 import route_pb2
-
-T = TypeVar("T")
 
 
 def connect_sync(
@@ -59,34 +53,17 @@ class BlockingMesh:
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        # Made when it is entered, so that a mesh that never is leaves nothing behind.
-        self._loop: asyncio.AbstractEventLoop
-        self._thread: threading.Thread
-        self._open = False
-        # A call is handed to the loop before the end of everything, or not at all.
-        self._gate = threading.Lock()
+        self._loop = OwnLoop("this mesh is", "use it inside `with connect_sync(...) as mesh:`")
+        self._run = self._loop.run
 
     def __enter__(self) -> BlockingMesh:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="nearmesh-client", daemon=True)
-        self._thread.start()
-        try:
-            _result(asyncio.run_coroutine_threadsafe(self._mesh.__aenter__(), self._loop))
-        except BaseException:
-            self._stop()
-            raise
-        self._open = True
+        self._loop.open(self._mesh.__aenter__())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._gate:
-            self._open = False
-        try:
-            _result(asyncio.run_coroutine_threadsafe(self._end(), self._loop))
-        finally:
-            self._stop()
+        self._loop.close(self._mesh.close)
 
     def infer(
         self,
@@ -153,39 +130,6 @@ class BlockingMesh:
             # With a mesh that was left meanwhile the sequence has ended too.
             with suppress(ConfigError):
                 self._run(wanted.__aexit__(None, None, None))
-
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        with self._gate:
-            if not self._open:
-                work.close()
-                raise ConfigError("this mesh is not open: use it inside `with connect_sync(...) as mesh:`")
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return _result(future)
-        except CancelledError:
-            raise Unreachable("the mesh was closed while this call was under way") from None
-
-    async def _end(self) -> None:
-        """On the loop: ends the mesh, and whatever other threads still wait for."""
-        try:
-            await end(asyncio.all_tasks() - {asyncio.current_task()})
-            await self._mesh.close()
-        finally:
-            await asyncio.get_running_loop().shutdown_asyncgens()
-
-    def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-def _result(future: Future[T]) -> T:
-    try:
-        return future.result()
-    except BaseException:
-        # Ctrl-C while waiting: the call must not live on in the thread.
-        future.cancel()
-        raise
 
 
 class BlockingSequence:

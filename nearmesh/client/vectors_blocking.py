@@ -7,17 +7,14 @@ with BlockingVectors.near("bootstrap-europe-west1.json") as vectors:
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
 
 from numpy.typing import ArrayLike
 
+from nearmesh.client.own_loop import OwnLoop
 from nearmesh.client.vectors import (
     CALL_LIMIT_S,
     Collection,
@@ -28,10 +25,7 @@ from nearmesh.client.vectors import (
     Reach,
     VectorClient,
 )
-from nearmesh.errors import ConfigError
 from nearmesh.v1 import vector_pb2 as pb
-
-T = TypeVar("T")
 
 
 class BlockingVectors:
@@ -39,9 +33,8 @@ class BlockingVectors:
 
     def __init__(self, opening: Callable[[], AbstractAsyncContextManager[VectorClient]]) -> None:
         self._opening = opening
-        # Made when it is entered, so that one that never is leaves nothing behind.
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread
+        self._loop = OwnLoop("these vectors are", "use them inside `with BlockingVectors...(...) as vectors:`")
+        self.run, self.each = self._loop.run, self._loop.each
         self._opened: AbstractAsyncContextManager[VectorClient]
         self._client: VectorClient
 
@@ -56,27 +49,20 @@ class BlockingVectors:
         return cls(lambda: VectorClient.near(bootstrap, node=node, site=site))
 
     def __enter__(self) -> BlockingVectors:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="nearmesh-vectors", daemon=True)
-        self._thread.start()
-        try:
-            self._client = self.run(self._open())
-        except BaseException:
-            self._stop()
-            raise
+        self._client = self._loop.open(self._open())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self.run(self._opened.__aexit__(None, None, None))
-        finally:
-            self._stop()
+        self._loop.close(self._close)
 
     async def _open(self) -> VectorClient:
         self._opened = self._opening()
         return await self._opened.__aenter__()
+
+    async def _close(self) -> None:
+        await self._opened.__aexit__(None, None, None)
 
     def collection(self, name: str, *, namespace: str = "") -> BlockingCollection:
         """See `VectorClient.collection`."""
@@ -118,38 +104,6 @@ class BlockingVectors:
     def migrate(self, uri: str, *, token_variable: str = "") -> Iterator[pb.MigrateProgress]:
         """See `VectorClient.migrate`."""
         return self.each(self._client.migrate(uri, token_variable=token_variable))
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """On the loop. Raises what it raises, and ConfigError outside of the `with`."""
-        if self._loop is None:
-            work.close()
-            raise ConfigError("these vectors are not open: use them inside `with BlockingVectors...(...) as vectors:`")
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            # Ctrl-C while waiting: the call must not live on in the thread.
-            future.cancel()
-            raise
-
-    def each(self, stream: AsyncIterator[T]) -> Iterator[T]:
-        """What comes, one after the other."""
-
-        async def following() -> list[T]:
-            """One more, or none."""
-            async for one in stream:
-                return [one]
-            return []
-
-        while found := self.run(following()):
-            yield from found
-
-    def _stop(self) -> None:
-        loop, self._loop = self._loop, None
-        if loop:
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join()
-            loop.close()
 
 
 class BlockingCollection:
