@@ -100,9 +100,10 @@ async def test_one_leads_and_who_gives_up_is_followed_at_once(url: str) -> None:
         db = await stack.enter_async_context(database(url))
 
         async def both() -> bool:
-            return [peer.id for peer in await db.run(read_peers)] == ["a", "b"]
+            listed = [peer.id for peer in await db.run(read_peers)]
+            return listed == ["a", "b"] and b.leadership.holder is not None
 
-        await until(both, what="both are listed")
+        await until(both, what="both are listed, and b has heard who leads")
         assert (b.term, b.leadership.holder and b.leadership.holder.id) == (0, "a")
         assert [peer.term for peer in await db.run(read_peers)] == [1, 0]
         began = time.monotonic()
