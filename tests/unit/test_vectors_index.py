@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from nearmesh_agent.vectors import filters
-from nearmesh_agent.vectors.index import MemoryIndex
+from nearmesh_agent.vectors.index import MemoryIndex, saved
 from nearmesh_agent.vectors.index.slots import Slots
 from nearmesh_agent.vectors.model import Clock, Found, Metric, Origin, Row, Vector, Write
 
@@ -87,7 +87,16 @@ class Tables(RuleBasedStateMachine):
 
     @rule()
     def maintain(self) -> None:
+        before = self._file()
         self.index.maintain()
+        if self._file() != before:
+            # It saves lists that it has made anew, and all that they are of.
+            self.saved = (dict(self.rows), self.position)
+
+    def _file(self) -> int | None:
+        """Another number when the index was saved, which replaces the file."""
+        path = self.folder / saved.FILE
+        return path.stat().st_ino if path.exists() else None
 
     @rule()
     def save(self) -> None:
