@@ -45,15 +45,16 @@ class Store:
         self._connection.execute("SELECT 1")
 
     def insert(self, rows: Sequence[int], vectors: np.ndarray, texts: Sequence[str], shares: Sequence[int]) -> None:
-        self._connection.execute("BEGIN")
-        self._connection.executemany(
-            "INSERT INTO kept (id, share, vector, text) VALUES (?, ?, ?, ?)",
-            [
-                (row, share, vector.tobytes(), text)
-                for row, share, vector, text in zip(rows, shares, vectors, texts, strict=True)
-            ],
-        )
-        self._connection.execute("COMMIT")
+        # Committed at its end, or undone.
+        with self._connection as connection:
+            connection.execute("BEGIN")
+            connection.executemany(
+                "INSERT INTO kept (id, share, vector, text) VALUES (?, ?, ?, ?)",
+                [
+                    (row, share, vector.tobytes(), text)
+                    for row, share, vector, text in zip(rows, shares, vectors, texts, strict=True)
+                ],
+            )
 
     def finish(self) -> None:
         """It has no index."""

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 
 K = 10
-# Of a row that shows that a store takes writes again, and of one that shows that what was written is found.
-EXTRA_ROW = 10**9
+# From here on rows are numbered that show that a store takes writes again, each by the second in which it is written.
+EXTRA_ROWS = 10**9
 SEEN_WITHIN_S = 60.0
 # Recall is measured for so long, and with so many queries at least.
 RECALL_S, LEAST_QUERIES = 20.0, 50
@@ -149,7 +149,7 @@ class Worker:
         return right / asked
 
     def search(self, callers: int, seconds: float, filtered: bool, warm_s: float = 0.5) -> dict[str, Any]:
-        """Each caller asks again as soon as it has its answer."""
+        """Each caller asks again as soon as it has its answer, and once at least when all are warm."""
         queries = [np.array(query) for query in self._task.array("queries")]
         effort = self._effort[filtered]
         took: list[list[float]] = [[] for _ in range(callers)]
@@ -159,7 +159,7 @@ class Worker:
         def call(caller: int) -> None:
             number = caller * 61
             try:
-                while (before := time.perf_counter()) < end:
+                while (before := time.perf_counter()) < end or not took[caller]:
                     number = (number + 1) % len(queries)
                     found = self._store.search(queries[number], _share(number, filtered), effort)
                     if before >= start:
@@ -225,7 +225,7 @@ class Worker:
 
         self._again(right, limit_s)
         answered_s = time.monotonic()
-        row = ([EXTRA_ROW], query[None, :] * -1, ["extra"], [0])
+        row = ([EXTRA_ROWS + int(time.time())], query[None, :] * -1, ["extra"], [0])
         self._again(lambda: self._store.insert(*row), limit_s)
         return {"answered_s": answered_s, "written_s": time.monotonic()}
 
