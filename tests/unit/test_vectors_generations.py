@@ -223,6 +223,26 @@ async def test_a_vector_of_the_wrong_length_is_refused(docs: Texts) -> None:
         await docs.fill.Fill(request, Context())
 
 
+@pytest.mark.parametrize("act", ["put", "delete"])
+async def test_p3_a_power_cut_in_the_middle_of_a_write_leaves_nothing_old_in_the_next_generation(
+    tmp_path: Path, act: str
+) -> None:
+    parts = DictParts()
+    async with texts(tmp_path, parts, killed=True) as docs:
+        await docs.create()
+        await docs.put(a="the storm", b="a barn")
+        await docs.begin()
+        await docs.bring(await docs.lacking(most=1))
+        await docs.save()
+        await (docs.put(a="changed") if act == "put" else docs.delete("a"))
+    # The end of the journal is torn: the last entry of what was written together was not on the disk.
+    parts.disk.entries.pop()
+    async with texts(tmp_path, parts) as docs:
+        here = await docs.rows()
+        await docs.whole()
+        assert await docs.rows() == here and "b" in here
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_p3_kills_at_any_moment_lose_nothing_and_change_the_generation_once(tmp_path: Path, seed: int) -> None:
     """Whatever was acknowledged is there, with the vectors of what serves; what was deleted stays so."""

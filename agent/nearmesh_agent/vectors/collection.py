@@ -140,7 +140,9 @@ class Collection:
             # What it refuses is its caller's alone.
             planned(change, self)
             if self.filling:
-                change.writes += stale_in(self.filling, self.serving, change.writes)
+                # First: what a power cut leaves of them is a beginning, after which the next generation may lack a row,
+                # and never has one that the serving one has not.
+                change.writes = [*stale_in(self.filling, self.serving, change.writes), *change.writes]
         return [(write, change) for change in changes for write in change.writes]
 
     def _apply(self, changes: Sequence[Change], writes: Sequence[tuple[Write, Change]], first: int) -> None:
