@@ -11,7 +11,7 @@ import pytest
 from nearmesh_agent.vectors.text.filling import FillServicer
 from nearmesh_agent.vectors.text.writing import Writing
 
-from nearmesh.errors import DeadlineExceeded, InvalidInput, NotReady
+from nearmesh.errors import DeadlineExceeded, InvalidInput, NotReady, Superseded
 from nearmesh.v1 import vector_pb2 as pb
 from tests.text_models import vector
 from tests.unit.test_vectors_generations import DIMENSIONS, NEW, OLD, Texts, texts
@@ -111,6 +111,36 @@ async def test_other_writes_wait_for_the_last_rows(node: Node) -> None:
     assert (await node.docs.bring(lacks)).serves
     assert (await waiting).written == 1 and (await node.docs.collection()).generation == 2
     assert await node.docs.rows() == {"a": "one", "b": "two", "c": "three"}
+
+
+async def test_vectors_that_were_brought_beside_texts_are_not_taken_for_the_next_generations(node: Node) -> None:
+    await node.docs.put(a="one")
+    await node.docs.begin()
+    held = pb.LackingRequest(collection=ref(), generation=2, most=10, hold_ms=5000)
+    lacks = await node.docs.fill.Lacking(held, Context())
+    own = pb.Row(id="own", text="two", vector=vector("two", DIMENSIONS[OLD]).astype("<f4").tobytes())
+    mixed = pb.UpsertRequest(collection=ref(), rows=[own, pb.Row(id="c", text="three")])
+    waiting = asyncio.create_task(node.writing.upsert(mixed, "default", None))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (await node.docs.bring(lacks)).serves
+    with pytest.raises(Superseded):
+        await waiting
+    assert await node.docs.rows() == {"a": "one"}
+
+
+async def test_the_version_that_a_caller_names_is_not_taken_for_another_one(node: Node) -> None:
+    own = pb.Row(id="own", text="two", vector=vector("two", DIMENSIONS[OLD]).astype("<f4").tobytes())
+    request = pb.UpsertRequest(collection=ref(), rows=[own, pb.Row(id="c", text="three")], embedder_digest=NEW)
+    with pytest.raises(Superseded, match="made by sha256:new, and collection 'docs' has those of sha256:old"):
+        await node.writing.upsert(request, "default", None)
+    await node.upsert(a="what is known is old from here on")
+    await node.docs.begin()
+    await node.docs.whole()
+    own.vector = vector("two", DIMENSIONS[NEW]).astype("<f4").tobytes()
+    request = pb.UpsertRequest(collection=ref(), rows=[own, pb.Row(id="c", text="three")], embedder_digest=NEW)
+    await node.writing.upsert(request, "default", None)
+    assert (await node.docs.rows()).keys() == {"a", "own", "c"}
 
 
 async def test_nobody_waits_where_more_is_lacking_or_longer_than_said(node: Node) -> None:

@@ -35,12 +35,19 @@ class Writing:
         """Gives rows without vectors theirs, in `request`, and writes all. Raises MeshError."""
         watch = Watch(timeout_s)
         without = [row for row in request.rows if not row.vector]
+        brought = len(without) < len(request.rows)
+        if brought:
+            # What is known of the collection may be old, and these are meant for what it is now.
+            self._process.forget(request.collection)
         collection = await self._embed(request, without, reach, watch)
         try:
             answer = await self._process.here("Upsert", request.SerializeToString(), reach, watch.left_s())
         except Superseded:
-            # Another generation has taken over between the two.
+            # Another generation has taken over between the two; vectors that were brought are not for it.
             self._process.forget(request.collection)
+            if brought:
+                raise
+            request.embedder_digest = ""
             collection = await self._embed(request, without, reach, watch)
             answer = await self._process.here("Upsert", request.SerializeToString(), reach, watch.left_s())
         if collection.next_embedder:
@@ -59,6 +66,11 @@ class Writing:
         for row in rows:
             if not row.text.strip():
                 raise InvalidInput(f"row {row.id[:64]!r} has neither a vector nor a text")
+        if request.embedder_digest not in ("", collection.embedder_digest):
+            raise Superseded(
+                f"the vectors were made by {request.embedder_digest}, and collection {request.collection.name!r} has "
+                f"those of {collection.embedder_digest}"
+            )
         vectors = await self._vectors(collection.embedder, collection.embedder_digest, rows, watch)
         for row, vector in zip(rows, vectors, strict=True):
             row.vector = vector
