@@ -25,6 +25,8 @@ class Embedders:
         self.away: Exception | None = None
         self.asked: list[int] = []
         self.behind: list[bool] = []
+        self.begun, self.gate = asyncio.Event(), asyncio.Event()
+        self.gate.set()
 
     async def pinned(self, model: str) -> tuple[str, int]:
         return NEW, DIMENSIONS[NEW]
@@ -33,7 +35,8 @@ class Embedders:
         assert (model, digest) == ("encoder", NEW)
         self.asked.append(len(texts))
         self.behind.append(behind)
-        await asyncio.sleep(0)
+        self.begun.set()
+        await self.gate.wait()
         if self.away:
             away, self.away = self.away, None
             raise away
@@ -124,6 +127,22 @@ async def test_what_does_not_pass_ends_it_and_is_told(node: Node) -> None:
     node.now += module.AGAIN_S
     node.reembedding.resume([await node.docs.collection()])
     assert (await node.done()).embedder_digest == NEW
+
+
+async def test_who_follows_one_is_told_when_another_takes_its_place(node: Node) -> None:
+    node.embedders.gate.clear()
+    follower = node.reembedding.reembed(pb.ReembedRequest(collection=ref()), "encoder", "default")
+    await anext(follower)
+    async with asyncio.timeout(5):
+        await node.embedders.begun.wait()
+        # Before the first of them has noticed.
+        await node.docs.fill.Cancel(ref(), Context())
+        await node.begun()
+        node.embedders.gate.set()
+        with pytest.raises(Superseded, match="generation 2 is not being filled any more"):
+            async for _ in follower:
+                pass
+    assert (await node.done()).generation == 3
 
 
 async def test_cancelled_it_ends_and_the_old_one_serves_on(node: Node) -> None:

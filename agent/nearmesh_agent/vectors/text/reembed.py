@@ -189,6 +189,10 @@ class Reembedding:
             ref = filler.state.collection
             self._not_before_s[ref.namespace, ref.name] = self._clock() + AGAIN_S
             log.warning("generation is not filled collection=%s: %s", ref.name, caught.message)
+        except asyncio.CancelledError:
+            # Another one took its place, or the node ends: who follows it does not wait for what never comes.
+            error = Superseded(f"generation {filler.state.generation} is not being filled any more")
+            raise
         finally:
             filler.end(error)
 
