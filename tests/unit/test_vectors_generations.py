@@ -12,7 +12,7 @@ import pytest
 from nearmesh_agent.vectors.text.filling import FillServicer
 from nearmesh_agent.vectors.text.generations import text_hash
 
-from nearmesh.errors import InvalidInput, Superseded
+from nearmesh.errors import InvalidInput, NotReady, Superseded
 from nearmesh.v1 import vector_pb2 as pb
 from tests.text_models import vector
 from tests.vector_parts import DictParts
@@ -221,6 +221,29 @@ async def test_a_vector_of_the_wrong_length_is_refused(docs: Texts) -> None:
     request.made.add(id="a", text_hash=text_hash("the storm"), vector=bytes_of("the storm", OLD))
     with pytest.raises(InvalidInput, match="row 'a': its vector has 4 numbers; the collection's dimension is 6"):
         await docs.fill.Fill(request, Context())
+
+
+async def test_p3_nothing_is_written_where_a_disk_fails_that_may_say_which_generation_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = DictParts()
+    async with texts(tmp_path, parts, killed=True) as docs:
+        await docs.create()
+        await docs.put(a="the storm")
+        await docs.begin()
+        put = docs.site.keeper.specs.put
+
+        def fails(spec: object) -> None:
+            put(spec)
+            raise OSError("the folder was not synced")
+
+        monkeypatch.setattr(docs.site.keeper.specs, "put", fails)
+        with pytest.raises(OSError, match="not synced"):
+            await docs.bring(await docs.lacking())
+        with pytest.raises(NotReady, match="is opened anew"):
+            await docs.put(b="would be lost")
+    async with texts(tmp_path, parts) as docs:
+        assert (await docs.collection()).embedder_digest == NEW and await docs.rows() == {"a": "the storm"}
 
 
 @pytest.mark.parametrize("act", ["put", "delete"])

@@ -125,7 +125,13 @@ class FillServicer(vector_pb2_grpc.VectorFillServiceServicer):
         def done() -> None:
             spec, table = change(collection.spec), serving()
             assert table
-            self._keeper.specs.put(spec)
+            try:
+                self._keeper.specs.put(spec)
+            except OSError:
+                # Which of the two the disk has nobody knows, and a write to the other one would be lost: what is on
+                # the disk is read anew.
+                collection.broken = True
+                raise
             # Whoever reads the spec behind the table finds one that is not older.
             collection.spec = spec
             collection.serving, collection.filling = table, None
