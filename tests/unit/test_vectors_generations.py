@@ -155,6 +155,25 @@ async def test_what_is_written_meanwhile_is_in_the_new_generation_too(docs: Text
     assert await docs.rows() == {"a": "changed", "c": "changed too", "e": "added"}
 
 
+async def test_the_last_rows_are_found_without_reading_all_that_are_there(
+    docs: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await docs.put(**{f"row-{number:04}": f"text {number}" for number in range(3000)})
+    await docs.begin()
+    lacks = await docs.lacking(most=1000)
+    while lacks.after:
+        await docs.bring(lacks)
+        lacks = await docs.lacking(most=1000, after=lacks.after)
+    (collection,) = docs.site.keeper
+    read: list[str] = []
+    for table in collection.tables:
+        rows = table.index.rows
+        monkeypatch.setattr(table.index, "rows", lambda ids, rows=rows, **more: rows(read.extend(ids) or ids, **more))
+    last = await docs.lacking(most=16)
+    assert len(last.lacks) == 4 and len(read) == 4, "of the others their ids are enough"
+    assert {lack.id for lack in last.lacks} == {lack.id for lack in lacks.lacks}
+
+
 async def test_a_row_that_was_deleted_does_not_come_back_with_its_vector(docs: Texts) -> None:
     await docs.begin()
     lacks = await docs.lacking(most=10)

@@ -18,8 +18,9 @@ from nearmesh_agent.vectors.collections import CollectionSpec, Generation
 from nearmesh_agent.vectors.model import Row, Vector, Write
 from nearmesh_agent.vectors.table import OpenTable
 
-# Rows that are looked at for some that the next generation lacks, so many times as many as are asked for.
-_LOOK_AT = 8
+# Rows that are looked at for some that the next generation lacks: at first so many times as many as are asked for, and
+# further where it has all of these, so that it takes no longer than writes wait to come to the end of a million.
+_LOOK_AT, _LOOK_AT_MOST = 8, 8_192
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +50,23 @@ def lacking(serving: OpenTable, filling: OpenTable, most: int, after: str = "") 
     Raises InvalidInput for a row that no embedder can do anything with.
     """
     found: list[Lack] = []
-    while ids := serving.index.select(None, after=after, limit=_LOOK_AT * most):
-        there = {row.id for row in filling.index.rows(ids)}
-        for row in serving.index.rows([id for id in ids if id not in there]):
-            if not row.text.strip():
-                raise InvalidInput(f"row {row.id!r} has no text to make a vector of; delete it, or give it one")
-            found.append(Lack(row.id, row.text))
-            if len(found) == most:
-                return found, row.id
-        after = ids[-1]
+    look_at = _LOOK_AT * most
+    while ids := serving.index.select(None, after=after, limit=look_at):
+        # It has none that the other has not, so these reach at least as far.
+        there = set(filling.index.select(None, after=after, limit=len(ids)))
+        missing, room = [id for id in ids if id not in there], most - len(found)
+        found += map(_lack, serving.index.rows(missing[:room]))
+        if len(found) == most:
+            return found, found[-1].id
+        after = ids[-1] if len(missing) <= room else missing[room - 1]
+        look_at = max(look_at, min(2 * look_at, _LOOK_AT_MOST))
     return found, ""
+
+
+def _lack(row: Row) -> Lack:
+    if not row.text.strip():
+        raise InvalidInput(f"row {row.id!r} has no text to make a vector of; delete it, or give it one")
+    return Lack(row.id, row.text)
 
 
 def lacks(serving: OpenTable, filling: OpenTable) -> int:
