@@ -14,11 +14,14 @@ import pytest
 from nearmesh_agent.vectors.across import follower, giving, passing
 from nearmesh_agent.vectors.across.follower import Follower
 from nearmesh_agent.vectors.across.passing import Passing
+from nearmesh_agent.vectors.text.filling import FillServicer
+from nearmesh_agent.vectors.text.generations import text_hash
 
 from nearmesh.errors import NotReady, PermissionDenied, StorageFull, Unreachable
 from nearmesh.rpc import Identity, answering
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1.node_pb2 import VectorNode
+from tests.vector_site import Context
 from tests.vector_sites import From, Place, places
 
 
@@ -205,6 +208,45 @@ async def test_rows_of_another_version_of_the_embedder_are_embedded_anew(tmp_pat
         assert row.vector.tolist() == [0.5, 0.5]
         await found.left.delete("1")
         await until(has(found.right))
+
+
+async def test_one_site_reembeds_while_both_write(tmp_path: Path) -> None:
+    """Each has the rows of both, in its own generation."""
+
+    async def embed(model: str, digest: str, texts: Sequence[str]) -> Any:
+        return np.full((len(texts), SIZES[digest]), int(digest[-1]), np.float32)
+
+    async with following(tmp_path, embed) as found:
+        await until(has(found.right))
+        await found.left.write("1", "2", text="before")
+        await until(has(found.right, **{"1": "before", "2": "before"}))
+        fill = FillServicer(found.right.site.keeper)
+        begin = pb.BeginFillingRequest(embedder="m", embedder_digest="sha256:2", dimension=SIZES["sha256:2"])
+        begin.collection.name = "docs"
+        await fill.Begin(begin, Context())
+        await found.left.write("3", text="meanwhile")
+        await found.left.delete("2")
+        left = {"1": "before", "3": "meanwhile"}
+        await until(has(found.right, **left))
+        state = pb.Filling()
+        while not state.serves:
+            lacks = await fill.Lacking(pb.LackingRequest(collection=begin.collection, generation=2, most=9), Context())
+            made = pb.FillRequest(collection=begin.collection, generation=2)
+            for lack in lacks.lacks:
+                vector = (await embed("m", "sha256:2", [lack.text]))[0].tobytes()
+                made.made.add(id=lack.id, text_hash=text_hash(lack.text), vector=vector)
+            state = await fill.Fill(made, Context())
+        # The stream that was open had the former version's vectors taken as they came; these are refused, and asked for
+        # again.
+        await found.left.write("4", text="after")
+        await until(has(found.right, **left, **{"4": "after"}))
+        collection = await found.right.site.keeper.get("default", "docs")
+        rows = collection.serving.index.rows(list("134"), vectors=True)
+        assert [row.vector.tolist() for row in rows] == [[2, 2, 2]] * 3
+        assert await found.left.texts() == await found.right.texts()
+
+
+SIZES = {"sha256:1": 2, "sha256:2": 3}
 
 
 class Channel:

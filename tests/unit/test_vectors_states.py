@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -102,6 +104,14 @@ def test_sites_that_heard_of_everything_agree_whatever_the_order_and_however_oft
 def test_two_writes_of_one_stamp_part_no_sites() -> None:
     one, other = written(3, text="a"), written(3, text="b")
     assert text(merged(one, other)) == text(merged(other, one))
+
+
+def test_the_same_write_with_the_vector_of_another_version_is_no_news() -> None:
+    here, there = written(3, text="a"), written(3, text="a")
+    assert there.row
+    for vector in (np.array([9, 9], np.float32), np.array([-9, -9], np.float32)):
+        other = State(row=replace(there.row, vector=vector))
+        assert merged(here, other) is here and merged(other, here) is other
 
 
 def test_a_digest_tells_contents_apart_and_not_clocks() -> None:

@@ -45,11 +45,14 @@ def _rank(row: Row) -> tuple[int, int, bytes]:
 
 
 def content(row: Row) -> bytes:
-    """A digest of what it says, its clock left out."""
+    """A digest of what it says, its clock left out; and its vector where it has a text: of the same write, a site whose
+    embedder is another version has another one.
+    """
     origin = row.origin
     said = (
         row.text,
         sorted((name, type(value).__name__, value) for name, value in row.fields.items()),
         (origin.source, origin.hash, origin.part, origin.parts, origin.position),
     )
-    return hashlib.sha256(repr(said).encode("utf-8", "surrogatepass") + row.vector.tobytes()).digest()
+    vector = b"" if row.text else row.vector.tobytes()
+    return hashlib.sha256(repr(said).encode("utf-8", "surrogatepass") + vector).digest()
