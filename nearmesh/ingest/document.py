@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -58,7 +58,7 @@ class Content:
     """A document's text, with the offsets at which something begins, ascending."""
 
     text: str
-    breaks: Sequence[tuple[int, Break]] = ()
+    breaks: Iterable[tuple[int, Break]] = ()
     places: Places = nowhere
     fields: Mapping[str, Scalar] = field(default_factory=dict)
     # Little-endian FP32, of a document that brings its own: it is one row, and not cut.

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 from nearmesh.errors import NotInstalled
 from nearmesh.ingest.document import MAX_POSITION_CHARACTERS, Break, Content
-from nearmesh.ingest.plain import line_starts
+from nearmesh.ingest.plain import line_starts, read_plain
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
+# A longer one is read as plain text: a block takes some hundred bytes of memory, and a file may be made to have one at
+# every other byte.
+MAX_CHARACTERS, MAX_LINES = 4 * 1024 * 1024, 100_000
 # What is not cut where a sentence would be: items of a list, rows of a table.
 _ITEMS = {"list_item_open", "tr_open"}
 
@@ -32,6 +35,8 @@ class Headings:
 
 def read_markdown(text: str) -> Content:
     """Raises NotInstalled."""
+    if len(text) > MAX_CHARACTERS or text.count("\n") > MAX_LINES:
+        return read_plain(text)
     begin = _front_matter_end(text)
     starts = [begin + at for at in line_starts(text[begin:])]
     breaks: dict[int, Break] = {begin: Break.SECTION} if begin else {}

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from nearmesh.errors import NotInstalled
-from nearmesh.ingest.document import Break, Content, Numbered, Unreadable
-from nearmesh.ingest.plain import paragraphs
+from nearmesh.ingest.document import Content, Numbered, Unreadable
+from nearmesh.ingest.plain import Paragraphs
 from nearmesh.ingest.reading import MAX_FILE_BYTES, clean
 
 # A page takes some 50 ms, a dense one a second.
@@ -54,4 +54,4 @@ def _content(pages: Sequence[str]) -> Content:
         starts.append(at)
         at += len(page) + 1
     text = "\n".join(pages)
-    return Content(text, [(offset, Break.BLOCK) for offset, _ in paragraphs(text)], Numbered("page", starts))
+    return Content(text, Paragraphs(text), Numbered("page", starts))

@@ -14,7 +14,7 @@ import numpy as np
 from nearmesh.errors import ConfigError
 from nearmesh.ingest.document import Content, Document, Problem, Unreadable
 from nearmesh.ingest.files import MAX_NAME_BYTES, speakable
-from nearmesh.ingest.plain import paragraphs
+from nearmesh.ingest.plain import Paragraphs
 from nearmesh.ingest.reading import clean
 from nearmesh.vector_values import Scalar
 
@@ -79,7 +79,7 @@ def _document(file: str, record: Record, rules: RecordRules, recipe: str) -> Doc
         for name, kind in rules.fields.items()
         if (value := as_field(name, kind, values.get(name))) is not None
     }
-    content = Content(text, paragraphs(text), lambda start, end: record.position, fields, vector)
+    content = Content(text, Paragraphs(text), lambda start, end: record.position, fields, vector)
     digest = _digest(recipe, content)
     given = values.get(rules.id)
     source = f"{file}/{_id(given, rules) if given not in (None, '') else f'~{digest[:16]}'}"

@@ -3,7 +3,8 @@
 A text is taken as units, which are never cut: sentences, or pieces of one that is too long by itself. Units are packed
 into a part until it is full. It then ends at the best place in its second half: before a section, else a paragraph,
 else a sentence, and so on. A section begins a part of its own, unless what comes before it is short. The next part
-begins with the end of the last one, so that what a cut divides is whole in one of them.
+begins with the end of the last one, so that what a cut divides is whole in one of them. Units are made as they are
+needed: a file may be of nothing but tiny ones.
 
 Parts are slices of the text; nothing of it is lost but white space.
 """
@@ -14,6 +15,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from nearmesh.errors import ConfigError
 from nearmesh.ingest.document import Break, Content
@@ -94,14 +96,14 @@ def weight(text: str) -> int:
 # Units.
 
 
-def units(text: str, breaks: Iterable[tuple[int, Break]], length: int) -> list[Unit]:
+def units(text: str, breaks: Iterable[tuple[int, Break]], length: int) -> Iterator[Unit]:
     """All of the text in slices of at most `length`."""
-    starts = [(0, Break.SECTION), *((at, kind) for at, kind in breaks if 0 < at < len(text))]
-    ends = [*(at for at, _ in starts[1:]), len(text)]
-    found: list[Unit] = []
-    for (start, kind), end in zip(starts, ends, strict=True):
-        found += _finer(text, start, end, kind, length, _LEVELS)
-    return found
+    start, before = 0, Break.SECTION
+    for end, kind in breaks:
+        if 0 < end < len(text):
+            yield from _finer(text, start, end, before, length, _LEVELS)
+            start, before = end, kind
+    yield from _finer(text, start, len(text), before, length, _LEVELS)
 
 
 # How a slice that is too long is cut, the coarsest way first. Sentences are looked for in any.
@@ -115,8 +117,10 @@ def _finer(
         yield from _pieces(text, start, end, before, length)
         return
     pattern, kind = levels[0]
-    ends = [match.end() for match in pattern.finditer(text, start, end)]
-    for stop in [*(at for at in ends if start < at < end), end]:
+    ends = (match.end() for match in pattern.finditer(text, start, end))
+    for stop in chain(ends, (end,)):
+        if stop <= start:
+            continue
         heavy = weight(text[start:stop])
         if heavy <= length:
             yield Unit(start, stop, heavy, before)
@@ -149,46 +153,56 @@ def _longest(text: str, start: int, end: int, length: int) -> int:
 # Parts.
 
 
-def _spans(text: str, of: Sequence[Unit], sizes: Sizes) -> Iterator[tuple[int, int]]:
-    at = start = 0
-    while at < len(of):
-        after = _fill(of, at, weight(text[start : of[at].start]), sizes.length)
-        end = of[after - 1].end
+def _spans(text: str, of: Iterator[Unit], sizes: Sizes) -> Iterator[tuple[int, int]]:
+    start = 0
+    ahead: list[Unit] = []
+    while _look(ahead, of, sizes.length):
+        after = _fill(ahead, weight(text[start : ahead[0].start]), sizes.length)
+        end = ahead[after - 1].end
         yield start, end
-        start = _begin(text, of, at, after, sizes) if after < len(of) else end
-        at = after
+        start = _begin(text, ahead, after, sizes) if after < len(ahead) else end
+        del ahead[:after]
 
 
-def _fill(of: Sequence[Unit], first: int, carried: int, length: int) -> int:
-    """The unit before which a part ends that begins with `carried` characters of the last one, and unit `first`."""
-    total, at = carried, first
+def _look(ahead: list[Unit], of: Iterator[Unit], length: int) -> bool:
+    """Adds more units than one part takes, or all that there are; False where there are none."""
+    total = sum(unit.weight for unit in ahead)
+    while total <= length and (unit := next(of, None)):
+        ahead.append(unit)
+        total += unit.weight
+    return bool(ahead)
+
+
+def _fill(of: Sequence[Unit], carried: int, length: int) -> int:
+    """The unit before which a part ends that begins with `carried` characters of the last one, and the first unit."""
+    total, at = carried, 0
     # What stands in the part before each of its units.
     before: list[int] = []
     while at < len(of) and total + of[at].weight <= length:
-        if at > first and of[at].before is Break.SECTION and total >= _SECTION_SHARE * length:
+        if at and of[at].before is Break.SECTION and total >= _SECTION_SHARE * length:
             return at
         before.append(total)
         total += of[at].weight
         at += 1
     if at == len(of):
         return at
-    late = [at] + [first + i for i, stands in enumerate(before) if i and stands >= _FULL_SHARE * length]
+    late = [at] + [place for place, stands in enumerate(before) if place and stands >= _FULL_SHARE * length]
     return max(late, key=lambda place: (of[place].before, place))
 
 
-def _begin(text: str, of: Sequence[Unit], first: int, after: int, sizes: Sizes) -> int:
-    """Where the part begins whose first new unit is `after`; the last part began with unit `first`."""
+def _begin(text: str, of: Sequence[Unit], after: int, sizes: Sizes) -> int:
+    """Where the part begins whose first new unit is `after`; the last part's was the first."""
     cut = of[after].start
     if of[after].before is Break.SECTION:
         return cut
     room = min(sizes.overlap, sizes.length - of[after].weight)
     found, taken = after, 0
-    while found > first + 1 and taken + of[found - 1].weight <= room:
+    while found > 1 and taken + of[found - 1].weight <= room:
         found -= 1
         taken += of[found].weight
         if of[found].before is Break.SECTION:
             break
-    return of[found].start if found < after else _word(text, of[first].start, cut, room)
+    return of[found].start if found < after else _word(text, of[0].start, cut, room)
 
 
 def _word(text: str, first: int, cut: int, room: int) -> int:

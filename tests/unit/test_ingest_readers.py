@@ -15,7 +15,7 @@ from nearmesh.errors import NotInstalled
 from nearmesh.ingest import pdf, reading
 from nearmesh.ingest.document import Content, Document, Problem
 from nearmesh.ingest.files import File, find
-from nearmesh.ingest.markdown import read_markdown
+from nearmesh.ingest.markdown import MAX_CHARACTERS, MAX_LINES, read_markdown
 from nearmesh.ingest.pdf_pages import pages
 from nearmesh.ingest.plain import read_plain
 from nearmesh.ingest.records import RecordRules, as_field
@@ -158,6 +158,13 @@ def test_markdown_of_any_kind_is_read(text: str) -> None:
     assert "".join(parts.split()) == "".join(text.split())
 
 
+@pytest.mark.parametrize("text", ["# a\n" * (MAX_LINES + 1), "# a\n" + "|a" * (MAX_CHARACTERS // 2)])
+def test_markdown_that_is_too_long_for_its_blocks_is_read_as_text(text: str) -> None:
+    found = read_markdown(text)
+    assert found.text == text and list(found.breaks) == []
+    assert found.places(4, 5) == "line 2"
+
+
 # Records.
 
 RULES = RecordRules(fields={"lang": "string", "year": "int", "score": "float", "old": "bool"}, dimension=2)
@@ -176,7 +183,7 @@ def test_json_lines(imported: Write) -> None:
     assert len(items) == 3, "the same twice is once where nothing names it"
     first = content(items[0])
     assert first.fields == {"lang": "en", "year": 2020, "score": 1.0, "old": False}
-    assert first.places(0, 3) == "line 1" and len(first.breaks) == 1
+    assert first.places(0, 3) == "line 1" and len(list(first.breaks)) == 1
     assert content(items[1]).fields == {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -47,9 +48,21 @@ def test_parts_are_slices_in_order_that_leave_out_white_space_alone(text: str, s
 @settings(deadline=None)
 @given(TEXTS, st.integers(100, 300))
 def test_units_are_all_of_the_text(text: str, length: int) -> None:
-    found = units(text, read_plain(text).breaks, length)
+    found = list(units(text, read_plain(text).breaks, length))
     assert "".join(text[unit.start : unit.end] for unit in found) == text
     assert all(unit.weight <= length for unit in found)
+
+
+@pytest.mark.parametrize("tiny", ["a\n\n", "a. ", "\n"])
+def test_a_text_of_tiny_units_takes_little_more_memory_than_it_has(tiny: str) -> None:
+    text = tiny * (150_000 // len(tiny))
+    tracemalloc.start()
+    try:
+        split(read_plain(text), Sizes())
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 20 * len(text)
 
 
 def test_what_fits_is_one_part() -> None:
