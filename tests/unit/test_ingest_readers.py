@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nearmesh.errors import NotInstalled
-from nearmesh.ingest import pdf, reading
+from nearmesh.ingest import pdf, reading, tables
 from nearmesh.ingest.document import Content, Document, Problem
 from nearmesh.ingest.files import File, find
 from nearmesh.ingest.markdown import MAX_CHARACTERS, MAX_LINES, read_markdown
@@ -254,6 +254,16 @@ def test_a_line_that_is_too_long_takes_no_other_with_it(imported: Write, monkeyp
     items = imported("a.jsonl", '{"text": "' + "x" * 500 + '"}\n{"text": "y"}\n')
     assert told(items) == ["docs/a.jsonl, line 1: above the limit of 0 MiB for a line"]
     assert content(items[1]).text == "y"
+
+
+def test_a_row_that_quotes_hold_together_is_bounded(imported: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_LINE_BYTES", 64)
+    short = "text\n" + "".join(f'"two\nlines, {number}"\n' for number in range(20))
+    assert len(imported("a.csv", short)) == 20
+    # Each of its fields is short enough.
+    items = imported("a.csv", short + ",".join(['"a\nb"'] * 40) + "\ntext\n")
+    assert len(items) == 21 and told(items)[0].startswith("docs/a.csv: line ")
+    assert "its row is above the limit of 0 MiB; is a quote not closed?" in told(items)[0]
 
 
 def test_binary_and_utf_16_are_no_lines(imported: Write) -> None:
