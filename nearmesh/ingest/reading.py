@@ -19,6 +19,8 @@ MAX_LINE_BYTES = 4 * 1024 * 1024
 # What is looked at to tell text from other things.
 _HEAD_BYTES = 8192
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# Encodings in which every other byte may be zero.
+_WIDE = ("utf-16", "utf-32")
 
 
 @contextmanager
@@ -49,7 +51,7 @@ def decode(data: bytes, encoding: str) -> str:
         encoding = "utf-8-sig"
     elif data.startswith(_UTF16):
         encoding = "utf-16"
-    else:
+    elif not codecs.lookup(encoding).name.startswith(_WIDE):
         refuse_binary(data)
     try:
         text = data.decode(encoding)

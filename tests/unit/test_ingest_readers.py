@@ -65,6 +65,7 @@ def test_a_text_has_paragraphs_and_lines(imported: Write) -> None:
     [
         ("é".encode("utf-16"), Rules(), "é"),
         ("é".encode("latin-1"), Rules(encoding="latin-1"), "é"),
+        ("abc".encode("utf-16-le"), Rules(encoding="UTF_16LE"), "abc"),
         (b"a" + b"b" * 9000 + b"\0c", Rules(), "a" + "b" * 9000 + " c"),
     ],
 )
