@@ -46,7 +46,8 @@ def migrate(session: Session, /, target: Target, uri: str, token_variable: str, 
 def reembed(session: Session, /, target: Target, name: str, embedder: str, cancel: bool, as_json: bool) -> None:
     """Make a collection's vectors anew, by another embedder or its newest version.
 
-    The old ones serve until all are there. Interrupted, it goes on at the node; asked again, this watches.
+    The old ones serve until all are there. Interrupted, it goes on at the node; asked again, this watches. Where a
+    collection is replicated, each node makes its own anew: ask each of them (--node).
     """
 
     async def work(docs: Collection) -> Any:
