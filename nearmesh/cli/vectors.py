@@ -72,6 +72,9 @@ def _field(context: click.Context, option: click.Parameter, values: tuple[str, .
 )
 @click.option("--replicate-to", multiple=True, metavar="SITE", help="It gets all that is written; may be repeated.")
 @click.option("--region", "regions", multiple=True, help="Where its rows may be kept and asked from; may be repeated.")
+@click.option(
+    "--language", default="", help="Of its texts, such as german; none: words keep their endings.  [default: english]"
+)
 @click.option("--index-type", default="", help="As Milvus calls it.  [default: the best that it has]")
 @click.option("--description", default="")
 @node_options
@@ -194,6 +197,7 @@ def _show(message: Any, as_json: bool) -> None:
             ("rows", f"{one['rows']:,}, {size(one['bytes'])}{waiting}"),
             ("vectors", f"{one['dimension']} numbers, {one['metric']}, generation {one['generation']}"),
             ("embedder", embedder),
+            ("words", one["language"] or "unknown"),
             ("fields", ", ".join(f"{field}: {kind}" for field, kind in one["fields"].items()) or "none"),
             ("recall", "not measured yet" if one["recall"] is None else percent(one["recall"], digits=1)),
             ("searched by", one["served_by"]),

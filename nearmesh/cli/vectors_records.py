@@ -36,6 +36,7 @@ def collection(message: pb.Collection) -> Record:
         "replicate_to": list(message.replicate_to),
         "regions": list(message.regions),
         "index_type": message.index_type or None,
+        "language": message.language or None,
         "served_by": message.served_by,
         "recall": None if message.recall < 0 else message.recall,
         "created_at_s": message.created_at_s,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,9 @@ from numpy.typing import ArrayLike
 from nearmesh.errors import InvalidInput
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.vector_values import Scalar, set_fields
+
+# Rows in one message: what a node embeds in a few seconds. Long vectors and texts are fewer: a node takes 64 MiB.
+ROWS_AT_ONCE, BYTES_AT_ONCE = 500, 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,21 @@ class Passage:
             row.origin.source, row.origin.hash, row.origin.position = self.source, self.hash, self.position
             row.origin.part, row.origin.parts = self.part, self.parts
         return row
+
+
+def messages(rows: Iterable[pb.Row]) -> Iterator[Sequence[pb.Row]]:
+    """As many at a time as go with one call."""
+    part: list[pb.Row] = []
+    size = 0
+    for row in rows:
+        more = row.ByteSize()
+        if part and (len(part) == ROWS_AT_ONCE or size + more > BYTES_AT_ONCE):
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += more
+    if part:
+        yield part
 
 
 def vector_bytes(vector: ArrayLike) -> bytes:

@@ -12,7 +12,7 @@ Answers are the contract's own messages; what is sent may be NumPy arrays and pl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 
 from nearmesh.client.admin import AdminClient
 from nearmesh.client.bootstrap import read_bootstrap
-from nearmesh.client.passages import Passage, vector_bytes, vector_of
+from nearmesh.client.passages import Passage, messages, vector_bytes, vector_of
 from nearmesh.errors import InvalidInput, NotFound, Unreachable
 from nearmesh.rpc import REASON_KEY, from_rpc_error
 from nearmesh.v1 import vector_pb2 as pb
@@ -53,8 +53,6 @@ Scope = Literal["node", "site", "region", "mesh"]
 
 # Embedding a few hundred texts takes a node with one core some seconds.
 CALL_LIMIT_S = 60.0
-# Rows in one message: what a node embeds in a few seconds. Long vectors and texts are fewer: a node takes 64 MiB.
-ROWS_AT_ONCE, BYTES_AT_ONCE = 500, 8 * 1024 * 1024
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -156,11 +154,13 @@ class VectorClient:
         replicate_to: Iterable[str] = (),
         regions: Iterable[str] = (),
         index_type: str = "",
+        language: str = "",
     ) -> Collection:
         """A new collection: of vectors of a `dimension`, or of texts that a model makes vectors of.
 
-        `fields` are what filters ask about, beside id, source, source_hash and part. Raises AlreadyExists, Unsupported
-        for an index type that the engine lacks.
+        `fields` are what filters ask about, beside id, source, source_hash and part. `language` is that of the texts,
+        such as "german", by whose rules words lose their endings; "none" keeps them; empty: "english". Raises
+        AlreadyExists, Unsupported for an index type that the engine lacks.
         """
         ref = pb.CollectionRef(namespace=namespace, name=name)
         request = pb.CreateCollectionRequest(
@@ -173,6 +173,7 @@ class VectorClient:
             replicate_to=_listed(replicate_to, "replicate_to"),
             regions=_listed(regions, "regions"),
             index_type=index_type,
+            language=language,
         )
         made = await self.call(self.stub.CreateCollection, request)
         return Collection(self, made.collection)
@@ -264,7 +265,7 @@ class Collection:
         Many rows go in several messages; after a failure those of the first ones are there.
         """
         done = pb.UpsertResponse()
-        for part in _parts([row if isinstance(row, pb.Row) else row.message() for row in rows]):
+        for part in messages([row if isinstance(row, pb.Row) else row.message() for row in rows]):
             request = pb.UpsertRequest(collection=self.ref, rows=part)
             answer = await self._client.call(self._client.stub.Upsert, request, limit_s=limit_s)
             done.written += answer.written
@@ -384,17 +385,3 @@ def _known(names: Mapping[Any, T], name: Any, what: str) -> T:
     if name not in names:
         raise InvalidInput(f"{what} {name!r} is none of {', '.join(str(one) for one in names if one)}")
     return names[name]
-
-
-def _parts(rows: Iterable[pb.Row]) -> Iterator[Sequence[pb.Row]]:
-    part: list[pb.Row] = []
-    size = 0
-    for row in rows:
-        more = row.ByteSize()
-        if part and (len(part) == ROWS_AT_ONCE or size + more > BYTES_AT_ONCE):
-            yield part
-            part, size = [], 0
-        part.append(row)
-        size += more
-    if part:
-        yield part

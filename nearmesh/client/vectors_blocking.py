@@ -81,6 +81,7 @@ class BlockingVectors:
         replicate_to: Iterable[str] = (),
         regions: Iterable[str] = (),
         index_type: str = "",
+        language: str = "",
     ) -> BlockingCollection:
         """See `VectorClient.create`."""
         made = self._client.create(
@@ -94,6 +95,7 @@ class BlockingVectors:
             replicate_to=replicate_to,
             regions=regions,
             index_type=index_type,
+            language=language,
         )
         return BlockingCollection(self, self.run(made))
 

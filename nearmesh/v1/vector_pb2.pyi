@@ -48,7 +48,7 @@ class CollectionRef(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class CreateCollectionRequest(_message.Message):
-    __slots__ = ("collection", "dimension", "metric", "embedder", "fields", "description", "replicate_to", "regions", "index_type", "embedder_digest")
+    __slots__ = ("collection", "dimension", "metric", "embedder", "fields", "description", "replicate_to", "regions", "index_type", "embedder_digest", "language")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     DIMENSION_FIELD_NUMBER: _ClassVar[int]
     METRIC_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class CreateCollectionRequest(_message.Message):
     REGIONS_FIELD_NUMBER: _ClassVar[int]
     INDEX_TYPE_FIELD_NUMBER: _ClassVar[int]
     EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     collection: CollectionRef
     dimension: int
     metric: Metric
@@ -69,7 +70,8 @@ class CreateCollectionRequest(_message.Message):
     regions: _containers.RepeatedScalarFieldContainer[str]
     index_type: str
     embedder_digest: str
-    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., embedder: _Optional[str] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., description: _Optional[str] = ..., replicate_to: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., index_type: _Optional[str] = ..., embedder_digest: _Optional[str] = ...) -> None: ...
+    language: str
+    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., embedder: _Optional[str] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., description: _Optional[str] = ..., replicate_to: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., index_type: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., language: _Optional[str] = ...) -> None: ...
 
 class UpdateCollectionRequest(_message.Message):
     __slots__ = ("collection", "description", "replicate_to", "set_replicate_to", "regions", "set_regions")
@@ -88,7 +90,7 @@ class UpdateCollectionRequest(_message.Message):
     def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., description: _Optional[str] = ..., replicate_to: _Optional[_Iterable[str]] = ..., set_replicate_to: _Optional[bool] = ..., regions: _Optional[_Iterable[str]] = ..., set_regions: _Optional[bool] = ...) -> None: ...
 
 class Collection(_message.Message):
-    __slots__ = ("collection", "dimension", "metric", "embedder", "embedder_digest", "embedder_stale", "fields", "description", "replicate_to", "regions", "index_type", "generation", "next_generation", "rows", "bytes", "fresh_rows", "recall", "created_at_s", "written_at_s", "served_by", "next_embedder", "next_embedder_digest", "next_generation_number", "replicas", "site")
+    __slots__ = ("collection", "dimension", "metric", "embedder", "embedder_digest", "embedder_stale", "fields", "description", "replicate_to", "regions", "index_type", "generation", "next_generation", "rows", "bytes", "fresh_rows", "recall", "created_at_s", "written_at_s", "served_by", "next_embedder", "next_embedder_digest", "next_generation_number", "replicas", "site", "language")
     class Replica(_message.Message):
         __slots__ = ("site", "acknowledged", "lag_rows", "lag_s", "connected", "detail")
         SITE_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +131,7 @@ class Collection(_message.Message):
     NEXT_GENERATION_NUMBER_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     collection: CollectionRef
     dimension: int
     metric: Metric
@@ -154,7 +157,8 @@ class Collection(_message.Message):
     next_generation_number: int
     replicas: _containers.RepeatedCompositeFieldContainer[Collection.Replica]
     site: str
-    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., embedder: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., embedder_stale: _Optional[bool] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., description: _Optional[str] = ..., replicate_to: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., index_type: _Optional[str] = ..., generation: _Optional[int] = ..., next_generation: _Optional[float] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., fresh_rows: _Optional[int] = ..., recall: _Optional[float] = ..., created_at_s: _Optional[float] = ..., written_at_s: _Optional[float] = ..., served_by: _Optional[str] = ..., next_embedder: _Optional[str] = ..., next_embedder_digest: _Optional[str] = ..., next_generation_number: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[Collection.Replica, _Mapping]]] = ..., site: _Optional[str] = ...) -> None: ...
+    language: str
+    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., embedder: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., embedder_stale: _Optional[bool] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., description: _Optional[str] = ..., replicate_to: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., index_type: _Optional[str] = ..., generation: _Optional[int] = ..., next_generation: _Optional[float] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., fresh_rows: _Optional[int] = ..., recall: _Optional[float] = ..., created_at_s: _Optional[float] = ..., written_at_s: _Optional[float] = ..., served_by: _Optional[str] = ..., next_embedder: _Optional[str] = ..., next_embedder_digest: _Optional[str] = ..., next_generation_number: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[Collection.Replica, _Mapping]]] = ..., site: _Optional[str] = ..., language: _Optional[str] = ...) -> None: ...
 
 class ListCollectionsRequest(_message.Message):
     __slots__ = ("namespace",)

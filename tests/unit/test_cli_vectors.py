@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nearmesh.client import vectors
+from nearmesh.client import passages, vectors
 from nearmesh.client.vectors import Passage, vector_bytes
 from nearmesh.errors import InvalidInput
 from nearmesh.v1 import vector_pb2 as pb
@@ -137,13 +137,14 @@ def test_collections_as_a_table_and_as_json(run: Bench) -> None:
 
 def test_a_collection_is_made_as_it_was_asked_for(run: Bench) -> None:
     options = ("--embedder", "sentence-encoder", "--field", "year:int", "--replicate-to", "b", "--region", "us-east1")
-    done = run("vectors", "create", "docs", *options, "--namespace", "acme")
+    done = run("vectors", "create", "docs", *options, "--namespace", "acme", "--language", "german")
     assert done.exit_code == 0, done.output
     request = asked("CreateCollection")
-    assert (request.embedder, request.collection.namespace, list(request.replicate_to)) == (
+    assert (request.embedder, request.collection.namespace, list(request.replicate_to), request.language) == (
         "sentence-encoder",
         "acme",
         ["b"],
+        "german",
     )
     assert [(one.name, one.type) for one in request.fields] == [("year", pb.FIELD_TYPE_INT)]
     assert "1,234, 5.0 MB" in done.stdout
@@ -245,8 +246,8 @@ async def test_one_name_is_not_taken_for_its_letters() -> None:
 
 
 async def test_many_rows_and_long_ones_go_in_several_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vectors, "ROWS_AT_ONCE", 3)
-    monkeypatch.setattr(vectors, "BYTES_AT_ONCE", 1000)
+    monkeypatch.setattr(passages, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(passages, "BYTES_AT_ONCE", 1000)
     sizes = [1, 1, 1, 1, 700, 400, 2000, 5]
     async with FakeNode("", b"", "") as node:
         docs = node.collection("docs")

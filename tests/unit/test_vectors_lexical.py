@@ -9,6 +9,7 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nearmesh_agent.vectors import limits
 from nearmesh_agent.vectors.text import lexical as module
 from nearmesh_agent.vectors.text import words
 from nearmesh_agent.vectors.text.lexical import TantivyLexical
@@ -80,6 +81,48 @@ def test_words_are_found_in_every_form_and_script(lexical, asked, finds, committ
     if committed:
         lexical.maintain()
     assert ids(lexical.search(asked, 10)) == ([finds] if finds else [])
+
+
+@pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize(
+    ("language", "text", "asked", "finds"),
+    [
+        ("german", "Die Häuser stehen am Fluss.", "Haus", True),
+        ("english", "Die Häuser stehen am Fluss.", "Haus", False),
+        ("russian", "новые книги", "книга", True),
+        ("none", "The trains were late.", "train", False),
+        ("none", "The trains were late.", "TRAINS", True),
+        ("spanish", "我们把向量存放在数据库里。", "数据库", True),
+    ],
+)
+def test_words_lose_their_endings_as_in_the_language_that_is_named(tmp_path, language, text, asked, finds, committed):
+    lexical = TantivyLexical.new(tmp_path, language)
+    lexical.apply(write(row("a", text)), 1)
+    if committed:
+        lexical.maintain()
+    assert bool(lexical.search(asked, 10)) is finds
+    lexical.save()
+    lexical.close()
+    assert TantivyLexical.load(tmp_path, "dutch") is None, "it is made anew"
+    again = TantivyLexical.load(tmp_path, language)
+    assert again is not None and bool(again.search(asked, 10)) is finds
+    again.close()
+
+
+@pytest.mark.parametrize("language", limits.LANGUAGES)
+def test_every_language_that_may_be_named_is_known(language):
+    assert words.words("storm storm", language).total() == 2
+
+
+def test_what_was_saved_before_there_were_languages_is_english(tmp_path):
+    first = TantivyLexical.new(tmp_path)
+    first.apply(write(BARN), 7)
+    first.save()
+    first.close()
+    (tmp_path / "position.json").write_text(json.dumps({"version": 1, "position": 7}))
+    again = TantivyLexical.load(tmp_path)
+    assert again is not None and again.position == 7
+    again.close()
 
 
 @pytest.mark.parametrize("committed", [False, True])

@@ -20,6 +20,7 @@ SPEC = CollectionSpec(
     replicate_to=("right",),
     updated=5,
     fields={"lang": "string"},
+    language="german",
     serving=Generation(embedder="m", digest="sha256:1", dimension=2),
 )
 RIGHT = Here(node="b", site="right", region="us")

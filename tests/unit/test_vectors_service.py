@@ -131,11 +131,27 @@ async def test_pages_counts_and_sources(either: Site) -> None:
             pb.CreateCollectionRequest(collection=ref("x"), dimension=2, replicate_to=["No"]),
             "site 'No'",
         ),
+        (
+            "CreateCollection",
+            pb.CreateCollectionRequest(collection=ref("x"), dimension=2, language="klingon"),
+            "language 'klingon' is none of arabic, .*, none",
+        ),
     ],
 )
 async def test_what_cannot_be_done_is_told_with_the_value(either: Site, method: str, request_: Any, said: str) -> None:
     with pytest.raises(MeshError, match=said):
         await either.ask(method, request_)
+
+
+@pytest.mark.parametrize(("asked", "found"), [({}, "english"), ({"language": "spanish"}, "spanish")])
+async def test_a_collection_has_the_language_that_it_was_made_with(tmp_path: Path, asked: Any, found: str) -> None:
+    parts = DictParts()
+    async with site(tmp_path, parts) as first:
+        assert (await first.create(**asked)).language == found
+    async with site(tmp_path, parts) as again:
+        assert (await again.ask("GetCollection", ref())).language == found
+        (collection,) = again.keeper
+        assert collection.serving.table.language == found
 
 
 async def test_namespaces_see_their_own_alone(docs: Site) -> None:

@@ -47,6 +47,7 @@ class CollectionSpec(Document):
     replicate_to: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
     index_type: str = ""
+    language: str = "english"
     created_at_s: float = 0.0
     # Where it was created; when its sites, regions or description were changed last, by hybrid logical clock.
     site: str = ""
@@ -88,6 +89,7 @@ class CollectionSpec(Document):
             metric=Metric(self.metric),
             fields=self.kinds,
             index_type=self.index_type,
+            language=self.language,
         )
 
 

@@ -34,6 +34,12 @@ MAX_DESCRIPTION_CHARACTERS = 1_024
 MAX_COLLECTIONS = 1_000
 # Of a vector's length. The square of the way between two of these is still a number of FP32.
 _MAX_SQUARE = float(np.finfo(np.float32).max) / 4
+# By whose rules words may lose their endings, as Tantivy's stemmers know them.
+LANGUAGES = (
+    *("arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek", "hungarian", "italian"),
+    *("norwegian", "portuguese", "romanian", "russian", "spanish", "swedish", "tamil", "turkish"),
+    "none",
+)
 INT64 = range(-(2**63), 2**63)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -68,6 +74,13 @@ def check_fields(fields: Sequence[tuple[str, FieldType]]) -> dict[str, FieldType
             raise InvalidInput(f"field {name!r} is there twice")
         found[name] = kind
     return found
+
+
+def check_language(language: str) -> str:
+    """English where nothing was said. Raises InvalidInput."""
+    if language and language not in LANGUAGES:
+        raise InvalidInput(f"language {language[:_QUOTED]!r} is none of {', '.join(LANGUAGES)}")
+    return language or "english"
 
 
 def check_dimension(dimension: int) -> int:

@@ -91,6 +91,8 @@ class Table:
     fields: Mapping[str, FieldType] = field(default_factory=dict)
     # As Milvus calls it; empty: the best that the engine has.
     index_type: str = ""
+    # By whose rules words lose their endings, see `limits.LANGUAGES`.
+    language: str = "english"
 
 
 def presence(field: str) -> str:

@@ -66,10 +66,10 @@ class RealParts:
         return MemoryIndex.new(table, self._of(table) / "index")
 
     def lexical(self, table: Table) -> TantivyLexical | None:
-        return TantivyLexical.load(self._of(table) / "words")
+        return TantivyLexical.load(self._of(table) / "words", table.language)
 
     def new_lexical(self, table: Table) -> TantivyLexical:
-        return TantivyLexical.new(self._of(table) / "words")
+        return TantivyLexical.new(self._of(table) / "words", table.language)
 
     def read_filter(self, text: str, fields: Mapping[str, FieldType]) -> Where | None:
         return filters.read(text, fields)

@@ -271,6 +271,7 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
             replicate_to=spec.replicate_to,
             regions=spec.regions,
             index_type=spec.index_type,
+            language=spec.language,
             generation=spec.serving.number,
             next_generation=filling.index.size / max(1, index.size) if filling else 0.0,
             next_embedder=spec.filling.embedder if spec.filling else "",
@@ -321,6 +322,7 @@ def created(request: pb.CreateCollectionRequest, namespace: str) -> CollectionSp
         replicate_to=_labels("site", request.replicate_to),
         regions=_labels("region", request.regions),
         index_type=request.index_type,
+        language=limits.check_language(request.language),
         serving=Generation(embedder=request.embedder, digest=request.embedder_digest, dimension=dimension),
     )
 

@@ -41,13 +41,14 @@ class _Fresh:
     """A row that is not in the index yet; without words it was deleted, or has no text."""
 
     text: str = ""
+    language: str = words.ENGLISH
     _words: Counter[str] | None = field(default=None)
 
     @property
     def words(self) -> Counter[str]:
         # Counted when a search needs it: most rows are committed before one does.
         if self._words is None:
-            self._words = words.words(self.text)
+            self._words = words.words(self.text, self.language)
         return self._words
 
     @property
@@ -59,10 +60,10 @@ class _Fresh:
 class TantivyLexical:
     """`model.Lexical`. One writer; threads search beside it."""
 
-    def __init__(self, folder: Path, index: Any, position: int) -> None:
+    def __init__(self, folder: Path, language: str, position: int) -> None:
         """`new` and `load` are the ways to get one."""
-        self._folder = folder
-        self._index, self._committed = index, position
+        self._folder, self._language = folder, language
+        self._index, self._committed = _index(folder / _INDEX, language), position
         self._searcher = self._index.searcher()
         self._length = _mean_length(self._searcher)
         # By id, the newest write that is not committed. Changed with the lock held.
@@ -74,20 +75,20 @@ class TantivyLexical:
         self._closed = False
 
     @classmethod
-    def new(cls, folder: Path) -> TantivyLexical:
-        """Empty, in the place of one that was there."""
+    def new(cls, folder: Path, language: str = words.ENGLISH) -> TantivyLexical:
+        """Empty, in the place of one that was there; `language` is one of `limits.LANGUAGES`."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _STATE).unlink(missing_ok=True)
         shutil.rmtree(folder / _INDEX, ignore_errors=True)
-        return cls(folder, _index(folder / _INDEX), 0)
+        return cls(folder, language, 0)
 
     @classmethod
-    def load(cls, folder: Path) -> TantivyLexical | None:
+    def load(cls, folder: Path, language: str = words.ENGLISH) -> TantivyLexical | None:
         """As it was saved; None where there is none, or one that is damaged or of another analysis."""
         try:
             state = json.loads((folder / _STATE).read_bytes())
-            if state["version"] == _VERSION:
-                return cls(folder, _index(folder / _INDEX), int(state["position"]))
+            if (state["version"], state.get("language", words.ENGLISH)) == (_VERSION, language):
+                return cls(folder, language, int(state["position"]))
             log.info("words were indexed by another analysis folder=%s", folder.name)
         except FileNotFoundError:
             pass
@@ -99,7 +100,7 @@ class TantivyLexical:
         """Searches find its rows, and what it deleted no more, when it returns. The same again changes nothing."""
         with self._lock:
             for row in write.rows:
-                self._fresh[row.id] = _Fresh(row.text)
+                self._fresh[row.id] = _Fresh(row.text, self._language)
             for id in write.deleted:
                 self._fresh[id] = _Fresh()
             self._position = max(self._position, position)
@@ -108,7 +109,7 @@ class TantivyLexical:
         """By BM25, best first; `among` are the ids that may be found. Raises InvalidInput for k below 1."""
         if k < 1:
             raise InvalidInput(f"k is {k}, expected 1 or more")
-        terms = words.query_words(text)
+        terms = words.query_words(text, self._language)
         if not terms:
             return []
         searcher, length, fresh = self._now()
@@ -196,7 +197,8 @@ class TantivyLexical:
 
     def _tell(self, position: int) -> None:
         """After the commit: behind it, the same writes would be applied again; before it, they would be lost."""
-        write_private(self._folder / _STATE, json.dumps({"version": _VERSION, "position": position}).encode())
+        state = {"version": _VERSION, "language": self._language, "position": position}
+        write_private(self._folder / _STATE, json.dumps(state).encode())
         self._committed = position
 
     def _end_writer(self) -> None:
@@ -205,7 +207,7 @@ class TantivyLexical:
             self._writer = None
 
 
-def _index(folder: Path) -> Any:
+def _index(folder: Path, language: str) -> Any:
     """Raises ValueError where what lies there is damaged."""
     import tantivy
 
@@ -215,7 +217,7 @@ def _index(folder: Path) -> Any:
     builder.add_unsigned_field("length", fast=True)
     folder.mkdir(exist_ok=True)
     index = tantivy.Index(builder.build(), path=str(folder))
-    index.register_tokenizer("nearmesh", words.analyzer())
+    index.register_tokenizer("nearmesh", words.analyzer(language))
     return index
 
 
