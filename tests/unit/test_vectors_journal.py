@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nearmesh_agent.vectors.model import Row, Write
+from nearmesh_agent.vectors.store import journal as journal_file
 from nearmesh_agent.vectors.store import records, segments
 from nearmesh_agent.vectors.store.journal import Journal
 
@@ -189,6 +191,37 @@ def test_after_a_sync_that_failed_nothing_is_taken_until_a_restart(
     with pytest.raises(NotReady, match="Input/output error"):
         journal.append_now([one(2)])
     journal.close()
+
+
+class _Told:
+    """A lock that says when the journal's own thread has let it go."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._lock, self._then = threading.Lock(), [then]
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        if threading.current_thread().name == "journal" and self._then:
+            self._then.pop()()
+
+
+def test_p3_who_forgets_all_there_was_never_takes_what_is_being_acknowledged_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The applier waits for the files while they are synced, and has them the moment they are let go."""
+    monkeypatch.setattr(journal_file, "_WORTH_LEAVING_BYTES", 1)
+    journal = Journal(tmp_path)
+    journal.append_now([one(1)])
+    journal._files = _Told(lambda: journal.forget(1))  # type: ignore[assignment]
+    assert journal.append_now([one(2)]) == 2
+    assert [position for position, _ in journal.after(1)] == [2]
+    journal.close()
+    again = Journal(tmp_path)
+    assert [position for position, _ in again.after(again.first - 1)][-1:] == [2]
+    again.close()
 
 
 def test_a_store_that_is_away_for_too_long_is_told(tmp_path: Path) -> None:

@@ -189,19 +189,18 @@ class Journal:
                 parts.extend(records.frame(position, self._position, payload))
             written.append((future, position))
         try:
-            self._put(b"".join(parts))
+            self._put(b"".join(parts), position)
         except MeshError as error:
             for future, _ in written:
                 future.set_exception(error)
             return
         with self._changed:
-            self._position = position
             self._changed.notify_all()
         for future, reached in written:
             future.set_result(reached)
 
-    def _put(self, data: bytes) -> None:
-        """On disk when it returns. Raises StorageFull or NotReady."""
+    def _put(self, data: bytes, position: int) -> None:
+        """On disk when it returns, up to `position`. Raises StorageFull or NotReady."""
         with self._files:
             if self._broken:
                 raise NotReady(self._broken)
@@ -220,6 +219,8 @@ class Journal:
                 self._break(error)
                 raise NotReady(self._broken) from None
             self._size += len(data)
+            # Before the files are let go: whoever forgets up to the last position must not forget these with it.
+            self._position = position
 
     def _take_back(self, error: OSError) -> None:
         """Half a frame must not lie before the next one."""
