@@ -385,6 +385,30 @@ async def test_a_collection_whose_index_lacks_what_is_on_disk_takes_no_more(docs
         await docs.upsert(row("b"))
 
 
+@pytest.mark.parametrize("step", ["put", "drop"])
+async def test_what_a_caller_began_and_left_is_there_or_gone_as_a_whole(
+    docs: Site, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A call is cancelled when its time is up; half of it would be on the disk and not in memory."""
+    begun, go_on = threading.Event(), threading.Event()
+    own = getattr(docs.keeper.specs, step)
+
+    def slow(spec: Any) -> None:
+        own(spec)
+        begun.set()
+        assert go_on.wait(10)
+
+    monkeypatch.setattr(docs.keeper.specs, step, slow)
+    call = asyncio.create_task(docs.create("new") if step == "put" else docs.ask("DropCollection", ref()))
+    assert await asyncio.to_thread(begun.wait, 10)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    go_on.set()
+    async with docs.keeper._making:
+        assert sorted(one.spec.name for one in docs.keeper) == sorted(one.name for one in docs.keeper.specs)
+
+
 async def test_recall_is_measured_on_searches_that_were_answered(docs: Site) -> None:
     await docs.upsert(row("a"), row("b", 0, 1))
     await docs.search([1, 0])

@@ -27,6 +27,7 @@ from nearmesh_agent.vectors.ledger import Ledger
 from nearmesh_agent.vectors.model import Journal, Store, Table
 from nearmesh_agent.vectors.parts import Applier, Parts
 from nearmesh_agent.vectors.table import OpenTable
+from nearmesh_agent.vectors.unbroken import unbroken
 
 log = logging.getLogger(__name__)
 
@@ -215,6 +216,7 @@ class Keeper:
             raise NotFound(f"no collection {name!r} in namespace {namespace!r} on this node")
         return found
 
+    @unbroken
     async def create(self, spec: CollectionSpec) -> Collection:
         """Raises AlreadyExists, Unsupported for an index type that the engine lacks, QuotaExceeded and others."""
         self._check_served(spec.namespace)
@@ -228,6 +230,7 @@ class Keeper:
         log.info("created collection=%s namespace=%s table=%s", spec.name, spec.namespace, spec.table.name)
         return found
 
+    @unbroken
     async def update(self, collection: Collection, change: Callable[[CollectionSpec], CollectionSpec]) -> None:
         """Another spec of the same identity, made of the one that it has. Raises what `change` raises, NotFound."""
         async with self.changing(collection):
@@ -266,6 +269,7 @@ class Keeper:
         except (MeshError, OSError) as error:
             log.warning("former generations of collection=%s are not cleared away yet: %s", collection.spec.name, error)
 
+    @unbroken
     async def drop(self, collection: Collection) -> int:
         """How many rows it had; gone for good when it returns, although its files may stay a moment longer."""
         async with self.changing(collection):

@@ -19,6 +19,7 @@ from nearmesh_agent.vectors.namespaces import chosen, told
 from nearmesh_agent.vectors.table import OpenTable
 from nearmesh_agent.vectors.text import generations
 from nearmesh_agent.vectors.text.generations import Cancel, Fill, Made, Switch
+from nearmesh_agent.vectors.unbroken import unbroken
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class FillServicer(vector_pb2_grpc.VectorFillServiceServicer):
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
 
+    @unbroken
     async def Begin(self, request: pb.BeginFillingRequest, context: Any) -> pb.Filling:
         collection = await self._of(request.collection, context)
         wanted = (request.embedder, request.embedder_digest)
@@ -86,6 +88,7 @@ class FillServicer(vector_pb2_grpc.VectorFillServiceServicer):
             await self._switch(collection, request.generation)
         return progress(collection)
 
+    @unbroken
     async def _switch(self, collection: Collection, generation: int) -> None:
         """If it is whole still when no write is under way."""
         former = collection.serving
@@ -101,6 +104,7 @@ class FillServicer(vector_pb2_grpc.VectorFillServiceServicer):
         log.info("generation=%d serves collection=%s", generation, collection.spec.name)
         await self._clear(collection, former)
 
+    @unbroken
     async def Cancel(self, request: pb.CollectionRef, context: Any) -> pb.Filling:
         collection = await self._of(request, context)
         filling, spec = collection.filling, collection.spec
