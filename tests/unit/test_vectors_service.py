@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nearmesh_agent.vectors.changes import Delete
 from nearmesh_agent.vectors.config import Quota
 
 from nearmesh.errors import (
@@ -383,6 +384,19 @@ async def test_a_collection_whose_index_lacks_what_is_on_disk_takes_no_more(docs
         await docs.upsert(row("a"))
     with pytest.raises(NotReady, match="half-way"):
         await docs.upsert(row("b"))
+
+
+async def test_a_write_that_comes_as_its_collection_is_dropped_is_told_so(docs: Site) -> None:
+    (collection,) = docs.keeper
+    collection.hold(60)
+    held = asyncio.create_task(collection.put(Delete(ids=["held"])))
+    await asyncio.sleep(0)
+    before = docs.keeper.journal.position
+    await docs.ask("DropCollection", ref())
+    for late in (held, collection.put(Delete(ids=["late"]))):
+        with pytest.raises(NotFound, match="'docs' was dropped meanwhile"):
+            await late
+    assert docs.keeper.journal.position == before
 
 
 @pytest.mark.parametrize("step", ["put", "drop"])

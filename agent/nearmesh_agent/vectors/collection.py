@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from nearmesh.errors import MeshError, NotReady
+from nearmesh.errors import MeshError, NotFound, NotReady
 from nearmesh_agent.vectors.changes import Change
 from nearmesh_agent.vectors.collections import CollectionSpec
 from nearmesh_agent.vectors.ledger import Ledger
@@ -74,6 +74,7 @@ class Collection:
         self._sources_gate = threading.Lock()
         # What memory and journal differ by, only a restart mends.
         self.broken = False
+        self._dropped = False
         # Set when writes may go on; None: nothing holds them.
         self._held: asyncio.Event | None = None
 
@@ -93,13 +94,26 @@ class Collection:
 
     async def put(self, change: Change) -> None:
         """On disk, and found by searches, when it returns. Raises MeshError, with nothing written."""
-        if self.broken:
-            raise NotReady(f"collection {self.spec.name!r} is opened anew: a write to it failed half-way")
         while self._held and not change.fills:
             await self._held.wait()
+        self._check_open()
         await self._writer.put(change, change.ids)
         if change.refused:
             raise change.refused
+
+    def _check_open(self) -> None:
+        if self._dropped:
+            raise NotFound(f"collection {self.spec.name!r} was dropped meanwhile")
+        if self.broken:
+            raise NotReady(f"collection {self.spec.name!r} is opened anew: a write to it failed half-way")
+
+    async def close(self) -> None:
+        """It was dropped: takes no more, and gives its files back when what is under way is done."""
+        self._dropped = True
+        self.release()
+        await self.quiet()
+        for table in self.tables:
+            await asyncio.to_thread(table.close)
 
     def hold(self, seconds: float) -> None:
         """Writes wait for so long, or until `release`; those that fill the next generation go on."""

@@ -276,9 +276,7 @@ class Keeper:
             rows = collection.serving.index.size
             await asyncio.to_thread(self.specs.drop, collection.spec)
             del self._collections[collection.identity]
-        await collection.quiet()
-        for table in collection.tables:
-            await asyncio.to_thread(table.close)
+        await collection.close()
         if self.store:
             await self._clear_away(self.store)
         log.info("dropped collection=%s namespace=%s", collection.spec.name, collection.spec.namespace)
