@@ -386,6 +386,31 @@ async def test_a_collection_whose_index_lacks_what_is_on_disk_takes_no_more(docs
         await docs.upsert(row("b"))
 
 
+async def test_nor_does_it_take_what_waited_behind_the_write_that_failed(docs: Site) -> None:
+    """It would be saved with the position of the later one, and lack the earlier one for good."""
+    (collection,) = docs.keeper
+    index: Any = collection.serving.index
+    begun, go_on = threading.Event(), threading.Event()
+
+    def fails(write: Any, position: int) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        del index.apply
+        raise MemoryError
+
+    index.apply = fails
+    first = asyncio.create_task(docs.upsert(row("a")))
+    assert await asyncio.to_thread(begun.wait, 10)
+    second = asyncio.create_task(collection.put(Delete(ids=["b"])))
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(MemoryError):
+        await first
+    with pytest.raises(NotReady, match="half-way"):
+        await second
+    assert collection.broken
+
+
 async def test_a_write_that_comes_as_its_collection_is_dropped_is_told_so(docs: Site) -> None:
     (collection,) = docs.keeper
     collection.hold(60)

@@ -136,6 +136,8 @@ class Collection:
         await self._writer.quiet()
 
     async def _write(self, changes: Sequence[Change]) -> None:
+        # It may have waited behind one that failed.
+        self._check_open()
         loop = asyncio.get_running_loop()
         with self._desk.under_way():
             writes = await loop.run_in_executor(self._desk.writes, self._plan, changes)
