@@ -491,6 +491,8 @@ async def test_a_process_whose_memory_differs_from_its_journal_ends(
             await first.upsert(row("b"))
         with pytest.raises(EngineFailure, match="'docs' failed half-way"):
             await first.upkeep.run()
+        await first.upkeep._look_what_is_saved()
+    assert parts.disk.ledger == 0, "the ledger was not told of it either, and is told again at a start"
     async with site(tmp_path, parts) as second:
         assert await second.ids() == ["a"], "it was on disk"
 

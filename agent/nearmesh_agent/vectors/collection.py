@@ -7,6 +7,7 @@ here waits for it.
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,8 @@ class Desk:
         self.ledger = ledger
         self.writes = writes
         self._under_way: set[asyncio.Future[None]] = set()
+        # Where the first write begins that is in the journal and failed on its way into the indexes.
+        self._failed = sys.maxsize
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
@@ -49,12 +52,16 @@ class Desk:
             self._under_way.discard(over)
             over.set_result(None)
 
+    def failed(self, position: int) -> None:
+        """What the journal has from there on is not all in the indexes; a restart reads it again."""
+        self._failed = min(self._failed, position)
+
     async def settled(self) -> int:
         """A position up to which everything in the journal is in the indexes, too."""
         position = self.journal.position
         if self._under_way:
             await asyncio.wait(set(self._under_way))
-        return position
+        return min(position, self._failed - 1)
 
 
 class Collection:
@@ -144,12 +151,14 @@ class Collection:
             if not writes:
                 return
             last = await self._desk.journal.append([write for write, _ in writes])
-            whole = False
+            first, whole = last - len(writes) + 1, False
             try:
-                await loop.run_in_executor(self._desk.writes, self._apply, changes, writes, last - len(writes) + 1)
+                await loop.run_in_executor(self._desk.writes, self._apply, changes, writes, first)
                 whole = True
             finally:
-                self.broken = not whole
+                if not whole:
+                    self.broken = True
+                    self._desk.failed(first)
 
     def _plan(self, changes: Sequence[Change]) -> list[tuple[Write, Change]]:
         for change in changes:
