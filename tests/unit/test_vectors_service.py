@@ -411,6 +411,14 @@ async def test_nor_does_it_take_what_waited_behind_the_write_that_failed(docs: S
     assert collection.broken
 
 
+async def test_collections_that_are_dropped_at_once_are_all_cleared_away(docs: Site) -> None:
+    names = ["docs", *(f"{number}" for number in range(5))]
+    for name in names[1:]:
+        await docs.create(name)
+    await asyncio.gather(*(docs.ask("DropCollection", ref(name)) for name in names))
+    assert not docs.parts.disk.store and not docs.parts.disk.indexes and not docs.keeper.specs.dropped
+
+
 async def test_a_write_that_comes_as_its_collection_is_dropped_is_told_so(docs: Site) -> None:
     (collection,) = docs.keeper
     collection.hold(60)

@@ -59,7 +59,7 @@ class Keeper:
         self._collections: dict[str, Collection] = {}
         # By identity, those that are being opened.
         self._opening: dict[str, asyncio.Event] = {}
-        self._making = asyncio.Lock()
+        self._making, self._clearing = asyncio.Lock(), asyncio.Lock()
         self._writes: Executor = ThreadPoolExecutor(_WRITERS, "vector-writes")
         self._openers = ThreadPoolExecutor(_OPENERS, "vector-opening")
         self._opened = self.ending = False
@@ -362,15 +362,17 @@ class Keeper:
 
     async def _clear_away(self, store: Store) -> None:
         """What dropped collections have left."""
-        for gone in list(self.specs.dropped):
-            try:
-                for table in gone.all_tables:
-                    await asyncio.to_thread(store.drop, table.name)
-                    await asyncio.to_thread(self.parts.remove, table)
-                await asyncio.to_thread(self.ledger.drop, gone.identity)
-                await asyncio.to_thread(self.specs.forget, gone)
-            except (MeshError, OSError) as error:
-                log.warning("dropped collection=%s is not cleared away yet: %s", gone.name, error)
+        # Two that are dropped at once would each clear away what the other has left.
+        async with self._clearing:
+            for gone in list(self.specs.dropped):
+                try:
+                    for table in gone.all_tables:
+                        await asyncio.to_thread(store.drop, table.name)
+                        await asyncio.to_thread(self.parts.remove, table)
+                    await asyncio.to_thread(self.ledger.drop, gone.identity)
+                    await asyncio.to_thread(self.specs.forget, gone)
+                except (MeshError, OSError) as error:
+                    log.warning("dropped collection=%s is not cleared away yet: %s", gone.name, error)
 
     def _known(self, table: str) -> bool:
         return any(table == one.name for spec in self.specs for one in spec.tables)
