@@ -24,7 +24,7 @@ from nearmesh.errors import (
     Unreachable,
 )
 from nearmesh.v1 import vector_pb2 as pb
-from tests.vector_parts import DictApplier, DictParts
+from tests.vector_parts import DictApplier, DictParts, DictStore
 from tests.vector_site import Context, Site, ref, row, site
 
 
@@ -322,6 +322,32 @@ async def test_without_its_store_a_site_searches_and_writes_all_the_same(tmp_pat
     async with site(tmp_path, parts) as second:
         await second.upsert(row("b"))
         assert await second.ids() == ["a", "b"]
+
+
+async def test_a_store_that_opens_half_way_is_closed_before_it_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nearmesh_agent.vectors import keeper
+
+    monkeypatch.setattr(keeper, "_FIRST_WAIT_S", 0.0)
+    said: list[str] = []
+
+    class Once(DictStore):
+        def create(self, table: Any) -> None:
+            said.append("asked")
+            if said == ["asked"]:
+                raise Unreachable("Milvus Lite ended")
+
+        def close(self) -> None:
+            said.append("closed")
+
+    parts = DictParts()
+    async with site(tmp_path, parts) as first:
+        await first.create()
+    monkeypatch.setattr(parts, "store", lambda: Once(parts.disk.stores[""]))
+    async with site(tmp_path, parts, killed=True) as second:
+        await second.keeper.wait_for_store()
+    assert said == ["asked", "closed", "asked"]
 
 
 async def test_a_collection_that_waits_for_its_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

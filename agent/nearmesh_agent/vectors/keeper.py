@@ -162,9 +162,14 @@ class Keeper:
 
     def _open_store(self) -> Store:
         store = self.parts.store()
-        for spec in self.specs:
-            for table in spec.tables:
-                store.create(table)
+        try:
+            for spec in self.specs:
+                for table in spec.tables:
+                    store.create(table)
+        except (MeshError, OSError):
+            # Lite is for one process alone: the next one would be refused for as long as this one is there.
+            store.close()
+            raise
         return store
 
     async def close(self) -> None:
