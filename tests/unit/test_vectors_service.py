@@ -301,6 +301,35 @@ async def test_an_index_that_is_lost_is_made_from_the_store_while_others_serve(t
         assert await second.ids() == ["b", "c"]
 
 
+async def test_an_index_that_cannot_be_made_from_the_store_at_once_is_made_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then the journal forgets nothing, and would be full one day."""
+    from nearmesh_agent.vectors import keeper
+
+    monkeypatch.setattr(keeper, "_FIRST_WAIT_S", 0.0)
+    parts = DictParts()
+    async with site(tmp_path, parts) as first:
+        await first.create()
+        await first.upsert(row("a"))
+        applier_of(first).step()
+    parts.disk.indexes.clear()
+    own = DictStore.scan
+    tried: list[str] = []
+
+    def scan(self: DictStore, table: str, **more: Any) -> Any:
+        tried.append(table)
+        if len(tried) == 1:
+            raise Unreachable("Milvus went away")
+        return own(self, table, **more)
+
+    monkeypatch.setattr(DictStore, "scan", scan)
+    async with site(tmp_path, parts) as second:
+        assert await second.ids() == ["a"]
+        await second.upsert(row("b"))
+        assert second.keeper.whole and len(tried) == 2
+
+
 async def test_words_that_are_lost_are_made_from_the_index(tmp_path: Path) -> None:
     parts = DictParts()
     async with site(tmp_path, parts) as first:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
+import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,6 +93,11 @@ class CollectionSpec(Document):
             index_type=self.index_type,
             language=self.language,
         )
+
+
+def new_spec(**values: object) -> CollectionSpec:
+    """Of a collection that is made here and now."""
+    return replace(CollectionSpec(namespace="", name="", identity=uuid.uuid4().hex, created_at_s=time.time()), **values)  # type: ignore[arg-type]
 
 
 def cleared(spec: CollectionSpec, gone: Collection[Generation]) -> CollectionSpec:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nearmesh.config import Problem, refuse
-from nearmesh.errors import InvalidInput
+from nearmesh.errors import InvalidInput, QuotaExceeded
 from nearmesh.ids import check_label
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -25,6 +25,18 @@ class Quota:
 
     def __post_init__(self) -> None:
         refuse(_negative(self))
+
+    def check(self, namespace: str, has: tuple[int, int], more: tuple[int, int]) -> None:
+        """Whether so many more rows and bytes fit. Raises QuotaExceeded."""
+        (has_rows, has_bytes), (rows, size) = has, more
+        if self.max_vectors and has_rows + rows > self.max_vectors:
+            raise QuotaExceeded(
+                f"namespace {namespace!r} has {has_rows} vectors, of {self.max_vectors} at most: no room for {rows}"
+            )
+        if self.max_bytes and has_bytes + size > self.max_bytes:
+            raise QuotaExceeded(
+                f"namespace {namespace!r} takes {has_bytes} bytes, of {self.max_bytes} at most: no room for {size}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from nearmesh.backoff import Backoff
-from nearmesh.errors import AlreadyExists, InvalidInput, MeshError, NotFound, NotReady, PermissionDenied, QuotaExceeded
+from nearmesh.errors import AlreadyExists, InvalidInput, MeshError, NotFound, NotReady, PermissionDenied
 from nearmesh_agent.vectors import limits, opening
 from nearmesh_agent.vectors.collection import Collection, Desk
 from nearmesh_agent.vectors.collections import CollectionSpec, Specs, cleared
@@ -115,15 +113,21 @@ class Keeper:
                 log.error("the store cannot be opened, writes go on into the journal: %s", error)
                 await asyncio.sleep(backoff.next_s())
         self.store_error = ""
-        for spec in [spec for spec in self.specs if spec.identity in self._opening]:
-            await self._make_anew(spec, self.store)
+        await self._make_anew(self.store)
         self.applier = self.parts.applier(
             self.journal, self.store, known=self._known, saved=lambda: self.saved_position
         )
         self.applier.start()
         self._store_there.set()
+        await self._tidy_up()
+        while self._opening:
+            await asyncio.sleep(backoff.next_s())
+            await self._make_anew(self.the_store())
+            await self._tidy_up()
+
+    async def _tidy_up(self) -> None:
         await self._give_words()
-        await self._clear_away(self.store)
+        await self._clear_away(self.the_store())
         for collection in self:
             await self.clear_former(collection)
 
@@ -302,17 +306,8 @@ class Keeper:
     def check_quota(self, namespace: str, rows: int, size: int) -> None:
         """Whether so many more fit. Raises QuotaExceeded."""
         quota = self.config.quota(namespace)
-        if not (quota.max_vectors or quota.max_bytes) or (rows <= 0 and size <= 0):
-            return
-        has_rows, has_bytes = self.use(namespace)
-        if quota.max_vectors and has_rows + rows > quota.max_vectors:
-            raise QuotaExceeded(
-                f"namespace {namespace!r} has {has_rows} vectors, of {quota.max_vectors} at most: no room for {rows}"
-            )
-        if quota.max_bytes and has_bytes + size > quota.max_bytes:
-            raise QuotaExceeded(
-                f"namespace {namespace!r} takes {has_bytes} bytes, of {quota.max_bytes} at most: no room for {size}"
-            )
+        if (quota.max_vectors or quota.max_bytes) and (rows > 0 or size > 0):
+            quota.check(namespace, self.use(namespace), (rows, size))
 
     # Inside.
 
@@ -353,17 +348,21 @@ class Keeper:
             return None
         return [table for table in found if table] if all(found) else None
 
-    async def _make_anew(self, spec: CollectionSpec, store: Store) -> None:
-        make: Callable[..., OpenTable] = partial(
-            opening.from_store, self.parts, store, self.journal, door=self, ends=lambda: self.ending
-        )
-        try:
-            tables = [await asyncio.to_thread(make, table) for table in spec.tables]
-        except (MeshError, OSError) as error:
-            log.error("collection=%s cannot be made from the store: %s", spec.name, error)
-            return
-        self._collections[spec.identity] = self._collection(spec, tables)
-        self._opening.pop(spec.identity).set()
+    async def _make_anew(self, store: Store) -> None:
+        """Those whose indexes are lost; what the store refuses is tried again."""
+        for spec in [spec for spec in self.specs if spec.identity in self._opening]:
+            make: Callable[..., OpenTable] = partial(
+                opening.from_store, self.parts, store, self.journal, door=self, ends=lambda: self.ending
+            )
+            try:
+                tables = [await asyncio.to_thread(make, table) for table in spec.tables]
+            except (MeshError, OSError) as error:
+                self.store_error = str(error)
+                log.error("collection=%s cannot be made from the store: %s", spec.name, error)
+                continue
+            self.store_error = ""
+            self._collections[spec.identity] = self._collection(spec, tables)
+            self._opening.pop(spec.identity).set()
 
     async def _clear_away(self, store: Store) -> None:
         """What dropped collections have left."""
@@ -391,8 +390,3 @@ def _saved(collection: Collection) -> None:
                 table.save()
         except OSError as error:
             log.warning("table=%s is not saved: %s", table.table.name, error)
-
-
-def new_spec(**values: object) -> CollectionSpec:
-    """Of a collection that is made here and now."""
-    return replace(CollectionSpec(namespace="", name="", identity=uuid.uuid4().hex, created_at_s=time.time()), **values)  # type: ignore[arg-type]

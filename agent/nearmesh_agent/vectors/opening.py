@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from nearmesh.errors import MeshError
 from nearmesh_agent.vectors.ledger import Ledger
 from nearmesh_agent.vectors.model import Index, Journal, Store, Table, Write
 from nearmesh_agent.vectors.parts import Door, Parts
@@ -66,20 +67,29 @@ def from_store(
 ) -> OpenTable:
     """Made anew; nobody writes to it meanwhile. Where the process `ends`, what is there so far."""
     began_s = time.monotonic()
-    index, start = parts.new_index(table, door), beginning(journal)
+    index = parts.new_index(table, door)
+    try:
+        _fill(index, store, journal, table, ends)
+    except (MeshError, OSError):
+        index.close()
+        raise
+    found = OpenTable(table, index, parts.new_lexical(table), wordless=True)
+    give_words(found)
+    found.touch()
+    log.info("made anew table=%s rows=%d in %.1f s", table.name, index.size, time.monotonic() - began_s)
+    return found
+
+
+def _fill(index: Index, store: Store, journal: Journal, table: Table, ends: Callable[[], bool]) -> None:
+    start = beginning(journal)
     index.apply(Write(table=table.name), start)
     for rows in store.scan(table.name) if table.name in store.tables() else ():
         index.apply(Write(table=table.name, rows=rows), start)
         if ends():
             break
-    found = OpenTable(table, index, parts.new_lexical(table), wordless=True)
     for position, write in journal.after(start):
         if write.table == table.name:
             index.apply(write, position)
-    give_words(found)
-    found.touch()
-    log.info("made anew table=%s rows=%d in %.1f s", table.name, index.size, time.monotonic() - began_s)
-    return found
 
 
 def give_words(table: OpenTable) -> None:

@@ -22,8 +22,8 @@ from nearmesh_agent.vectors.across.offers import MAX_SITES
 from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.changes import Delete, Upsert
 from nearmesh_agent.vectors.collection import Collection
-from nearmesh_agent.vectors.collections import CollectionSpec, Generation
-from nearmesh_agent.vectors.keeper import Keeper, new_spec
+from nearmesh_agent.vectors.collections import CollectionSpec, Generation, new_spec
+from nearmesh_agent.vectors.keeper import Keeper
 from nearmesh_agent.vectors.model import Row, Where
 from nearmesh_agent.vectors.moving import Mover
 from nearmesh_agent.vectors.namespaces import ANY, chosen, told
