@@ -154,6 +154,10 @@ class DictJournal:
             raise NotFound(f"{position} was forgotten")
         yield from list(enumerate(self._disk.entries, 1))[position:]
 
+    def begin_after(self, position: int) -> None:
+        self._disk.entries[:] = [Write(table="")] * position
+        self._disk.forgotten = position
+
     def forget(self, position: int) -> None:
         self._disk.forgotten = max(position, self._disk.forgotten)
 

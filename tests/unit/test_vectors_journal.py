@@ -224,6 +224,20 @@ def test_p3_who_forgets_all_there_was_never_takes_what_is_being_acknowledged_wit
     again.close()
 
 
+def test_a_journal_that_was_lost_goes_on_behind_what_was_saved_of_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.begin_after(41)
+    assert (journal.position, journal.first) == (41, 42)
+    assert journal.append_now([one(42)]) == 42
+    journal.close()
+    again = Journal(tmp_path)
+    assert [position for position, _ in again.after(41)] == [42]
+    with pytest.raises(DigestMismatch, match="ends at entry 42, and what was saved knows up to 50: bring"):
+        again.begin_after(50)
+    assert again.append_now([one(43)]) == 43
+    again.close()
+
+
 def test_a_store_that_is_away_for_too_long_is_told(tmp_path: Path) -> None:
     journal = Journal(tmp_path, max_bytes=100)
     journal.append_now([one(1)])

@@ -330,6 +330,20 @@ async def test_an_index_that_cannot_be_made_from_the_store_at_once_is_made_later
         assert second.keeper.whole and len(tried) == 2
 
 
+async def test_where_the_journal_is_lost_what_is_written_then_is_found_all_the_same(tmp_path: Path) -> None:
+    parts = DictParts()
+    async with site(tmp_path, parts) as first:
+        await first.create()
+        await first.upsert(row("a"))
+        await first.upsert(row("b"))
+    parts.disk.entries.clear()
+    async with site(tmp_path, parts, killed=True) as second:
+        await second.upsert(row("c"))
+        assert await second.ids() == ["a", "b", "c"]
+    async with site(tmp_path, parts) as third:
+        assert await third.ids() == ["a", "b", "c"]
+
+
 async def test_words_that_are_lost_are_made_from_the_index(tmp_path: Path) -> None:
     parts = DictParts()
     async with site(tmp_path, parts) as first:

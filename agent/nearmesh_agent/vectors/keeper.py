@@ -79,6 +79,7 @@ class Keeper:
         specs = list(self.specs)
         found = await asyncio.gather(*(loop.run_in_executor(self._openers, self._saved, spec) for spec in specs))
         tables = {table.table.name: table for one in found if one for table in one}
+        await asyncio.to_thread(opening.go_on, self.journal, tables.values(), self.ledger)
         # What was written before a switch is in the journal under the former table's name.
         identities = {
             spec.table_of(generation).name: spec.identity

@@ -206,6 +206,10 @@ class Journal(Protocol):
         """What was appended after a position, in order."""
         ...
 
+    def begin_after(self, position: int) -> None:
+        """It was lost, and what was saved knows up to this position: positions go on from there."""
+        ...
+
     def forget(self, position: int) -> None:
         """Everything up to it is in the store and in every saved index."""
         ...

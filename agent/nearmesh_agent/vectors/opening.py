@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from nearmesh.errors import MeshError
 from nearmesh_agent.vectors.ledger import Ledger
@@ -40,6 +40,15 @@ def empty(parts: Parts, table: Table, position: int, door: Door) -> OpenTable:
     found = OpenTable(table, index, lexical)
     found.save()
     return found
+
+
+def go_on(journal: Journal, tables: Collection[OpenTable], ledger: Ledger) -> None:
+    """Behind all that was saved, where the journal was lost: a new write with an old position would be taken for one
+    that is known. Raises DigestMismatch where only its end is lost."""
+    known = max([ledger.position, *(max(one.index.position, one.lexical.position) for one in tables)])
+    if journal.position < known:
+        log.warning("the journal is lost, and goes on position=%d", known)
+        journal.begin_after(known)
 
 
 def replay(

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 
-from nearmesh.errors import MeshError, NotFound, NotReady, Overloaded, StorageFull
+from nearmesh.errors import DigestMismatch, MeshError, NotFound, NotReady, Overloaded, StorageFull
 from nearmesh.process import only_one
 from nearmesh.tls import fsync_folder
 from nearmesh_agent.vectors.model import Write
@@ -112,6 +112,24 @@ class Journal:
             if self._closing:
                 raise NotReady(f"the journal {self._folder} is closed")
             return self._position > position
+
+    def begin_after(self, position: int) -> None:
+        """Its files are gone, and something that was saved knows more: no position is for two writes.
+
+        Raises DigestMismatch where some of its files are there.
+        """
+        with self._files:
+            if self._position >= self.first:
+                raise DigestMismatch(
+                    f"the journal {self._folder} ends at entry {self._position}, and what was saved knows up to "
+                    f"{position}: bring its files back from a copy, or move all of them elsewhere; what they have and "
+                    "the store has not is lost then"
+                )
+            for first in self._firsts:
+                self._path(first).unlink()
+            self._firsts.clear()
+            self._position = position
+            self._begin_file()
 
     def forget(self, position: int) -> None:
         """Removes files all of which the store and every saved index have."""

@@ -67,7 +67,8 @@ def mend(path: Path) -> int:
 def damaged(path: Path, position: int) -> DigestMismatch:
     return DigestMismatch(
         f"the journal {path} is damaged at its entry {position}, which had been on disk: check the disk and bring the "
-        "file back from a copy; moved elsewhere, what it has and the store has not is lost"
+        "file back from a copy, or move all of the journal's files elsewhere; what they have and the store has not is "
+        "lost then"
     )
 
 
