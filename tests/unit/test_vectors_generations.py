@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +142,29 @@ async def test_vectors_of_a_generation_that_serves_no_more_are_refused(docs: Tex
     with pytest.raises(Superseded, match="made by sha256:old"):
         await docs.put(e="new")
     assert (await docs.put(NEW, e="new")).written == 1
+
+
+async def test_vectors_of_its_own_that_a_write_brought_before_another_generation_took_over_are_refused(
+    docs: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the journal, a vector of another dimension would end the process at each start."""
+    (collection,) = docs.site.keeper
+    await docs.begin()
+    collection.hold(60)
+    came, put = asyncio.Event(), collection.put
+
+    async def told(change: Any) -> None:
+        came.set()
+        await put(change)
+
+    monkeypatch.setattr(collection, "put", told)
+    rows = [pb.Row(id="own", text="own", vector=bytes_of("own", OLD))]
+    held = asyncio.create_task(docs.site.ask("Upsert", pb.UpsertRequest(collection=ref(), rows=rows)))
+    await came.wait()
+    assert (await docs.whole()).serves
+    with pytest.raises(Superseded, match="another generation of 'docs' has taken over meanwhile"):
+        await held
+    assert "own" not in await docs.rows()
 
 
 async def test_what_is_written_meanwhile_is_in_the_new_generation_too(docs: Texts) -> None:

@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from nearmesh.errors import MeshError
+from nearmesh.errors import MeshError, Superseded
 from nearmesh_agent.vectors.collections import CollectionSpec
 from nearmesh_agent.vectors.ledger import Ledger
 from nearmesh_agent.vectors.model import Metric, Row, Vector, Where, Write
@@ -77,12 +77,17 @@ class Upsert(Change):
     """Rows with new contents; those that are there just so are left alone."""
 
     rows: Sequence[Row]
+    # That the rows were checked against.
+    table: str
     # Asked when it is planned, with how many rows and bytes there will be more; raises to refuse.
     check: Callable[[int, int], None] = lambda rows, size: None
     unchanged: int = 0
 
     def plan(self, kept: Kept) -> None:
         table = kept.serving
+        if table.table.name != self.table:
+            # The vectors may have another dimension, or be of another embedder.
+            raise Superseded(f"another generation of {kept.spec.name!r} has taken over meanwhile; bring its vectors")
         old = {row.id: row for row in table.index.rows([row.id for row in self.rows], vectors=True)}
         changed = [row for row in self.rows if not _there(old.get(row.id), row, table.table.metric)]
         self.unchanged = len(self.rows) - len(changed)

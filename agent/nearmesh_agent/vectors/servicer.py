@@ -24,7 +24,7 @@ from nearmesh_agent.vectors.changes import Delete, Upsert
 from nearmesh_agent.vectors.collection import Collection
 from nearmesh_agent.vectors.collections import CollectionSpec, Generation, new_spec
 from nearmesh_agent.vectors.keeper import Keeper
-from nearmesh_agent.vectors.model import Row, Where
+from nearmesh_agent.vectors.model import Row, Table, Where
 from nearmesh_agent.vectors.moving import Mover
 from nearmesh_agent.vectors.namespaces import ANY, chosen, told
 from nearmesh_agent.vectors.text.answer import answered, check_embedder
@@ -98,7 +98,8 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         limits.check_count("rows", len(request.rows), limits.MAX_ROWS)
         collection = await self._of(request.collection, context)
         check_embedder(request.embedder_digest, collection.spec)
-        rows = await self._searching(lambda: _rows(request.rows, collection))
+        table = collection.serving.table
+        rows = await self._searching(lambda: _rows(request.rows, table))
         namespace = collection.spec.namespace
 
         def check(more: int, size: int) -> None:
@@ -106,7 +107,7 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
             check_embedder(request.embedder_digest, collection.spec)
             self._keeper.check_quota(namespace, more, size)
 
-        change = Upsert(ids=list(rows), rows=list(rows.values()), check=check)
+        change = Upsert(ids=list(rows), rows=list(rows.values()), table=table.name, check=check)
         if rows:
             await collection.put(change)
         return pb.UpsertResponse(written=len(change.written), unchanged=change.unchanged)
@@ -304,9 +305,8 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _rows(messages: Sequence[pb.Row], collection: Collection) -> Mapping[str, Row]:
+def _rows(messages: Sequence[pb.Row], table: Table) -> Mapping[str, Row]:
     """By id; of rows of the same id the last one counts."""
-    table = collection.serving.table
     return {message.id: wire.row(message, table) for message in messages}
 
 
