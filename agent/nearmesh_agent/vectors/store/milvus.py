@@ -105,7 +105,12 @@ class MilvusStore:
     def flush(self) -> None:
         """What was written is in segments on Milvus's own storage when it returns."""
         for name in tuple(self._unflushed):
-            self._call("flush", name, timeout=_LONG_S)
+            try:
+                self._call("flush", name, timeout=_LONG_S)
+            except NotFound:
+                # Dropped while it was written to; no flush would ever end.
+                if name in self._tables:
+                    raise
             self._unflushed.discard(name)
 
     def get(self, table: str, ids: Sequence[str]) -> Sequence[Row]:
@@ -208,9 +213,11 @@ class MilvusStore:
 
     def _send(self, method: str, table: Table, **request: Any) -> None:
         """A request that is made already. pymilvus asks for rows and a schema beside it, and uses neither."""
-        handler = self._connected()._get_connection()
+        client = self._connected()
         with self._translated():
-            getattr(handler, method)(self._named(table.name), [], timeout=_CALL_S, schema={"fields": None}, **request)
+            # The client may have been closed in between.
+            send = getattr(client._get_connection(), method)
+            send(self._named(table.name), [], timeout=_CALL_S, schema={"fields": None}, **request)
 
     def _translated(self) -> AbstractContextManager[None]:
         return translated(self._uri)
