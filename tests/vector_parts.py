@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import errno
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -73,6 +74,10 @@ class DictIndex(Dict):
         super().__init__(table, rows, position)
         self._disk = disk
         self.fresh = 0
+
+    def reserve(self, rows: Sequence[Row]) -> None:
+        if self._disk.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     def apply(self, write: Write, position: int) -> None:
         assert position >= self.position
@@ -297,6 +302,7 @@ class Disk:
     # By address, and the one in use.
     stores: dict[str, dict[str, Dict]] = field(default_factory=dict)
     uri: str = ""
+    full: bool = False
 
     @property
     def store(self) -> dict[str, Dict]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import tempfile
 import threading
@@ -214,6 +216,45 @@ def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     index.save()
     again = reopened(tmp_path)
     assert again.rows(["last"], vectors=True)[0].vector.tolist() == [1, 2, 3, 4]
+
+
+def test_a_row_that_has_its_place_on_the_disk_keeps_it_over_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal has it by then, and every start writes it again, full as the disk may be."""
+    index = MemoryIndex.new(table(DIMENSION), tmp_path)
+    index.save()
+    rows = [row(f"r{number}", text="text " * 9_000) for number in range(40)]
+    index.reserve(rows)
+    (records,) = tmp_path.glob("records-*")
+    placed = records.stat().st_blocks
+    assert placed * 512 >= sum(len(one.text) for one in rows)
+    again = reopened(tmp_path)
+    assert records.stat().st_blocks == placed
+    again.apply(Write(table="notes", rows=rows), 1)
+    assert records.stat().st_blocks == placed
+    for each in (index, again):
+        each.close()
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    other = MemoryIndex.new(table(DIMENSION), tmp_path / "other")
+    with pytest.raises(OSError, match="No space left"):
+        other.reserve(rows)
+    other.close()
+
+
+def test_files_that_nobody_saved_are_gone_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    index = filled(tmp_path, clustered(20, DIMENSION))
+    index.save()
+    for name in ("vectors-99", "records-99"):
+        (tmp_path / name).write_bytes(b"of a process that was tidying up")
+    index.close()
+    reopened(tmp_path).close()
+    assert not list(tmp_path.glob("*-99"))
 
 
 def test_a_value_of_another_type_changes_nothing(tmp_path: Path) -> None:

@@ -237,6 +237,16 @@ async def test_a_write_that_the_disk_refuses_changes_nothing(docs: Site) -> None
     assert (await docs.upsert(row("a"))).written == 1
 
 
+async def test_a_disk_without_room_for_the_index_is_told_before_the_journal_has_the_rows(docs: Site) -> None:
+    """There, they would end the process, and each one after it, until there is room again."""
+    docs.parts.disk.full = True
+    with pytest.raises(StorageFull, match="no room for 1 rows more in the index"):
+        await docs.upsert(row("a"))
+    assert docs.keeper.journal.position == 0
+    docs.parts.disk.full = False
+    assert (await docs.upsert(row("a"))).written == 1
+
+
 async def test_what_was_acknowledged_is_there_after_a_kill_and_what_was_deleted_stays_so(tmp_path: Path) -> None:
     parts = DictParts()
     async with site(tmp_path, parts, killed=True) as first:

@@ -168,7 +168,10 @@ class Collection:
                 # First: what a power cut leaves of them is a beginning, after which the next generation may lack a row,
                 # and never has one that the serving one has not.
                 change.writes = [*stale_in(self.filling, self.serving, change.writes), *change.writes]
-        return [(write, change) for change in changes for write in change.writes]
+        writes = [(write, change) for change in changes for write in change.writes]
+        for table in self.tables:
+            table.reserve([write for write, _ in writes])
+        return writes
 
     def _apply(self, changes: Sequence[Change], writes: Sequence[tuple[Write, Change]], first: int) -> None:
         for position, (write, change) in enumerate(writes, first):

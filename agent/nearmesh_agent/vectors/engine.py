@@ -39,6 +39,9 @@ class EngineIndex:
 
     # Writing.
 
+    def reserve(self, rows: Sequence[Row]) -> None:
+        """It has no files."""
+
     def apply(self, write: Write, position: int) -> None:
         with self._gate:
             for row in write.rows:

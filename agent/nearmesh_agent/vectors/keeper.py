@@ -389,5 +389,5 @@ def _saved(collection: Collection) -> None:
         try:
             if table.unsaved is not None:
                 table.save()
-        except OSError as error:
+        except (MeshError, OSError) as error:
             log.warning("table=%s is not saved: %s", table.table.name, error)

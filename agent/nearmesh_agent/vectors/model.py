@@ -228,6 +228,10 @@ class Journal(Protocol):
 class Index(Protocol):
     """One table in memory: vectors, scalar fields and what a hit shows. Threads search it beside one writer."""
 
+    def reserve(self, rows: Sequence[Row]) -> None:
+        """Has place on the disk for them, before the journal has them. Raises OSError where there is none."""
+        ...
+
     def apply(self, write: Write, position: int) -> None:
         """Searches find it, or do not any more, when it returns."""
         ...

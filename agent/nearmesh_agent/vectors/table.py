@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
+from nearmesh.errors import StorageFull
 from nearmesh_agent.vectors.model import Index, Lexical, Table, Write
 
 
@@ -32,6 +34,14 @@ class OpenTable:
     def position(self) -> int:
         """From after here on the journal tells it what it lacks."""
         return self.index.position if self.wordless else min(self.index.position, self.lexical.position)
+
+    def reserve(self, writes: Sequence[Write]) -> None:
+        """So that what the journal has does not fail here. Raises StorageFull."""
+        rows = [row for write in writes if write.table == self.table.name for row in write.rows]
+        try:
+            self.index.reserve(rows)
+        except OSError as error:
+            raise StorageFull(f"the disk has no room for {len(rows)} rows more in the index: {error}") from None
 
     def apply(self, write: Write, position: int) -> None:
         """Searches find it when it returns; what one of both has already changes nothing."""

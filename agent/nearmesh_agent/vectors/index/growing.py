@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import zlib
@@ -14,6 +15,8 @@ from numpy.typing import DTypeLike, NDArray
 _LEAST_ITEMS = 1024
 # A file's room grows by half, and at least by this.
 _LEAST_BYTES = 1024 * 1024
+# File systems that know nothing of it; that the disk is full is told by the write itself there.
+_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class Growing:
@@ -54,6 +57,8 @@ class Arena:
     def __init__(self, path: Path, *, kept: int = 0) -> None:
         """`kept`: how much of the file counts; what comes after is of a process that ended before it saved."""
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        # Up to here there is place on the disk.
+        self._reserved = kept
         try:
             if os.fstat(self._fd).st_size < kept:
                 raise OSError(f"{path} has less than {kept} bytes")
@@ -64,6 +69,19 @@ class Arena:
         except BaseException:
             os.close(self._fd)
             raise
+
+    def reserve(self, more: int) -> None:
+        """Has place on the disk for so many bytes after what is there. Raises OSError where there is none."""
+        end = self.size + more
+        if not more or end <= self._reserved:
+            return
+        end += -end % _LEAST_BYTES
+        try:
+            os.posix_fallocate(self._fd, self.size, end - self.size)
+        except OSError as error:
+            if error.errno not in _CANNOT_RESERVE:
+                raise
+        self._reserved = end
 
     def append(self, data: bytes | memoryview) -> int:
         """Where it begins."""
@@ -98,7 +116,8 @@ class Arena:
 
     def _room(self, least: int) -> None:
         """Maps the file anew, with a hole at its end that takes no place on the disk."""
-        length = max(least, self.size * 3 // 2, self.size + _LEAST_BYTES)
+        # Never a shorter one: what had a place on the disk before the process ended has it still.
+        length = max(least, self.size * 3 // 2, self.size + _LEAST_BYTES, os.fstat(self._fd).st_size)
         length += -length % mmap.PAGESIZE
         os.ftruncate(self._fd, length)
         self._bytes: NDArray[np.uint8] = np.frombuffer(

@@ -74,6 +74,11 @@ class MemoryIndex:
 
     # Writing.
 
+    def reserve(self, rows: Sequence[Row]) -> None:
+        """Raises OSError for a full disk; what has its place is applied without."""
+        with self._writing:
+            self._state.view.slots.reserve(rows)
+
     def apply(self, write: Write, position: int) -> None:
         """Rows first, then deletes. Raises InvalidInput for a vector of another dimension, OSError for a full disk."""
         with self._writing:

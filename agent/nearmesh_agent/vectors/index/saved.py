@@ -76,7 +76,10 @@ def read(table: Table, folder: Path) -> tuple[View, Lists | None] | None:
             # Of what each array is said to be, NumPy believes all, before it has come to the checksum.
             if broken := arrays.zip.testzip():
                 raise ValueError(f"the content of its {broken} has changed")
-            return _restored(table, folder, {name: arrays[name] for name in arrays.files})
+            view, lists = _restored(table, folder, {name: arrays[name] for name in arrays.files})
+            # Of a process that ended before it had saved them.
+            forget_others(view.slots)
+            return view, lists
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:

@@ -193,6 +193,11 @@ class Slots:
             self.columns[name].extend(encoded, values[name])
         self._number([row.id for row in rows])
 
+    def reserve(self, rows: Sequence[Row]) -> None:
+        """Has place on the disk for them. Raises OSError where there is none."""
+        self.arenas["vectors"].reserve(len(rows) * self.table.dimension * 4)
+        self.arenas["records"].reserve(sum(map(records.most_bytes, rows)))
+
     def _encoded(self, name: str, values: Sequence[Scalar | None]) -> NDArray[Any]:
         try:
             return self.columns[name].encoded(values)
