@@ -91,6 +91,8 @@ class DictIndex(Dict):
     def close(self) -> None: ...
 
     def save(self) -> int:
+        if self._disk.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
         self._disk.indexes[self.table.name] = (self.all(), self.position)
         return self.position
 

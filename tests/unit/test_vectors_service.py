@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nearmesh_agent.vectors import collections
 from nearmesh_agent.vectors.changes import Delete
 from nearmesh_agent.vectors.config import Quota
 
@@ -245,6 +246,25 @@ async def test_a_disk_without_room_for_the_index_is_told_before_the_journal_has_
     assert docs.keeper.journal.position == 0
     docs.parts.disk.full = False
     assert (await docs.upsert(row("a"))).written == 1
+
+
+async def test_a_disk_without_room_for_a_collection_is_told(docs: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs.parts.disk.full = True
+    with pytest.raises(StorageFull, match="no room for a new collection"):
+        await docs.create("new")
+    docs.parts.disk.full = False
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as refuses:
+        refuses.setattr(collections, "write_private", full)
+        with pytest.raises(StorageFull, match="'new' cannot be written down: No space left"):
+            await docs.create("new")
+        with pytest.raises(StorageFull, match="'docs' cannot be written down"):
+            await docs.ask("DropCollection", ref())
+    await docs.create("new")
+    await docs.upsert(row("a"))
 
 
 async def test_what_was_acknowledged_is_there_after_a_kill_and_what_was_deleted_stays_so(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from nearmesh.document import Document
-from nearmesh.errors import NotFound, PackageError
+from nearmesh.errors import NotFound, PackageError, StorageFull
 from nearmesh.tls import fsync_folder, write_private
 from nearmesh_agent.vectors.model import FieldType, Metric, Table
 
@@ -107,7 +107,7 @@ def cleared(spec: CollectionSpec, gone: Collection[Generation]) -> CollectionSpe
 
 
 class Specs:
-    """All collections of a node, by namespace and name. Raises OSError where the disk refuses."""
+    """All collections of a node, by namespace and name. Raises StorageFull where the disk refuses."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -136,13 +136,13 @@ class Specs:
 
     def put(self, spec: CollectionSpec) -> None:
         """On disk when it returns; takes the place of the one of that identity."""
-        write_private(self._path(spec), spec.to_bytes())
+        self._write(spec)
         self._found[spec.namespace, spec.name] = spec
 
     def drop(self, spec: CollectionSpec) -> None:
         """It is gone, over a restart too; `forget` follows when its files are."""
         gone = replace(spec, dropped=True)
-        write_private(self._path(spec), gone.to_bytes())
+        self._write(gone)
         del self._found[spec.namespace, spec.name]
         self.dropped.append(gone)
 
@@ -151,6 +151,12 @@ class Specs:
         self._path(gone).unlink(missing_ok=True)
         fsync_folder(self._folder)
         self.dropped.remove(gone)
+
+    def _write(self, spec: CollectionSpec) -> None:
+        try:
+            write_private(self._path(spec), spec.to_bytes())
+        except OSError as error:
+            raise StorageFull(f"collection {spec.name!r} cannot be written down: {error}") from None
 
     def _path(self, spec: CollectionSpec) -> Path:
         # Not by its name, which may differ by case alone from another's.

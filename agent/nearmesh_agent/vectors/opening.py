@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from nearmesh.errors import MeshError
+from nearmesh.errors import MeshError, StorageFull
 from nearmesh_agent.vectors.ledger import Ledger
 from nearmesh_agent.vectors.model import Index, Journal, Store, Table, Write
 from nearmesh_agent.vectors.parts import Door, Parts
@@ -33,12 +33,18 @@ def saved(parts: Parts, table: Table, door: Door) -> OpenTable | None:
 
 
 def empty(parts: Parts, table: Table, position: int, door: Door) -> OpenTable:
-    """A new one, which knows that there was nothing for it up to `position`; saved, so that it is never missed."""
-    index, lexical = parts.new_index(table, door), parts.new_lexical(table)
-    for one in (index, lexical):
-        one.apply(Write(table=table.name), position)
-    found = OpenTable(table, index, lexical)
-    found.save()
+    """A new one, which knows that there was nothing for it up to `position`; saved, so that it is never missed.
+
+    Raises StorageFull.
+    """
+    try:
+        index, lexical = parts.new_index(table, door), parts.new_lexical(table)
+        for one in (index, lexical):
+            one.apply(Write(table=table.name), position)
+        found = OpenTable(table, index, lexical)
+        found.save()
+    except OSError as error:
+        raise StorageFull(f"the disk has no room for a new collection: {error}") from None
     return found
 
 
