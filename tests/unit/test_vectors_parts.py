@@ -17,7 +17,7 @@ from nearmesh_agent.vectors.recall import Recall
 from nearmesh_agent.vectors.sources import Sources
 from nearmesh_agent.vectors.writer import Waiting, Writer, take
 
-from nearmesh.errors import NotFound, Overloaded, StorageFull
+from nearmesh.errors import NotFound, NotReady, Overloaded, StorageFull
 
 
 def part(source: str, number: int = 0, *, of: int = 1, hash_: str = "h", at_s: float = 1.0) -> Row:
@@ -182,6 +182,19 @@ def test_collections_outlive_a_restart_and_a_damaged_file_costs_its_own_alone(tm
         again.get("acme", "gone")
     again.forget(again.dropped[0])
     assert not Specs(tmp_path).dropped
+
+
+def test_a_collection_whose_file_cannot_be_read_is_not_begun_anew(tmp_path: Path) -> None:
+    """Another site may offer it again, as it was made there."""
+    specs = Specs(tmp_path)
+    specs.put(spec())
+    (path,) = tmp_path.glob("*.json")
+    path.write_bytes(b"\0" * 100)
+    again = Specs(tmp_path)
+    assert again.damaged == [path]
+    with pytest.raises(NotReady, match="'docs' is here, and its file .* cannot be read; bring the file back"):
+        again.check_free(spec())
+    again.check_free(spec(identity="2f"))
 
 
 def test_a_table_has_a_name_that_milvus_takes_and_that_is_its_own() -> None:

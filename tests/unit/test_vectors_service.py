@@ -309,6 +309,28 @@ async def test_the_journal_keeps_what_anybody_lacks(docs: Site) -> None:
     assert disk.forgotten == 2
 
 
+async def test_the_journal_keeps_what_a_collection_may_need_whose_file_is_damaged(tmp_path: Path) -> None:
+    """The store does not get it meanwhile; brought back from a copy, the file has everything again."""
+    parts = DictParts()
+    async with site(tmp_path, parts, killed=True) as first:
+        await first.create()
+        await first.create("other")
+        await first.upsert(row("a"))
+        (path,) = (first.keeper.specs._path(one.spec) for one in first.keeper if one.spec.name == "docs")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    async with site(tmp_path, parts) as second:
+        with pytest.raises(NotFound):
+            await second.ids()
+        applier_of(second).step()
+        await second.upkeep._look_what_is_saved()
+        applier_of(second).forget()
+    assert parts.disk.ledger == 0
+    path.write_bytes(whole)
+    async with site(tmp_path, parts) as third:
+        assert await third.ids() == ["a"]
+
+
 async def test_an_index_that_is_lost_is_made_from_the_store_while_others_serve(tmp_path: Path) -> None:
     parts = DictParts()
     async with site(tmp_path, parts) as first:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from nearmesh.document import Document
-from nearmesh.errors import NotFound, PackageError, StorageFull
+from nearmesh.errors import NotFound, NotReady, PackageError, StorageFull
 from nearmesh.tls import fsync_folder, write_private
 from nearmesh_agent.vectors.model import FieldType, Metric, Table
 
 log = logging.getLogger(__name__)
 
+_REMEDY = "bring the file back from a copy, or move it elsewhere to give the collection up, and restart the node"
 # Of a table's name; Milvus takes letters, digits and underscores.
 _DIGITS = 20
 
@@ -115,11 +116,13 @@ class Specs:
         self._found: dict[tuple[str, str], CollectionSpec] = {}
         # Those that were dropped, whose files have yet to go.
         self.dropped: list[CollectionSpec] = []
+        # Those that cannot be read: what the journal has of them is kept, should they be brought back.
+        self.damaged: list[Path] = []
         for path in sorted(folder.glob("*.json")):
             spec = _read(path)
             if spec is None:
-                continue
-            if spec.dropped:
+                self.damaged.append(path)
+            elif spec.dropped:
                 self.dropped.append(spec)
             else:
                 self._found[spec.namespace, spec.name] = spec
@@ -133,6 +136,11 @@ class Specs:
         if found is None:
             raise NotFound(f"no collection {name[:64]!r} in namespace {namespace!r} on this node")
         return found
+
+    def check_free(self, spec: CollectionSpec) -> None:
+        """Raises NotReady for one whose file is there and cannot be read: its rows are not to be begun anew."""
+        if (path := self._path(spec)) in self.damaged:
+            raise NotReady(f"collection {spec.name!r} is here, and its file {path} cannot be read; {_REMEDY}")
 
     def put(self, spec: CollectionSpec) -> None:
         """On disk when it returns; takes the place of the one of that identity."""
@@ -168,5 +176,5 @@ def _read(path: Path) -> CollectionSpec | None:
     try:
         return CollectionSpec.from_bytes(path.read_bytes())
     except (OSError, PackageError) as error:
-        log.error("%s cannot be read, its collection is not served: %s", path, error)
+        log.error("%s cannot be read, so its collection is not served and the journal grows: %s; %s", path, error, _REMEDY)
         return None

@@ -75,6 +75,9 @@ class Keeper:
             asyncio.to_thread(self.parts.journal), asyncio.to_thread(self.parts.ledger)
         )
         self.desk = Desk(self.journal, self.ledger, self._writes)
+        if self.specs.damaged:
+            # What the journal has of them, neither indexes nor ledger are told.
+            self.desk.failed(self.journal.first)
         loop = asyncio.get_running_loop()
         specs = list(self.specs)
         found = await asyncio.gather(*(loop.run_in_executor(self._openers, self._saved, spec) for spec in specs))
@@ -324,6 +327,7 @@ class Keeper:
         there = [one for one in self.specs if one.namespace == spec.namespace]
         if any(one.name == spec.name for one in there):
             raise AlreadyExists(f"collection {spec.name!r} is there already in namespace {spec.namespace!r}")
+        self.specs.check_free(spec)
         if len(list(self.specs)) >= limits.MAX_COLLECTIONS:
             raise InvalidInput(f"this node has {limits.MAX_COLLECTIONS} collections, and no room for another one")
 
