@@ -14,7 +14,7 @@ from nearmesh_agent.vectors.model import Write
 from nearmesh_agent.vectors.store import disk
 from nearmesh_agent.vectors.store.journal import Journal
 
-from nearmesh.errors import NotInstalled
+from nearmesh.errors import DigestMismatch, NotInstalled
 from tests.power_cut import PowerCut
 from tests.stored_rows import row, told
 
@@ -119,6 +119,28 @@ def test_p3_what_lite_has_flushed_is_there_after_a_power_cut(
     lite.close()
     # Files were merged in between.
     assert max(files) > min(files[-3:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [("data/*.parquet", "is gone"), ("delta/*.parquet", "is gone"), ("manifest", "cannot be read")]
+)
+def test_a_file_that_is_damaged_is_told_where_lite_would_go_on_without(tmp_path: Path, kind: str, what: str) -> None:
+    """Without the one rows are missing, without another deleted ones are back."""
+    lite = Lite(tmp_path)
+    lite.put({"a": 1, "b": 1})
+    lite.flush()
+    lite.books.delete(["a"])
+    lite.flush()
+    lite.close()
+    disk.check(tmp_path)
+    books = tmp_path / "collections" / "books"
+    if kind == "manifest":
+        os.truncate(books / "manifest.json", 30)
+    else:
+        for path in books.glob(f"partitions/*/{kind}"):
+            path.unlink()
+    with pytest.raises(DigestMismatch, match=f"Milvus Lite is damaged, .*{what}.*bring .*books back from a copy"):
+        disk.check(tmp_path)
 
 
 def test_lite_alone_would_lose_it(tmp_path: Path, power: PowerCut) -> None:

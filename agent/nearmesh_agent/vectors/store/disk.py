@@ -7,18 +7,19 @@ before its name can be written down. Its log is not synced either; we have a jou
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nearmesh.errors import NotInstalled
+from nearmesh.errors import DigestMismatch, NotInstalled
 from nearmesh.tls import fsync_folder, write_private
 
 # There after an orderly end; without it a file that Lite writes in place may be half of one.
 _CLOSED = "nearmesh-closed"
-_SCHEMA, _COLLECTIONS = "schema.json", "collections"
+_SCHEMA, _MANIFEST, _COLLECTIONS = "schema.json", "manifest.json", "collections"
 
 
 def clear(folder: Path) -> None:
@@ -37,6 +38,36 @@ def clear(folder: Path) -> None:
     closed.unlink(missing_ok=True)
     for known in (folder, folder.parent):
         fsync_folder(known)
+
+
+def check(folder: Path) -> None:
+    """Raises DigestMismatch where a file is gone or damaged that Lite would do without: it warns in its log, and lacks
+    rows, or has deleted ones again."""
+    for collection in _collections(folder):
+        manifest = collection / _MANIFEST
+        if not manifest.exists() and not manifest.with_name(f"{_MANIFEST}.prev").exists():
+            # Nothing was flushed yet.
+            continue
+        try:
+            missing = [path for path in _named(manifest) if not path.exists()]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(collection, f"{manifest} cannot be read ({error})") from None
+        if missing:
+            raise _damaged(collection, f"{missing[0]} is gone")
+
+
+def _named(manifest: Path) -> Iterator[Path]:
+    """Files that make up a collection."""
+    for name, kinds in json.loads(manifest.read_bytes())["partitions"].items():
+        for path in (*kinds["data_files"], *kinds["delta_files"]):
+            yield manifest.parent / "partitions" / name / path
+
+
+def _damaged(collection: Path, what: str) -> DigestMismatch:
+    return DigestMismatch(
+        f"Milvus Lite is damaged, {what}: check the disk and bring {collection} back from a copy, or move it "
+        "elsewhere; what only it has is lost then"
+    )
 
 
 def close(folder: Path) -> None:

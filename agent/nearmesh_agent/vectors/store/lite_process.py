@@ -54,7 +54,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _opened(folder: Path) -> Any:
-    """Lite on its folder, which is ours alone from then on. Raises OSError when another process keeps it."""
+    """Lite on its folder, which is ours alone from then on. Raises OSError when another process keeps it, and
+    DigestMismatch for one that is damaged."""
     from milvus_lite.db import MilvusLite
     from milvus_lite.exceptions import DataDirLockedError
 
@@ -64,6 +65,7 @@ def _opened(folder: Path) -> Any:
             lite = MilvusLite(str(folder))
             # It holds the folder now, and opens collections when they are asked for.
             disk.clear(folder)
+            disk.check(folder)
             return lite
         except DataDirLockedError:
             if time.monotonic() > end:
