@@ -10,6 +10,7 @@ import pytest
 from milvus_lite.db import MilvusLite
 from milvus_lite.schema.types import CollectionSchema, DataType, FieldSchema
 from milvus_lite.storage import data_file, delta_file
+from nearmesh_agent.vectors.collections import CollectionSpec, Specs
 from nearmesh_agent.vectors.model import Write
 from nearmesh_agent.vectors.store import disk
 from nearmesh_agent.vectors.store.journal import Journal
@@ -35,7 +36,7 @@ def power(monkeypatch: pytest.MonkeyPatch) -> Iterator[PowerCut]:
 
 
 def test_p3_each_acknowledged_write_is_in_the_journal_after_a_power_cut(tmp_path: Path, power: PowerCut) -> None:
-    journal = Journal(tmp_path / "journal", segment_bytes=700)
+    journal = Journal(tmp_path / "vectors" / "journal", segment_bytes=700)
     wanted = []
     for number in range(1, 20):
         journal.append_now([Write(table="books", rows=[row(f"r{number}", number)])])
@@ -44,11 +45,20 @@ def test_p3_each_acknowledged_write_is_in_the_journal_after_a_power_cut(tmp_path
             journal.forget(7)
             wanted = wanted[journal.first - 1 :]
             first = journal.first
-        found = Journal(power.leaves(tmp_path / "journal", tmp_path / f"cut{number}"))
+        found = Journal(power.leaves(tmp_path / "vectors", tmp_path / f"cut{number}") / "journal")
         assert [told(each) for _, write in found.after(found.first - 1) for each in write.rows] == wanted
         found.close()
     assert first > 1
     journal.close()
+
+
+def test_p3_a_collection_that_was_made_is_there_after_a_power_cut(tmp_path: Path, power: PowerCut) -> None:
+    specs = Specs(tmp_path / "vectors" / "collections")
+    for name in ("docs", "gone"):
+        specs.put(CollectionSpec(namespace="acme", name=name, identity=name))
+    specs.drop(specs.get("acme", "gone"))
+    found = Specs(power.leaves(tmp_path / "vectors", tmp_path / "cut") / "collections")
+    assert ([one.name for one in found], [one.name for one in found.dropped]) == (["docs"], ["gone"])
 
 
 class Lite:

@@ -113,6 +113,7 @@ class Specs:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        fsync_folder(folder.parent)
         self._found: dict[tuple[str, str], CollectionSpec] = {}
         # Those that were dropped, whose files have yet to go.
         self.dropped: list[CollectionSpec] = []

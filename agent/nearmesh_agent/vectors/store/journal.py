@@ -45,6 +45,7 @@ class Journal:
         self._folder, self._segment_bytes, self._max_bytes = folder, segment_bytes, max_bytes
         self._held = ExitStack()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fsync_folder(folder.parent)
         self._held.enter_context(only_one(folder, "a journal"))
         # Guards the files; held while the disk is waited for.
         self._files = threading.Lock()
@@ -139,9 +140,11 @@ class Journal:
             if position >= self._position and self._size >= _WORTH_LEAVING_BYTES and not self._broken:
                 self._begin_file()
             while len(self._firsts) > 1 and self._firsts[1] - 1 <= position:
-                path = self._path(self._firsts.pop(0))
-                self._sealed_bytes -= path.stat().st_size
+                path = self._path(self._firsts[0])
+                size = path.stat().st_size
                 path.unlink()
+                del self._firsts[0]
+                self._sealed_bytes -= size
                 # One by one, so that no power cut leaves a hole between those that are kept.
                 fsync_folder(self._folder)
 
