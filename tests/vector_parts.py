@@ -210,6 +210,9 @@ class DictStore:
         rows = found.rows(found.select(where, after=after))
         yield from (rows[start : start + batch] for start in range(0, len(rows), batch))
 
+    def everything(self, table: str) -> Iterator[Sequence[Row]]:
+        return self.scan(table)
+
     def count(self, table: str, where: Where | None = None) -> int:
         return len(self._tables[table].select(where))
 

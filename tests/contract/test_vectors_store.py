@@ -101,6 +101,18 @@ def test_writing_the_same_again_changes_nothing_and_the_newest_counts(store: Sto
     assert [told(found) for found in store.get(books.name, ["a", "b"])] == [told(row("a", 1)), told(row("b", 2))]
 
 
+def test_all_that_was_flushed_is_read_at_once(engine: MilvusStore, books: Table) -> None:
+    put(engine, books, *(row(f"r{number:04}", 1) for number in range(30)), row("b", 4, {}))
+    engine.flush()
+    put(engine, books, *(row(f"r{number:04}", 2) for number in range(0, 30, 3)), deleted=["r0004", "r0006"])
+    engine.flush()
+    put(engine, books, row("r0004", 3), deleted=["r0000", "r0005"])
+    engine.flush()
+    found = sorted((each for page in engine.everything(books.name) for each in page), key=lambda each: each.id)
+    assert [told(each) for each in found] == [told(each) for page in engine.scan(books.name) for each in page]
+    assert len(found) == 28
+
+
 def test_writes_of_one_call_are_taken_in_order(store: Store, books: Table) -> None:
     store.write(
         [

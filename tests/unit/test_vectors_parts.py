@@ -192,7 +192,7 @@ def test_a_collection_whose_file_cannot_be_read_is_not_begun_anew(tmp_path: Path
     path.write_bytes(b"\0" * 100)
     again = Specs(tmp_path)
     assert again.damaged == [path]
-    with pytest.raises(NotReady, match="'docs' is here, and its file .* cannot be read; bring the file back"):
+    with pytest.raises(NotReady, match=r"'docs' is here, and its file .* cannot be read; bring the file back"):
         again.check_free(spec())
     again.check_free(spec(identity="2f"))
 

@@ -132,7 +132,13 @@ def test_p3_what_lite_has_flushed_is_there_after_a_power_cut(
 
 
 @pytest.mark.parametrize(
-    ("kind", "what"), [("data/*.parquet", "is gone"), ("delta/*.parquet", "is gone"), ("manifest", "cannot be read")]
+    ("kind", "what"),
+    [
+        ("partitions/*/data/*.parquet", "is gone"),
+        ("partitions/*/delta/*.parquet", "is gone"),
+        ("manifest.json", "is gone"),
+        ("", "manifest.json cannot be read"),
+    ],
 )
 def test_a_file_that_is_damaged_is_told_where_lite_would_go_on_without(tmp_path: Path, kind: str, what: str) -> None:
     """Without the one rows are missing, without another deleted ones are back."""
@@ -144,11 +150,11 @@ def test_a_file_that_is_damaged_is_told_where_lite_would_go_on_without(tmp_path:
     lite.close()
     disk.check(tmp_path)
     books = tmp_path / "collections" / "books"
-    if kind == "manifest":
-        os.truncate(books / "manifest.json", 30)
-    else:
-        for path in books.glob(f"partitions/*/{kind}"):
+    if kind:
+        for path in books.glob(kind):
             path.unlink()
+    else:
+        os.truncate(books / "manifest.json", 30)
     with pytest.raises(DigestMismatch, match=f"Milvus Lite is damaged, .*{what}.*bring .*books back from a copy"):
         disk.check(tmp_path)
 

@@ -322,6 +322,7 @@ async def test_the_journal_keeps_what_a_collection_may_need_whose_file_is_damage
     async with site(tmp_path, parts) as second:
         with pytest.raises(NotFound):
             await second.ids()
+        await second.keeper.wait_for_store()
         applier_of(second).step()
         await second.upkeep._look_what_is_saved()
         applier_of(second).forget()

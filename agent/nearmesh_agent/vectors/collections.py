@@ -177,5 +177,7 @@ def _read(path: Path) -> CollectionSpec | None:
     try:
         return CollectionSpec.from_bytes(path.read_bytes())
     except (OSError, PackageError) as error:
-        log.error("%s cannot be read, so its collection is not served and the journal grows: %s; %s", path, error, _REMEDY)
+        log.error(
+            "%s cannot be read, so its collection is not served and the journal grows: %s; %s", path, error, _REMEDY
+        )
         return None

@@ -186,6 +186,10 @@ class Store(Protocol):
         """All rows, or those that the filter takes, with vectors, in the order of their ids from after `after` on."""
         ...
 
+    def everything(self, table: str) -> Iterator[Sequence[Row]]:
+        """All rows that it has flushed, and perhaps some more, in any order: the quickest way to read it whole."""
+        ...
+
     def count(self, table: str, where: Where | None = None) -> int: ...
 
     def search(self, table: str, vector: Vector, k: int, where: Where | None = None) -> Sequence[Found]:

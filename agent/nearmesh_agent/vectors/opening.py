@@ -98,7 +98,8 @@ def from_store(
 def _fill(index: Index, store: Store, journal: Journal, table: Table, ends: Callable[[], bool]) -> None:
     start = beginning(journal)
     index.apply(Write(table=table.name), start)
-    for rows in store.scan(table.name) if table.name in store.tables() else ():
+    # What it has not flushed, the journal has.
+    for rows in store.everything(table.name) if table.name in store.tables() else ():
         index.apply(Write(table=table.name, rows=rows), start)
         if ends():
             break

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +45,31 @@ def check(folder: Path) -> None:
     rows, or has deleted ones again."""
     for collection in _collections(folder):
         manifest = collection / _MANIFEST
-        if not manifest.exists() and not manifest.with_name(f"{_MANIFEST}.prev").exists():
-            # Nothing was flushed yet.
-            continue
+        # It has one from the first flush on, and a copy of the one before from the second.
+        named = [manifest] if manifest.with_name(f"{_MANIFEST}.prev").exists() else []
         try:
-            missing = [path for path in _named(manifest) if not path.exists()]
+            for kind in files(collection):
+                named += kind
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(collection, f"{manifest} cannot be read ({error})") from None
-        if missing:
+        if missing := [path for path in named if not path.exists()]:
             raise _damaged(collection, f"{missing[0]} is gone")
 
 
-def _named(manifest: Path) -> Iterator[Path]:
-    """Files that make up a collection."""
-    for name, kinds in json.loads(manifest.read_bytes())["partitions"].items():
-        for path in (*kinds["data_files"], *kinds["delta_files"]):
-            yield manifest.parent / "partitions" / name / path
+def files(collection: Path) -> tuple[list[Path], list[Path]]:
+    """Those that a collection is made of, of rows and of deletes."""
+    manifest = collection / _MANIFEST
+    partitions = json.loads(manifest.read_bytes())["partitions"] if manifest.exists() else {}
+    data, deletes = (
+        [collection / "partitions" / name / path for name, kinds in partitions.items() for path in kinds[kind]]
+        for kind in ("data_files", "delta_files")
+    )
+    return data, deletes
+
+
+def collection(folder: Path, name: str) -> Path:
+    """Where it lies."""
+    return folder / _COLLECTIONS / name
 
 
 def _damaged(collection: Path, what: str) -> DigestMismatch:

@@ -22,7 +22,7 @@ from typing import Any
 from nearmesh.errors import EngineFailure, NotReady, Unreachable
 from nearmesh.process import leashed
 from nearmesh_agent.vectors.model import Found, Row, Table, Vector, Where, Write
-from nearmesh_agent.vectors.store import disk, indexes, lite_process, requests
+from nearmesh_agent.vectors.store import disk, indexes, lite_files, lite_process, requests
 from nearmesh_agent.vectors.store.milvus import MilvusStore, parts_of
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ _AGAIN_S, _AGAIN_AT_MOST_S = 0.5, 30.0
 _SOCKET_FOLDER_BYTES = 85
 # Lite sorts all keys for each page.
 _PAGE_ROWS = 4000
+# From its files, at a time.
+_READ_ROWS = 1000
 
 
 class LiteStore(MilvusStore):
@@ -92,6 +94,11 @@ class LiteStore(MilvusStore):
             if page is None:
                 return
             yield from parts_of(page, batch)
+
+    def everything(self, table: str) -> Iterator[Sequence[Row]]:
+        # It clears its folder up before it answers.
+        self._process.ready()
+        return lite_files.rows(disk.collection(self._folder, table), self._known(table), _READ_ROWS)
 
     def count(self, table: str, where: Where | None = None) -> int:
         with self._one:

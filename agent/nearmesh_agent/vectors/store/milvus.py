@@ -130,6 +130,9 @@ class MilvusStore:
             after = rows[-1].id
             yield from parts_of(rows, batch)
 
+    def everything(self, table: str) -> Iterator[Sequence[Row]]:
+        return self.scan(table)
+
     def count(self, table: str, where: Where | None = None) -> int:
         counted = self._ask("query", table, filter=where.milvus() if where else "", output_fields=["count(*)"])
         return int(counted[0]["count(*)"])
