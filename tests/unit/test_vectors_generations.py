@@ -14,7 +14,7 @@ import pytest
 from nearmesh_agent.vectors.text.filling import FillServicer
 from nearmesh_agent.vectors.text.generations import text_hash
 
-from nearmesh.errors import InvalidInput, NotReady, Superseded
+from nearmesh.errors import InvalidInput, NotReady, StorageFull, Superseded
 from nearmesh.v1 import vector_pb2 as pb
 from tests.text_models import vector
 from tests.vector_parts import DictParts
@@ -267,8 +267,9 @@ async def test_a_vector_of_the_wrong_length_is_refused(docs: Texts) -> None:
         await docs.fill.Fill(request, Context())
 
 
+@pytest.mark.parametrize("error", [OSError, StorageFull])
 async def test_p3_nothing_is_written_where_a_disk_fails_that_may_say_which_generation_serves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     parts = DictParts()
     async with texts(tmp_path, parts, killed=True) as docs:
@@ -279,10 +280,10 @@ async def test_p3_nothing_is_written_where_a_disk_fails_that_may_say_which_gener
 
         def fails(spec: object) -> None:
             put(spec)
-            raise OSError("the folder was not synced")
+            raise error("the folder was not synced")
 
         monkeypatch.setattr(docs.site.keeper.specs, "put", fails)
-        with pytest.raises(OSError, match="not synced"):
+        with pytest.raises(error, match="not synced"):
             await docs.bring(await docs.lacking())
         with pytest.raises(NotReady, match="is opened anew"):
             await docs.put(b="would be lost")

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from nearmesh.errors import StorageFull
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
 from nearmesh_agent.vectors import limits
@@ -131,7 +132,7 @@ class FillServicer(vector_pb2_grpc.VectorFillServiceServicer):
             assert table
             try:
                 self._keeper.specs.put(spec)
-            except OSError:
+            except (OSError, StorageFull):
                 # Which of the two the disk has nobody knows, and a write to the other one would be lost: what is on
                 # the disk is read anew.
                 collection.broken = True
