@@ -103,6 +103,7 @@ class DictLedger:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self.deletes, self.position, self._now, self._last = dict(disk.deletes), disk.ledger, disk.now, 0
+        self.broken = False
 
     def now(self) -> int:
         self._now += 1

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from nearmesh_agent.vectors.across import tables
 from nearmesh_agent.vectors.across.ledger import NodeLedger
 from nearmesh_agent.vectors.across.receipts import Receipts
 from nearmesh_agent.vectors.model import Row, Write
@@ -203,8 +206,8 @@ def test_a_disk_that_refuses_is_told_and_nothing_that_was_lost_counts_as_applied
     ledger.follow(C, True)
     write(ledger, "kept")
     ledger.save(1)
-    with ledger.tables.use() as tables:
-        tables.one(f"pragma max_page_count = {tables.one('pragma page_count')[0]}")
+    with ledger.tables.use() as found:
+        found.one(f"pragma max_page_count = {found.one('pragma page_count')[0]}")
     write(ledger, "lost")
     with pytest.raises(StorageFull, match=r"changes\.db cannot be written: database or disk is full"):
         write(ledger, *(f"{number}" * 50 for number in range(10_000)))
@@ -214,6 +217,37 @@ def test_a_disk_that_refuses_is_told_and_nothing_that_was_lost_counts_as_applied
     again = NodeLedger(tmp_path / "changes.db", node="a", wall_s=clock)
     assert (again.position, [one for _, one in numbers(again)]) == (1, ["kept"])
     again.close()
+
+
+def test_what_a_commit_that_failed_took_back_is_not_passed_over(
+    tmp_path: Path, ledger: NodeLedger, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.follow(C, True)
+    ledger.save(1)
+    delete(ledger, "lost")
+    with _files_of(tmp_path / "changes.db-wal"), pytest.raises(StorageFull, match="cannot be written: disk I/O error"):
+        ledger.save(2)
+    # The disk takes more again, but what went with the commit is not there: nothing after it may count.
+    with pytest.raises(StorageFull, match="written anew when the process begins anew"):
+        ledger.save(3)
+    assert ledger.broken
+    monkeypatch.setattr(tables, "_ROOM_BYTES", 1 << 62)
+    assert not ledger.broken
+    ledger.close()
+    again = NodeLedger(tmp_path / "changes.db", node="a", wall_s=clock)
+    assert (again.position, again.broken) == (1, False)
+    again.close()
+
+
+@contextmanager
+def _files_of(path: Path) -> Iterator[None]:
+    """No file may be larger than this one is."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_tombstones_go_when_all_have_them(ledger: NodeLedger, receipts: Receipts) -> None:

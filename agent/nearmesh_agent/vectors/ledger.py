@@ -42,6 +42,11 @@ class Ledger(Protocol):
         """Everything up to it was applied; on disk when it returns."""
         ...
 
+    @property
+    def broken(self) -> bool:
+        """Only a restart brings what it lacks, and would bring it now."""
+        ...
+
     def drop(self, identity: str) -> None:
         """The collection is gone."""
         ...

@@ -51,7 +51,7 @@ class Upkeep:
             self._sampled.append(partial(collection.measure, vector, k, where))
 
     async def run(self) -> None:
-        """Raises EngineFailure where memory and journal differ: only a restart mends that."""
+        """Raises EngineFailure where memory or ledger and journal differ: only a restart mends that."""
         while True:
             await asyncio.sleep(EVERY_S)
             await self._check()
@@ -66,6 +66,10 @@ class Upkeep:
             if collection.broken:
                 await collection.quiet()
                 raise EngineFailure(f"a write to collection {collection.spec.name!r} failed half-way; opening it anew")
+        if self._keeper.ledger.broken:
+            raise EngineFailure(
+                "the disk takes again what it refused of the changes; they are read from the journal anew"
+            )
 
     async def _round(self) -> None:
         for collection in self._keeper:

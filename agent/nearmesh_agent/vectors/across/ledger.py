@@ -229,6 +229,11 @@ class NodeLedger:
         self.tables.commit()
         self._position = position
 
+    @property
+    def broken(self) -> bool:
+        """It lacks what its disk refused, and the disk takes it by now."""
+        return self.tables.lost and self.tables.room
+
     def forget(self, identity: str, before: int, up_to: int) -> int:
         """Tombstones from before a stamp that all have who are to; how many there were."""
         old = "collection = ? and deleted < ? and number <= ?"

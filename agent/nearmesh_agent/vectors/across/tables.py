@@ -7,6 +7,7 @@ written in the same transaction. What other nodes build on is on disk before the
 from __future__ import annotations
 
 import logging
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
@@ -45,6 +46,8 @@ create table if not exists dropped(
 """
 # Of what one statement may name; SQLite takes 32,766.
 _MOST = 10_000
+# On a disk that has less, what was lost is not begun anew: it would be lost again.
+_ROOM_BYTES = 64 * 1024 * 1024
 
 
 class Tables:
@@ -108,8 +111,24 @@ class Tables:
     def commit(self) -> None:
         """What was written is on disk when it returns. Raises StorageFull."""
         with self._lock, self._told():
-            if self._connection.in_transaction:
+            if not self._connection.in_transaction:
+                return
+            try:
                 self._connection.execute("commit")
+            except sqlite3.OperationalError:
+                # SQLite takes everything back then, and what is written next would go as if it were whole.
+                self._lost |= not self._connection.in_transaction
+                raise
+
+    @property
+    def lost(self) -> bool:
+        """They lack what was written to them; the journal has it, for a process that begins anew."""
+        return self._lost
+
+    @property
+    def room(self) -> bool:
+        """Whether their disk takes more."""
+        return shutil.disk_usage(self._path.parent).free >= _ROOM_BYTES
 
     def close(self) -> None:
         """What was not committed is written as well. Safe to repeat."""
