@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,20 @@ async def test_a_drop_that_a_kill_cut_short_is_finished(tmp_path: Path) -> None:
             task.cancel()
         await right.offered(left)
         assert right.names() == []
+
+
+async def test_what_is_written_after_a_kill_in_the_middle_of_an_update_is_sent(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create()
+        await left.write("1")
+        collection = await left.site.keeper.get("default", "docs")
+        # Its spec is on the disk, and nothing else.
+        await left.site.keeper.update(collection, lambda spec: left.across.stamped(replace(spec, replicate_to=("right",))))
+        await left.across._look_after(collection)
+        await meet([left, right])
+        await left.write("2")
+        await meet([left, right])
+        assert await right.texts() == {"1": "", "2": ""}
 
 
 async def test_p9_a_site_that_is_to_have_it_no_more_gives_it_up(tmp_path: Path) -> None:

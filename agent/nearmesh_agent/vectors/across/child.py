@@ -71,6 +71,8 @@ class Across:
             await asyncio.to_thread(self._tidy, collection.spec)
 
     def _tidy(self, spec: CollectionSpec) -> None:
+        # A kill may have come between its making and its being followed.
+        self.settled(spec)
         others = sorted(sites_of(spec) - {self._here.site})
         receipts = self.giving.receipts(spec.identity)
         known = receipts.everybody_has(others) if spec.replicate_to else self._ledger.last(spec.identity)
