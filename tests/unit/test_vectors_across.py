@@ -79,6 +79,21 @@ async def test_a_delete_wins_over_a_write_that_did_not_know_of_it(tmp_path: Path
         assert await left.texts() == await right.texts() == {"1": "after"}
 
 
+async def test_a_write_over_one_that_knew_of_a_delete_counts_when_the_delete_is_forgotten(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create(replicate_to=["right"])
+        await left.write("1", text="before")
+        await left.delete("1")
+        await left.write("1", text="again")
+        await meet([left, right])
+        for place in (left, right):
+            identity = await _identity(place)
+            assert place.ledger.forget(identity, 1 << 62, place.ledger.last(identity)) == 1
+        await left.write("1", text="after")
+        await meet([left, right])
+        assert await left.texts() == await right.texts() == {"1": "after"}
+
+
 async def test_a_delete_of_a_row_that_has_not_come_yet_wins_as_well(tmp_path: Path) -> None:
     async with places(tmp_path, "left", "right") as (left, right):
         await left.site.create(replicate_to=["right"])

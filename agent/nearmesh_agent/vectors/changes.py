@@ -12,7 +12,7 @@ import numpy as np
 from nearmesh.errors import MeshError, Superseded
 from nearmesh_agent.vectors.collections import CollectionSpec
 from nearmesh_agent.vectors.ledger import Ledger
-from nearmesh_agent.vectors.model import Metric, Row, Vector, Where, Write
+from nearmesh_agent.vectors.model import Clock, Metric, Row, Vector, Where, Write
 from nearmesh_agent.vectors.table import OpenTable
 
 # Two vectors of one direction are the same to cosine; an index may keep them at length 1.
@@ -95,8 +95,10 @@ class Upsert(Change):
         self.check(len(changed) - len(self.old), sum(map(size_of, changed)) - sum(map(size_of, self.old)))
         if changed:
             now_s = time.time()
-            stamped = kept.ledger.stamped(kept.identity, changed)
-            rows = [replace(row, written_at_s=now_s) for row in stamped]
+            rows = [
+                replace(row, clock=_over(row.clock, old.get(row.id)), written_at_s=now_s)
+                for row in kept.ledger.stamped(kept.identity, changed)
+            ]
             self.writes = [Write(table=table.table.name, rows=rows)]
 
 
@@ -121,6 +123,17 @@ class Delete(Change):
         deleted = list(self.ids or ()) if late else self.gone
         if deleted:
             self.writes = [Write(table=kept.serving.table.name, deleted=deleted, deleted_at=kept.ledger.now())]
+
+
+def _over(clock: Clock, before: Row | None) -> Clock:
+    """A write knows of every delete that the row before it knew of, although its tombstone may be forgotten by now."""
+    if before is None or before.clock.written_after <= clock.written_after:
+        return clock
+    return Clock(
+        written=clock.written,
+        written_after=before.clock.written_after,
+        deleted=max(clock.deleted, before.clock.deleted),
+    )
 
 
 def _there(before: Row | None, after: Row, metric: Metric) -> bool:
