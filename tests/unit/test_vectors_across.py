@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearmesh.errors import InvalidInput, NotFound, PermissionDenied
+from nearmesh.errors import InvalidInput, NotFound, PermissionDenied, Superseded
 from nearmesh.v1 import vector_pb2 as pb
 from tests.vector_sites import From, Place, meet, places
 
@@ -292,6 +292,27 @@ async def test_a_node_that_lost_its_disk_gets_everything_back_and_gives_what_is_
             await again.delete("1")
             await meet([again, right])
             assert await again.texts() == await right.texts() == {"2": "", "4": ""}
+
+
+async def test_what_came_over_before_another_generation_took_over_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with places(tmp_path, "left") as (left,):
+        await left.site.create()
+        await left.site.create("longer", dimension=3)
+        collection, longer = [await left.site.keeper.get("default", name) for name in ("docs", "longer")]
+        put, serving = collection.put, collection.serving
+
+        async def late(change: Any) -> None:
+            monkeypatch.setattr(collection, "serving", longer.serving)
+            await put(change)
+
+        monkeypatch.setattr(collection, "put", late)
+        change = pb.Change(id="1", written=5, row=pb.Row(id="1", vector=b"\0\0\x80?" * 2))
+        request = pb.TakeRequest(identity=collection.identity, changes=pb.ChangesResponse(changes=[change], last=1))
+        with pytest.raises(Superseded, match="another generation of 'docs' has taken over meanwhile"):
+            await left.across.taking.Take(request, None)
+        assert not (collection.broken or serving.index.size or longer.serving.index.size)
 
 
 async def test_what_no_right_clock_has_stamped_is_refused(tmp_path: Path) -> None:

@@ -85,9 +85,7 @@ class Upsert(Change):
 
     def plan(self, kept: Kept) -> None:
         table = kept.serving
-        if table.table.name != self.table:
-            # The vectors may have another dimension, or be of another embedder.
-            raise Superseded(f"another generation of {kept.spec.name!r} has taken over meanwhile; bring its vectors")
+        check_table(self.table, kept)
         old = {row.id: row for row in table.index.rows([row.id for row in self.rows], vectors=True)}
         changed = [row for row in self.rows if not _there(old.get(row.id), row, table.table.metric)]
         self.unchanged = len(self.rows) - len(changed)
@@ -123,6 +121,12 @@ class Delete(Change):
         deleted = list(self.ids or ()) if late else self.gone
         if deleted:
             self.writes = [Write(table=kept.serving.table.name, deleted=deleted, deleted_at=kept.ledger.now())]
+
+
+def check_table(name: str, kept: Kept) -> None:
+    """Raises Superseded for vectors that were read for another generation: of another dimension, or embedder."""
+    if kept.serving.table.name != name:
+        raise Superseded(f"another generation of {kept.spec.name!r} has taken over meanwhile; bring its vectors")
 
 
 def _over(clock: Clock, before: Row | None) -> Clock:

@@ -9,7 +9,7 @@ from nearmesh.errors import InvalidInput
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh_agent.vectors import limits, wire
 from nearmesh_agent.vectors.across.states import State, merged
-from nearmesh_agent.vectors.changes import Change, Kept
+from nearmesh_agent.vectors.changes import Change, Kept, check_table
 from nearmesh_agent.vectors.model import Clock, Row, Table, Write
 from nearmesh_agent.vectors.text.answer import check_embedder
 
@@ -19,10 +19,13 @@ class Merge(Change):
     """States of rows by id, with vectors of that version of the embedder; `source` and `site` say who told of them."""
 
     states: Mapping[str, State] = field(default_factory=dict)
+    # That the vectors were read for.
+    table: str
     embedder_digest: str = ""
 
     def plan(self, kept: Kept) -> None:
         check_embedder(self.embedder_digest, kept.spec)
+        check_table(self.table, kept)
         old = {row.id: row for row in kept.serving.index.rows(self.states, vectors=True)}
         stones = kept.ledger.tombstones(kept.identity, self.states)
         rows: list[Row] = []

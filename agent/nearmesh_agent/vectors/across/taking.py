@@ -116,10 +116,12 @@ class Taking(vector_pb2_grpc.VectorAcrossServiceServicer):
         for stamp in stamps(changes.changes):
             self._ledger.clock.check(stamp)
         if changes.changes:
-            found = await asyncio.to_thread(states, changes.changes, collection.serving.table)
+            table = collection.serving.table
+            found = await asyncio.to_thread(states, changes.changes, table)
             merge = Merge(
                 ids=list(found),
                 states=found,
+                table=table.name,
                 source=request.node,
                 site=request.site,
                 embedder_digest=changes.embedder_digest,
