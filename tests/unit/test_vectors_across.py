@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from nearmesh.errors import InvalidInput, NotFound, PermissionDenied, Superseded
 from nearmesh.v1 import vector_pb2 as pb
+from tests.vector_site import row
 from tests.vector_sites import From, Place, meet, places
 
 REF = pb.CollectionRef(name="docs")
@@ -37,6 +38,18 @@ async def test_what_is_written_and_deleted_at_one_site_is_so_at_the_other(tmp_pa
         found = await right.collection()
         assert (found.site, list(found.replicate_to), found.dimension) == ("left", ["right"], 2)
         assert [field.name for field in found.fields] == ["lang", "year"]
+
+
+async def test_a_row_that_names_no_source_keeps_its_hash_and_part(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create(replicate_to=["right"])
+        mine = row("1")
+        mine.origin.hash, mine.origin.part = "h", 3
+        await left.site.upsert(mine)
+        await meet([left, right])
+        for place in (left, right):
+            (found,) = (await place.site.ask("Fetch", pb.FetchRequest(collection=REF, ids=["1"]))).rows
+            assert (found.origin.hash, found.origin.part) == ("h", 3)
 
 
 async def test_nothing_is_sent_twice_nor_back_to_where_it_came_from(tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ def row_message(found: Row, *, vector: bool = False) -> pb.Row:
     for name, value in found.fields.items():
         put(message.fields[name], value)
     origin = found.origin
-    if origin.source:
+    # Its hash and part are filtered by, whether it names a source or not.
+    if origin != Origin():
         message.origin.source, message.origin.hash = origin.source, origin.hash
         message.origin.part, message.origin.parts = origin.part, origin.parts
         message.origin.position = origin.position
