@@ -112,6 +112,9 @@ def bytes_of(*numbers: float) -> bytes:
         (bytes_of(0, 0), "all zeros"),
         (bytes_of(0, 3e38), "longer than 9e\\+18"),
         (bytes_of(9e18, 9e18), "so scale it"),
+        # A write of the one over the other would be taken for no change.
+        (bytes_of(1e-30, 2e-30), "shorter than 3e-16"),
+        (bytes_of(0, 1e-40), "so scale it"),
     ],
 )
 def test_a_vector_that_cannot_be_compared_is_told(data: bytes, said: str) -> None:

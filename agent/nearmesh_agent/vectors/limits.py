@@ -34,6 +34,8 @@ MAX_DESCRIPTION_CHARACTERS = 1_024
 MAX_COLLECTIONS = 1_000
 # Of a vector's length. The square of the way between two of these is still a number of FP32.
 _MAX_SQUARE = float(np.finfo(np.float32).max) / 4
+# Below it the square of a length has lost its digits, and all directions look alike.
+_MIN_SQUARE = float(np.finfo(np.float32).tiny / np.finfo(np.float32).eps)
 # By whose rules words may lose their endings, as Tantivy's stemmers know them.
 LANGUAGES = (
     *("arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek", "hungarian", "italian"),
@@ -117,11 +119,14 @@ def check_vector(data: bytes, table: Table, of: str = "the query's vector") -> V
     if not np.isfinite(vector).all():
         at = int(np.flatnonzero(~np.isfinite(vector))[0])
         raise InvalidInput(f"{of} has {vector[at]} at {at}; every number must be finite")
-    with np.errstate(over="ignore"):
-        if float(np.dot(vector, vector)) > _MAX_SQUARE:
-            raise InvalidInput(f"{of} is longer than {_MAX_SQUARE**0.5:.0e}; FP32 cannot hold its scores, so scale it")
-    if table.metric is Metric.COSINE and not vector.any():
-        raise InvalidInput(f"{of} is all zeros, which have no direction; cosine cannot compare them")
+    with np.errstate(over="ignore", under="ignore"):
+        square = float(np.dot(vector, vector))
+    if square > _MAX_SQUARE:
+        raise InvalidInput(f"{of} is longer than {_MAX_SQUARE**0.5:.0e}; FP32 cannot hold its scores, so scale it")
+    if table.metric is Metric.COSINE and square < _MIN_SQUARE:
+        if not vector.any():
+            raise InvalidInput(f"{of} is all zeros, which have no direction; cosine cannot compare them")
+        raise InvalidInput(f"{of} is shorter than {_MIN_SQUARE**0.5:.0e}; FP32 cannot hold its direction, so scale it")
     return vector
 
 
