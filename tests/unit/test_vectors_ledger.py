@@ -256,6 +256,11 @@ def test_tombstones_go_when_all_have_them(ledger: NodeLedger, receipts: Receipts
     receipts.acknowledged("b", "there", 1, 1000.0)
     write(ledger, "y")
     assert receipts.everybody_has(["there"]) == 1
+    # A node of the same site that follows it and has been away.
+    receipts.acknowledged("a2", "here", 0, 1000.0)
+    assert receipts.everybody_has(["there"]) == 0
+    receipts.acknowledged("a2", "here", 1, 1001.0)
+    assert receipts.everybody_has(["there"]) == 1
     assert ledger.forget(C, at, 1) == 0
     assert ledger.forget(C, at + 1, 1) == 1
     assert (ledger.tombstones(C, ["x"]), numbers(ledger)) == ({}, [(2, "y")])

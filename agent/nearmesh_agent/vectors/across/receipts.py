@@ -126,8 +126,10 @@ class Receipts:
         return float(found[0] or 0.0)
 
     def everybody_has(self, sites: Sequence[str]) -> int:
-        """Up to which number all nodes of these sites have what was changed; 0 where a site has never asked."""
-        behind = self.lags()
+        """Up to which number all nodes of these sites, and those of this site that follow it, have what was changed;
+        0 where a site has never asked.
+        """
+        behind = [lag for lag in self.lags() if lag.site in (self._site, *sites)]
         if any(all(lag.site != site for lag in behind) for site in sites):
             return 0
-        return min((lag.acknowledged for lag in behind if lag.site in sites), default=self._ledger.last(self._identity))
+        return min((lag.acknowledged for lag in behind), default=self._ledger.last(self._identity))
