@@ -28,7 +28,8 @@ MAX_PAGE = 1_000
 # Of one request; an importer sends a few hundred at a time.
 MAX_ROWS = 10_000
 MAX_IDS = 10_000
-MAX_FILTER_CHARACTERS = 4_096
+# Room for a list of some thousand ids.
+MAX_FILTER_CHARACTERS = 256 * 1024
 MAX_DESCRIPTION_CHARACTERS = 1_024
 # Each has an index, files and threads' time of its own.
 MAX_COLLECTIONS = 1_000

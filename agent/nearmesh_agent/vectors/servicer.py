@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from nearmesh.errors import InvalidInput, Overloaded
@@ -35,6 +36,8 @@ T = TypeVar("T")
 # Searches that may wait for a thread; one more is refused at once.
 MOST_WAITING = 512
 _FILTERS = 256
+# Longer ones are read each time: so many kept would take hundreds of megabytes.
+_KEPT_CHARACTERS = 4_096
 
 
 class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
@@ -119,7 +122,8 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
             raise InvalidInput("neither ids nor a filter; to delete everything, drop the collection")
         collection = await self._of(request.collection, context)
         ids = list(dict.fromkeys(request.ids)) or None
-        change = Delete(ids=ids, where=self._filter(request.filter, collection))
+        where = await self._searching(lambda: self._filter(request.filter, collection))
+        change = Delete(ids=ids, where=where)
         if request.dry_run:
             await self._searching(lambda: change.plan(collection))
             return pb.DeleteResponse(deleted=len(change.gone))
@@ -141,10 +145,10 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
     async def Query(self, request: pb.QueryRequest, context: Any) -> pb.QueryResponse:
         size = limits.check_page(request.page_size)
         collection = await self._of(request.collection, context)
-        where, vectors = self._filter(request.filter, collection), request.with_vectors
+        vectors = request.with_vectors
 
         def query() -> pb.QueryResponse:
-            index = collection.serving.index
+            index, where = collection.serving.index, self._filter(request.filter, collection)
             ids = index.select(where, after=request.page_token, limit=size + 1)
             rows = index.rows(ids[:size], vectors=vectors)
             more = ids[size - 1] if len(ids) > size else ""
@@ -155,9 +159,9 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
 
     async def Count(self, request: pb.CountRequest, context: Any) -> pb.CountResponse:
         collection = await self._of(request.collection, context)
-        where = self._filter(request.filter, collection)
         index = collection.serving.index
-        return pb.CountResponse(rows=await self._searching(lambda: index.count(where)))
+        count = await self._searching(lambda: index.count(self._filter(request.filter, collection)))
+        return pb.CountResponse(rows=count)
 
     async def ListSources(self, request: pb.ListSourcesRequest, context: Any) -> pb.ListSourcesResponse:
         size = limits.check_page(request.page_size)
@@ -242,16 +246,17 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
             self._waiting -= 1
 
     def _filter(self, text: str, collection: Collection) -> Where | None:
-        """None: all rows. Raises InvalidInput."""
+        """None: all rows. Raises InvalidInput. Blocks where the filter is long."""
         if not text.strip():
             return None
-        if len(text) > limits.MAX_FILTER_CHARACTERS:
-            raise InvalidInput(f"a filter of {len(text)} characters; {limits.MAX_FILTER_CHARACTERS} are read at most")
+        read = partial(self._keeper.parts.read_filter, text, collection.serving.table.fields)
+        if len(text) > _KEPT_CHARACTERS:
+            return read()
         key = (text, collection.identity)
         # In one step: other threads may forget all of them between two.
         found = self._filters.get(key)
         if found is None:
-            found = self._keeper.parts.read_filter(text, collection.serving.table.fields)
+            found = read()
             if len(self._filters) >= _FILTERS:
                 self._filters.clear()
             self._filters[key] = found

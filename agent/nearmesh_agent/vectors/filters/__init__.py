@@ -5,11 +5,10 @@
 A row that lacks a field is taken by no comparison with it, whether that is negated or not, as in SQL.
 """
 
-from nearmesh_agent.vectors.filters.reading import MAX_CHARACTERS, MAX_DEPTH, MAX_TERMS, MAX_VALUES, read
+from nearmesh_agent.vectors.filters.reading import MAX_DEPTH, MAX_TERMS, MAX_VALUES, read
 from nearmesh_agent.vectors.filters.tree import STANDING, Filter, value_of
 
 __all__ = [
-    "MAX_CHARACTERS",
     "MAX_DEPTH",
     "MAX_TERMS",
     "MAX_VALUES",

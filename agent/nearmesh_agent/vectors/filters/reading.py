@@ -16,10 +16,9 @@ from collections.abc import Mapping
 
 from nearmesh_agent.vectors.filters.tree import COMPARISONS, STANDING, AllOf, AnyOf, Compare, Filter, Prefixed, Within
 from nearmesh_agent.vectors.filters.words import Kind, Word, split, wrong
+from nearmesh_agent.vectors.limits import MAX_FILTER_CHARACTERS
 from nearmesh_agent.vectors.model import FieldType, Scalar
 
-# Room for a list of some thousand ids.
-MAX_CHARACTERS = 256 * 1024
 # Of brackets and "not" in one another.
 MAX_DEPTH = 32
 # Each is a pass over the table's columns.
@@ -38,8 +37,8 @@ _TAKES = {
 
 def read(text: str, fields: Mapping[str, FieldType]) -> Filter | None:
     """None where the text is blank: everything. Raises InvalidInput that says what is wrong, and where."""
-    if len(text) > MAX_CHARACTERS:
-        raise wrong(MAX_CHARACTERS + 1, f"it has {len(text)} characters; {MAX_CHARACTERS} is the limit")
+    if len(text) > MAX_FILTER_CHARACTERS:
+        raise wrong(MAX_FILTER_CHARACTERS + 1, f"it has {len(text)} characters; {MAX_FILTER_CHARACTERS} is the limit")
     if not text.strip(" \t\r\n"):
         return None
     return _Reader(split(text), {**STANDING, **fields}).whole()
