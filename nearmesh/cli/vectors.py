@@ -366,4 +366,5 @@ def receipts(session: Session, /, target: Target, name: str, id: str, most: int,
         for one in told
         for site in one["sites"]
     ]
-    print_table(("id", "deleted", "site", "node", "acknowledged"), rows, empty="nothing was deleted")
+    empty = f"no delete of row {id!r} is known; they are remembered for 90 days" if id else "nothing was deleted"
+    print_table(("id", "deleted", "site", "node", "acknowledged"), rows, empty=empty)

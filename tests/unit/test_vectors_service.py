@@ -89,6 +89,11 @@ async def test_deletes_by_id_by_filter_and_by_both(either: Site) -> None:
     assert await delete(ids=["a"]) == 0
 
 
+async def test_nobody_is_told_that_nothing_was_deleted_where_that_is_not_known(either: Site) -> None:
+    with pytest.raises(NotReady, match="who has which deletes is not known yet"):
+        await either.ask("ListReceipts", pb.ListReceiptsRequest(collection=ref()))
+
+
 async def test_a_long_filter_is_taken_and_not_kept(either: Site) -> None:
     await either.upsert(row("a", lang="x" * 5000), row("b", lang="en"))
     long, short = f'lang == "{"x" * 5000}"', 'lang == "en"'

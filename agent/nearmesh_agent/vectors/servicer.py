@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from nearmesh.errors import InvalidInput, Overloaded
+from nearmesh.errors import InvalidInput, NotReady, Overloaded
 from nearmesh.ids import check_label
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
@@ -92,7 +92,7 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
     async def ListReceipts(self, request: pb.ListReceiptsRequest, context: Any) -> pb.ListReceiptsResponse:
         collection = await self._of(request.collection, context)
         if self.across is None:
-            return pb.ListReceiptsResponse()
+            raise NotReady("who has which deletes is not known yet; ask again in a moment", retry_after_ms=500)
         return await asyncio.to_thread(self.across.receipts, collection.spec, request)
 
     # Rows.
@@ -128,7 +128,9 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
             await self._searching(lambda: change.plan(collection))
             return pb.DeleteResponse(deleted=len(change.gone))
         await collection.put(change)
-        return pb.DeleteResponse(deleted=len(change.gone), change=self._keeper.ledger.last(collection.identity))
+        # The ledger may be in the middle of a sync.
+        last = await asyncio.to_thread(self._keeper.ledger.last, collection.identity)
+        return pb.DeleteResponse(deleted=len(change.gone), change=last)
 
     async def Fetch(self, request: pb.FetchRequest, context: Any) -> pb.FetchResponse:
         limits.check_count("ids", len(request.ids), limits.MAX_IDS)
