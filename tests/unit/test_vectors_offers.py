@@ -117,6 +117,7 @@ def test_why_one_is_not_taken(here: CollectionSpec | None, known: dict[str, Any]
         {"replicate_to": ("right", *(f"s{n}" for n in range(65)))},
         {"description": "x" * 2000},
         {"serving": Generation(dimension=0)},
+        {"serving": Generation(dimension=2, digest="x" * 999)},
     ],
 )
 def test_what_no_node_offers_is_refused(wrong: dict[str, Any]) -> None:

@@ -139,6 +139,11 @@ async def test_pages_counts_and_sources(either: Site) -> None:
         ("CreateCollection", pb.CreateCollectionRequest(collection=ref("a b"), dimension=2), "collection 'a b'"),
         (
             "CreateCollection",
+            pb.CreateCollectionRequest(collection=ref("x"), dimension=2, embedder_digest="x" * 999),
+            "embedder_digest 'x+'... has 999 characters",
+        ),
+        (
+            "CreateCollection",
             pb.CreateCollectionRequest(collection=ref("x"), dimension=2, replicate_to=["No"]),
             "site 'No'",
         ),

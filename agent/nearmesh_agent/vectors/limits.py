@@ -31,6 +31,10 @@ MAX_IDS = 10_000
 # Room for a list of some thousand ids.
 MAX_FILTER_CHARACTERS = 256 * 1024
 MAX_DESCRIPTION_CHARACTERS = 1_024
+# Sites and regions of one collection.
+MAX_PLACES = 64
+# Names of embedders and of kinds of index, and digests.
+MAX_SHORT_CHARACTERS = 256
 # Each has an index, files and threads' time of its own.
 MAX_COLLECTIONS = 1_000
 # Of a vector's length. The square of the way between two of these is still a number of FP32.
@@ -77,6 +81,20 @@ def check_fields(fields: Sequence[tuple[str, FieldType]]) -> dict[str, FieldType
             raise InvalidInput(f"field {name!r} is there twice")
         found[name] = kind
     return found
+
+
+def check_description(text: str) -> str:
+    if len(text) > MAX_DESCRIPTION_CHARACTERS:
+        raise InvalidInput(f"a description of {len(text)} characters; it may have {MAX_DESCRIPTION_CHARACTERS}")
+    return text
+
+
+def check_short(what: str, text: str) -> str:
+    if len(text) > MAX_SHORT_CHARACTERS:
+        raise InvalidInput(
+            f"{what} {text[:_QUOTED]!r}... has {len(text)} characters; it may have {MAX_SHORT_CHARACTERS}"
+        )
+    return text
 
 
 def check_language(language: str) -> str:

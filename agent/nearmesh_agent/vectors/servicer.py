@@ -14,16 +14,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from nearmesh.errors import InvalidInput, NotReady, Overloaded
-from nearmesh.ids import check_label
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
-from nearmesh_agent.vectors import limits, wire
+from nearmesh_agent.vectors import declared, limits, wire
 from nearmesh_agent.vectors.across.child import Across
-from nearmesh_agent.vectors.across.offers import MAX_SITES
 from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.changes import Delete, Upsert
 from nearmesh_agent.vectors.collection import Collection
-from nearmesh_agent.vectors.collections import CollectionSpec, Generation, new_spec
+from nearmesh_agent.vectors.collections import CollectionSpec, new_spec
 from nearmesh_agent.vectors.keeper import Keeper
 from nearmesh_agent.vectors.model import Row, Table, Where
 from nearmesh_agent.vectors.moving import Mover
@@ -60,7 +58,7 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
 
     async def CreateCollection(self, request: pb.CreateCollectionRequest, context: Any) -> pb.Collection:
         namespace = chosen(told(context.invocation_metadata()), request.collection.namespace)
-        collection = await self._keeper.create(self._stamped(created(request, namespace)))
+        collection = await self._keeper.create(self._stamped(new_spec(namespace=namespace, **declared.whole(request))))
         await self._settled(collection)
         return await asyncio.to_thread(self._message, collection)
 
@@ -79,7 +77,8 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
 
     async def UpdateCollection(self, request: pb.UpdateCollectionRequest, context: Any) -> pb.Collection:
         collection = await self._of(request.collection, context)
-        await self._keeper.update(collection, lambda spec: self._stamped(updated(spec, request)))
+        terms = declared.changed(request)
+        await self._keeper.update(collection, lambda spec: self._stamped(replace(spec, **terms)))
         await self._settled(collection)
         return await asyncio.to_thread(self._message, collection)
 
@@ -315,42 +314,3 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
 def _rows(messages: Sequence[pb.Row], table: Table) -> Mapping[str, Row]:
     """By id; of rows of the same id the last one counts."""
     return {message.id: wire.row(message, table) for message in messages}
-
-
-def created(request: pb.CreateCollectionRequest, namespace: str) -> CollectionSpec:
-    """Checked. Raises InvalidInput."""
-    dimension = limits.check_dimension(request.dimension)
-    return new_spec(
-        namespace=namespace,
-        name=limits.check_name(request.collection.name),
-        metric=wire.metric(request.metric).value,
-        fields={name: kind.value for name, kind in wire.fields(request.fields).items()},
-        description=_description(request.description),
-        replicate_to=_labels("site", request.replicate_to),
-        regions=_labels("region", request.regions),
-        index_type=request.index_type,
-        language=limits.check_language(request.language),
-        serving=Generation(embedder=request.embedder, digest=request.embedder_digest, dimension=dimension),
-    )
-
-
-def updated(spec: CollectionSpec, request: pb.UpdateCollectionRequest) -> CollectionSpec:
-    """Raises InvalidInput."""
-    if request.HasField("description"):
-        spec = replace(spec, description=_description(request.description))
-    if request.set_replicate_to:
-        spec = replace(spec, replicate_to=_labels("site", request.replicate_to))
-    if request.set_regions:
-        spec = replace(spec, regions=_labels("region", request.regions))
-    return spec
-
-
-def _description(text: str) -> str:
-    if len(text) > limits.MAX_DESCRIPTION_CHARACTERS:
-        raise InvalidInput(f"a description of {len(text)} characters; it may have {limits.MAX_DESCRIPTION_CHARACTERS}")
-    return text
-
-
-def _labels(what: str, names: Sequence[str]) -> tuple[str, ...]:
-    limits.check_count(f"{what}s", len(names), MAX_SITES)
-    return tuple(dict.fromkeys(check_label(what, name) for name in names))

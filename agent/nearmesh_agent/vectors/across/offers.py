@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
 
 from nearmesh.errors import InvalidInput
 from nearmesh.ids import check_label
 from nearmesh.v1 import vector_pb2 as pb
-from nearmesh_agent.vectors import limits, wire
+from nearmesh_agent.vectors import declared, wire
 from nearmesh_agent.vectors.across.places import Here, admits
-from nearmesh_agent.vectors.collections import CollectionSpec, Generation
+from nearmesh_agent.vectors.collections import CollectionSpec
 from nearmesh_agent.vectors.model import Metric
 
-# Sites and regions of one collection.
-MAX_SITES = 64
 _MOST_IDENTITY = 64
 
 
@@ -125,7 +122,7 @@ def newest(offer: pb.OfferedResponse.Offer, here: CollectionSpec) -> CollectionS
     """What both together say; `here` itself where the offer is no news to it."""
     if offer.updated <= here.updated:
         return here
-    return replace(here, updated=offer.updated, **_terms(offer.collection))
+    return replace(here, updated=offer.updated, **declared.terms(offer.collection))
 
 
 def _spec(offer: pb.OfferedResponse.Offer) -> CollectionSpec:
@@ -134,30 +131,11 @@ def _spec(offer: pb.OfferedResponse.Offer) -> CollectionSpec:
         raise InvalidInput(f"an offer of {there.collection.name[:64]!r} with the identity {offer.identity[:64]!r}")
     return CollectionSpec(
         namespace=check_label("namespace", there.collection.namespace),
-        name=limits.check_name(there.collection.name),
         identity=offer.identity,
-        metric=wire.metric(there.metric).value,
-        fields={name: kind.value for name, kind in wire.fields(there.fields).items()},
-        index_type=there.index_type,
-        language=limits.check_language(there.language),
         site=check_label("site", offer.site),
         updated=offer.updated,
-        **_terms(there),
-        serving=Generation(
-            embedder=there.embedder, digest=offer.embedder_digest, dimension=limits.check_dimension(there.dimension)
-        ),
+        **declared.whole(there),
     )
-
-
-def _terms(there: pb.CreateCollectionRequest) -> dict[str, Any]:
-    """What may change of a collection. Raises InvalidInput."""
-    if len(there.description) > limits.MAX_DESCRIPTION_CHARACTERS:
-        raise InvalidInput(f"a description of {len(there.description)} characters")
-    found: dict[str, Any] = {"description": there.description}
-    for key, kind, names in (("replicate_to", "site", there.replicate_to), ("regions", "region", there.regions)):
-        limits.check_count(key, len(names), MAX_SITES)
-        found[key] = tuple(check_label(kind, name) for name in names)
-    return found
 
 
 def _refusal(spec: CollectionSpec, offer: pb.OfferedResponse.Offer, known: Known, at: Here) -> str:
