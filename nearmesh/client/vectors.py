@@ -279,9 +279,16 @@ class Collection:
 
     async def fetch(self, ids: Iterable[str], *, with_vectors: bool = False) -> Sequence[pb.Row]:
         """Those that are there, in the order asked for."""
-        request = pb.FetchRequest(collection=self.ref, ids=_listed(ids, "ids"), with_vectors=with_vectors)
-        found: pb.FetchResponse = await self._client.call(self._client.stub.Fetch, request)
-        return found.rows
+        left = [*_listed(ids, "ids")]
+        rows: list[pb.Row] = []
+        while True:
+            request = pb.FetchRequest(collection=self.ref, ids=left, with_vectors=with_vectors, in_parts=True)
+            found: pb.FetchResponse = await self._client.call(self._client.stub.Fetch, request)
+            rows += found.rows
+            # A node that does not know of parts has looked up all.
+            left = left[found.looked_up :] if found.looked_up else []
+            if not left:
+                return rows
 
     async def rows(self, filter: str = "", *, with_vectors: bool = False, page: int = 500) -> AsyncIterator[pb.Row]:
         """All that the filter takes, in the order of their ids."""

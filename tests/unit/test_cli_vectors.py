@@ -105,6 +105,18 @@ class FakeNode:
         return answers[method]
 
 
+async def test_what_a_fetch_leaves_out_is_asked_for_next() -> None:
+    asked: list[list[str]] = []
+
+    class Parts(FakeNode):
+        async def call(self, method: Any, request: Any, **_: Any) -> Any:
+            asked.append(list(request.ids))
+            return pb.FetchResponse(rows=[pb.Row(id=request.ids[0])], looked_up=min(2, len(request.ids)))
+
+    found = await Parts("", b"", "").collection("docs").fetch(["a", "b", "c"])
+    assert ([one.id for one in found], asked) == (["a", "c"], [["a", "b", "c"], ["c"]])
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     for name in ("NEARMESH_MESH", "NEARMESH_CONTROL_PLANE", "NEARMESH_CA", "NEARMESH_TOKEN", "NEARMESH_NODE"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nearmesh_agent.vectors import collections
+from nearmesh_agent.vectors import answers, collections, limits
 from nearmesh_agent.vectors.changes import Delete
 from nearmesh_agent.vectors.config import Quota
 
@@ -22,11 +22,12 @@ from nearmesh.errors import (
     PermissionDenied,
     QuotaExceeded,
     StorageFull,
+    TooLarge,
     Unreachable,
 )
 from nearmesh.v1 import vector_pb2 as pb
 from tests.vector_parts import DictApplier, DictParts, DictStore
-from tests.vector_site import Context, Site, ref, row, site
+from tests.vector_site import Context, Site, bytes_of, ref, row, site
 
 
 @pytest.fixture(params=["memory", "engine that sees nothing yet", "engine that sees all"])
@@ -94,6 +95,33 @@ async def test_nobody_is_told_that_nothing_was_deleted_where_that_is_not_known(e
         await either.ask("ListReceipts", pb.ListReceiptsRequest(collection=ref()))
 
 
+async def test_no_answer_is_larger_than_it_may_be(either: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{n}" for n in range(6)]
+    await either.upsert(*(row(name, text="x" * 100) for name in names))
+    monkeypatch.setattr(answers, "MAX_ANSWER_BYTES", 300)
+    monkeypatch.setattr(answers, "_AT_ONCE", 1)
+    request = pb.QueryRequest(collection=ref())
+    first = await either.ask("Query", request)
+    assert ([one.id for one in first.rows], first.next_page_token) == (names[:3], "2")
+    request.page_token = "2"
+    rest = await either.ask("Query", request)
+    assert ([one.id for one in rest.rows], rest.next_page_token) == (names[3:], "")
+    ids = ["nope", "5", "4", "3", "2"]
+    part = await either.ask("Fetch", pb.FetchRequest(collection=ref(), ids=ids, in_parts=True))
+    assert ([one.id for one in part.rows], part.looked_up) == (["5", "4", "3"], 4)
+    whole = await either.ask("Fetch", pb.FetchRequest(collection=ref(), ids=ids[:3], in_parts=True))
+    assert whole.looked_up == 3
+    with pytest.raises(TooLarge, match="the 5 rows take more than 300 bytes; ask for fewer at a time"):
+        await either.ask("Fetch", pb.FetchRequest(collection=ref(), ids=ids))
+    with pytest.raises(TooLarge, match="the 6 rows take more than 300 bytes"):
+        await either.search([1, 0])
+    assert len((await either.search([1, 0], k=2)).hits) == 2
+    monkeypatch.setattr(limits, "MAX_ANSWER_BYTES", 300)
+    words = pb.RetrieveRequest(collection=ref(), text="x", vector=bytes_of(1, 0))
+    with pytest.raises(TooLarge, match="the 6 rows take more"):
+        await either.ask("Retrieve", words)
+
+
 async def test_a_long_filter_is_taken_and_not_kept(either: Site) -> None:
     await either.upsert(row("a", lang="x" * 5000), row("b", lang="en"))
     long, short = f'lang == "{"x" * 5000}"', 'lang == "en"'
@@ -127,8 +155,8 @@ async def test_pages_counts_and_sources(either: Site) -> None:
     [
         ("Search", pb.SearchRequest(collection=ref(), vector=b"1234"), "has 1 numbers"),
         ("Search", pb.SearchRequest(collection=ref(), vector=b"\0" * 8, k=10**6), "k is 1000000"),
-        ("Search", pb.SearchRequest(collection=ref(), vector=b"\1" * 8, filter="x; drop"), "no filter"),
-        ("Search", pb.SearchRequest(collection=ref("nope"), vector=b"\1" * 8), "no collection 'nope'"),
+        ("Search", pb.SearchRequest(collection=ref(), vector=bytes_of(1, 1), filter="x; drop"), "no filter"),
+        ("Search", pb.SearchRequest(collection=ref("nope"), vector=bytes_of(1, 1)), "no collection 'nope'"),
         ("Search", pb.SearchRequest(), "no collection is named"),
         ("Query", pb.QueryRequest(collection=ref(), page_size=5000), "page_size is 5000"),
         ("Fetch", pb.FetchRequest(collection=ref(), ids=["a"] * 10_001), "10001 ids in one request"),

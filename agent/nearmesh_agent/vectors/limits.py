@@ -25,6 +25,8 @@ MAX_FIELDS = 24
 # One answer holds so many passages at most; more is what `Query` pages through.
 MAX_K = 1_000
 MAX_PAGE = 1_000
+# Of one answer, about. A page ends there, too; who asks for so much at once is told to ask for less.
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
 # Of one request; an importer sends a few hundred at a time.
 MAX_ROWS = 10_000
 MAX_IDS = 10_000

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from nearmesh.errors import InvalidInput, NotReady, Overloaded
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
-from nearmesh_agent.vectors import declared, limits, wire
+from nearmesh_agent.vectors import answers, declared, limits, wire
 from nearmesh_agent.vectors.across.child import Across
 from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.changes import Delete, Upsert
@@ -138,8 +138,11 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         vectors = request.with_vectors
 
         def fetch() -> pb.FetchResponse:
-            rows = collection.serving.index.rows(request.ids, vectors=vectors)
-            return pb.FetchResponse(rows=[wire.row_message(row, vector=vectors) for row in rows])
+            index = collection.serving.index
+            if not request.in_parts:
+                return pb.FetchResponse(rows=answers.whole(index, request.ids, vectors=vectors))
+            rows, looked_up = answers.part(index, request.ids, vectors=vectors)
+            return pb.FetchResponse(rows=rows, looked_up=looked_up)
 
         return await self._searching(fetch)
 
@@ -151,10 +154,8 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         def query() -> pb.QueryResponse:
             index, where = collection.serving.index, self._filter(request.filter, collection)
             ids = index.select(where, after=request.page_token, limit=size + 1)
-            rows = index.rows(ids[:size], vectors=vectors)
-            more = ids[size - 1] if len(ids) > size else ""
-            messages = [wire.row_message(row, vector=vectors) for row in rows]
-            return pb.QueryResponse(rows=messages, next_page_token=more)
+            rows, looked_up = answers.part(index, ids[:size], vectors=vectors)
+            return pb.QueryResponse(rows=rows, next_page_token=ids[looked_up - 1] if looked_up < len(ids) else "")
 
         return await self._searching(query)
 
@@ -194,8 +195,8 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         where = self._filter(request.filter, collection)
         found, way = table.index.search(vector, k, where, exact=request.exact)
         scores = {one.id: one.score for one in found}
-        rows = table.index.rows([one.id for one in found], vectors=request.with_vectors)
-        hits = wire.hits(rows, scores, vectors=request.with_vectors, node=self._here.node, site=self._here.site)
+        rows = answers.whole(table.index, [one.id for one in found], vectors=request.with_vectors)
+        hits = wire.hits(rows, scores, node=self._here.node, site=self._here.site)
         took_ms = 1000 * (time.perf_counter() - began_s)
         if way == "index":
             self._upkeep.sample(collection, vector, k, where)
@@ -212,7 +213,10 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
 
         def found() -> bytes:
             where, here = self._filter(request.filter, collection), self._here
-            return answered(request, collection, where, node=here.node, site=here.site).SerializeToString()
+            answer = answered(request, collection, where, node=here.node, site=here.site)
+            if answer.ByteSize() > limits.MAX_ANSWER_BYTES:
+                raise answers.too_large(len(answer.hits))
+            return answer.SerializeToString()
 
         return await self._searching(found)
 

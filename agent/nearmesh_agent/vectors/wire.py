@@ -110,8 +110,6 @@ def put(message: pb.Value, value: Scalar) -> None:
         message.string = value
 
 
-def hits(rows: Sequence[Row], scores: Mapping[str, float], *, vectors: bool, node: str, site: str) -> list[pb.Hit]:
+def hits(rows: Sequence[pb.Row], scores: Mapping[str, float], *, node: str, site: str) -> list[pb.Hit]:
     """In the order of `rows`."""
-    return [
-        pb.Hit(row=row_message(found, vector=vectors), score=scores[found.id], node=node, site=site) for found in rows
-    ]
+    return [pb.Hit(row=row, score=scores[row.id], node=node, site=site) for row in rows]
