@@ -245,20 +245,22 @@ class WantedState(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[WantedVersion, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[str]] = ..., drain: _Optional[bool] = ..., jwks_json: _Optional[str] = ..., registry_url: _Optional[str] = ..., withdrawn: _Optional[bool] = ..., control_planes: _Optional[_Iterable[str]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., model_keys_pem: _Optional[_Iterable[str]] = ..., training: _Optional[_Union[WantedTraining, _Mapping]] = ..., vector_nodes: _Optional[_Iterable[_Union[VectorNode, _Mapping]]] = ...) -> None: ...
 
 class VectorNode(_message.Message):
-    __slots__ = ("node", "site", "region", "address", "server_name", "barred")
+    __slots__ = ("node", "site", "region", "address", "server_name", "barred", "barred_from")
     NODE_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     SERVER_NAME_FIELD_NUMBER: _ClassVar[int]
     BARRED_FIELD_NUMBER: _ClassVar[int]
+    BARRED_FROM_FIELD_NUMBER: _ClassVar[int]
     node: str
     site: str
     region: str
     address: str
     server_name: str
     barred: bool
-    def __init__(self, node: _Optional[str] = ..., site: _Optional[str] = ..., region: _Optional[str] = ..., address: _Optional[str] = ..., server_name: _Optional[str] = ..., barred: _Optional[bool] = ...) -> None: ...
+    barred_from: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, node: _Optional[str] = ..., site: _Optional[str] = ..., region: _Optional[str] = ..., address: _Optional[str] = ..., server_name: _Optional[str] = ..., barred: _Optional[bool] = ..., barred_from: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WantedTraining(_message.Message):
     __slots__ = ("superlink",)

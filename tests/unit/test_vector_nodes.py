@@ -88,6 +88,10 @@ def test_p9_a_residency_rule_bars_the_regions_that_it_does_not_name(mesh: State,
     mesh.changes.bump()
     assert [one.node for one in kept.nodes_for(mesh.registry.get("a")) if one.barred] == ["c"]
     assert not any(one.barred for one in kept.nodes_for(mesh.registry.get("c")))
+    # Copies in other regions are bound by it, too.
+    assert [list(one.barred_from) for one in kept.nodes_for(mesh.registry.get("c"))] == [[], [], ["europe-west1"]]
+    RULES["europe-west1"] = frozenset({"europe-west1", "us-east1"})
+    assert not any(one.barred_from for one in kept.nodes_for(mesh.registry.get("c")))
 
 
 def test_of_very_many_the_near_ones_are_named(mesh: State, kept: Vectors, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,6 +245,23 @@ async def test_p9_regions_bind_where_it_is_kept(tmp_path: Path) -> None:
         assert right.names() == []
 
 
+async def test_p9_rows_of_a_site_that_a_rule_binds_go_through_no_other_site_either(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "middle", "right", regions=("eu", "asia", "us")) as (left, middle, right):
+        await left.site.create(replicate_to=["middle", "right"])
+        await left.write("1")
+        await middle.hear(left)
+        # A rule of eu leaves out us, and none of asia does.
+        right.here = replace(right.here, barred=frozenset({"left"}))
+        assert not (await right.offered(middle)).followed
+        with pytest.raises(PermissionDenied, match="residency: what is of left stays out of region 'us'"):
+            await _ask_for(middle, right, await _identity(middle))
+        found = {one.site: one.detail for one in (await middle.collection()).replicas}
+        assert found["right"] == "residency: a rule that binds left leaves out us"
+        right.here = replace(right.here, barred=frozenset())
+        await meet([left, middle, right])
+        assert await right.texts() == {"1": ""}
+
+
 async def _ask_for(place: Place, peer: Place, identity: str) -> None:
     async def asked() -> Any:
         yield pb.ChangesRequest(identity=identity)

@@ -307,6 +307,22 @@ async def test_p9_a_rule_that_is_made_meanwhile_ends_what_is_under_way() -> None
         await anext(changes)
 
 
+async def test_p9_the_process_is_told_whose_rows_may_not_go_to_a_node() -> None:
+    channel = Channel()
+    nodes = [
+        VectorNode(node="a", site="left", region="eu"),
+        VectorNode(node="b", site="right", region="us", barred_from=["eu", "asia"]),
+    ]
+    way = Passing(lambda: nodes, lambda: channel)  # type: ignore[arg-type, return-value]
+    answering(Identity("b", "node"))
+    changes = aiter(way._changes(_none(), Call()))
+    await anext(changes)
+    assert channel.more == [(f"/{passing.SERVICE}/Changes", (("nearmesh-peer", "b right us left"),))]
+    del nodes[1].barred_from[:]
+    with pytest.raises(NotReady, match="ruled anew"):
+        await anext(changes)
+
+
 async def _none() -> AsyncIterator[bytes]:
     return
     yield b""

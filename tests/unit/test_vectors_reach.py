@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -157,10 +158,17 @@ async def test_p9_a_node_that_may_not_be_asked_from_here_says_so() -> None:
     # One that nobody knows the region of is in none.
     for region in ("eu", ""):
         with pytest.raises(PermissionDenied) as refused:
-            check_asked_from(bound, region)
+            check_asked_from(bound, replace(HERE, region=region))
     assert missing(await Mesh(c=refused.value).search(scope=MESH)) == {"c": "residency"}
-    check_asked_from(bound, "us")
-    check_asked_from(pb.Collection(), "eu")
+    check_asked_from(bound, replace(HERE, region="us"))
+    check_asked_from(pb.Collection(), HERE)
+
+
+def test_p9_rows_of_a_site_that_a_rule_binds_are_asked_for_nowhere_else_either() -> None:
+    shared = pb.Collection(collection=pb.CollectionRef(name="docs"), site="right", replicate_to=["far"])
+    check_asked_from(shared, replace(HERE, barred=frozenset({"another"})))
+    with pytest.raises(PermissionDenied, match="residency: collection 'docs' has rows of far, which stay out of 'eu'"):
+        check_asked_from(shared, replace(HERE, barred=frozenset({"far"})))
 
 
 @pytest.mark.parametrize(

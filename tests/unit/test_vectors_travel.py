@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from nearmesh_agent.vectors.across import peer
 from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.across.reach import Reach
 from nearmesh_agent.vectors.config import VectorsConfig
@@ -40,15 +41,16 @@ class Links:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        self.reach = Reach(Here(node="a", site="left", region="eu"), lambda: NODES, self._there)
+        self.nodes = NODES
+        self.reach = Reach(Here(node="a", site="left", region="eu"), lambda: self.nodes, self._there)
 
     async def _there(self, node: VectorNode, request: Any, namespace: str, within_s: float) -> Any:
         self.asked.append(namespace)
         kind = pb.SearchResponse if isinstance(request, pb.SearchRequest) else pb.RetrieveResponse
         return kind(hits=[pb.Hit(row=pb.Row(id="there"), score=0.9)])
 
-    def region_of(self, node: str) -> str:
-        return "us" if node == "b" else ""
+    def asking(self, node: str) -> Here:
+        return peer.asking(node, self.nodes)
 
 
 class Context:
@@ -122,8 +124,27 @@ async def test_one_that_has_travelled_goes_no_further(kind: str) -> None:
 @BOTH
 async def test_p9_a_collection_is_not_asked_from_regions_that_it_leaves_out(kind: str) -> None:
     assert await Node("eu", "us").ask(B, kind) == ["here"]
-    for who in (B, STRANGER):
-        node = Node("eu")
-        with pytest.raises(PermissionDenied, match="residency: collection 'docs' may be asked from eu, not from"):
-            await node.ask(who, kind)
-        assert [name for name, _ in node.process.asked] == ["GetCollection"]
+    node = Node("eu")
+    with pytest.raises(PermissionDenied, match="residency: collection 'docs' may be asked from eu, not from 'us'"):
+        await node.ask(B, kind)
+    assert [name for name, _ in node.process.asked] == ["GetCollection"]
+
+
+@BOTH
+async def test_p9_nothing_is_answered_to_a_node_that_a_rule_bars_or_nobody_knows(kind: str) -> None:
+    node = Node()
+    with pytest.raises(PermissionDenied, match="'stranger' is not among those that keep vectors"):
+        await node.ask(STRANGER, kind)
+    node.links.nodes = [VectorNode(node="b", site="right", region="us", barred=True)]
+    with pytest.raises(PermissionDenied, match="residency: what is of this region stays out of region 'us'"):
+        await node.ask(B, kind)
+    assert node.process.asked == []
+
+
+@BOTH
+async def test_p9_regions_that_were_narrowed_bind_at_once(kind: str) -> None:
+    node = Node()
+    assert await node.ask(B, kind) == ["here"]
+    node.process._regions = ("eu",)
+    with pytest.raises(PermissionDenied, match="residency"):
+        await node.ask(B, kind)

@@ -37,7 +37,7 @@ _DESCRIPTION = pb.DESCRIPTOR.services_by_name["VectorService"]
 _WRITING = ("CreateCollection", "UpdateCollection", "DropCollection", "Upsert", "Delete", "Reembed")
 _ALONE = ("Migrate",)
 # Nodes ask each other on behalf of a caller, see `Reach`.
-_ASKED_BY_NODES = ("GetCollection", "Search", "Retrieve")
+_ASKED_BY_NODES = ("Search", "Retrieve")
 
 # Where the servers' gatekeeper looks up who may call what.
 POLICY = {
@@ -280,9 +280,10 @@ class Front:
         if self.links is None:
             return False
         if caller().role == "node":
-            # One that has travelled goes no further.
-            collection = await self.collection(request.collection, reach, left_s)
-            check_asked_from(collection, self.links.region_of(caller().name))
+            # One that has travelled goes no further; where it may be asked from, is asked each time.
+            peer = self.links.asking(caller().name)
+            self.forget(request.collection)
+            check_asked_from(await self.collection(request.collection, reach, left_s), peer)
             return False
         return bool(request.reach.scope)
 

@@ -21,6 +21,8 @@ MAX_DETAIL_CHARACTERS = 500
 Reach = Callable[[str, Node], pb.Peer]
 # The regions that may answer the clients of a region; None: any.
 Allowed = Callable[[str], frozenset[str] | None]
+# By region.
+Rules = dict[str, frozenset[str] | None]
 
 
 class Vectors:
@@ -34,8 +36,10 @@ class Vectors:
         self._said: dict[str, pb.VectorStatus] = {}
         self._seen = -1
         self._keepers: list[Node] = []
-        # As a region's nodes see them, and the rule that it was made under.
-        self._regions: dict[str, tuple[frozenset[str] | None, list[pb.VectorNode]]] = {}
+        # The regions that these are in.
+        self._theirs: list[str] = []
+        # As a region's nodes see them, and the rules that it was made under.
+        self._regions: dict[str, tuple[Rules, list[pb.VectorNode]]] = {}
 
     def heard(self, node_id: str, status: pb.NodeStatus) -> None:
         """Takes over what a node says with a report; nobody but people acts on it."""
@@ -56,9 +60,10 @@ class Vectors:
     def nodes_for(self, node: Node) -> list[pb.VectorNode]:
         """Whom it is told of."""
         self._look()
-        allowed, known = self._allowed(node.region), self._regions.get(node.region)
-        if known is None or known[0] != allowed:
-            known = self._regions[node.region] = allowed, self._of_region(node.region, allowed)
+        rules = {region: self._allowed(region) for region in (node.region, *self._theirs)}
+        known = self._regions.get(node.region)
+        if known is None or known[0] != rules:
+            known = self._regions[node.region] = rules, self._of_region(node.region, rules)
         found = known[1]
         if len(found) <= MOST:
             return found
@@ -70,16 +75,14 @@ class Vectors:
         self._seen = self._changes.value
         keepers = [node for node in self._registry.serving_nodes() if node.keeps_vectors and node.mesh_address]
         if list(map(_place, keepers)) != list(map(_place, self._keepers)):
-            self._keepers = keepers
+            self._keepers, self._theirs = keepers, sorted({node.region for node in keepers})
             self._regions.clear()
 
-    def _of_region(self, region: str, allowed: frozenset[str] | None) -> list[pb.VectorNode]:
-        return [
-            self._named(region, node, barred=allowed is not None and node.region not in allowed)
-            for node in self._keepers
-        ]
+    def _of_region(self, region: str, rules: Rules) -> list[pb.VectorNode]:
+        return [self._named(region, node, rules) for node in self._keepers]
 
-    def _named(self, region: str, node: Node, *, barred: bool) -> pb.VectorNode:
+    def _named(self, region: str, node: Node, rules: Rules) -> pb.VectorNode:
+        barred_from = sorted(of for of, rule in rules.items() if rule is not None and node.region not in rule)
         peer = self._reach(region, node)
         return pb.VectorNode(
             node=node.id,
@@ -87,7 +90,8 @@ class Vectors:
             region=node.region,
             address=peer.address,
             server_name=peer.server_name,
-            barred=barred,
+            barred=region in barred_from,
+            barred_from=barred_from,
         )
 
 

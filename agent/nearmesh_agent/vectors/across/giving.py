@@ -76,6 +76,8 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
                 continue
             if not admits(spec.regions, heard.peer.region):
                 return f"{RESIDENCY}: its regions leave out {heard.peer.region}"
+            if bound := _bound(spec, heard.peer):
+                return f"{RESIDENCY}: a rule that binds {', '.join(bound)} leaves out {heard.peer.region}"
             if spec.identity in heard.refused:
                 return heard.refused[spec.identity]
         return ""
@@ -90,7 +92,8 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
         found = [
             offers.offer_of(one.spec)
             for one in self._keeper
-            if one.identity in known or offers.belongs(one.spec, peer.site, peer.region, from_site=self._here.site)
+            if not _bound(one.spec, peer)
+            and (one.identity in known or offers.belongs(one.spec, peer.site, peer.region, from_site=self._here.site))
         ]
         return pb.OfferedResponse(offers=[*found, *await asyncio.to_thread(self._gone.offers, peer.site)])
 
@@ -137,6 +140,8 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
     def _check(self, collection: Collection, peer: Here) -> None:
         if not offers.belongs(collection.spec, peer.site, peer.region, from_site=self._here.site):
             raise PermissionDenied(f"collection {collection.spec.name!r} is not for site {peer.site!r}")
+        if bound := _bound(collection.spec, peer):
+            raise PermissionDenied(f"{RESIDENCY}: what is of {', '.join(bound)} stays out of region {peer.region!r}")
 
     async def _messages(
         self,
@@ -216,6 +221,11 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
     def _wake(self, identity: str) -> None:
         for event in self._waiting.get(identity, ()):
             event.set()
+
+
+def _bound(spec: CollectionSpec, peer: Here) -> list[str]:
+    """Sites whose rows it has, and may not have go to a node: the way through another site is none either."""
+    return sorted(offers.sites_of(spec) & peer.barred)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from nearmesh.tls import Credentials
 from nearmesh.transport.server import Server
 from nearmesh.v1 import node_pb2
-from nearmesh_agent.vectors.across import places
+from nearmesh_agent.vectors.across import peer
 from nearmesh_agent.vectors.across.follower import Embed, Follower
 from nearmesh_agent.vectors.across.mesh import MeshChannels
 from nearmesh_agent.vectors.across.passing import Passing
@@ -44,10 +44,9 @@ class Links:
     def add_to(self, server: Server) -> None:
         self._passing.add_to(server)
 
-    def region_of(self, node: str) -> str:
-        """Of one that asks on behalf of a caller; empty where it is not known."""
-        found = places.by_id(node, self._nodes())
-        return found.region if found else ""
+    def asking(self, node: str) -> Here:
+        """One that asks on behalf of a caller. Raises PermissionDenied."""
+        return peer.asking(node, self._nodes())
 
     async def run(self) -> None:
         """For as long as the agent does."""

@@ -10,12 +10,11 @@ from typing import Any
 
 import grpc
 
-from nearmesh.errors import PermissionDenied
+from nearmesh.errors import NotReady
 from nearmesh.rpc import caller
 from nearmesh.transport.server import Server
 from nearmesh.v1 import node_pb2
-from nearmesh_agent.vectors.across import peer, places
-from nearmesh_agent.vectors.across.hits import RESIDENCY
+from nearmesh_agent.vectors.across import peer
 from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.channel import Message, VectorChannel
 from nearmesh_agent.vectors.namespaces import ANY
@@ -50,18 +49,13 @@ class Passing:
         told = peer.told(self._asking())
         async for answer in self._channel().exchange(f"/{SERVICE}/Changes", messages, reach=ANY, more=(told,)):
             # A rule that was made meanwhile binds what is still to be sent.
-            self._asking()
+            if peer.told(self._asking()) != told:
+                raise NotReady("what may go to this node is ruled anew; ask again")
             yield answer
 
     def _asking(self) -> Here:
         """Raises PermissionDenied."""
-        name = caller().name
-        found = places.by_id(name, self._nodes())
-        if found is None:
-            raise PermissionDenied(f"node {name!r} is not among those that keep vectors, as this node was told last")
-        if found.barred:
-            raise PermissionDenied(f"{RESIDENCY}: what is of this region stays out of region {found.region!r}")
-        return Here(node=found.node, site=found.site, region=found.region)
+        return peer.asking(caller().name, self._nodes())
 
 
 def _same(message: Any) -> Any:

@@ -16,11 +16,13 @@ _NAMED = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Here:
-    """This node's place."""
+    """A node's place."""
 
     node: str
     site: str
     region: str
+    # Of another node that asks: sites whose rows may not go there, since a residency rule binds their region.
+    barred: frozenset[str] = frozenset()
 
 
 def asked(reach: pb.Reach, here: Here, nodes: Sequence[node_pb2.VectorNode]) -> list[node_pb2.VectorNode]:

@@ -167,12 +167,17 @@ def over(channels: MeshChannels) -> There:
     return ask
 
 
-def check_asked_from(collection: pb.Collection, region: str) -> None:
-    """A query that has travelled from a region: may the collection be asked from there? Raises PermissionDenied."""
-    if not places.admits(collection.regions, region):
+def check_asked_from(collection: pb.Collection, peer: Here) -> None:
+    """A query that another node hands on: may the collection be asked from there? Raises PermissionDenied."""
+    if not places.admits(collection.regions, peer.region):
         raise PermissionDenied(
             f"{hits.RESIDENCY}: collection {collection.collection.name!r} may be asked from "
-            f"{', '.join(collection.regions)}, not from {region!r}"
+            f"{', '.join(collection.regions)}, not from {peer.region!r}"
+        )
+    if bound := sorted({collection.site, *collection.replicate_to} & peer.barred):
+        raise PermissionDenied(
+            f"{hits.RESIDENCY}: collection {collection.collection.name!r} has rows of {', '.join(bound)}, which stay "
+            f"out of {peer.region!r}"
         )
 
 
