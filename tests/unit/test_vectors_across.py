@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nearmesh_agent.vectors.collections import Specs
 
-from nearmesh.errors import InvalidInput, NotFound, PermissionDenied, Superseded
+from nearmesh.errors import InvalidInput, NotFound, PermissionDenied, Superseded, Unreachable
 from nearmesh.v1 import vector_pb2 as pb
 from tests.vector_site import row
 from tests.vector_sites import From, Place, meet, places
@@ -223,6 +224,48 @@ async def test_p9_a_site_that_is_to_have_it_no_more_gives_it_up(tmp_path: Path) 
         await update(left, replicate_to=[], set_replicate_to=True)
         await middle.offered(left)
         assert (left.names(), middle.names()) == (["docs"], [])
+
+
+async def test_a_site_that_is_named_again_before_its_first_copy_is_cleared_away_gets_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create(replicate_to=["right"])
+        await left.write("1", "2")
+        await meet([left, right])
+        keeper, identity = right.site.keeper, await _identity(right)
+        assert keeper.store and keeper.applier
+
+        def away(table: str) -> None:
+            raise Unreachable("the store is away")
+
+        # Tables stay, and the journal keeps what was written to them.
+        monkeypatch.setattr(keeper.store, "drop", away)
+        await update(left, replicate_to=[], set_replicate_to=True)
+        await right.offered(left)
+        assert (right.names(), len(keeper.specs.dropped)) == ([], 1)
+        await left.delete("1")
+        await update(left, replicate_to=["right"], set_replicate_to=True)
+        await meet([left, right])
+        monkeypatch.undo()
+        assert await right.texts() == {"2": ""}
+        keeper.applier.step()  # type: ignore[attr-defined]
+        table = keeper.specs.get("default", "docs").table.name
+        assert [row.id for rows in keeper.store.scan(table) for row in rows] == ["2"]
+        await keeper._clear_away(keeper.store)
+        assert (right.names(), keeper.specs.dropped) == (["docs"], [])
+        assert right.ledger.tombstones(identity, ["1"])
+        await right.write("3")
+        await meet([left, right])
+        assert await left.texts() == await right.texts() == {"2": "", "3": ""}
+        (path,) = (tmp_path / "node-1" / "collections").iterdir()
+        assert Specs(path.parent).get("default", "docs").incarnation
+        # Nobody takes the place of one that cannot be read, nor forgets what it knew of.
+        path.write_bytes(b"")
+        keeper.specs = Specs(path.parent)
+        keeper._collections.clear()
+        assert "cannot be read" in (await right.offered(left)).refused[0].why
+        assert right.ledger.tombstones(identity, ["1"])
 
 
 async def test_p9_regions_bind_where_it_is_kept(tmp_path: Path) -> None:

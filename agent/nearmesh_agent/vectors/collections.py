@@ -63,6 +63,9 @@ class CollectionSpec(Document):
     former: tuple[Generation, ...] = ()
     # The highest that a generation has had: the journal may know a table of one that was given up.
     last_number: int = 1
+    # Of one that other sites have too and that is made here anew: what was here before may not be gone yet, and the
+    # journal may have writes to it. Letters and digits.
+    incarnation: str = ""
     # It is gone for everybody; its files may not be yet.
     dropped: bool = False
 
@@ -86,8 +89,9 @@ class CollectionSpec(Document):
 
     def table_of(self, generation: Generation) -> Table:
         key = "\0".join((self.namespace, self.name, self.identity)).encode()
+        again = f"_{self.incarnation}" if self.incarnation else ""
         return Table(
-            name=f"v_{hashlib.sha256(key).hexdigest()[:_DIGITS]}_{generation.number}",
+            name=f"v_{hashlib.sha256(key).hexdigest()[:_DIGITS]}{again}_{generation.number}",
             dimension=generation.dimension,
             metric=Metric(self.metric),
             fields=self.kinds,
@@ -140,7 +144,9 @@ class Specs:
 
     def check_free(self, spec: CollectionSpec) -> None:
         """Raises NotReady for one whose file is there and cannot be read: its rows are not to be begun anew."""
-        if (path := self._path(spec)) in self.damaged:
+        name = self._path(replace(spec, incarnation="")).stem
+        # Of whichever incarnation.
+        if path := next((path for path in self.damaged if f"{path.stem}_".startswith(f"{name}_")), None):
             raise NotReady(f"collection {spec.name!r} is here, and its file {path} cannot be read; {_REMEDY}")
 
     def put(self, spec: CollectionSpec) -> None:

@@ -378,7 +378,10 @@ class Keeper:
                     for table in gone.all_tables:
                         await asyncio.to_thread(store.drop, table.name)
                         await asyncio.to_thread(self.parts.remove, table)
-                    await asyncio.to_thread(self.ledger.drop, gone.identity)
+                    async with self._making:
+                        # It may have been made again meanwhile.
+                        if all(spec.identity != gone.identity for spec in self.specs):
+                            await asyncio.to_thread(self.ledger.drop, gone.identity)
                     await asyncio.to_thread(self.specs.forget, gone)
                 except (MeshError, OSError) as error:
                     log.warning("dropped collection=%s is not cleared away yet: %s", gone.name, error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from dataclasses import replace
 from typing import Any
 
@@ -94,7 +95,10 @@ class Taking(vector_pb2_grpc.VectorAcrossServiceServicer):
         self._ledger.clock.heard(offer.updated)
         log.info("%s collection=%s as node=%s says", decision.then.value, spec.name, node)
         if decision.then is Then.CREATE:
-            await self._keeper.create(replace(spec, created_at_s=time.time()))
+            self._keeper.specs.check_free(spec)
+            # What an earlier copy has left says that everything came already.
+            await asyncio.to_thread(self._ledger.drop, spec.identity)
+            await self._keeper.create(replace(spec, created_at_s=time.time(), incarnation=uuid.uuid4().hex[:8]))
             await asyncio.to_thread(self._ledger.follow, spec.identity, True)
             return
         collection = self._by_identity(spec.identity)
