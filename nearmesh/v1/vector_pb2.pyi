@@ -746,6 +746,20 @@ class TakeResponse(_message.Message):
     acknowledged: int
     def __init__(self, acknowledged: _Optional[int] = ...) -> None: ...
 
+class DeletedRequest(_message.Message):
+    __slots__ = ("identity", "ids")
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    identity: str
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, identity: _Optional[str] = ..., ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DeletedResponse(_message.Message):
+    __slots__ = ("ids",)
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class BeginFillingRequest(_message.Message):
     __slots__ = ("collection", "embedder", "embedder_digest", "dimension")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]

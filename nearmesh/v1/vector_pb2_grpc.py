@@ -896,6 +896,11 @@ class VectorAcrossServiceStub:
                 request_serializer=nearmesh_dot_v1_dot_vector__pb2.TakeRequest.SerializeToString,
                 response_deserializer=nearmesh_dot_v1_dot_vector__pb2.TakeResponse.FromString,
                 _registered_method=True)
+        self.Deleted = channel.unary_unary(
+                '/nearmesh.v1.VectorAcrossService/Deleted',
+                request_serializer=nearmesh_dot_v1_dot_vector__pb2.DeletedRequest.SerializeToString,
+                response_deserializer=nearmesh_dot_v1_dot_vector__pb2.DeletedResponse.FromString,
+                _registered_method=True)
 
 
 class VectorAcrossServiceServicer:
@@ -916,6 +921,14 @@ class VectorAcrossServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Deleted(self, request, context):
+        """Which rows of a collection are deleted here: a copy elsewhere may not have heard of it, and no query that travels
+        from here is to find them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VectorAcrossServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -928,6 +941,11 @@ def add_VectorAcrossServiceServicer_to_server(servicer, server):
                     servicer.Take,
                     request_deserializer=nearmesh_dot_v1_dot_vector__pb2.TakeRequest.FromString,
                     response_serializer=nearmesh_dot_v1_dot_vector__pb2.TakeResponse.SerializeToString,
+            ),
+            'Deleted': grpc.unary_unary_rpc_method_handler(
+                    servicer.Deleted,
+                    request_deserializer=nearmesh_dot_v1_dot_vector__pb2.DeletedRequest.FromString,
+                    response_serializer=nearmesh_dot_v1_dot_vector__pb2.DeletedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -985,6 +1003,33 @@ class VectorAcrossService:
             '/nearmesh.v1.VectorAcrossService/Take',
             nearmesh_dot_v1_dot_vector__pb2.TakeRequest.SerializeToString,
             nearmesh_dot_v1_dot_vector__pb2.TakeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Deleted(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearmesh.v1.VectorAcrossService/Deleted',
+            nearmesh_dot_v1_dot_vector__pb2.DeletedRequest.SerializeToString,
+            nearmesh_dot_v1_dot_vector__pb2.DeletedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -118,6 +118,17 @@ async def test_a_delete_of_a_row_that_has_not_come_yet_wins_as_well(tmp_path: Pa
         assert await left.texts() == await right.texts() == {}
 
 
+async def test_what_is_deleted_here_is_told_until_it_is_written_again(tmp_path: Path) -> None:
+    async with places(tmp_path, "left") as (left,):
+        await left.site.create()
+        await left.write("1", "2", "3")
+        await left.delete("1", "2")
+        await left.write("2")
+        request = pb.DeletedRequest(identity=await _identity(left), ids=["1", "2", "3", "4"])
+        assert (await left.across.taking.Deleted(request, None)).ids == ["1"]
+        assert not (await left.across.taking.Deleted(pb.DeletedRequest(identity="none", ids=["1"]), None)).ids
+
+
 async def test_changes_go_on_through_a_site_where_two_never_meet(tmp_path: Path) -> None:
     async with places(tmp_path, "left", "middle", "right") as (left, middle, right):
         await left.site.create(replicate_to=["middle", "right"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,7 @@ class Mesh:
         self.said = said
         self.asked: list[tuple[str, str]] = []
         self.nodes = NODES
+        self.deleted: dict[str, list[str]] = {}
 
     async def there(self, node: VectorNode, request: Any, namespace: str, within_s: float) -> Any:
         self.asked.append((node.node, namespace))
@@ -50,7 +51,11 @@ class Mesh:
 
     async def search(self, *, k: int = 10, left_s: float | None = None, **reach: Any) -> pb.SearchResponse:
         request = pb.SearchRequest(collection=pb.CollectionRef(name="docs"), k=k, reach=pb.Reach(**reach))
-        return await Reach(HERE, lambda: self.nodes, self.there).search(request, "team", self._own, left_s)
+        reach = Reach(HERE, lambda: self.nodes, self.there, self._deleted)
+        return await reach.search(request, "team", self._own, left_s)
+
+    async def _deleted(self, identity: str, ids: Sequence[str]) -> Sequence[str]:
+        return [one for one in self.deleted.get(identity, ()) if one in ids]
 
     async def _own(self, request: Any) -> Any:
         return await self.there(VectorNode(node="a"), request, "team", 1.0)
@@ -164,6 +169,13 @@ async def test_p9_a_node_that_may_not_be_asked_from_here_says_so() -> None:
     check_asked_from(pb.Collection(), HERE)
 
 
+async def test_what_is_deleted_here_is_found_in_no_other_sites_copy() -> None:
+    mesh = Mesh(a=answer(hit("1", 0.1), identity="i"), c=answer(hit("2", 0.9), hit("3", 0.8), identity="i"))
+    mesh.said["b"] = answer(hit("2", 0.7), identity="another")
+    mesh.deleted["i"] = ["2"]
+    assert found(await mesh.search(scope=MESH)) == [("3", "c"), ("2", "b"), ("1", "a")]
+
+
 def test_p9_rows_of_a_site_that_a_rule_binds_are_asked_for_nowhere_else_either() -> None:
     shared = pb.Collection(collection=pb.CollectionRef(name="docs"), site="right", replicate_to=["far"])
     check_asked_from(shared, replace(HERE, barred=frozenset({"another"})))
@@ -201,6 +213,6 @@ async def test_retrieved_passages_come_in_the_order_of_the_reranker_where_there_
 
     for reranker, order in (("", ["first", "second"]), ("model", ["second", "first"])):
         request = pb.RetrieveRequest(text="?", reranker=reranker, reach=pb.Reach(scope=SITE))
-        response = await Reach(HERE, lambda: NODES, there).retrieve(request, "team", own)
+        response = await Reach(HERE, lambda: NODES, there, Mesh()._deleted).retrieve(request, "team", own)
         assert [one.row.id for one in response.hits] == order
         assert response.timings.embed_ms == 7

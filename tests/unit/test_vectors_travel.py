@@ -42,7 +42,10 @@ class Links:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.nodes = NODES
-        self.reach = Reach(Here(node="a", site="left", region="eu"), lambda: self.nodes, self._there)
+        self.reach = Reach(Here(node="a", site="left", region="eu"), lambda: self.nodes, self._there, self._deleted)
+
+    async def _deleted(self, identity: str, ids: Any) -> Any:
+        return ()
 
     async def _there(self, node: VectorNode, request: Any, namespace: str, within_s: float) -> Any:
         self.asked.append(namespace)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from nearmesh.errors import InvalidInput, MeshError, NotFound, PermissionDenied, Unreachable
@@ -33,6 +33,15 @@ def compare(answers: Sequence[Answer]) -> None:
     for answer in answers:
         if answer.found and answer.found.metric != metric:
             answer.found, answer.error = None, InvalidInput("its collection has another metric")
+
+
+def leave_out(answers: Sequence[Answer], identity: str, ids: Collection[str]) -> None:
+    """Rows of one collection, whoever found them."""
+    for answer in answers:
+        if answer.found and answer.found.identity == identity:
+            kept = [hit for hit in answer.found.hits if hit.row.id not in ids]
+            del answer.found.hits[:]
+            answer.found.hits.extend(kept)
 
 
 def fuse_again(answers: Sequence[Answer], request: pb.RetrieveRequest) -> None:

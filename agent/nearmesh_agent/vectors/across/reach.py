@@ -7,8 +7,10 @@ what is of one region stays out of another is decided before anything is sent.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 import grpc
@@ -23,6 +25,8 @@ from nearmesh_agent.vectors.across.mesh import MeshChannels
 from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.namespaces import KEY
 
+log = logging.getLogger(__name__)
+
 # Where the call has no deadline, and of one that it has, what is left for the way back.
 WITHIN_S = 5.0
 _FOR_THE_WAY_BACK = 0.9
@@ -35,16 +39,21 @@ Asked = pb.SearchRequest | pb.RetrieveRequest
 Found = pb.SearchResponse | pb.RetrieveResponse
 # Asks another node, on behalf of a namespace, within seconds. Raises MeshError.
 There = Callable[[node_pb2.VectorNode, Asked, str, float], Awaitable[Found]]
+# Of a collection's ids, those that are deleted here. Raises MeshError.
+Deleted = Callable[[str, Sequence[str]], Awaitable[Iterable[str]]]
 
 
 class Reach:
     """Of one node."""
 
-    def __init__(self, here: Here, nodes: Callable[[], Sequence[node_pb2.VectorNode]], there: There) -> None:
+    def __init__(
+        self, here: Here, nodes: Callable[[], Sequence[node_pb2.VectorNode]], there: There, deleted: Deleted
+    ) -> None:
         """`nodes` are all that keep vectors, as the control plane said last."""
         self._here = here
         self._nodes = nodes
         self._there = there
+        self._deleted = deleted
 
     async def search(
         self,
@@ -122,9 +131,25 @@ class Reach:
             if call.done() and not call.cancelled() and (bug := call.exception()):
                 raise bug
         hits.compare(answers)
+        await self._leave_out_deleted(answers)
         if not any(answer.found for answer in answers):
             raise hits.failure(answers)
         return answers
+
+    async def _leave_out_deleted(self, answers: Sequence[Answer]) -> None:
+        """A copy of a collection that has not heard of a delete finds the row still; here it is known to be gone."""
+        ids: defaultdict[str, set[str]] = defaultdict(set)
+        for answer in answers:
+            if answer.found and answer.found.identity and answer.node.node != self._here.node:
+                ids[answer.found.identity].update(hit.row.id for hit in answer.found.hits)
+        for identity, found in ids.items():
+            try:
+                gone = frozenset(await self._deleted(identity, sorted(found)))
+            except MeshError as error:
+                log.warning("what is deleted here is not known for this query: %s", error.message)
+                continue
+            if gone:
+                hits.leave_out(answers, identity, gone)
 
     async def _answer(
         self,

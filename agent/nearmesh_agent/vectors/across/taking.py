@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -133,6 +134,16 @@ class Taking(vector_pb2_grpc.VectorAcrossServiceServicer):
             await collection.put(merge)
         await asyncio.to_thread(self._ledger.came, request.identity, request.node, changes.log, changes.last)
         return pb.TakeResponse(acknowledged=changes.last)
+
+    async def Deleted(self, request: pb.DeletedRequest, context: Any) -> pb.DeletedResponse:
+        collection = self._by_identity(request.identity)
+        gone = await asyncio.to_thread(self._deleted, collection, request.ids) if collection else ()
+        return pb.DeletedResponse(ids=gone)
+
+    def _deleted(self, collection: Collection, ids: Sequence[str]) -> list[str]:
+        gone = self._ledger.tombstones(collection.identity, ids)
+        written_again = {row.id for row in collection.serving.index.rows(gone)}
+        return [id for id in gone if id not in written_again]
 
     def _by_identity(self, identity: str) -> Collection | None:
         return next((one for one in self._keeper if one.identity == identity), None)
