@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
+from nearmesh_agent.vectors import part
 from nearmesh_agent.vectors.across.places import Here
 from nearmesh_agent.vectors.config import VectorsConfig
 from nearmesh_agent.vectors.front import SERVICE
@@ -16,7 +18,7 @@ from nearmesh.cli import node as node_cli
 from nearmesh.cli import records
 from nearmesh.cli.vectors import state
 from nearmesh.cli.vectors_records import collection
-from nearmesh.errors import Unsupported
+from nearmesh.errors import DeadlineExceeded, Unsupported
 from nearmesh.v1 import admin_pb2, node_pb2
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1.node_pb2 import VectorNode
@@ -86,3 +88,24 @@ async def test_a_node_that_keeps_none_names_those_of_its_site_that_do(tmp_path: 
     with pytest.raises(Unsupported, match="nobody at site left does"):
         await search.unary_unary(b"", None)  # type: ignore[attr-defined]
     assert vectors.status() is None
+
+
+async def test_a_process_that_takes_long_to_say_what_it_has_is_not_taken_for_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part, "LOOK_EVERY_S", 0.001)
+
+    class Slow:
+        """As with many collections of which other sites lack much."""
+
+        async def call(self, method: str, message: bytes, *, reach: str, timeout_s: float) -> bytes:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await asyncio.sleep(0.05)
+            except TimeoutError:
+                raise DeadlineExceeded("too late") from None
+            return pb.ListCollectionsResponse(collections=[replicated()]).SerializeToString()
+
+    vectors = Vectors(VectorsConfig(enabled=True), tmp_path, HERE, max_message_bytes=1 << 20)
+    assert await vectors._ask(Slow())  # type: ignore[arg-type]
+    assert (len(vectors.collections), vectors.detail) == (1, "")

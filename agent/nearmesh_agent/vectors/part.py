@@ -241,7 +241,7 @@ class Vectors:
         request = pb.ListCollectionsRequest(namespace=namespaces.ANY).SerializeToString()
         try:
             answer = await channel.call(
-                f"/{SERVICE}/ListCollections", request, reach=namespaces.ANY, timeout_s=LOOK_EVERY_S
+                f"/{SERVICE}/ListCollections", request, reach=namespaces.ANY, timeout_s=SILENT_S
             )
             self.collections = pb.ListCollectionsResponse.FromString(answer).collections
             await self.front.looked_at(self.collections)

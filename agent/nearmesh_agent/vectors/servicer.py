@@ -72,8 +72,17 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         found = [one for one in self._keeper if everything or one.spec.namespace == namespace]
         found.sort(key=lambda one: (one.spec.namespace, one.spec.name))
         names = {one.spec.namespace for one in found} | ({namespace} if namespace else set())
-        messages = await asyncio.to_thread(lambda: [self._message(one) for one in found])
-        return pb.ListCollectionsResponse(collections=messages, namespaces=[self._use(name) for name in sorted(names)])
+
+        def told_of() -> pb.ListCollectionsResponse:
+            used = dict.fromkeys(names, (0, 0))
+            messages = [self._message(one) for one in found]
+            for one in messages:
+                rows, size = used[one.collection.namespace]
+                used[one.collection.namespace] = rows + one.rows, size + one.bytes
+            uses = [self._use(name, *used[name]) for name in sorted(used)]
+            return pb.ListCollectionsResponse(collections=messages, namespaces=uses)
+
+        return await asyncio.to_thread(told_of)
 
     async def UpdateCollection(self, request: pb.UpdateCollectionRequest, context: Any) -> pb.Collection:
         collection = await self._of(request.collection, context)
@@ -299,9 +308,8 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
             replicas=self.across.replicas(spec) if self.across else (),
         )
 
-    def _use(self, namespace: str) -> pb.NamespaceUse:
+    def _use(self, namespace: str, rows: int, size: int) -> pb.NamespaceUse:
         quota = self._keeper.config.quota(namespace)
-        rows, size = self._keeper.use(namespace)
         return pb.NamespaceUse(
             namespace=namespace,
             rows=rows,
