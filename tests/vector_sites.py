@@ -92,7 +92,9 @@ class Place:
         collection = await other.site.keeper.get(one.collection.namespace, one.collection.name)
         await other.across.giving.fill(collection)
         log, sent = other.ledger.log(one.identity), 0
-        done = one.acknowledged if one.log == log else -1
+        met = (one.identity, self.here.node) in other.across.giving._met
+        same = one.log == log and (met or one.acknowledged <= other.ledger.at_start(one.identity))
+        done = one.acknowledged if same else -1
         changes = other.across.giving.Changes(_each(asked), From(self.here))
         while done < other.ledger.last(one.identity):
             message = await anext(changes)
@@ -137,4 +139,4 @@ async def meet(found: list[Place]) -> None:
         pass
 
 
-__all__ = ["From", "Place", "VectorsConfig", "meet", "places"]
+__all__ = ["From", "LedgerParts", "Place", "VectorsConfig", "meet", "places"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from contextlib import AsyncExitStack
+from copy import deepcopy
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -16,8 +18,8 @@ from nearmesh_agent.vectors.collections import Specs
 
 from nearmesh.errors import InvalidInput, NotFound, PermissionDenied, Superseded, Unreachable
 from nearmesh.v1 import vector_pb2 as pb
-from tests.vector_site import row
-from tests.vector_sites import From, Place, meet, places
+from tests.vector_site import row, site
+from tests.vector_sites import From, LedgerParts, Place, meet, places
 
 REF = pb.CollectionRef(name="docs")
 
@@ -376,6 +378,31 @@ async def test_a_node_that_lost_its_disk_gets_everything_back_and_gives_what_is_
             await again.delete("1")
             await meet([again, right])
             assert await again.texts() == await right.texts() == {"2": "", "4": ""}
+
+
+async def test_a_node_whose_disk_was_brought_back_from_before_comes_to_have_the_same_again(tmp_path: Path) -> None:
+    folder, backup = tmp_path / "node-0", tmp_path / "backup"
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create(replicate_to=["right"])
+        await left.write("1", "2")
+        await meet([left, right])
+        left.ledger.save(left.site.keeper.journal.position)
+        shutil.copytree(folder, backup)
+        disk = deepcopy(left.site.parts.disk)
+        await left.write("3", text="lost and known there")
+        await left.delete("1")
+        await left.write("4")
+        await meet([left, right])
+        parts = LedgerParts(backup, "node-0")
+        parts.disk = disk
+        async with site(backup, parts) as found:
+            again = Place(left.here, found)
+            assert await again.texts() == {"1": "", "2": ""}
+            await again.write("5")
+            await meet([again, right])
+            assert await again.texts() == await right.texts() == {"2": "", "3": "lost and known there", "4": "", "5": ""}
+            await again.write("6")
+            assert await right.hear(again) == 1
 
 
 async def test_what_came_over_before_another_generation_took_over_is_refused(

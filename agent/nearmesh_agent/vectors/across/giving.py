@@ -59,6 +59,8 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
         # Streams that are open, by identity and node.
         self._open: Counter[tuple[str, str]] = Counter()
         self._heard: dict[str, _Heard] = {}
+        # Nodes that have asked for a collection's changes since the process began.
+        self._met: set[tuple[str, str]] = set()
         ledger.news = self._news
 
     def receipts(self, identity: str) -> Receipts:
@@ -111,11 +113,10 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
         collection = self._collection(first, peer)
         identity = collection.identity
         await self.fill(collection)
-        log = await asyncio.to_thread(self._ledger.log, identity)
+        log, number = await asyncio.to_thread(self._where, identity, peer.node, first)
+        self._met.add((identity, peer.node))
         reading = Reading(self.receipts(identity), peer)
-        if first.log != log:
-            await asyncio.to_thread(self._ledger.begins_anew, identity, peer.node)
-        await reading.take(first.acknowledged if first.log == log else 0)
+        await reading.take(number)
         reader = asyncio.create_task(reading.run(requests))
         self._open[identity, peer.node] += 1
         try:
@@ -128,6 +129,19 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
         finally:
             reader.cancel()
             self._open[identity, peer.node] -= 1
+
+    def _where(self, identity: str, node: str, first: pb.ChangesRequest) -> tuple[str, int]:
+        """By which log a node is to count, and up to which number of it it has everything. Blocking."""
+        log = self._ledger.log(identity)
+        met = (identity, node) in self._met
+        if first.log == log and not met and first.acknowledged > self._ledger.at_start(identity):
+            # Nobody is told of a number that is not on disk, so the disk was brought back from before.
+            log = self._ledger.counts_anew(identity)
+        number = first.acknowledged if first.log == log else 0
+        # One whose disk was lost, or brought back, lacks what it told of itself, too.
+        if first.log != log or number < self.receipts(identity).number(node):
+            self._ledger.begins_anew(identity, node, number)
+        return log, number
 
     def _collection(self, request: pb.ChangesRequest, peer: Here) -> Collection:
         """Raises NotFound, PermissionDenied."""

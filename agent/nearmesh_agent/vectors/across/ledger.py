@@ -54,6 +54,9 @@ class NodeLedger:
             )
         self._followed = {identity for (identity,) in followed}
         self._deleted = {identity for (identity,) in deleted}
+        # The last number of each collection before this process gave any.
+        with self.tables.use() as tables:
+            self._at_start = dict(tables.all("select identity, next - 1 from collections"))
         # Called in any thread when there is something for other nodes.
         self.news: Callable[[str], None] = lambda identity: None
 
@@ -193,11 +196,23 @@ class NodeLedger:
             )
             return tables.one(asked, node, identity) is not None
 
-    def begins_anew(self, identity: str, node: str) -> None:
-        """A node has nothing, or nothing any more: it is sent what it told of itself, too."""
+    def begins_anew(self, identity: str, node: str, after: int) -> None:
+        """A node has nothing after a number, or nothing any more: it is sent what it told of itself, too."""
+        told = "collection = ? and source = ? and number > ?"
         with self.tables.use() as tables:
-            key = self._key(identity)
-            tables.run("update changes set source = '' where collection = ? and source = ?", key, node)
+            tables.run(f"update changes set source = '' where {told}", self._key(identity), node, after)
+
+    def at_start(self, identity: str) -> int:
+        """Number of the newest change when the process began."""
+        return int(self._at_start.get(identity, 0))
+
+    def counts_anew(self, identity: str) -> str:
+        """Another log, since others know numbers of this one that stand for other changes; on disk when it returns."""
+        log = uuid.uuid4().hex
+        with self.tables.use() as tables:
+            tables.run("update collections set log = ? where key = ?", log, self._key(identity))
+        self.tables.commit()
+        return log
 
     # What this node has from others.
 

@@ -77,6 +77,12 @@ class Receipts:
     def _key(self) -> int:
         return self._ledger.key(self._identity)
 
+    def number(self, node: str) -> int:
+        """Up to which a node had everything when it said so last; 0 where it never has."""
+        with self._tables.use() as tables:
+            found = tables.one("select number from acknowledged where collection = ? and node = ?", self._key, node)
+            return int(found[0]) if found else 0
+
     def lags(self) -> list[Lag]:
         """Of every node that has ever asked, by site."""
         with self._tables.use() as tables:
