@@ -439,6 +439,15 @@ async def test_what_no_right_clock_has_stamped_is_refused(tmp_path: Path) -> Non
         request.changes.CopyFrom(pb.ChangesResponse(changes=[wrong], last=1))
         with pytest.raises(InvalidInput):
             await left.across.taking.Take(request, None)
+        wrong.row.vector, wrong.written_at_s = row("1").vector, float("nan")
+        for changes, said in (
+            (pb.ChangesResponse(changes=[wrong]), "which is no moment"),
+            (pb.ChangesResponse(last=1 << 63), "which no node has"),
+            (pb.ChangesResponse(log="x" * 65), "which no node has"),
+        ):
+            request.changes.CopyFrom(changes)
+            with pytest.raises(InvalidInput, match=said):
+                await left.across.taking.Take(request, None)
 
 
 async def test_large_changes_come_in_several_messages(tmp_path: Path) -> None:

@@ -169,6 +169,13 @@ async def test_p9_a_node_that_may_not_be_asked_from_here_says_so() -> None:
     check_asked_from(pb.Collection(), HERE)
 
 
+async def test_an_answer_in_a_metric_that_nobody_knows_is_left_out() -> None:
+    mesh = Mesh(a=NotFound("none"), a2=NotFound("none"), b=answer(hit("1", 0.9), metric=99))  # type: ignore[arg-type]
+    mesh.said["c"] = answer(hit("2", 0.1))
+    response = await mesh.search(scope=MESH)
+    assert (found(response), missing(response)["b"]) == ([("2", "c")], "its collection has another metric")
+
+
 async def test_what_is_deleted_here_is_found_in_no_other_sites_copy() -> None:
     mesh = Mesh(a=answer(hit("1", 0.1), identity="i"), c=answer(hit("2", 0.9), hit("3", 0.8), identity="i"))
     mesh.said["b"] = answer(hit("2", 0.7), identity="another")

@@ -183,7 +183,7 @@ class Giving(vector_pb2_grpc.VectorPeerServiceServicer):
                 if last == sent:
                     await first_of(news.wait(), reader)
                     continue
-                read = partial(self._read, identity, serving, found, last, most_bytes or _MOST_BYTES)
+                read = partial(self._read, identity, serving, found, last, min(most_bytes or _MOST_BYTES, _MOST_BYTES))
                 for message in await asyncio.to_thread(read):
                     message.log, message.embedder_digest = log, digest
                     yield message

@@ -28,8 +28,8 @@ class Answer:
 
 
 def compare(answers: Sequence[Answer]) -> None:
-    """Leaves out what cannot be compared with the first answer: scores of another metric."""
-    metric = next((answer.found.metric for answer in answers if answer.found), None)
+    """Leaves out what cannot be compared with the first answer: scores of another metric, or of one not known here."""
+    metric = next((one.found.metric for one in answers if one.found and one.found.metric in METRICS), None)
     for answer in answers:
         if answer.found and answer.found.metric != metric:
             answer.found, answer.error = None, InvalidInput("its collection has another metric")

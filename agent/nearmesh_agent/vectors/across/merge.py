@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -58,6 +59,8 @@ def _state(change: pb.Change, table: Table) -> State:
         return State(deleted=change.deleted)
     if change.row.id != change.id:
         raise InvalidInput(f"a change of row {change.id[:64]!r} has row {change.row.id[:64]!r}")
+    if not math.isfinite(change.written_at_s):
+        raise InvalidInput(f"row {change.id[:64]!r} was written at {change.written_at_s}, which is no moment")
     clock = Clock(written=change.written, written_after=change.written_after, deleted=change.deleted)
     row = wire.row(change.row, table)
     return State(

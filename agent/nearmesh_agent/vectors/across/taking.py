@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from nearmesh.errors import MeshError, NotFound
+from nearmesh.errors import InvalidInput, MeshError, NotFound
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
+from nearmesh_agent.vectors import limits
 from nearmesh_agent.vectors.across import offers
 from nearmesh_agent.vectors.across.gone import Gone
 from nearmesh_agent.vectors.across.ledger import NodeLedger
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # Offers of one node.
 MOST_OFFERS = 10_000
+# Of the name of a log.
+_MOST_LOG = 64
 
 
 class Taking(vector_pb2_grpc.VectorAcrossServiceServicer):
@@ -118,6 +121,10 @@ class Taking(vector_pb2_grpc.VectorAcrossServiceServicer):
         if collection is None:
             raise NotFound(f"no collection {request.collection.name[:64]!r} of that identity on this node")
         changes = request.changes
+        if len(changes.log) > _MOST_LOG or changes.last not in limits.INT64:
+            raise InvalidInput(
+                f"changes up to {changes.last} of the log {changes.log[:_MOST_LOG]!r}, which no node has"
+            )
         for stamp in stamps(changes.changes):
             self._ledger.clock.check(stamp)
         if changes.changes:
