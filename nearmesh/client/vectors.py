@@ -374,9 +374,13 @@ class Collection:
             async for progress in stream:
                 yield progress
 
-    async def receipts(self, id: str = "", *, most: int = 100) -> Sequence[pb.ListReceiptsResponse.Receipt]:
-        """Which sites have taken a delete, or the last deletes."""
-        request = pb.ListReceiptsRequest(collection=self.ref, id=id, page_size=most)
+    async def receipts(
+        self, id: str = "", *, most: int = 100, before: int = 0
+    ) -> Sequence[pb.ListReceiptsResponse.Receipt]:
+        """Which sites have taken a delete, or the last deletes, 1,000 of them at most; `before` is the number of a
+        change, to go on from the last receipt.
+        """
+        request = pb.ListReceiptsRequest(collection=self.ref, id=id, page_size=most, before=before)
         found: pb.ListReceiptsResponse = await self._client.call(self._client.stub.ListReceipts, request)
         return found.receipts
 

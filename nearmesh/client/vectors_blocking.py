@@ -212,6 +212,6 @@ class BlockingCollection:
         """See `Collection.reembed`."""
         return self._vectors.each(self._collection.reembed(embedder, cancel=cancel))
 
-    def receipts(self, id: str = "", *, most: int = 100) -> Sequence[pb.ListReceiptsResponse.Receipt]:
+    def receipts(self, id: str = "", *, most: int = 100, before: int = 0) -> Sequence[pb.ListReceiptsResponse.Receipt]:
         """See `Collection.receipts`."""
-        return self._run(self._collection.receipts(id, most=most))
+        return self._run(self._collection.receipts(id, most=most, before=before))

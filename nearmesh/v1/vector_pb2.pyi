@@ -574,14 +574,16 @@ class MigrateProgress(_message.Message):
     def __init__(self, collection: _Optional[str] = ..., rows_done: _Optional[int] = ..., rows_total: _Optional[int] = ..., phase: _Optional[str] = ...) -> None: ...
 
 class ListReceiptsRequest(_message.Message):
-    __slots__ = ("collection", "id", "page_size")
+    __slots__ = ("collection", "id", "page_size", "before")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
     collection: CollectionRef
     id: str
     page_size: int
-    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., id: _Optional[str] = ..., page_size: _Optional[int] = ...) -> None: ...
+    before: int
+    def __init__(self, collection: _Optional[_Union[CollectionRef, _Mapping]] = ..., id: _Optional[str] = ..., page_size: _Optional[int] = ..., before: _Optional[int] = ...) -> None: ...
 
 class ListReceiptsResponse(_message.Message):
     __slots__ = ("receipts",)

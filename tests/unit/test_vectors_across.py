@@ -156,6 +156,8 @@ async def test_there_is_a_receipt_of_every_site_for_a_delete(tmp_path: Path) -> 
         found = (await left.site.ask("ListReceipts", pb.ListReceiptsRequest(collection=REF))).receipts
         assert [one.id for one in found] == ["2", "1"]
         assert found[1].change == change
+        before = pb.ListReceiptsRequest(collection=REF, before=found[0].change)
+        assert [one.id for one in (await left.site.ask("ListReceipts", before)).receipts] == ["1"]
         assert all(one.acknowledged_at_s >= receipt.deleted_at_s - 1 for receipt in found for one in receipt.sites)
         # The other site knows of both, too.
         (there,) = (await right.site.ask("ListReceipts", pb.ListReceiptsRequest(collection=REF, id="1"))).receipts

@@ -62,10 +62,6 @@ class Sources:
             found.append(_told(name, self._sources[name]))
         return found[:size], found[size - 1].name if len(found) > size else ""
 
-    def oldest_s(self) -> float:
-        """When the source was written that has not been for the longest time; 0 where there is none."""
-        return min((_told(name, found).written_at_s for name, found in self._sources.items()), default=0.0)
-
     def __len__(self) -> int:
         return len(self._sources)
 

@@ -13,6 +13,7 @@ from nearmesh.errors import InvalidInput, MeshError
 from nearmesh.transport.server import Server
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
+from nearmesh_agent.vectors import limits
 from nearmesh_agent.vectors.across.clock import stamp_at
 from nearmesh_agent.vectors.across.giving import Giving
 from nearmesh_agent.vectors.across.gone import Gone
@@ -136,7 +137,8 @@ class Across:
     def receipts(self, spec: CollectionSpec, request: pb.ListReceiptsRequest) -> pb.ListReceiptsResponse:
         """Which sites have taken which deletes. Blocks for a moment."""
         most = min(request.page_size or _DEFAULT_PAGE, _MOST_RECEIPTS)
-        found = self.giving.receipts(spec.identity).of(id=request.id, most=most)
+        before = min(request.before, limits.INT64[-1])
+        found = self.giving.receipts(spec.identity).of(id=request.id, before=before, most=most)
         return pb.ListReceiptsResponse(
             receipts=[
                 pb.ListReceiptsResponse.Receipt(
