@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,29 @@ async def test_a_process_that_takes_long_to_say_what_it_has_is_not_taken_for_sil
     vectors = Vectors(VectorsConfig(enabled=True), tmp_path, HERE, max_message_bytes=1 << 20)
     assert await vectors._ask(Slow())  # type: ignore[arg-type]
     assert (len(vectors.collections), vectors.detail) == (1, "")
+
+
+async def test_a_process_that_cannot_be_started_leaves_one_folder_and_none_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(part, "NEEDED", {})
+    monkeypatch.setattr(part, "FIRST_WAIT_S", 0.001)
+    tried = asyncio.Event()
+    tries: list[int] = []
+
+    async def no_more(*_: object, **__: object) -> None:
+        tries.append(len(list((tmp_path / "tmp").iterdir())))
+        if len(tries) == 3:
+            tried.set()
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", no_more)
+    vectors = Vectors(VectorsConfig(enabled=True), tmp_path / ("x" * 100), HERE, max_message_bytes=1 << 20)
+    running = asyncio.create_task(vectors.run())
+    async with asyncio.timeout(5):
+        await tried.wait()
+    running.cancel()
+    await asyncio.wait({running})
+    assert (tries, list((tmp_path / "tmp").iterdir())) == ([1, 1, 1], [])

@@ -90,6 +90,8 @@ class Vectors:
                 max_message_bytes=max_message_bytes,
                 embed=partial(embedder.embed, behind=True) if embedder else None,
             )
+        # Where its socket lies while its own folder has too long a name.
+        self._private: Path | None = None
         # Of the process, 0 while there is none; and how often it has ended by itself.
         self.pid = 0
         self.ended = 0
@@ -135,6 +137,9 @@ class Vectors:
             finally:
                 kept.cancel()
                 await asyncio.wait({kept})
+                if self._private:
+                    shutil.rmtree(self._private, ignore_errors=True)
+                    self._private = None
             # Inference goes on, whatever is wrong with the vectors.
             log.error("the vectors are begun anew in %s s", LONGEST_WAIT_S, exc_info=kept.exception())
             self._say("something is wrong with them; the node's log has the cause")
@@ -163,7 +168,7 @@ class Vectors:
 
     async def _once(self) -> None:
         """One process, from its start to its end."""
-        settings, private = await asyncio.to_thread(self._prepare)
+        settings = await asyncio.to_thread(self._prepare)
         # From the loop's own thread, which lives as long as the agent.
         process = await asyncio.create_subprocess_exec(
             *leashed([*self._program, str(settings.path / Settings.FILE)]),
@@ -188,21 +193,19 @@ class Vectors:
             looking.cancel()
             await asyncio.wait({looking})
             await _end(process)
-            if private:
-                shutil.rmtree(private, ignore_errors=True)
         # Not reached when it was told to end.
         self.ended += 1
         self._say(f"their process ended with code {code} and is started again")
         log.warning("the vectors' process ended with code %s and is started again", code)
 
-    def _prepare(self) -> tuple[Settings, Path | None]:
+    def _prepare(self) -> Settings:
         """Its file, and a folder for its socket where its own has too long a name. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
-        socket, private = self._folder / "socket", None
+        socket = self._folder / "socket"
         if len(os.fsencode(socket)) > MAX_SOCKET_BYTES:
-            private = Path(tempfile.mkdtemp(prefix="nearmesh-vectors-"))
-            socket = private / "socket"
+            self._private = self._private or Path(tempfile.mkdtemp(prefix="nearmesh-vectors-"))
+            socket = self._private / "socket"
         settings = Settings(
             folder=str(self._folder),
             socket=str(socket),
@@ -215,7 +218,7 @@ class Vectors:
             config=self._config,
         )
         write_private(self._folder / Settings.FILE, settings.to_bytes())
-        return settings, private
+        return settings
 
     async def _look(self, settings: Settings, process: asyncio.subprocess.Process) -> None:
         """Connects, and keeps what the process says of its collections. Returns when it is silent for too long."""
