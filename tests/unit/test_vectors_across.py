@@ -193,6 +193,19 @@ async def test_a_drop_is_everywhere_also_for_who_comes_later(tmp_path: Path) -> 
         assert (left.names(), middle.names()) == (["docs"], [])
 
 
+async def test_a_site_that_has_not_heard_that_it_is_to_have_it_no_more_brings_it_not_back(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right") as (left, right):
+        await left.site.create(replicate_to=["right"])
+        await left.write("1")
+        await meet([left, right])
+        await update(left, replicate_to=[], set_replicate_to=True)
+        await left.site.ask("DropCollection", REF)
+        await left.offered(right)
+        assert (left.names(), right.names()) == ([], ["docs"])
+        await right.offered(left)
+        assert right.names() == []
+
+
 async def test_a_drop_that_a_kill_cut_short_is_finished(tmp_path: Path) -> None:
     async with places(tmp_path, "left", "right") as (left, right):
         await left.site.create(replicate_to=["right"])

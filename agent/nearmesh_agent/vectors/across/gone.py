@@ -9,6 +9,8 @@ from nearmesh_agent.vectors.across.offers import offer_of, sites_of
 from nearmesh_agent.vectors.across.tables import Tables
 from nearmesh_agent.vectors.collections import CollectionSpec
 
+_ASKED = "select distinct site from acknowledged where collection = (select key from collections where identity = ?)"
+
 
 class Gone:
     """Over the tables of a node's ledger."""
@@ -18,12 +20,14 @@ class Gone:
 
     def add(self, spec: CollectionSpec, now_s: float, updated: int) -> None:
         """It is to be nowhere any more; on disk when it returns."""
-        if not spec.replicate_to:
-            return
-        offer = offer_of(spec, dropped=True, updated=updated).SerializeToString()
-        sites = json.dumps(sorted(sites_of(spec)))
         with self._tables.use() as tables:
-            tables.run("insert or ignore into dropped values (?, ?, ?, ?)", spec.identity, now_s, sites, offer)
+            # A site that is to have it no more, and has not heard of that, would bring it back.
+            asked = tables.all(_ASKED, spec.identity)
+            sites = sites_of(spec) | {site for (site,) in asked}
+            if asked or spec.replicate_to:
+                offer = offer_of(spec, dropped=True, updated=updated).SerializeToString()
+                told = (spec.identity, now_s, json.dumps(sorted(sites)), offer)
+                tables.run("insert or ignore into dropped values (?, ?, ?, ?)", *told)
         self._tables.commit()
 
     def has(self, identity: str) -> bool:
