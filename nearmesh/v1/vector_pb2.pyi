@@ -629,7 +629,7 @@ class OfferedRequest(_message.Message):
 class OfferedResponse(_message.Message):
     __slots__ = ("offers",)
     class Offer(_message.Message):
-        __slots__ = ("collection", "embedder_digest", "identity", "generation", "dropped", "site", "updated")
+        __slots__ = ("collection", "embedder_digest", "identity", "generation", "dropped", "site", "updated", "placed")
         COLLECTION_FIELD_NUMBER: _ClassVar[int]
         EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
         IDENTITY_FIELD_NUMBER: _ClassVar[int]
@@ -637,6 +637,7 @@ class OfferedResponse(_message.Message):
         DROPPED_FIELD_NUMBER: _ClassVar[int]
         SITE_FIELD_NUMBER: _ClassVar[int]
         UPDATED_FIELD_NUMBER: _ClassVar[int]
+        PLACED_FIELD_NUMBER: _ClassVar[int]
         collection: CreateCollectionRequest
         embedder_digest: str
         identity: str
@@ -644,7 +645,8 @@ class OfferedResponse(_message.Message):
         dropped: bool
         site: str
         updated: int
-        def __init__(self, collection: _Optional[_Union[CreateCollectionRequest, _Mapping]] = ..., embedder_digest: _Optional[str] = ..., identity: _Optional[str] = ..., generation: _Optional[int] = ..., dropped: _Optional[bool] = ..., site: _Optional[str] = ..., updated: _Optional[int] = ...) -> None: ...
+        placed: int
+        def __init__(self, collection: _Optional[_Union[CreateCollectionRequest, _Mapping]] = ..., embedder_digest: _Optional[str] = ..., identity: _Optional[str] = ..., generation: _Optional[int] = ..., dropped: _Optional[bool] = ..., site: _Optional[str] = ..., updated: _Optional[int] = ..., placed: _Optional[int] = ...) -> None: ...
     OFFERS_FIELD_NUMBER: _ClassVar[int]
     offers: _containers.RepeatedCompositeFieldContainer[OfferedResponse.Offer]
     def __init__(self, offers: _Optional[_Iterable[_Union[OfferedResponse.Offer, _Mapping]]] = ...) -> None: ...

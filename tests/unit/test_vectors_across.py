@@ -231,7 +231,9 @@ async def test_what_is_written_after_a_kill_in_the_middle_of_an_update_is_sent(t
         await left.write("1")
         collection = await left.site.keeper.get("default", "docs")
         # Its spec is on the disk, and nothing else.
-        await left.site.keeper.update(collection, lambda spec: left.across.stamped(replace(spec, replicate_to=("right",))))
+        await left.site.keeper.update(
+            collection, lambda spec: left.across.stamped(replace(spec, replicate_to=("right",)))
+        )
         await left.across._look_after(collection)
         await meet([left, right])
         await left.write("2")
@@ -312,6 +314,20 @@ async def test_p9_regions_bind_where_it_is_kept(tmp_path: Path) -> None:
         await meet([left, right])
         assert await right.texts() == {"1": ""}
         await update(left, regions=["eu"], set_regions=True)
+        await right.offered(left)
+        assert right.names() == []
+
+
+async def test_p9_regions_that_were_narrowed_stay_so_whatever_else_is_changed_elsewhere(tmp_path: Path) -> None:
+    async with places(tmp_path, "left", "right", regions=("eu", "us")) as (left, right):
+        await left.site.create(replicate_to=["right"])
+        await meet([left, right])
+        await update(left, regions=["eu"], set_regions=True)
+        await update(right, description="of both")
+        # The later change knew nothing of the earlier one.
+        await left.offered(right)
+        found = await left.collection()
+        assert (list(found.regions), found.description) == (["eu"], "of both")
         await right.offered(left)
         assert right.names() == []
 
@@ -415,7 +431,9 @@ async def test_a_node_whose_disk_was_brought_back_from_before_comes_to_have_the_
             assert await again.texts() == {"1": "", "2": ""}
             await again.write("5")
             await meet([again, right])
-            assert await again.texts() == await right.texts() == {"2": "", "3": "lost and known there", "4": "", "5": ""}
+            assert (
+                await again.texts() == await right.texts() == {"2": "", "3": "lost and known there", "4": "", "5": ""}
+            )
             await again.write("6")
             assert await right.hear(again) == 1
 
@@ -542,6 +560,6 @@ async def _hears(here: Place, other: Place, prefix: str) -> None:
     gone = here.ledger.tombstones(collection.identity, names)
     before = {row.id for row in collection.serving.index.rows(names)}
     await here.hear(other)
-    for row in collection.serving.index.rows(gone.keys() - before):
+    for back in collection.serving.index.rows(gone.keys() - before):
         # What it has acknowledged to be deleted comes back with a write alone that knew of it.
-        assert row.clock.written_after >= gone[row.id]
+        assert back.clock.written_after >= gone[back.id]

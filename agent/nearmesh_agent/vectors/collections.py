@@ -55,6 +55,8 @@ class CollectionSpec(Document):
     # Where it was created; when its sites, regions or description were changed last, by hybrid logical clock.
     site: str = ""
     updated: int = 0
+    # Of the last change of its sites or regions; 0: as `updated`.
+    placed: int = 0
     # The one that serves.
     serving: Generation = field(default_factory=Generation)
     # The one that is being filled, and takes over when it is whole.

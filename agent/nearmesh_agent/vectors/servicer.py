@@ -87,7 +87,7 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
     async def UpdateCollection(self, request: pb.UpdateCollectionRequest, context: Any) -> pb.Collection:
         collection = await self._of(request.collection, context)
         terms = declared.changed(request)
-        await self._keeper.update(collection, lambda spec: self._stamped(replace(spec, **terms)))
+        await self._keeper.update(collection, lambda spec: self._stamped(replace(spec, **terms), spec))
         await self._settled(collection)
         return await asyncio.to_thread(self._message, collection)
 
@@ -237,8 +237,8 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
 
     # Inside.
 
-    def _stamped(self, spec: CollectionSpec) -> CollectionSpec:
-        return self.across.stamped(spec) if self.across else spec
+    def _stamped(self, spec: CollectionSpec, before: CollectionSpec | None = None) -> CollectionSpec:
+        return self.across.stamped(spec, before) if self.across else spec
 
     async def _settled(self, collection: Collection) -> None:
         if self.across:

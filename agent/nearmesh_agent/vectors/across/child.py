@@ -18,7 +18,7 @@ from nearmesh_agent.vectors.across.clock import stamp_at
 from nearmesh_agent.vectors.across.giving import Giving
 from nearmesh_agent.vectors.across.gone import Gone
 from nearmesh_agent.vectors.across.ledger import NodeLedger
-from nearmesh_agent.vectors.across.offers import sites_of
+from nearmesh_agent.vectors.across.offers import placed_at, sites_of
 from nearmesh_agent.vectors.across.places import Here, admits
 from nearmesh_agent.vectors.across.receipts import Lag
 from nearmesh_agent.vectors.across.taking import Taking
@@ -82,13 +82,16 @@ class Across:
 
     # What callers change.
 
-    def stamped(self, spec: CollectionSpec) -> CollectionSpec:
+    def stamped(self, spec: CollectionSpec, before: CollectionSpec | None = None) -> CollectionSpec:
         """A spec that is made or changed here and now. Raises InvalidInput for one that may not be kept here."""
         if not admits(spec.regions, self._here.region):
             raise InvalidInput(
                 f"regions {', '.join(spec.regions)} leave out {self._here.region!r}, in which this node would keep it"
             )
-        return replace(spec, site=spec.site or self._here.site, updated=self._ledger.now())
+        now = self._ledger.now()
+        same = before is not None and (before.replicate_to, before.regions) == (spec.replicate_to, spec.regions)
+        placed = placed_at(before) if before and same else now
+        return replace(spec, site=spec.site or self._here.site, updated=now, placed=placed)
 
     def settled(self, spec: CollectionSpec) -> None:
         """It is so from now on: its rows are counted if others are to have it. Blocks for a moment."""

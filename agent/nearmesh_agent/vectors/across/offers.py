@@ -58,6 +58,7 @@ def offer_of(spec: CollectionSpec, *, dropped: bool = False, updated: int = 0) -
         dropped=dropped,
         site=spec.site,
         updated=updated or spec.updated,
+        placed=spec.placed,
     )
 
 
@@ -120,9 +121,23 @@ def _may_be_here(spec: CollectionSpec, at: Here) -> bool:
 
 def newest(offer: pb.OfferedResponse.Offer, here: CollectionSpec) -> CollectionSpec:
     """What both together say; `here` itself where the offer is no news to it."""
-    if offer.updated <= here.updated:
+    placed = offer.placed or offer.updated
+    described, moved = offer.updated > here.updated, placed > placed_at(here)
+    if not (described or moved):
         return here
-    return replace(here, updated=offer.updated, **declared.terms(offer.collection))
+    terms = declared.terms(offer.collection)
+    taken = (["description"] if described else []) + (["replicate_to", "regions"] if moved else [])
+    return replace(
+        here,
+        updated=max(offer.updated, here.updated),
+        placed=max(placed, placed_at(here)),
+        **{name: terms[name] for name in taken},
+    )
+
+
+def placed_at(spec: CollectionSpec) -> int:
+    """When its sites or regions were changed last: what was changed elsewhere since does not undo it."""
+    return spec.placed or spec.updated
 
 
 def _spec(offer: pb.OfferedResponse.Offer) -> CollectionSpec:
@@ -134,6 +149,7 @@ def _spec(offer: pb.OfferedResponse.Offer) -> CollectionSpec:
         identity=offer.identity,
         site=check_label("site", offer.site),
         updated=offer.updated,
+        placed=offer.placed,
         **declared.whole(there),
     )
 

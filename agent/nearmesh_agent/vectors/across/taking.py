@@ -95,8 +95,9 @@ class Taking(vector_pb2_grpc.VectorAcrossServiceServicer):
         """Raises MeshError."""
         spec = decision.spec
         assert spec
-        self._ledger.clock.check(offer.updated)
-        self._ledger.clock.heard(offer.updated)
+        for stamp in (offer.updated, offer.placed):
+            self._ledger.clock.check(stamp)
+            self._ledger.clock.heard(stamp)
         log.info("%s collection=%s as node=%s says", decision.then.value, spec.name, node)
         if decision.then is Then.CREATE:
             self._keeper.specs.check_free(spec)
