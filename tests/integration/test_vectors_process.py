@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from nearmesh_agent.vectors.front import SERVICE
 
 from nearmesh.v1 import vector_pb2 as pb
 from tests.integration.mesh_processes import until
@@ -47,6 +48,21 @@ async def test_rows_are_written_found_by_vector_filter_and_words_and_deleted(nod
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await node.stub.Search(wrong)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT and said in (refused.value.details() or "")
+
+
+async def test_words_lose_their_endings_as_in_the_collections_language_after_a_kill_too(node: VectorNode) -> None:
+    ref = pb.CollectionRef(name="haus")
+    create_it = pb.CreateCollectionRequest(collection=ref, dimension=len(vector(1)) // 4, language="german")
+    assert (await node.stub.CreateCollection(create_it, timeout=60)).language == "german"
+    row = pb.Row(id="a", vector=vector(1), text="Die Häuser stehen am Fluss.")
+    await node.stub.Upsert(pb.UpsertRequest(collection=ref, rows=[row]))
+    asked = pb.RetrieveRequest(collection=ref, text="Haus", mode=pb.RetrieveRequest.MODE_LEXICAL).SerializeToString()
+    for killed in (False, True):
+        if killed:
+            await node.kill()
+        assert node.part.channel
+        answer = await node.part.channel.call(f"/{SERVICE}/Retrieve", asked, reach="default", timeout_s=10)
+        assert [hit.row.id for hit in pb.RetrieveResponse.FromString(answer).hits] == ["a"]
 
 
 async def test_an_index_type_that_the_engine_lacks_is_refused_and_nothing_is_left_of_it(node: VectorNode) -> None:
