@@ -1,4 +1,7 @@
-"""A real Envoy, configured by our discovery service alone, between stock clients and three nodes."""
+"""A real Envoy, configured by our discovery service alone, between stock clients and three nodes.
+
+The nodes are there for all tests; each test has an Envoy of its own.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,15 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import pytest_asyncio
 import tritonclient.grpc.aio as stock
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nearmesh.gateway.bootstrap import write_secrets
 from nearmesh.tokens import SUBJECT_HEADER
 from tests.integration.xds_fixtures import Gateway, SmallMesh, access_token, gateway, machine, small_mesh
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LARGE = 6_500_000
 Stub = service_pb2_grpc.GRPCInferenceServiceStub
@@ -48,11 +54,25 @@ async def plain_stub(running: Gateway) -> AsyncIterator[Stub]:
         yield Stub(channel)
 
 
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SmallMesh]:
+    async with small_mesh(tmp_path_factory.mktemp("mesh"), "mesh") as found:
+        yield found
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def small(shared: SmallMesh) -> AsyncIterator[SmallMesh]:
+    """Whole, whatever the test before this one did to it; nothing that Envoy was told may be refused."""
+    await shared.whole()
+    refused = shared.service.refused
+    yield shared
+    assert shared.service.refused == refused
+
+
 @asynccontextmanager
-async def setting(folder: Path) -> AsyncIterator[tuple[SmallMesh, Gateway, Stub]]:
-    async with small_mesh(folder, "mesh") as small, gateway(small) as running, plain_stub(running) as stub:
-        yield small, running, stub
-        assert small.service.refused == 0
+async def setting(small: SmallMesh) -> AsyncIterator[tuple[Gateway, Stub]]:
+    async with gateway(small) as running, plain_stub(running) as stub:
+        yield running, stub
 
 
 async def until(condition: Any, within_s: float = 10) -> None:
@@ -97,8 +117,8 @@ class Load:
         await until(moved)
 
 
-async def test_a_stock_client_without_any_header_reaches_the_first_node(tmp_path: Path) -> None:
-    async with small_mesh(tmp_path, "mesh") as small, gateway(small) as running:
+async def test_a_stock_client_without_any_header_reaches_the_first_node(small: SmallMesh) -> None:
+    async with gateway(small) as running:
         client = stock.InferenceServerClient(running.address)
         tensor = stock.InferInput("x", [1, 4], "FP32")
         tensor.set_data_from_numpy(np.zeros((1, 4), np.float32))
@@ -108,11 +128,10 @@ async def test_a_stock_client_without_any_header_reaches_the_first_node(tmp_path
         assert await client.is_server_live()
         assert (await client.get_server_metadata()).name == "c", "calls that name no model go to the nearest"
         await client.close()
-        assert small.service.refused == 0
 
 
-async def test_what_the_gateway_answers_by_itself(tmp_path: Path) -> None:
-    async with setting(tmp_path) as (_, _, stub):
+async def test_what_the_gateway_answers_by_itself(small: SmallMesh) -> None:
+    async with setting(small) as (_, stub):
         cases = [
             (stub.ModelInfer(request("nope")), "NOT_FOUND", "'nope'"),
             (stub.ModelInfer(request("")), "INVALID_ARGUMENT", "no model"),
@@ -142,30 +161,28 @@ async def test_what_the_gateway_answers_by_itself(tmp_path: Path) -> None:
             assert time.monotonic() - start < 1
 
 
-async def test_a_mesh_without_models_has_its_nearest_node_and_knows_what_it_does_not_serve(tmp_path: Path) -> None:
-    async with small_mesh(tmp_path, "mesh", "a") as small:
-        small.order("mesh", "a", ())
-        # Envoy opens its listener only with a route table that it accepted.
-        async with gateway(small) as running, plain_stub(running) as stub:
-            assert (await stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=15)).name == "a"
-            for objective, status in (("", "NOT_FOUND"), ("nearest", "NOT_FOUND"), ("fastest", "INVALID_ARGUMENT")):
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await infer(stub, objective=objective)
-                assert caught.value.code().name == status
-            small.order("mesh", "a")
+async def test_a_mesh_without_models_has_its_nearest_node_and_knows_what_it_does_not_serve(small: SmallMesh) -> None:
+    small.order("mesh", "a", ())
+    # Envoy opens its listener only with a route table that it accepted.
+    async with setting(small) as (_, stub):
+        assert (await stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=15)).name == "a"
+        for objective, status in (("", "NOT_FOUND"), ("nearest", "NOT_FOUND"), ("fastest", "INVALID_ARGUMENT")):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await infer(stub, objective=objective)
+            assert caught.value.code().name == status
+        small.order("mesh", "a")
 
-            async def served() -> bool:
-                try:
-                    return await infer(stub) == "a"
-                except grpc.aio.AioRpcError:
-                    return False
+        async def served() -> bool:
+            try:
+                return await infer(stub) == "a"
+            except grpc.aio.AioRpcError:
+                return False
 
-            await until(served)
-        assert small.service.refused == 0
+        await until(served)
 
 
-async def test_the_headers_route_too(tmp_path: Path) -> None:
-    async with setting(tmp_path) as (small, _, stub):
+async def test_the_headers_route_too(small: SmallMesh) -> None:
+    async with setting(small) as (_, stub):
         small.order("mesh", "abc", nearest="c", cheapest="b")
 
         async def known() -> bool:
@@ -178,8 +195,8 @@ async def test_the_headers_route_too(tmp_path: Path) -> None:
         assert answer.model_name == "digits", "the header routes, the body is the node's to judge"
 
 
-async def test_tokens_on_tls_and_in_plain_text(tmp_path: Path) -> None:
-    async with setting(tmp_path) as (small, running, plain):
+async def test_tokens_on_tls_and_in_plain_text(small: SmallMesh, tmp_path: Path) -> None:
+    async with setting(small) as (running, plain):
         stranger = access_token(type(small.authority).open("test-mesh", tmp_path / "elsewhere"))
         expired = access_token(small.authority, now_s=time.time() - 7200)
         credentials = grpc.ssl_channel_credentials(small.authority.ca_pem)
@@ -195,8 +212,8 @@ async def test_tokens_on_tls_and_in_plain_text(tmp_path: Path) -> None:
             assert answer.parameters["node"].string_param == "a"
 
 
-async def test_a_node_is_told_whose_token_it_was_and_by_the_gateway_alone(tmp_path: Path) -> None:
-    async with setting(tmp_path) as (small, _, plain):
+async def test_a_node_is_told_whose_token_it_was_and_by_the_gateway_alone(small: SmallMesh) -> None:
+    async with setting(small) as (_, plain):
         claimed = [(SUBJECT_HEADER, "somebody-else")]
         shown = await plain.ModelInfer(request(), metadata=[*bearer(small.token), *claimed])
         assert shown.parameters["subject"].string_param == "app"
@@ -208,16 +225,16 @@ def bearer(token: str | None) -> list[tuple[str, str]]:
     return [("authorization", f"Bearer {token}")] if token else []
 
 
-async def test_plain_text_is_refused_unless_it_was_asked_for(tmp_path: Path) -> None:
-    async with small_mesh(tmp_path, "mesh", "a") as small, gateway(small, plaintext=False) as running:
+async def test_plain_text_is_refused_unless_it_was_asked_for(small: SmallMesh) -> None:
+    async with gateway(small, plaintext=False) as running:
         async with plain_stub(running) as stub:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await infer(stub)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_requests_up_to_32_mib_pass_and_a_killed_node_costs_none_of_them(tmp_path: Path) -> None:
-    async with setting(tmp_path) as (small, _, stub):
+async def test_requests_up_to_32_mib_pass_and_a_killed_node_costs_none_of_them(small: SmallMesh) -> None:
+    async with setting(small) as (_, stub):
         answer = await stub.ModelInfer(request(size=32 * 2**20))
         assert answer.parameters["bytes"].int64_param == 32 * 2**20
         calls = [asyncio.create_task(infer(stub, "digits", LARGE, sleep_ms=700)) for _ in range(4)]
@@ -227,8 +244,8 @@ async def test_requests_up_to_32_mib_pass_and_a_killed_node_costs_none_of_them(t
         assert await infer(stub, "digits", LARGE) == "b"
 
 
-async def test_a_changed_order_moves_traffic_and_a_killed_node_too_without_an_error(tmp_path: Path) -> None:
-    async with setting(tmp_path) as (small, _, stub), Load(stub) as load:
+async def test_a_changed_order_moves_traffic_and_a_killed_node_too_without_an_error(small: SmallMesh) -> None:
+    async with setting(small) as (_, stub), Load(stub) as load:
         await load.all_on("a")
         start = time.monotonic()
         small.order("mesh", "cba")
@@ -238,15 +255,17 @@ async def test_a_changed_order_moves_traffic_and_a_killed_node_too_without_an_er
         assert time.monotonic() - start < 5
 
 
-async def test_a_frozen_node_delays_calls_and_fails_none(tmp_path: Path) -> None:
-    async with setting(tmp_path) as (small, _, stub), Load(stub, per_s=10) as load:
+async def test_a_frozen_node_delays_calls_and_fails_none(small: SmallMesh) -> None:
+    async with setting(small) as (_, stub), Load(stub, per_s=10) as load:
         await load.all_on("a")
         small.nodes["a"].process.send_signal(signal.SIGSTOP)
         await load.all_on("b")
+    # With what waits in it.
+    await small.nodes["a"].kill()
 
 
-async def test_one_clients_hopeless_deadlines_or_bad_requests_eject_no_node(tmp_path: Path) -> None:
-    async with setting(tmp_path) as (_, _, stub):
+async def test_one_clients_hopeless_deadlines_or_bad_requests_eject_no_node(small: SmallMesh) -> None:
+    async with setting(small) as (_, stub):
         hopeless = [infer(stub, "digits", sleep_ms=400, timeout_s=0.05) for _ in range(20)]
         bad = [infer(stub, "digits", status=grpc.StatusCode.INVALID_ARGUMENT.value[0]) for _ in range(20)]
         outcomes = await asyncio.gather(*hopeless, *bad, return_exceptions=True)
@@ -254,8 +273,8 @@ async def test_one_clients_hopeless_deadlines_or_bad_requests_eject_no_node(tmp_
         assert await infer(stub) == "a"
 
 
-async def test_a_stream_stays_on_its_node_and_ends_with_it(tmp_path: Path) -> None:
-    async with setting(tmp_path) as (small, _, stub):
+async def test_a_stream_stays_on_its_node_and_ends_with_it(small: SmallMesh) -> None:
+    async with setting(small) as (_, stub):
         stream = stub.ModelStreamInfer()
         for moved in ("abc", "bca"):
             small.order("mesh", moved)
@@ -269,8 +288,8 @@ async def test_a_stream_stays_on_its_node_and_ends_with_it(tmp_path: Path) -> No
         assert caught.value.code() is grpc.StatusCode.INTERNAL
 
 
-async def test_a_model_may_come_and_go_while_another_is_in_use(tmp_path: Path) -> None:
-    async with setting(tmp_path) as (small, _, stub), Load(stub) as load:
+async def test_a_model_may_come_and_go_while_another_is_in_use(small: SmallMesh) -> None:
+    async with setting(small) as (_, stub), Load(stub) as load:
         await load.all_on("a")
         small.order("mesh", "abc", ("digits", "fresh"))
 
@@ -290,18 +309,17 @@ async def test_a_model_may_come_and_go_while_another_is_in_use(tmp_path: Path) -
         await until(gone)
 
 
-async def test_a_renewed_certificate_is_taken_up_without_a_restart(tmp_path: Path) -> None:
-    async with small_mesh(tmp_path, "mesh", "a") as small, gateway(small) as running:
-        before = await shown_certificate(running)
-        machine(small.authority, "gateway", "gw", tmp_path / "gw" / "credentials")
-        write_secrets(tmp_path / "gw", tmp_path / "gw" / "credentials")
+async def test_a_renewed_certificate_is_taken_up_without_a_restart(small: SmallMesh) -> None:
+    async with setting(small) as (running, stub):
+        before, folder = await shown_certificate(running), small.folder / running.name
+        machine(small.authority, "gateway", running.name, folder / "credentials")
+        write_secrets(folder, folder / "credentials")
 
         async def renewed() -> bool:
             return await shown_certificate(running) != before
 
         await until(renewed)
-        async with plain_stub(running) as stub:
-            assert await infer(stub) == "a"
+        assert await infer(stub) == "a"
 
 
 async def shown_certificate(running: Gateway) -> bytes:
@@ -314,8 +332,8 @@ async def shown_certificate(running: Gateway) -> bytes:
     return found
 
 
-async def test_envoy_comes_back_after_a_crash_and_leaves_with_its_gateway(tmp_path: Path) -> None:
-    async with setting(tmp_path) as (_, running, stub):
+async def test_envoy_comes_back_after_a_crash_and_leaves_with_its_gateway(small: SmallMesh) -> None:
+    async with setting(small) as (running, stub):
         first = running.envoy.pid
         assert first
         os.kill(first, signal.SIGKILL)
@@ -332,10 +350,15 @@ async def test_envoy_comes_back_after_a_crash_and_leaves_with_its_gateway(tmp_pa
     assert running.envoy.pid is None
 
 
-async def test_a_removed_gateway_hears_no_more(tmp_path: Path) -> None:
-    async with setting(tmp_path) as (small, _, stub):
+async def test_a_removed_gateway_hears_no_more(small: SmallMesh) -> None:
+    async with setting(small) as (_, stub):
         assert await infer(stub) == "a"
-        assert small.service.streams == 1
+
+        async def alone() -> bool:
+            return small.service.streams == 1
+
+        # The Envoy of the test before this one has left, as the service may have to hear first.
+        await until(alone)
         small.removed.add("gw")
         small.order("mesh", "bca")
 
@@ -346,9 +369,9 @@ async def test_a_removed_gateway_hears_no_more(tmp_path: Path) -> None:
         assert await infer(stub) == "a", "it goes on with what it knows; nodes refuse its certificate"
 
 
-async def test_the_access_log_tells_what_calls_came_to(tmp_path: Path) -> None:
+async def test_the_access_log_tells_what_calls_came_to(small: SmallMesh) -> None:
     """By model, objective and node; what callers get wrong counts for nobody."""
-    async with setting(tmp_path) as (small, running, stub):
+    async with setting(small) as (running, stub):
         for _ in range(5):
             await infer(stub)
         await infer(stub, sleep_ms=500)

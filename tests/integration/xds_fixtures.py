@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -135,9 +136,23 @@ class SmallMesh:
     public: str
     mesh: str
     reports: Reports
+    listener: Listener
+    # Starts the stand-in of that name.
+    start: Callable[[str], Awaitable[NodeProcess]]
     nodes: dict[str, NodeProcess] = field(default_factory=dict)
     removed: set[str] = field(default_factory=set)
     token: str = ""
+
+    async def whole(self) -> None:
+        """As at first, whatever was done to it: every node is there, in the order of their names, nobody is removed."""
+        for name, node in self.nodes.items():
+            if node.process.returncode is None:
+                node.process.send_signal(signal.SIGCONT)
+            else:
+                self.nodes[name] = await self.start(name)
+        self.removed.clear()
+        self.reports.taken = asyncio.Queue()
+        self.order(self.listener, tuple(self.nodes))
 
     def node_at(self, address: str) -> str | None:
         return next((node.name for node in self.nodes.values() if node.endpoint.address == address), None)
@@ -196,11 +211,14 @@ async def small_mesh(
             addresses.append(address.replace("127.0.0.1", "localhost"))
             await server.start()
             stack.push_async_callback(server.stop, 0)
-        small = SmallMesh(authority, source, service, folder, *addresses, reports, removed=removed)
+        folders = {name: machine(authority, "node", name, folder / name) for name in names}
+
+        async def start(name: str) -> NodeProcess:
+            return await stack.enter_async_context(node_process(name, folders[name], listener))
+
+        small = SmallMesh(authority, source, service, folder, *addresses, reports, listener, start, removed=removed)
         small.token = access_token(authority)
-        folders = [machine(authority, "node", name, folder / name) for name in names]
-        started = [stack.enter_async_context(node_process(n, f, listener)) for n, f in zip(names, folders, strict=True)]
-        for node in [await one for one in started]:
+        for node in await asyncio.gather(*(start(name) for name in names)):
             small.nodes[node.name] = node
         small.order(listener, names)
         yield small
