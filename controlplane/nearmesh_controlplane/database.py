@@ -15,9 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import alembic.command
-import alembic.config
-import alembic.util
 import sqlalchemy as sa
 
 from nearmesh.errors import ConfigError, NotLeader, Unreachable
@@ -25,6 +22,8 @@ from nearmesh_controlplane import postgresql
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
 
 # Changes on their way; an event loop by itself would let go of those that nobody waits for any more.
 _begun: set[asyncio.Task[Any]] = set()
@@ -410,15 +409,33 @@ async def settled() -> None:
 
 def migrate(engine: sa.Engine) -> None:
     """Brings the schema to the newest revision. Raises ConfigError when it is newer than this program."""
-    settings = alembic.config.Config()
-    settings.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    newest = max(path.name.partition("_")[0] for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
     with engine.begin() as connection:
         postgresql.one_at_a_time(connection)
-        settings.attributes["connection"] = connection
-        try:
-            alembic.command.upgrade(settings, "head")
-        except alembic.util.CommandError as error:
-            raise ConfigError(f"the database is of a newer control plane than this one ({error})") from None
+        if _revision(connection) != newest:
+            _upgrade(connection)
+
+
+def _revision(connection: sa.Connection) -> str:
+    """The schema's; empty where there is none yet."""
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return ""
+    return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar())
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    # Not where there is nothing to be done, as at most starts: it takes a while to import.
+    import alembic.command
+    import alembic.config
+    import alembic.util
+
+    settings = alembic.config.Config()
+    settings.set_main_option("script_location", str(_MIGRATIONS))
+    settings.attributes["connection"] = connection
+    try:
+        alembic.command.upgrade(settings, "head")
+    except alembic.util.CommandError as error:
+        raise ConfigError(f"the database is of a newer control plane than this one ({error})") from None
 
 
 def make_durable(engine: sa.Engine) -> None:

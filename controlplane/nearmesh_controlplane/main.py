@@ -14,7 +14,6 @@ from nearmesh.process import configure_logging, stop_on_signals
 from nearmesh.tokens import ROLES
 from nearmesh_controlplane.config import MeshConfig
 from nearmesh_controlplane.registry.authority import Authority
-from nearmesh_controlplane.server import serve
 
 
 @click.group(invoke_without_command=True)
@@ -37,6 +36,9 @@ def main(context: click.Context, path: Path, log_level: str) -> None:
 
 
 async def _run(mesh: MeshConfig) -> None:
+    # Not for a token or for --help: it takes most of a second to import.
+    from nearmesh_controlplane.server import serve
+
     await serve(mesh, stop_on_signals())
 
 
