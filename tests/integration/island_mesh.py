@@ -31,13 +31,15 @@ from tests.integration.mesh_processes import REGION, ControlPlane, Daemon, Node,
 
 HERE = Path(__file__).parent
 MODEL = "adder"
+# So long after the control plane is back, nodes send gateways back to it.
+NODE_TIMES = {"nearmesh_agent.island.RETURN_AFTER_S": 2.0}
 
 
 class GatewayProcess(Daemon):
     """`nearmesh gateway run` in a folder."""
 
     def __init__(self, plane: ControlPlane, folder: Path, name: str) -> None:
-        super().__init__(name, "nearmesh", folder / "gateway.toml")
+        super().__init__(name, "nearmesh", folder / "gateway.toml", {})
         folder.mkdir(parents=True, exist_ok=True)
         self.plane, self.name, self.data = plane, name, folder / "data"
         (port,) = free_ports(1)
@@ -230,7 +232,8 @@ async def island_mesh(folder: Path) -> AsyncIterator[IslandMesh]:
         async with plane.operator() as operator:
             await operator.publish(adding(folder / MODEL, MODEL, "1", 1.0))
             await operator.deploy(MODEL, "1")
-        nodes = [await stack.enter_async_context(node(plane, folder / name, name)) for name in ("one", "two")]
+        made = [node(plane, folder / name, name, times=NODE_TIMES) for name in ("one", "two")]
+        nodes = await asyncio.gather(*(stack.enter_async_context(one) for one in made))
         gateway = GatewayProcess(plane, folder / "gateway", "door")
         stack.push_async_callback(gateway.child.stop)
         mesh = IslandMesh(folder, plane, nodes, gateway)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,21 @@ from nearmesh_controlplane.registry.authority import Authority
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nearmesh.client.admin import AdminClient
-from nearmesh.devmesh.children import Child, script
+from nearmesh.devmesh.children import Child
 from nearmesh.devmesh.ports import free_ports
 from nearmesh.errors import MeshError
 from nearmesh.ids import Kind, node_server_name
 from nearmesh.membership import join
 from nearmesh.tls import Credentials
 from nearmesh.v1 import catalog_pb2
+from tests import hurried
 
 MESH = "test-mesh"
 REGION = "europe-west1"
 # A process that is loaded by nothing else is up in two seconds; two cores may be shared by many.
 START_WITHIN_S = 40.0
+
+NO_TIMES: Mapping[str, float] = {}
 
 # A killed server is back soon; gRPC would wait a second before it looked again, then longer.
 RECONNECT = [
@@ -51,10 +54,11 @@ async def until(check: Callable[[], Awaitable[Any]], *, within_s: float = 20.0, 
 
 
 class Daemon:
-    """One of the mesh's processes: its log, and how it ends."""
+    """One of the mesh's processes: its log, and how it ends; `times` as in tests/hurried.py."""
 
-    def __init__(self, name: str, program: str, config: Path) -> None:
-        self.child = Child(name, [script(program), "--config", str(config)], config.with_suffix(".log"))
+    def __init__(self, name: str, program: str, config: Path, times: Mapping[str, float]) -> None:
+        command = [*hurried.command(program, times), "--config", str(config)]
+        self.child = Child(name, command, config.with_suffix(".log"))
 
     @property
     def log(self) -> str:
@@ -96,14 +100,14 @@ async def _answer(call: Any) -> Any:
 class ControlPlane(Daemon):
     """A control plane in a folder, on ports that stay its own."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, *, times: Mapping[str, float] = NO_TIMES, **settings: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.data, self.name = folder / "data", settings.get("id", "")
         self.public, self.mesh, self.http = (f"127.0.0.1:{port}" for port in free_ports(3))
         listen = {"public": self.public, "mesh": self.mesh, "http": self.http}
         self.config = folder / "mesh.toml"
         self.config.write_text(tomli_w.dumps({"mesh": MESH, "data": str(self.data), **settings, "listen": listen}))
-        super().__init__("control plane", "nearmesh-controlplane", self.config)
+        super().__init__("control plane", "nearmesh-controlplane", self.config, times)
         self.authority = Authority.open(MESH, self.data / "authority")
         self._channels: list[grpc.aio.Channel] = []
 
@@ -159,7 +163,15 @@ class Node(Daemon):
     """An agent in a folder, on ports that stay its own."""
 
     def __init__(
-        self, plane: ControlPlane, folder: Path, name: str, *, site: str = "", region: str = REGION, **settings: Any
+        self,
+        plane: ControlPlane,
+        folder: Path,
+        name: str,
+        *,
+        site: str = "",
+        region: str = REGION,
+        times: Mapping[str, float] = NO_TIMES,
+        **settings: Any,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.plane, self.name, self.site, self.region = plane, name, site or f"site-{name}", region
@@ -176,7 +188,7 @@ class Node(Daemon):
             "listen": {"public": self.public, "mesh": self.mesh, "metrics": metrics},
         }
         config.write_text(tomli_w.dumps(head))
-        super().__init__(name, "nearmesh-agent", config)
+        super().__init__(name, "nearmesh-agent", config, times)
         self._channels: list[grpc.aio.Channel] = []
 
     async def start(self) -> None:

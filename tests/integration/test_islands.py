@@ -51,29 +51,28 @@ async def other(mesh: IslandMesh, node: str) -> str:
     return next(name for name in mesh.nodes if name != node)
 
 
-async def test_p2_a_fresh_sdk_finds_its_way_by_nodes_and_fails_over_and_goes_back(
+async def test_p2_a_fresh_sdk_finds_its_way_by_nodes_a_restarted_one_by_what_it_kept_and_both_fail_over(
     mesh: IslandMesh, tmp_path: Path
 ) -> None:
+    # It knows no node by its bootstrap.
+    alone = mesh.bootstrap("alone", fallbacks=False)
+    async with sdk_client(tmp_path / "alone", alone) as client:
+        await client.node()
+        await mesh.keeps(mesh.state_file(tmp_path / "alone" / "state"))
     await mesh.plane.kill()
-    async with sdk_client(tmp_path, mesh.bootstrap("sdk")) as client:
+    async with (
+        sdk_client(tmp_path, mesh.bootstrap("sdk")) as client,
+        sdk_client(tmp_path / "alone", alone) as restarted,
+    ):
+        assert await restarted.node() in mesh.nodes
         left = await other(mesh, await client.node())
         assert [await client.node() for _ in range(5)] == [left] * 5
         assert "does not answer; going by its routes of" in client.log
+        assert await restarted.node() == left
         await mesh.keeps(mesh.state_file(tmp_path / "state"))
         await mesh.up()
         await mesh.deploy(adding(tmp_path / "new", "after-sdk", "1", 2.0))
         await client.knows("after-sdk")
-
-
-async def test_p2_a_restarted_sdk_starts_from_what_it_kept(mesh: IslandMesh, tmp_path: Path) -> None:
-    alone = mesh.bootstrap("alone", fallbacks=False)
-    async with sdk_client(tmp_path, alone) as client:
-        await client.node()
-        await mesh.keeps(mesh.state_file(tmp_path / "state"))
-    await mesh.plane.kill()
-    async with sdk_client(tmp_path, alone) as client:
-        left = await other(mesh, await client.node())
-        assert await client.node() == left
 
 
 async def test_p2_a_fresh_xds_client_finds_its_way_by_nodes_and_fails_over_and_goes_back(
@@ -129,15 +128,32 @@ async def test_p2_a_restarted_node_serves_and_shows_the_way(mesh: IslandMesh, tm
         assert {await sdk.node(), await xds.node(timeout_s=20)} <= set(mesh.nodes)
 
 
-async def test_p2_a_node_whose_snapshot_was_forged_refuses_it_and_asks_its_neighbour(
+async def test_p2_a_forged_snapshot_moves_no_client_and_no_node_and_an_expired_one_is_said_so(
     mesh: IslandMesh, tmp_path: Path
 ) -> None:
-    agent = mesh.nodes["one"]
+    agent, stranger = mesh.nodes["one"], Authority.open(MESH, tmp_path / "stranger")
+    path, state = agent.data / SNAPSHOT_FILE, mesh.state_file(tmp_path / "state")
+    state.parent.mkdir(parents=True)
+    kept = route_pb2.SignedSnapshot.FromString(path.read_bytes())
+    old = opened(kept, mesh.plane.authority.ca_pem, now_s=time.time())
+    # One that names nodes would have led to them, and to a newer one.
+    old.ClearField("tables")
+    old.issued_at_s, old.expires_at_s = time.time() - 10 * 3600, time.time() - 2 * 3600
     await mesh.plane.kill()
+    alone = mesh.bootstrap("alone", fallbacks=False)
+    for signed, words in (
+        (sealed(old, mesh.plane.authority.key), "expired 2.0 h ago"),
+        (sealed(old, stranger.key), "there is no snapshot"),
+    ):
+        state.write_bytes(signed.SerializeToString())
+        async with sdk_client(tmp_path, alone) as client:
+            answer = await client.call(timeout_s=1.5)
+            assert answer["error"] == "UNREACHABLE"
+            assert words in answer["detail"]
+    assert "counts as none: the snapshot was not signed by this mesh" in client.log
+
     await agent.kill()
-    stranger = Authority.open(MESH, tmp_path / "stranger")
     forged = sealed(snapshot(mesh=MESH, issued_at_s=time.time(), expires_at_s=time.time() + 3600), stranger.key)
-    path = agent.data / SNAPSHOT_FILE
     path.write_bytes(forged.SerializeToString())
     await agent.start()
     await agent.logged("counts as none: the snapshot was not signed by this mesh")
@@ -147,30 +163,6 @@ async def test_p2_a_node_whose_snapshot_was_forged_refuses_it_and_asks_its_neigh
         await routes.Resolve(route_pb2.ResolveRequest(model=MODEL, region=REGION))
     await mesh.plane.start()
     await mesh.keeps(path)
-
-
-async def test_p2_a_forged_snapshot_moves_no_client_and_an_expired_one_is_said_so(
-    mesh: IslandMesh, tmp_path: Path
-) -> None:
-    state = mesh.state_file(tmp_path / "state")
-    state.parent.mkdir(parents=True)
-    kept = route_pb2.SignedSnapshot.FromString((mesh.nodes["one"].data / SNAPSHOT_FILE).read_bytes())
-    old = opened(kept, mesh.plane.authority.ca_pem, now_s=time.time())
-    # One that names nodes would have led to them, and to a newer one.
-    old.ClearField("tables")
-    old.issued_at_s, old.expires_at_s = time.time() - 10 * 3600, time.time() - 2 * 3600
-    await mesh.plane.kill()
-    alone = mesh.bootstrap("alone", fallbacks=False)
-    for signed, words in (
-        (sealed(old, mesh.plane.authority.key), "expired 2.0 h ago"),
-        (sealed(old, Authority.open(MESH, tmp_path / "stranger").key), "there is no snapshot"),
-    ):
-        state.write_bytes(signed.SerializeToString())
-        async with sdk_client(tmp_path, alone) as client:
-            answer = await client.call(timeout_s=3)
-            assert answer["error"] == "UNREACHABLE"
-            assert words in answer["detail"]
-    assert "counts as none: the snapshot was not signed by this mesh" in client.log
 
 
 async def test_a_node_answers_for_routes_as_the_control_plane_would(mesh: IslandMesh) -> None:

@@ -25,6 +25,8 @@ from nearmesh.v1 import route_pb2, route_pb2_grpc
 from tests.integration.mesh_processes import control_plane, node, until
 
 MESH, REGION = "test-mesh", "europe-west1"
+# Nodes measure each other more often here: it takes some measurements until one counts.
+NODE_TIMES = {"nearmesh_agent.session.peers.EVERY_S": 0.3}
 
 
 class World(route_pb2_grpc.RouteServiceServicer, service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -150,8 +152,8 @@ async def test_nodes_of_different_regions_measure_each_other(tmp_path: Path) -> 
     """Before any gateway or client is there, and by the address that the region's clients are given."""
     async with (
         control_plane(tmp_path / "control") as plane,
-        node(plane, tmp_path / "here", "here", region=REGION) as here,
-        node(plane, tmp_path / "there", "there", region="us-east1"),
+        node(plane, tmp_path / "here", "here", region=REGION, times=NODE_TIMES) as here,
+        node(plane, tmp_path / "there", "there", region="us-east1", times=NODE_TIMES),
         plane.operator() as operator,
     ):
 

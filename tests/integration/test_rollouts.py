@@ -25,11 +25,17 @@ LOADING, STEPS, ROLLING = pb.ROLLOUT_PHASE_LOADING, pb.ROLLOUT_PHASE_STEPS, pb.R
 PAUSED, BACK, DONE = pb.ROLLOUT_STATE_PAUSED, pb.ROLLOUT_STATE_ROLLING_BACK, pb.ROLLOUT_STATE_DONE
 ABORTED, FAILED = pb.ROLLOUT_STATE_ABORTED, pb.ROLLOUT_STATE_FAILED
 QUICK = pb.RolloutOptions(step_s=1.0, step_requests=5)
+# Between the phases that these tests are about.
+PLANE_TIMES = {
+    "nearmesh_controlplane.rollouts.machine.WATCHED_S": 0.5,
+    "nearmesh_controlplane.rollouts.machine.AFTER_CANARY_S": 0.5,
+    "nearmesh_controlplane.rollouts.rollouts.LOOK_EVERY_S": 0.1,
+}
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def plane(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ControlPlane]:
-    async with control_plane(tmp_path_factory.mktemp("control-plane")) as found:
+    async with control_plane(tmp_path_factory.mktemp("control-plane"), times=PLANE_TIMES) as found:
         async with found.operator() as operator:
             for version in "12":
                 await operator.publish(adding(found.data.parent / version, MODEL, version, float(version)))
@@ -193,7 +199,7 @@ async def test_what_is_refused(plane: ControlPlane, nodes: dict[str, FakeNode]) 
 @pytest.mark.timeout(120)
 async def test_p3_a_rollout_goes_on_with_the_next_leader(database_server: Postgres, tmp_path: Path) -> None:
     nodes = {name: FakeNode(name) for name in "ab"}
-    async with pair(tmp_path, database_server.new_database()) as both:
+    async with pair(tmp_path, database_server.new_database(), times=PLANE_TIMES) as both:
         leader = await both.leader()
         other = both.other(leader)
         async with leader.operator() as operator:
