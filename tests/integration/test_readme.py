@@ -1,4 +1,5 @@
-"""The README's commands and examples, run as they stand against a local mesh."""
+"""The README's commands and examples, run as they stand against a local mesh: what a newcomer runs, from `dev up` and
+its table until nothing of it is left."""
 
 from __future__ import annotations
 
@@ -7,15 +8,18 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nearmesh.devmesh.children import script
+from nearmesh.devmesh.plan import MODELS, REGIONS
 from nearmesh.devmesh.samples import CHECKOUT
 from nearmesh.package import read_labels
-from tests.integration.test_local_mesh import Running, wait
+from tests.integration.test_local_mesh import UP_WITHIN_S, Running, dev, processes_of, wait
 
 pytestmark = pytest.mark.timeout(420)
 
@@ -26,24 +30,41 @@ MESH_COMMANDS = [line for line in COMMANDS if line.startswith("nearmesh ")]
 SET_UP = [line for line in COMMANDS if line.startswith("python ")]
 # Rounds take as long as training does, beside which other tests run.
 WITHIN_S, RUN_WITHIN_S = 60.0, 360.0
+# Of the run: how rounds follow one another, and how a step passes, are seen elsewhere.
+SHORTER = {"--rounds 3": "--rounds 1", "--step-time 5s": "--step-time 1s"}
 LABELS = read_labels(CHECKOUT / "models" / "file-type" / "labels.txt")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A mesh that is up and has shown its table."""
+    folder = tmp_path_factory.mktemp("readme") / ".nearmesh"
+    folder.mkdir()
+    started = time.monotonic()
+    mesh = Running(folder / "dev", "--vectors", "--json")
+    try:
+        mesh.up(mesh.rows, 2 * UP_WITHIN_S)
+        assert time.monotonic() - started < UP_WITHIN_S
+        yield mesh
+    finally:
+        mesh.close()
+
+
+@pytest.fixture(scope="module")
+def home(running: Running) -> Path:
     """A folder as the README has it: a mesh in .nearmesh/dev, and what the README's first commands make."""
-    folder = tmp_path_factory.mktemp("readme")
+    folder = running.folder.parents[1]
     (folder / "README.md").write_text(README)
     for line in SET_UP:
         done = shell(line, folder)
         assert done.returncode == 0, done.stderr
-    (folder / ".nearmesh").mkdir()
-    mesh = Running(folder / ".nearmesh" / "dev", "--vectors")
-    try:
-        wait(lambda: (mesh.folder / "mesh.json").exists() or mesh.process.poll() is not None, 60)
-        yield folder
-    finally:
-        mesh.close()
+    return folder
+
+
+def test_everything_was_asked(running: Running) -> None:
+    rows = running.rows()
+    assert len(rows) == len(REGIONS) * 3 * len(MODELS)
+    assert all(row["correct"] and row["why"] and row["usd_per_1000"] > 0 for row in rows), rows
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=["gateway", "xds", "sdk"])
@@ -55,6 +76,10 @@ def test_every_way_in_answers_what_this_file_is(home: Path, code: str) -> None:
 
 @pytest.mark.parametrize("line", MESH_COMMANDS, ids=range(len(MESH_COMMANDS)))
 def test_commands_work(home: Path, line: str) -> None:
+    if line.startswith("nearmesh run start"):
+        for words, fewer in SHORTER.items():
+            assert words in line
+            line = line.replace(words, fewer)
     done = shell(line, home)
     assert done.returncode == 0, done.stderr
     assert done.stdout
@@ -109,3 +134,32 @@ def test_the_run_is_what_the_command_prints(home: Path) -> None:
     for line in ("Rounds: accuracy", "Sites, over all rounds", "Gate"):
         assert line in shown.group(1) and line in ours
     assert (home / "digits.svg").read_text().startswith("<?xml")
+
+
+def test_a_mesh_stays_alone_and_whole_until_it_is_told_to_stop(running: Running) -> None:
+    """The last one: afterwards there is no mesh any more."""
+    done = dev("up", "--once", folder=running.folder)
+    assert done.returncode == 1
+    assert f"is running already (pid {running.process.pid})" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    # The first one does not mind.
+    assert all(psutil.pid_exists(pid) for pid in running.pids().values())
+
+    first = running.pids()["node-us-east1"]
+    assert dev("kill", "node-us-east1", folder=running.folder).returncode == 0
+    wait(lambda: running.pids()["node-us-east1"] not in (0, first), 30)
+
+    assert dev("stop", "control-plane", "--kill", folder=running.folder).returncode == 0
+    wait(lambda: running.pids()["control-plane"] == 0, 10)
+    status = json.loads(dev("status", "--json", folder=running.folder).stdout)
+    assert [p["name"] for p in status["processes"] if not p["up"]] == ["control-plane"]
+    assert dev("start", "control-plane", folder=running.folder).returncode == 0
+    wait(lambda: running.pids()["control-plane"] != 0, 30)
+
+    done = dev("kill", "node-atlantis", folder=running.folder)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert dev("down", folder=running.folder).returncode == 0
+    assert running.process.wait(60) == 0
+    assert dev("status", folder=running.folder).returncode == 1
+    assert processes_of(running.folder) == []
+    assert not (running.folder / "mesh.json").exists()
