@@ -35,6 +35,9 @@ from tests.integration.mesh_processes import (
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 READY = node_pb2.REPLICA_STATE_READY
+NOWHERE = "http://127.0.0.1:1"
+# What no machine counts to.
+FOR_EVER = 2**40
 # Start of a process, and a load from the local store.
 BACK_WITHIN_S = 10.0
 
@@ -48,6 +51,17 @@ async def plane(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Contr
             await operator.publish(counting(tmp_path_factory.mktemp("counter"), "counter"))
             for model in ("adder", "counter"):
                 await operator.deploy(model, "1")
+        yield found
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def standing(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
+    """A node for tests that end none; those who may say that its machine is taken away say nothing that is a notice."""
+    folder = tmp_path_factory.mktemp("standing")
+    (folder / "notice").write_text("<html>no</html>")
+    notice = {"file": str(folder / "notice"), "metadata": "aws", "url": NOWHERE, "every_s": 0.1}
+    async with node(plane, folder, "standing", notice=notice) as found:
+        await found.serves("adder", "1")
         yield found
 
 
@@ -78,16 +92,18 @@ async def test_p2_agents_serve_while_the_control_plane_is_dead_and_come_back_to_
             assert caller.errors == []
 
 
-async def test_a_frozen_node_counts_as_lost_and_comes_back_when_it_thaws(plane: ControlPlane, tmp_path: Path) -> None:
-    async with node(plane, tmp_path, "frozen") as agent, plane.operator() as operator:
-        agent.child.signal(signal.SIGSTOP)
+async def test_a_frozen_node_counts_as_lost_and_comes_back_when_it_thaws(plane: ControlPlane, standing: Node) -> None:
+    async with plane.operator() as operator:
+        standing.child.signal(signal.SIGSTOP)
+        try:
 
-        async def lost() -> bool:
-            return not any(one.live for one in await operator.nodes() if one.id == "frozen")
+            async def lost() -> bool:
+                return not any(one.live for one in await operator.nodes() if one.id == standing.name)
 
-        await until(lost, within_s=10)
-        agent.child.signal(signal.SIGCONT)
-        await agent.live()
+            await until(lost, within_s=10)
+        finally:
+            standing.child.signal(signal.SIGCONT)
+        await standing.live()
         assert "bug in method" not in plane.log
 
 
@@ -176,7 +192,7 @@ async def test_until_the_routes_lead_elsewhere_a_leaving_node_answers(plane: Con
 async def test_a_request_that_outlives_the_grace_does_not_keep_the_node(plane: ControlPlane, tmp_path: Path) -> None:
     async with node(plane, tmp_path, "strict", grace_s=0.5) as agent:
         await agent.says("counter", lambda r: r.status.state == READY)
-        long = asyncio.ensure_future(_count(agent, await _rounds_for(agent, 60.0)))
+        long = asyncio.ensure_future(_count(agent, FOR_EVER))
         await agent.says("counter", lambda r: r.status.in_flight == 1)
         agent.child.signal(signal.SIGTERM)
         with pytest.raises(grpc.aio.AioRpcError):
@@ -221,7 +237,7 @@ async def test_a_notice_that_is_shorter_than_the_work_ends_the_node_all_the_same
     file = tmp_path / "notice"
     async with node(plane, tmp_path, "hasty", grace_s=60.0, notice={"file": str(file), "every_s": 0.1}) as agent:
         await agent.says("counter", lambda r: r.status.state == READY)
-        long = asyncio.ensure_future(_count(agent, await _rounds_for(agent, 60.0)))
+        long = asyncio.ensure_future(_count(agent, FOR_EVER))
         await agent.says("counter", lambda r: r.status.in_flight == 1)
         started = time.monotonic()
         file.write_text("4")
@@ -232,16 +248,11 @@ async def test_a_notice_that_is_shorter_than_the_work_ends_the_node_all_the_same
         assert time.monotonic() - started < 4.0
 
 
-async def test_what_is_no_notice_changes_nothing(plane: ControlPlane, tmp_path: Path) -> None:
-    file = tmp_path / "notice"
-    file.write_text("<html>no</html>")
-    unreachable = "http://127.0.0.1:1"
-    notice = {"file": str(file), "metadata": "aws", "url": unreachable, "every_s": 0.1}
-    async with node(plane, tmp_path, "calm", notice=notice) as agent:
-        await agent.logged(f"no notice in {file}: ")
-        await agent.logged(f"no notice from {unreachable}: ")
-        await agent.serves("adder", "1")
-        assert "leaving" not in agent.log
+async def test_what_is_no_notice_changes_nothing(standing: Node) -> None:
+    await standing.logged(f"no notice in {standing.data.parent / 'notice'}: ")
+    await standing.logged(f"no notice from {NOWHERE}: ")
+    await standing.serves("adder", "1")
+    assert "leaving" not in standing.log
 
 
 async def test_a_model_that_is_being_loaded_does_not_keep_the_node(tmp_path: Path) -> None:
@@ -295,11 +306,10 @@ async def _run(*command: str, within_s: float = 30.0) -> tuple[int, str]:
     return process.returncode or 0, error.decode()
 
 
-async def test_a_second_agent_on_one_folder_says_so_in_one_line(plane: ControlPlane, tmp_path: Path) -> None:
-    async with node(plane, tmp_path, "single") as agent:
-        code, said = await _run("nearmesh-agent", "--config", str(agent.child.log_path.with_suffix(".toml")))
-        assert code == 1
-        assert said.splitlines() == [f"Error: an agent in {agent.data} is running already (pid {agent.child.pid})"]
+async def test_a_second_agent_on_one_folder_says_so_in_one_line(standing: Node) -> None:
+    code, said = await _run("nearmesh-agent", "--config", str(standing.child.log_path.with_suffix(".toml")))
+    assert code == 1
+    assert said.splitlines() == [f"Error: an agent in {standing.data} is running already (pid {standing.child.pid})"]
 
 
 @pytest.mark.parametrize(
@@ -337,10 +347,9 @@ async def test_a_port_that_is_taken_is_one_clear_line(plane: ControlPlane, tmp_p
         assert line.startswith("Error: cannot ") and plane.public in line
 
 
-async def test_metrics_are_served_beside_the_listeners(plane: ControlPlane, tmp_path: Path) -> None:
-    async with node(plane, tmp_path, "measured") as agent, plane.operator() as operator:
-        await agent.serves("adder", "1")
-        address = next(one.metrics_address for one in await operator.nodes() if one.id == "measured")
-        async with httpx.AsyncClient() as http:
-            text = (await http.get(f"http://{address}/metrics")).text
-        assert "nearmesh" in text and "adder" in text
+async def test_metrics_are_served_beside_the_listeners(plane: ControlPlane, standing: Node) -> None:
+    async with plane.operator() as operator:
+        address = next(one.metrics_address for one in await operator.nodes() if one.id == standing.name)
+    async with httpx.AsyncClient() as http:
+        text = (await http.get(f"http://{address}/metrics")).text
+    assert "nearmesh" in text and "adder" in text

@@ -27,6 +27,7 @@ from tests.integration.mesh_processes import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+DAMAGES = ("a changed byte", "a missing file", "a shortened file", "a damaged manifest")
 READY, FAILED = node_pb2.REPLICA_STATE_READY, node_pb2.REPLICA_STATE_FAILED
 
 
@@ -147,28 +148,42 @@ async def test_p5_a_blob_that_rotted_in_the_registry_never_serves(
         assert flawless(caller, ("1", 1.0), ("2", 2.0))
 
 
-@pytest.mark.parametrize("damage", ["a changed byte", "a missing file", "a shortened file", "a damaged manifest"])
-async def test_p5_a_version_damaged_on_the_nodes_disk_is_noticed_and_pulled_again(
-    plane: ControlPlane, agent: Node, tmp_path: Path, damage: str
+async def test_p5_versions_damaged_on_the_nodes_disk_are_noticed_and_pulled_again(
+    plane: ControlPlane, agent: Node, tmp_path: Path
 ) -> None:
-    artifact = adding(tmp_path, "damaged", damage.replace(" ", "-"), 1.0)
-    await deployed(plane, artifact)
-    await agent.serves("damaged", artifact.manifest.version)
+    """A model for each kind of damage, all of them over one restart."""
+    damaged: dict[str, Artifact] = {}
+    for adds, damage in enumerate(DAMAGES, 1):
+        # What several versions have in common lies on the disk once.
+        name = f"damaged-{adds}"
+        damaged[damage] = adding(tmp_path / name, name, "1", float(adds))
+        await deployed(plane, damaged[damage])
+    for artifact in damaged.values():
+        await agent.serves(artifact.manifest.model, "1")
     await agent.kill()
-    folder = folder_of(agent, artifact.digest)
-    path = folder / ("manifest.json" if "manifest" in damage else "fp32.onnx")
-    sound = path.read_bytes()
-    if damage == "a missing file":
-        path.unlink()
-    elif damage == "a shortened file":
-        path.write_bytes(sound[:-10])
-    else:
-        path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    sound: dict[str, bytes] = {}
+    for damage, artifact in damaged.items():
+        path = _path_of(agent, artifact, damage)
+        sound[damage] = path.read_bytes()
+        if damage == "a missing file":
+            path.unlink()
+        elif damage == "a shortened file":
+            path.write_bytes(sound[damage][:-10])
+        else:
+            path.write_bytes(sound[damage][:-1] + bytes([sound[damage][-1] ^ 1]))
+    before = len(agent.log)
     await agent.start()
-    await agent.serves("damaged", artifact.manifest.version)
-    assert path.read_bytes() == sound
-    if damage != "a missing file":
-        assert "discarding a damaged version" in agent.log
+    for artifact in damaged.values():
+        await agent.serves(artifact.manifest.model, "1")
+    said = agent.log[before:]
+    for damage, artifact in damaged.items():
+        assert _path_of(agent, artifact, damage).read_bytes() == sound[damage], damage
+        if damage != "a missing file":
+            assert f"of {artifact.digest} is damaged" in said, damage
+
+
+def _path_of(agent: Node, artifact: Artifact, damage: str) -> Path:
+    return folder_of(agent, artifact.digest) / ("manifest.json" if "manifest" in damage else "fp32.onnx")
 
 
 async def test_a_deployment_to_some_sites_leaves_the_others_alone(
