@@ -59,13 +59,13 @@ async def test_p4_a_trial_that_becomes_the_standing_version_fails_no_request_and
     good: TrialNode,
 ) -> None:
     trial = good.replica(2)
-    traffic = asyncio.create_task(good.traffic(2.0))
-    await asyncio.sleep(0.5)
+    traffic = asyncio.create_task(good.traffic(1.0, per_s=100.0))
+    await asyncio.sleep(0.25)
     await good.want(1, 2, share=0.5)
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.25)
     await good.want(2)
     swapped = good.replica(2)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.15)
     answers = await asyncio.gather(*(good.ask() for _ in range(20)))
     assert {answer.model_version for answer in answers} == {"2"}
     found = await traffic
@@ -75,8 +75,8 @@ async def test_p4_a_trial_that_becomes_the_standing_version_fails_no_request_and
 
 
 async def test_p4_a_trial_that_is_withdrawn_fails_no_request(good: TrialNode) -> None:
-    traffic = asyncio.create_task(good.traffic(1.5))
-    await asyncio.sleep(0.5)
+    traffic = asyncio.create_task(good.traffic(0.75, per_s=100.0))
+    await asyncio.sleep(0.25)
     await good.want(1)
     # At once.
     answers = await asyncio.gather(*(good.ask() for _ in range(20)))
@@ -92,7 +92,7 @@ async def test_p4_nobody_sees_a_trial_fail(tmp_path: Path, kind: Kind) -> None:
     versions(tmp_path, kind, slow_s=4.0)
     async with trial_node(tmp_path) as node:
         await node.want(1, 2, share=0.25)
-        found = await node.traffic(2.0, timeout_s=2.0)
+        found = await node.traffic(1.0, per_s=100.0, timeout_s=2.0)
         assert (found.errors, found.wrong) == ([], [])
         assert found.versions == {"1": 100}
         status = node.status(2)
@@ -100,7 +100,7 @@ async def test_p4_nobody_sees_a_trial_fail(tmp_path: Path, kind: Kind) -> None:
         # The standing version is as quick as it was: what others took is not its own time.
         assert node.status(1).failed == 0 and node.status(1).service_ms_p50 < 100
         await node.want(1)
-        found = await node.traffic(0.5)
+        found = await node.traffic(0.25, per_s=100.0)
         assert found.versions == {"1": 25} and not found.errors
 
 
