@@ -217,7 +217,12 @@ def test_searches_of_the_engine_see_a_row_some_time_after_it_was_written(journal
     assert taking.visible == 2
 
 
-def test_it_goes_on_by_itself_and_tells_of_a_failure(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "failure", [Unreachable("Milvus is away"), RuntimeError("Milvus is away")], ids=["it", "a bug"]
+)
+def test_it_goes_on_by_itself_and_tells_of_a_failure(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
     monkeypatch.setattr("nearmesh_agent.vectors.store.applier._AGAIN_S", 0.01)
     store = Kept()
     tried, back = threading.Semaphore(0), threading.Event()
@@ -225,7 +230,7 @@ def test_it_goes_on_by_itself_and_tells_of_a_failure(journal: Journal, monkeypat
     def fails() -> None:
         tried.release()
         if not back.is_set():
-            raise Unreachable("Milvus is away")
+            raise failure
 
     store.failing = fails
     taking = applier(journal, store, pace=Pace(rows=1))

@@ -14,6 +14,7 @@ from nearmesh_agent.vectors.collections import CollectionSpec, Specs
 from nearmesh_agent.vectors.model import Write
 from nearmesh_agent.vectors.store import disk
 from nearmesh_agent.vectors.store.journal import Journal
+from nearmesh_agent.vectors.text.lexical import TantivyLexical
 
 from nearmesh.errors import DigestMismatch, NotInstalled
 from tests.power_cut import PowerCut
@@ -59,6 +60,21 @@ def test_p3_a_collection_that_was_made_is_there_after_a_power_cut(tmp_path: Path
     specs.drop(specs.get("acme", "gone"))
     found = Specs(power.leaves(tmp_path / "vectors", tmp_path / "cut") / "collections")
     assert ([one.name for one in found], [one.name for one in found.dropped]) == (["docs"], ["gone"])
+
+
+def test_p3_words_that_are_begun_anew_do_not_come_back_as_whole_after_a_power_cut(
+    tmp_path: Path, power: PowerCut
+) -> None:
+    folder = tmp_path / "words"
+    words = TantivyLexical.new(folder)
+    words.apply(Write(table="books", rows=[row("a", 1)]), 1)
+    words.save()
+    words.close()
+    saved = power.leaves(folder, tmp_path / "saved")
+    TantivyLexical.new(folder).close()
+    begun = power.leaves(folder, tmp_path / "begun")
+    assert {one.name for one in saved.iterdir()} > {one.name for one in begun.iterdir()}
+    assert TantivyLexical.load(begun) is None
 
 
 class Lite:

@@ -137,8 +137,8 @@ class Applier:
         while not self._stopping.is_set():
             try:
                 self._step()
-            except (MeshError, OSError) as error:
-                self._fail(str(error))
+            except Exception as error:  # noqa: BLE001  # a library's bug must not end who empties the journal, unseen
+                self._fail(error)
                 self._stopping.wait(again_s)
                 again_s = min(2 * again_s, _AGAIN_AT_MOST_S)
                 continue
@@ -157,9 +157,16 @@ class Applier:
             elif not more:
                 self._forget()
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, error: Exception) -> None:
+        expected = isinstance(error, MeshError | OSError)
+        why = str(error) if expected else repr(error)
         if why != self.failure:
-            log.warning("the store takes no writes, the journal keeps them lag=%d %s", self.lag, why)
+            log.warning(
+                "the store takes no writes, the journal keeps them lag=%d %s",
+                self.lag,
+                why,
+                exc_info=None if expected else error,
+            )
         self.failure = why
         with self._turn:
             self._begin_again()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nearmesh.errors import EngineFailure, InvalidInput
-from nearmesh.tls import write_private
+from nearmesh.tls import fsync_folder, write_private
 from nearmesh_agent.vectors.model import Found, Write
 from nearmesh_agent.vectors.text import words
 
@@ -79,6 +79,8 @@ class TantivyLexical:
         """Empty, in the place of one that was there; `language` is one of `limits.LANGUAGES`."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _STATE).unlink(missing_ok=True)
+        # Else a power cut might bring back what says how much an index holds that is gone.
+        fsync_folder(folder)
         shutil.rmtree(folder / _INDEX, ignore_errors=True)
         return cls(folder, language, 0)
 
