@@ -153,8 +153,13 @@ class Run:
         if text is None:
             await self.ask("Delete", pb.DeleteRequest(collection=REF, ids=[name]))
             return
-        request = pb.UpsertRequest(collection=REF, rows=[pb.Row(id=name, text=text)])
-        await self._patiently(lambda: self.writing.upsert(request, REACH, None))
+
+        def again() -> Awaitable[bytes]:
+            # Vectors are put into the message itself, by the version that serves then.
+            request = pb.UpsertRequest(collection=REF, rows=[pb.Row(id=name, text=text)])
+            return self.writing.upsert(request, REACH, None)
+
+        await self._patiently(again)
 
     async def check(self) -> None:
         """While nobody writes."""
