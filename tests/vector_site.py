@@ -17,7 +17,7 @@ from nearmesh_agent.vectors.servicer import VectorServicer
 from nearmesh_agent.vectors.upkeep import Upkeep
 
 from nearmesh.v1 import vector_pb2 as pb
-from tests.vector_parts import DictParts
+from tests.vector_parts import DictApplier, DictParts
 
 HERE = Here(node="node-a", site="site-a", region="europe-west1")
 
@@ -102,3 +102,8 @@ def row(name: str, x: float = 1.0, y: float = 0.0, *, lang: str = "", source: st
     if source:
         message.origin.source, message.origin.hash, message.origin.parts = source, "h", 1
     return message
+
+
+def applier_of(found: Site) -> DictApplier:
+    assert isinstance(found.keeper.applier, DictApplier)
+    return found.keeper.applier

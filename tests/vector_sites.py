@@ -18,6 +18,8 @@ from nearmesh.v1 import vector_pb2 as pb
 from tests.vector_parts import DictParts
 from tests.vector_site import Site, row, site
 
+REF = pb.CollectionRef(name="docs")
+
 
 class From:
     """A call of another node."""
@@ -140,3 +142,19 @@ async def meet(found: list[Place]) -> None:
 
 
 __all__ = ["From", "LedgerParts", "Place", "VectorsConfig", "meet", "places"]
+
+
+async def update(place: Place, **more: Any) -> None:
+    await place.site.ask("UpdateCollection", pb.UpdateCollectionRequest(collection=REF, **more))
+
+
+async def identity_of(place: Place) -> str:
+    return (await place.site.keeper.get("default", "docs")).identity
+
+
+async def ask_for(place: Place, peer: Place, identity: str) -> None:
+    async def asked() -> Any:
+        yield pb.ChangesRequest(identity=identity)
+
+    async for _ in place.across.giving.Changes(asked(), From(peer.here)):
+        pass

@@ -6,7 +6,6 @@ import asyncio
 import shutil
 from contextlib import AsyncExitStack
 from copy import deepcopy
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nearmesh_agent.vectors.collections import Specs
 
-from nearmesh.errors import InvalidInput, NotFound, PermissionDenied, Superseded, Unreachable
+from nearmesh.errors import InvalidInput, NotFound, Superseded
 from nearmesh.v1 import vector_pb2 as pb
 from tests.vector_site import row, site
-from tests.vector_sites import From, LedgerParts, Place, meet, places
-
-REF = pb.CollectionRef(name="docs")
-
-
-async def update(place: Place, **more: Any) -> None:
-    await place.site.ask("UpdateCollection", pb.UpdateCollectionRequest(collection=REF, **more))
+from tests.vector_sites import REF, From, LedgerParts, Place, identity_of, meet, places, update
 
 
 async def test_what_is_written_and_deleted_at_one_site_is_so_at_the_other(tmp_path: Path) -> None:
@@ -74,11 +66,7 @@ async def test_rows_from_before_it_was_replicated_come_too(tmp_path: Path) -> No
         await update(left, replicate_to=["right"], set_replicate_to=True)
         await meet([left, right])
         assert await right.texts() == {"1": ""}
-        assert right.ledger.tombstones((await _identity(right)), ["2"])
-
-
-async def _identity(place: Place) -> str:
-    return (await place.site.keeper.get("default", "docs")).identity
+        assert right.ledger.tombstones((await identity_of(right)), ["2"])
 
 
 async def test_a_delete_wins_over_a_write_that_did_not_know_of_it(tmp_path: Path) -> None:
@@ -103,7 +91,7 @@ async def test_a_write_over_one_that_knew_of_a_delete_counts_when_the_delete_is_
         await left.write("1", text="again")
         await meet([left, right])
         for place in (left, right):
-            identity = await _identity(place)
+            identity = await identity_of(place)
             assert place.ledger.forget(identity, 1 << 62, place.ledger.last(identity)) == 1
         await left.write("1", text="after")
         await meet([left, right])
@@ -126,7 +114,7 @@ async def test_what_is_deleted_here_is_told_until_it_is_written_again(tmp_path: 
         await left.write("1", "2", "3")
         await left.delete("1", "2")
         await left.write("2")
-        request = pb.DeletedRequest(identity=await _identity(left), ids=["1", "2", "3", "4"])
+        request = pb.DeletedRequest(identity=await identity_of(left), ids=["1", "2", "3", "4"])
         assert (await left.across.taking.Deleted(request, None)).ids == ["1"]
         assert not (await left.across.taking.Deleted(pb.DeletedRequest(identity="none", ids=["1"]), None)).ids
 
@@ -176,224 +164,6 @@ async def test_how_far_behind_a_site_is_shows(tmp_path: Path) -> None:
         (after,) = (await left.collection()).replicas
         assert (after.lag_rows, after.acknowledged, after.detail) == (1, 2, "not connected")
         assert (await left.site.create("other")).replicas == []
-
-
-async def test_a_drop_is_everywhere_also_for_who_comes_later(tmp_path: Path) -> None:
-    async with places(tmp_path, "left", "middle", "right") as (left, middle, right):
-        await left.site.create(replicate_to=["middle", "right"])
-        await meet([left, middle, right])
-        await middle.site.ask("DropCollection", REF)
-        await left.offered(middle)
-        # It heard of it from one that was told.
-        await right.offered(left)
-        assert (left.names(), middle.names(), right.names()) == ([], [], [])
-        # One of the same name is another one.
-        await right.site.create(replicate_to=["left"])
-        await meet([left, middle, right])
-        assert (left.names(), middle.names()) == (["docs"], [])
-
-
-async def test_a_site_that_has_not_heard_that_it_is_to_have_it_no_more_brings_it_not_back(tmp_path: Path) -> None:
-    async with places(tmp_path, "left", "right") as (left, right):
-        await left.site.create(replicate_to=["right"])
-        await left.write("1")
-        await meet([left, right])
-        await update(left, replicate_to=[], set_replicate_to=True)
-        await left.site.ask("DropCollection", REF)
-        await left.offered(right)
-        assert (left.names(), right.names()) == ([], ["docs"])
-        await right.offered(left)
-        assert right.names() == []
-
-
-async def test_a_drop_that_a_kill_cut_short_is_finished(tmp_path: Path) -> None:
-    async with places(tmp_path, "left", "right") as (left, right):
-        await left.site.create(replicate_to=["right"])
-        await left.site.create("other")
-        await meet([left, right])
-        left.across.drops((await left.site.keeper.get("default", "docs")).spec)
-        task = asyncio.create_task(left.across.run())
-        try:
-            async with asyncio.timeout(5):
-                while True:
-                    if left.names() == ["other"]:
-                        break
-                    await asyncio.sleep(0.005)
-        finally:
-            task.cancel()
-        await right.offered(left)
-        assert right.names() == []
-
-
-async def test_what_is_written_after_a_kill_in_the_middle_of_an_update_is_sent(tmp_path: Path) -> None:
-    async with places(tmp_path, "left", "right") as (left, right):
-        await left.site.create()
-        await left.write("1")
-        collection = await left.site.keeper.get("default", "docs")
-        # Its spec is on the disk, and nothing else.
-        await left.site.keeper.update(
-            collection, lambda spec: left.across.stamped(replace(spec, replicate_to=("right",)))
-        )
-        await left.across._look_after(collection)
-        await meet([left, right])
-        await left.write("2")
-        await meet([left, right])
-        assert await right.texts() == {"1": "", "2": ""}
-
-
-async def test_p9_a_site_that_is_to_have_it_no_more_gives_it_up(tmp_path: Path) -> None:
-    async with places(tmp_path, "left", "middle", "right") as (left, middle, right):
-        await left.site.create(replicate_to=["middle", "right"])
-        await left.write("1")
-        await meet([left, middle, right])
-        await update(left, replicate_to=["middle"], set_replicate_to=True)
-        await right.offered(left)
-        assert right.names() == []
-        await meet([left, middle, right])
-        assert (left.names(), middle.names(), right.names()) == (["docs"], ["docs"], [])
-        await update(left, replicate_to=[], set_replicate_to=True)
-        await middle.offered(left)
-        assert (left.names(), middle.names()) == (["docs"], [])
-
-
-async def test_a_site_that_is_named_again_before_its_first_copy_is_cleared_away_gets_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with places(tmp_path, "left", "right") as (left, right):
-        await left.site.create(replicate_to=["right"])
-        await left.write("1", "2")
-        await meet([left, right])
-        keeper, identity = right.site.keeper, await _identity(right)
-        assert keeper.store and keeper.applier
-
-        def away(table: str) -> None:
-            raise Unreachable("the store is away")
-
-        # Tables stay, and the journal keeps what was written to them.
-        monkeypatch.setattr(keeper.store, "drop", away)
-        await update(left, replicate_to=[], set_replicate_to=True)
-        await right.offered(left)
-        assert (right.names(), len(keeper.specs.dropped)) == ([], 1)
-        await left.delete("1")
-        await update(left, replicate_to=["right"], set_replicate_to=True)
-        await meet([left, right])
-        monkeypatch.undo()
-        assert await right.texts() == {"2": ""}
-        keeper.applier.step()  # type: ignore[attr-defined]
-        table = keeper.specs.get("default", "docs").table.name
-        assert [row.id for rows in keeper.store.scan(table) for row in rows] == ["2"]
-        await keeper._clear_away(keeper.store)
-        assert (right.names(), keeper.specs.dropped) == (["docs"], [])
-        assert right.ledger.tombstones(identity, ["1"])
-        await right.write("3")
-        await meet([left, right])
-        assert await left.texts() == await right.texts() == {"2": "", "3": ""}
-        (path,) = (tmp_path / "node-1" / "collections").iterdir()
-        assert Specs(path.parent).get("default", "docs").incarnation
-        # Nobody takes the place of one that cannot be read, nor forgets what it knew of.
-        path.write_bytes(b"")
-        keeper.specs = Specs(path.parent)
-        keeper._collections.clear()
-        assert "cannot be read" in (await right.offered(left)).refused[0].why
-        assert right.ledger.tombstones(identity, ["1"])
-
-
-async def test_p9_regions_bind_where_it_is_kept(tmp_path: Path) -> None:
-    async with places(tmp_path, "left", "right", regions=("eu", "us")) as (left, right):
-        with pytest.raises(InvalidInput, match="regions us leave out 'eu'"):
-            await left.site.create(regions=["us"])
-        await left.site.create(replicate_to=["right"], regions=["eu"])
-        await left.write("1")
-        await meet([left, right])
-        assert right.names() == []
-        assert (await left.collection()).replicas[0].detail == "residency: its regions leave out us"
-        identity = await _identity(left)
-        with pytest.raises(PermissionDenied, match="is not for site 'right'"):
-            await _ask_for(left, right, identity)
-        await update(left, regions=["eu", "us"], set_regions=True)
-        await meet([left, right])
-        assert await right.texts() == {"1": ""}
-        await update(left, regions=["eu"], set_regions=True)
-        await right.offered(left)
-        assert right.names() == []
-
-
-async def test_p9_regions_that_were_narrowed_stay_so_whatever_else_is_changed_elsewhere(tmp_path: Path) -> None:
-    async with places(tmp_path, "left", "right", regions=("eu", "us")) as (left, right):
-        await left.site.create(replicate_to=["right"])
-        await meet([left, right])
-        await update(left, regions=["eu"], set_regions=True)
-        await update(right, description="of both")
-        # The later change knew nothing of the earlier one.
-        await left.offered(right)
-        found = await left.collection()
-        assert (list(found.regions), found.description) == (["eu"], "of both")
-        await right.offered(left)
-        assert right.names() == []
-
-
-async def test_p9_rows_of_a_site_that_a_rule_binds_go_through_no_other_site_either(tmp_path: Path) -> None:
-    async with places(tmp_path, "left", "middle", "right", regions=("eu", "asia", "us")) as (left, middle, right):
-        await left.site.create(replicate_to=["middle", "right"])
-        await left.write("1")
-        await middle.hear(left)
-        # A rule of eu leaves out us, and none of asia does.
-        right.here = replace(right.here, barred=frozenset({"left"}))
-        assert not (await right.offered(middle)).followed
-        with pytest.raises(PermissionDenied, match="residency: what is of left stays out of region 'us'"):
-            await _ask_for(middle, right, await _identity(middle))
-        found = {one.site: one.detail for one in (await middle.collection()).replicas}
-        assert found["right"] == "residency: a rule that binds left leaves out us"
-        right.here = replace(right.here, barred=frozenset())
-        await meet([left, middle, right])
-        assert await right.texts() == {"1": ""}
-
-
-async def _ask_for(place: Place, peer: Place, identity: str) -> None:
-    async def asked() -> Any:
-        yield pb.ChangesRequest(identity=identity)
-
-    async for _ in place.across.giving.Changes(asked(), From(peer.here)):
-        pass
-
-
-async def test_p9_a_collection_of_one_site_is_shown_to_no_other(tmp_path: Path) -> None:
-    async with places(tmp_path, "left", "right") as (left, right):
-        await left.site.create()
-        await left.write("1")
-        assert not (await left.across.giving.Offered(pb.OfferedRequest(site="right"), From(right.here))).offers
-        with pytest.raises(PermissionDenied):
-            await _ask_for(left, right, await _identity(left))
-        with pytest.raises(PermissionDenied, match="is at site 'right', not at 'left'"):
-            await left.across.giving.Offered(pb.OfferedRequest(site="left"), From(right.here))
-
-
-@pytest.mark.parametrize(
-    ("config", "why"), [({}, "another collection of that name"), ({"allow": ("team",)}, "namespace 'default' is not")]
-)
-async def test_why_a_site_does_not_take_a_collection_shows_where_it_was_created(
-    tmp_path: Path, config: dict[str, Any], why: str
-) -> None:
-    async with places(tmp_path / "1", "left") as (left,), places(tmp_path / "2", "right", **config) as (right,):
-        right.here = right.across._here = type(right.here)(node="node-9", site="right", region="europe-west1")
-        await left.site.create(replicate_to=["right"])
-        if not config:
-            await right.site.create()
-        for _ in range(2):
-            assert not (await right.offered(left)).followed
-        (replica,) = (await left.collection()).replicas
-        assert why in replica.detail
-
-
-async def test_nodes_of_one_site_have_it_both_where_the_site_is_named(tmp_path: Path) -> None:
-    async with places(tmp_path, "left", "left", "right") as (one, other, right):
-        await one.site.create(replicate_to=["right"])
-        await meet([one, other, right])
-        assert (other.names(), right.names()) == ([], ["docs"])
-        await update(one, replicate_to=["right", "left"], set_replicate_to=True)
-        await one.write("1")
-        await meet([one, other, right])
-        assert await other.texts() == await right.texts() == {"1": ""}
 
 
 async def test_a_node_that_lost_its_disk_gets_everything_back_and_gives_what_is_new(tmp_path: Path) -> None:
@@ -463,7 +233,7 @@ async def test_what_no_right_clock_has_stamped_is_refused(tmp_path: Path) -> Non
     async with places(tmp_path, "left") as (left,):
         await left.site.create(replicate_to=["right"])
         changes = pb.ChangesResponse(changes=[pb.Change(id="1", deleted=1 << 62)], last=1)
-        request = pb.TakeRequest(identity=await _identity(left), changes=changes)
+        request = pb.TakeRequest(identity=await identity_of(left), changes=changes)
         with pytest.raises(InvalidInput, match="ahead of this node's clock"):
             await left.across.taking.Take(request, None)
         with pytest.raises(NotFound):
@@ -489,7 +259,7 @@ async def test_large_changes_come_in_several_messages(tmp_path: Path) -> None:
         await left.write(*map(str, range(50)), text="x" * 1000)
         await meet([left, right])
         asked: asyncio.Queue[Any] = asyncio.Queue()
-        asked.put_nowait(pb.ChangesRequest(identity=await _identity(left), most_bytes=20_000))
+        asked.put_nowait(pb.ChangesRequest(identity=await identity_of(left), most_bytes=20_000))
 
         async def each() -> Any:
             while True:
