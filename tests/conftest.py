@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -22,6 +23,12 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """What was collected stays to the end: no look for what nobody needs any more has to go through all of it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def database_server() -> Iterator[Postgres]:
     """One server for all tests of a run; each takes a database of its own from it."""
@@ -33,9 +40,12 @@ def database_server() -> Iterator[Postgres]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def milvus_server() -> Iterator[MilvusServer]:
-    """One server for all tests of a run; each takes collections of its own."""
+    """One server for the tests of a file; each takes collections of its own.
+
+    It starts in seconds, and uses the processor for as long as it is there, whether it is asked for anything or not.
+    """
     if milvus.why_not():
         pytest.skip(milvus.why_not())
     with milvus.milvus_server() as server:
