@@ -20,6 +20,8 @@ from nearmesh.process import leashed
 
 START_WITHIN_S = 90.0
 STOP_WITHIN_S = 10.0
+# As it is by itself.
+SILENT_S = 30
 # Of the user that every new server has.
 TOKEN = "root:Milvus"
 # How often it looks at what there is to do, in ms: by itself each second or so, and a table that is made or written out
@@ -50,10 +52,14 @@ def why_not() -> str:
 class MilvusServer:
     """One in a folder of its own, on ports that stay its own; who asks it has to bring the token."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, silent_s: int = SILENT_S) -> None:
+        """`silent_s`: a part of it that has said nothing for so long is gone to the others.
+
+        So are those that were killed with a server, to the next one, which loads nothing before.
+        """
         from milvus import MilvusServerConfig
 
-        self._folder = folder
+        self._folder, self._silent_s = folder, silent_s
         config = MilvusServerConfig(data_dir=str(folder))
         names = [name for name in config.configurable_items if name.endswith("_port")]
         *ports, self._health, self._etcd_clients, self._etcd_peers = free_ports(len(names) + 3)
@@ -71,6 +77,7 @@ class MilvusServer:
         environment = {
             **os.environ,
             **_EAGER,
+            "COMMON_SESSION_TTL": str(self._silent_s),
             "DEPLOY_MODE": "STANDALONE",
             "METRICS_PORT": str(self._health),
             "ETCD_CONFIG_PATH": str(etcd),
@@ -145,11 +152,11 @@ def _unpacked() -> Path:
 
 
 @contextmanager
-def milvus_server() -> Iterator[MilvusServer]:
+def milvus_server(*, silent_s: int = SILENT_S) -> Iterator[MilvusServer]:
     """A running server, gone with everything in it afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="nearmesh-milvus-data-"))
     try:
-        server = MilvusServer(folder)
+        server = MilvusServer(folder, silent_s=silent_s)
         try:
             server.start()
             yield server

@@ -31,10 +31,10 @@ def lite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiteStore]:
     store.close()
 
 
-@pytest.fixture(params=["lite", "server"])
-def other(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MilvusStore]:
+@pytest.fixture(scope="module", params=["lite", "server"])
+def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusStore]:
     store = (
-        LiteStore(tmp_path / "other.db")
+        LiteStore(tmp_path_factory.mktemp("other") / "other.db")
         if request.param == "lite"
         else MilvusStore(request.getfixturevalue("milvus_server").uri, milvus_server.TOKEN, settle_s=0.0)
     )
@@ -65,7 +65,7 @@ def test_what_the_other_store_does_not_build_is_told_before_anything_is_copied(
 ) -> None:
     wanted = "DISKANN" if isinstance(other, LiteStore) else "HNSW_SQ"
     with pytest.raises(Unsupported, match=wanted):
-        next(migrate.migrate(lite, other, [table("moved_books", index_type=wanted)]))
+        next(migrate.migrate(lite, other, [table("refused", index_type=wanted)]))
 
 
 def test_a_lite_that_another_process_holds_is_told(lite: LiteStore) -> None:

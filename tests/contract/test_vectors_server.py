@@ -24,7 +24,7 @@ def server() -> Iterator[MilvusServer]:
     """One that may be killed."""
     if why_not():
         pytest.skip(why_not())
-    with milvus_server() as running:
+    with milvus_server(silent_s=10) as running:
         yield running
 
 

@@ -67,13 +67,20 @@ def engine(store: Store) -> MilvusStore:
     return store
 
 
-@pytest.fixture
-def books(store: Store) -> Iterator[Table]:
-    """An empty table of the test's own."""
+@pytest.fixture(scope="module")
+def shelf(store: Store) -> Iterator[Table]:
     made = table(next(NAMES))
     store.create(made)
     yield made
     store.drop(made.name)
+
+
+@pytest.fixture
+def books(store: Store, shelf: Table) -> Iterator[Table]:
+    """An empty table, which the next test finds empty, too: a server takes seconds to make one."""
+    yield shelf
+    if left := ids(store, shelf):
+        put(store, shelf, deleted=left)
 
 
 def put(store: Store, books: Table, *rows: Row, deleted: Sequence[str] = ()) -> None:
