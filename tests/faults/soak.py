@@ -96,7 +96,7 @@ async def _switches(folder: Path) -> dict[str, Any]:
 
 
 async def _vectors(folder: Path, what: str) -> dict[str, Any]:
-    return await asyncio.to_thread(vectors.killed, folder, what, VECTOR_KILLS)
+    return await asyncio.to_thread(vectors.killed, folder, [what], VECTOR_KILLS)
 
 
 async def _matrix(mesh: LocalMesh) -> dict[str, Any]:
@@ -155,7 +155,7 @@ async def soak(only: str) -> list[dict[str, Any]]:
             name = f"vectors of a node: {doing}, its agent and its vectors' process killed {VECTOR_KILLS} times each"
             if only in name:
                 folder = Path(scratch) / re.sub(r"\W+", "-", doing)
-                found.append(await _measured(name, lambda: vector_agents.killed(folder, doing, VECTOR_KILLS)))  # noqa: B023
+                found.append(await _measured(name, lambda: vector_agents.killed(folder, [doing], VECTOR_KILLS)))  # noqa: B023
         for what in vectors.WHAT:
             name = f"vectors: {what} killed {VECTOR_KILLS} times while they are written"
             if only in name:

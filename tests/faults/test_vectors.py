@@ -12,10 +12,10 @@ from tests.faults import vector_agents, vector_switches, vectors
 KILLS = 1
 
 
-@pytest.mark.parametrize("what", vectors.WHAT)
-def test_p3_every_acknowledged_write_is_there_after_a_kill(tmp_path: Path, what: str) -> None:
-    found = vectors.killed(tmp_path / "vectors", what, KILLS)
-    assert found["operations"] > KILLS
+def test_p3_every_acknowledged_write_is_there_after_a_kill(tmp_path: Path) -> None:
+    """Of the process that writes, of Milvus Lite below it, and in the middle of a move to another store."""
+    found = vectors.killed(tmp_path / "vectors", vectors.WHAT, KILLS)
+    assert found["kills"] == 3 * KILLS and found["fewest_operations"] > KILLS
 
 
 async def test_p3_a_kill_on_the_way_to_another_embedder_loses_nothing_and_the_switch_is_made(tmp_path: Path) -> None:
@@ -24,9 +24,7 @@ async def test_p3_a_kill_on_the_way_to_another_embedder_loses_nothing_and_the_sw
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("doing", vector_agents.DOING)
-async def test_p3_a_node_whose_agent_and_vectors_are_killed_has_all_that_it_acknowledged(
-    tmp_path: Path, doing: str
-) -> None:
-    found = await vector_agents.killed(tmp_path / "node", doing, 1)
-    assert found["kills"] == 2 and found["acknowledged"] > 20
+async def test_p3_a_node_whose_agent_and_vectors_are_killed_has_all_that_it_acknowledged(tmp_path: Path) -> None:
+    """While rows are ingested, others written over and deleted, and all re-embedded or moved to another store."""
+    found = await vector_agents.killed(tmp_path / "node", vector_agents.DOING, KILLS)
+    assert found["kills"] == 4 * KILLS and found["fewest_of_a_collection"] > 20

@@ -13,7 +13,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +31,12 @@ PROCESS, AGENT = "the vectors' process", "the agent"
 WHO = (PROCESS, AGENT)
 INGEST, UPSERTS, SWITCH, MOVE = "an ingest", "upserts and deletes", "another embedder", "a move to another store"
 DOING = (INGEST, UPSERTS, SWITCH, MOVE)
+# What a client begins and the node goes on with, beside the writes.
+BEGUN = (SWITCH, MOVE)
 
 DIMENSION = 16
-WRITERS, BATCH = 4, 20
+# Writers of a collection, where there is one, and of each where there are several.
+WRITERS, WRITERS_OF_EACH, BATCH = 4, 2, 20
 # Of each writer, of rows that are written over and over.
 IDS = 60
 WITHIN_S = 60.0
@@ -73,20 +76,22 @@ class Book:
         self.maybe = {}
 
 
-class Site:
-    """The node, its collection, and what its clients know of it."""
+class Shelf:
+    """A collection of the node: what is done with it, and what its clients know of it."""
 
-    def __init__(self, place: TextPlace, doing: str, seed: int) -> None:
+    def __init__(self, place: TextPlace, doing: str, writers: int, chance: random.Random) -> None:
         self.place = place
         self.doing = doing
+        self.writers = writers
+        self.chance = chance
         self.book = Book()
-        self.chance = random.Random(seed)
         self.number = 0
+        self.name = doing.replace(" ", "-")
         # Texts are embedded on the node, or rows bring vectors, which depend on id and text alike.
         self.embeds = doing == SWITCH
         self.version = "1"
         self.moves = 0
-        self.back_s: list[float] = []
+        self.over = False
 
     def client(self) -> VectorClient:
         return self.place.client("operator")
@@ -99,9 +104,9 @@ class Site:
             async def made() -> bool:
                 try:
                     if self.embeds:
-                        await client.create("docs", embedder="embedder")
+                        await client.create(self.name, embedder="embedder")
                     else:
-                        await client.create("docs", dimension=DIMENSION)
+                        await client.create(self.name, dimension=DIMENSION)
                 except MeshError as error:
                     if error.reason not in ("NOT_READY", "UNREACHABLE"):
                         raise
@@ -109,24 +114,30 @@ class Site:
                 return True
 
             await until(made, within_s=WITHIN_S, what="the vectors are open")
-            if self.doing in (SWITCH, MOVE):
-                docs = client.collection("docs")
+            if self.doing in BEGUN:
+                docs = client.collection(self.name)
                 for first in range(0, CARRIED, 500):
                     await self._put(docs, [f"carried-{n}" for n in range(first, first + 500)])
 
     async def write(self, writer: int) -> None:
-        """Until it is cut off."""
+        """Until it is over, with a call that is cut off."""
         async with self.client() as client:
-            docs = client.collection("docs")
-            with suppress(MeshError):
-                while True:
-                    if self.doing == INGEST:
-                        self.number += BATCH
-                        await self._put(docs, [f"{writer}-new-{self.number + n}" for n in range(BATCH)])
-                    elif self.chance.random() < 0.35:
-                        await self._delete(docs, self._some(writer, 5))
-                    else:
-                        await self._put(docs, self._some(writer, BATCH))
+            docs = client.collection(self.name)
+            while not self.over:
+                try:
+                    await self._write(docs, writer)
+                except MeshError:
+                    # Its model may be on its way back from the kill before.
+                    await asyncio.sleep(0.05)
+
+    async def _write(self, docs: Collection, writer: int) -> None:
+        if self.doing == INGEST:
+            self.number += BATCH
+            await self._put(docs, [f"{writer}-new-{self.number + n}" for n in range(BATCH)])
+        elif self.chance.random() < 0.35:
+            await self._delete(docs, self._some(writer, 5))
+        else:
+            await self._put(docs, self._some(writer, BATCH))
 
     def _some(self, writer: int, count: int) -> list[str]:
         """A writer has ids of its own, so that the order of its writes is known."""
@@ -141,48 +152,28 @@ class Site:
     async def _delete(self, docs: Collection, names: list[str]) -> None:
         await self.book.write(dict.fromkeys(names), lambda: docs.delete(names))
 
-    # Killing.
-
-    async def kill(self, who: str) -> None:
-        """And starts what nobody else would."""
-        node = self.place.node
-        if who == PROCESS:
-            os.kill(_vectors_pid(node), signal.SIGKILL)
-            return
-        await node.kill()
-        await node.start()
-
-    async def answers(self) -> None:
-        began_s = time.monotonic()
-        async with self.client() as client:
-
-            async def counts() -> bool:
-                try:
-                    await client.collection("docs").count()
-                except MeshError as error:
-                    if error.reason not in ("NOT_READY", "UNREACHABLE"):
-                        raise
-                    return False
-                return True
-
-            await until(counts, within_s=WITHIN_S, what=f"an answer:\n{self.place.node.child.last_words(30)}")
-        self.back_s.append(time.monotonic() - began_s)
-
     # Looking.
 
     async def check(self) -> None:
         """While nobody writes."""
+        try:
+            await self._check()
+        except AssertionError as error:
+            raise AssertionError(f"{self.doing}: {error}") from error
+
+    async def _check(self) -> None:
         async with self.client() as client:
-            docs = client.collection("docs")
+            docs = client.collection(self.name)
             told = await docs.describe()
             here: dict[str, str] = {}
+            vectors = []
             async for row in docs.rows(with_vectors=True):
                 assert row.id not in here, f"{row.id} is there twice"
                 here[row.id] = row.text
-                vector = vector_of(row)
-                assert vector.shape == (told.dimension,), f"{row.id} has a vector of {vector.shape}"
-                if not self.embeds:
-                    np.testing.assert_allclose(vector, _vector(row.text), rtol=1e-6)
+                vectors.append(vector_of(row))
+                assert vectors[-1].shape == (told.dimension,), f"{row.id} has a vector of {vectors[-1].shape}"
+            if here and not self.embeds:
+                np.testing.assert_allclose(np.stack(vectors), np.stack([*map(_vector, here.values())]), rtol=1e-6)
             assert await docs.count() == len(here)
             self.book.settle(here)
             gone = [name for name, text in self.book.known.items() if text is None]
@@ -227,7 +218,7 @@ class Site:
     async def _switched(self, begun: asyncio.Event) -> None:
         size = SIZES[self.version]
         async with self.client() as client:
-            docs = client.collection("docs")
+            docs = client.collection(self.name)
             while True:
                 with suppress(MeshError):
                     if (await docs.describe()).dimension == size:
@@ -250,26 +241,82 @@ class Site:
 
     async def _nothing(self) -> None: ...
 
-    # All together.
 
-    async def round(self, who: str) -> None:
-        """Writers, a kill somewhere among their writes, and a look at what it left."""
-        before = self.book.acknowledged
-        writers = [asyncio.create_task(self.write(number)) for number in range(WRITERS)]
+class Site:
+    """The node, and its collections."""
+
+    def __init__(self, place: TextPlace, doings: Sequence[str], seed: int) -> None:
+        self.place = place
+        self.chance = random.Random(seed)
+        writers = WRITERS if len(doings) == 1 else WRITERS_OF_EACH
+        self.shelves = [Shelf(place, doing, writers, self.chance) for doing in doings]
+        self.back_s: list[float] = []
+
+    @property
+    def rounds(self) -> list[Shelf]:
+        """By what a client begins beside the writes; a round of writes alone, where nobody begins anything."""
+        return [shelf for shelf in self.shelves if shelf.doing in BEGUN] or self.shelves[:1]
+
+    async def make(self) -> None:
+        for shelf in self.shelves:
+            await shelf.make()
+
+    async def kill(self, who: str) -> None:
+        """And starts what nobody else would."""
+        node = self.place.node
+        if who == PROCESS:
+            os.kill(_vectors_pid(node), signal.SIGKILL)
+            return
+        await node.kill()
+        await node.start()
+
+    async def answers(self) -> None:
+        began_s = time.monotonic()
+        async with self.place.client("operator") as client:
+
+            async def counts() -> bool:
+                try:
+                    for shelf in self.shelves:
+                        await client.collection(shelf.name).count()
+                except MeshError as error:
+                    if error.reason not in ("NOT_READY", "UNREACHABLE"):
+                        raise
+                    return False
+                return True
+
+            await until(counts, within_s=WITHIN_S, what=f"an answer:\n{self.place.node.child.last_words(30)}")
+        self.back_s.append(time.monotonic() - began_s)
+
+    async def check(self) -> None:
+        for shelf in self.shelves:
+            await shelf.check()
+
+    async def round(self, beside: Shelf, who: str) -> None:
+        """Writers, a kill somewhere among their writes and what is begun beside them, and a look at what it left."""
+        before = [shelf.book.acknowledged for shelf in self.shelves]
+        self._over(False)
+        writers = [
+            asyncio.create_task(shelf.write(number)) for shelf in self.shelves for number in range(shelf.writers)
+        ]
 
         async def at_work() -> bool:
-            return self.book.acknowledged > before
+            return all(shelf.book.acknowledged > old for shelf, old in zip(self.shelves, before, strict=True))
 
-        await until(at_work, within_s=WITHIN_S, what="a write is acknowledged")
-        ended = await self.begin()
+        await until(at_work, within_s=WITHIN_S, what="a write of each collection is acknowledged")
+        ended = await beside.begin()
         # The moment is the point of the test.
-        await asyncio.sleep(self.chance.uniform(*KILL_AFTER_S[self.doing]))
+        await asyncio.sleep(self.chance.uniform(*KILL_AFTER_S[beside.doing]))
+        self._over(True)
         await self.kill(who)
         await asyncio.gather(*writers)
         await self.answers()
         await self.check()
         await ended()
         await self.check()
+
+    def _over(self, over: bool) -> None:
+        for shelf in self.shelves:
+            shelf.over = over
 
     async def made_anew(self) -> None:
         """From Milvus and the journal alone."""
@@ -293,36 +340,41 @@ def _vector(text: str) -> np.ndarray:
 
 
 @asynccontextmanager
-async def site(folder: Path, doing: str, seed: int) -> AsyncIterator[Site]:
-    """With the collection made, and rows in it where they are to be carried."""
+async def site(folder: Path, doings: Sequence[str], seed: int) -> AsyncIterator[Site]:
+    """With the collections made, and rows in them where they are to be carried."""
     async with control_plane(folder / "plane") as plane:
         node = Node(plane, folder / "node", "node-a", vectors={"enabled": True})
         try:
             await node.start()
             place = TextPlace(plane, node, folder)
-            if doing == SWITCH:
+            if SWITCH in doings:
                 for version in ("2", "1"):
                     await place.embedder(version, SIZES[version])
-            made = Site(place, doing, seed)
+            made = Site(place, doings, seed)
             await made.make()
             yield made
         finally:
-            await node.stop()
+            await node.end()
 
 
-async def killed(folder: Path, doing: str, kills: int, seed: int = 1) -> dict[str, Any]:
-    """Each of the two so many times; the figures. Raises AssertionError for what was lost."""
+async def killed(folder: Path, doings: Sequence[str], kills: int, seed: int = 1) -> dict[str, Any]:
+    """Each of the two so many times, in whatever is begun beside the writes of all collections; the figures.
+
+    Raises AssertionError for what was lost.
+    """
     started_s = time.monotonic()
-    async with site(folder, doing, seed) as found:
-        for _ in range(kills):
-            for who in WHO:
-                await found.round(who)
+    async with site(folder, doings, seed) as found:
+        for beside in found.rounds:
+            for _ in range(kills):
+                for who in WHO:
+                    await found.round(beside, who)
         await found.made_anew()
-    book = found.book
+    books = [shelf.book for shelf in found.shelves]
     return {
-        "kills": kills * len(WHO),
-        "acknowledged": book.acknowledged,
-        "rows": sum(text is not None for text in book.known.values()),
+        "kills": kills * len(WHO) * len(found.rounds),
+        "acknowledged": sum(book.acknowledged for book in books),
+        "fewest_of_a_collection": min(book.acknowledged for book in books),
+        "rows": sum(text is not None for book in books for text in book.known.values()),
         "slowest_back_s": round(max(found.back_s), 2),
         "seconds": round(time.monotonic() - started_s, 1),
     }

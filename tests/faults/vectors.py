@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,32 +34,40 @@ class Seen:
     acknowledged: int = 0
     # Operations that were there after a kill and had not been acknowledged: they may be.
     more: int = 0
+    # What was killed last, for whoever reads that something was lost.
+    killed: str = ""
 
     def check(self, found: dict[str, Any]) -> None:
         """Every acknowledged operation is there, none twice, and what it deleted stays deleted."""
         number = found["state"].get("count", 0)
-        assert self.acknowledged <= number <= self.acknowledged + 1, (number, self.acknowledged)
+        assert self.acknowledged <= number <= self.acknowledged + 1, (self.killed, number, self.acknowledged)
         self.more += number - self.acknowledged
         while self.number < number:
             self.number += 1
             self.state = applied(self.state, self.number)
-        assert found["state"] == self.state
-        assert found["count"] == len(self.state)
+        assert found["state"] == self.state, self.killed
+        assert found["count"] == len(self.state), self.killed
         self.acknowledged = number
 
 
-def killed(folder: Path, what: str, kills: int, seed: int = 1) -> dict[str, Any]:
-    """So many times; the figures. Raises AssertionError for what was lost."""
+def killed(folder: Path, whats: Sequence[str], kills: int, seed: int = 1) -> dict[str, Any]:
+    """Each of them so many times, one after the other; the figures. Raises AssertionError for what was lost."""
     folder.mkdir(parents=True, exist_ok=True)
-    seen, chance, started_s = Seen(), random.Random(seed), time.monotonic()
-    for _ in range(kills):
-        _one_life(folder, what, seen, chance.uniform(*_KILL_AFTER_S[what]))
+    seen, started_s = Seen(), time.monotonic()
+    operations = []
+    for what in whats:
+        before, chance = seen.acknowledged, random.Random(seed)
+        for _ in range(kills):
+            _one_life(folder, what, seen, chance.uniform(*_KILL_AFTER_S[what]))
+            seen.killed = what
+        operations.append(seen.acknowledged - before)
     # A last look at what the last kill left.
     with _worker(folder, "write") as process:
         seen.check(json.loads(_line(process)))
     return {
-        "kills": kills,
+        "kills": kills * len(whats),
         "operations": seen.number,
+        "fewest_operations": min(operations),
         "rows": len(seen.state),
         "written and not acknowledged": seen.more,
         "seconds": round(time.monotonic() - started_s, 1),
