@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from nearmesh.client.bootstrap import grpc_bootstrap, write_bootstrap
 from nearmesh.client.vectors import Passage, VectorClient
@@ -26,6 +27,9 @@ from nearmesh.errors import (
 )
 from nearmesh.ids import node_server_name
 from tests.integration.mesh_processes import MESH, REGION, ControlPlane, Node, control_plane, until
+
+# All tests share a control plane and a node, and leave no collection behind.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 QUOTAS = {"acme": {"max_vectors": 3}, "slow": {"requests_per_second": 2.0}}
 
@@ -47,26 +51,31 @@ class Place:
         )
 
 
-@pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
-    async with control_plane(tmp_path / "plane") as plane:
-        node = Node(plane, tmp_path / "node", "node-a", vectors={"enabled": True, "namespaces": QUOTAS})
-        try:
-            await node.start()
-            found = Place(plane, node)
-            async with found.client("operator") as operator:
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def plane(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ControlPlane]:
+    async with control_plane(tmp_path_factory.mktemp("plane")) as plane:
+        yield plane
 
-                async def answers() -> bool:
-                    try:
-                        await operator.list()
-                    except NotReady:
-                        return False
-                    return True
 
-                await until(answers, within_s=40, what="the vectors can be asked for")
-            yield found
-        finally:
-            await node.stop()
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def place(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
+    node = Node(plane, tmp_path_factory.mktemp("node"), "node-a", vectors={"enabled": True, "namespaces": QUOTAS})
+    try:
+        await node.start()
+        found = Place(plane, node)
+        async with found.client("operator") as operator:
+
+            async def answers() -> bool:
+                try:
+                    await operator.list()
+                except NotReady:
+                    return False
+                return True
+
+            await until(answers, within_s=40, what="the vectors can be asked for")
+        yield found
+    finally:
+        await node.end()
 
 
 async def test_a_token_reaches_its_own_namespace_and_its_quota(place: Place) -> None:
@@ -107,6 +116,7 @@ async def test_a_token_reaches_its_own_namespace_and_its_quota(place: Place) -> 
             await docs.upsert([Passage(id="x", text="no vector")])
         with pytest.raises(NotFound, match="embedder 'nope' is no model of this node"):
             await acme.create("texts", embedder="nope")
+        await docs.drop()
 
 
 async def test_a_node_tells_of_its_vectors_and_they_outlive_it(place: Place, tmp_path: Path) -> None:
@@ -139,7 +149,7 @@ async def test_a_node_tells_of_its_vectors_and_they_outlive_it(place: Place, tmp
                 pass
     await place.node.child.stop()
     await place.node.start()
-    async with place.client("client") as reader:
+    async with place.client("client") as reader, place.client("data") as data:
 
         async def there() -> bool:
             try:
@@ -148,6 +158,7 @@ async def test_a_node_tells_of_its_vectors_and_they_outlive_it(place: Place, tmp
                 return False
 
         await until(there, what="the rows are there again")
+        await data.collection("docs").drop()
 
 
 def blocking(bootstrap: Path) -> list[str]:
@@ -170,13 +181,12 @@ def metrics(node: Node) -> str:
         return str(answer.read().decode())
 
 
-async def test_a_node_that_keeps_no_vectors_says_how_it_would(tmp_path: Path) -> None:
-    async with control_plane(tmp_path / "plane") as plane:
-        node = Node(plane, tmp_path / "node", "node-a")
-        try:
-            await node.start()
-            async with Place(plane, node).client("data") as data:
-                with pytest.raises(Unsupported, match=r"set `enabled` under \[vectors\] in its node.toml"):
-                    await data.list()
-        finally:
-            await node.stop()
+async def test_a_node_that_keeps_no_vectors_says_how_it_would(plane: ControlPlane, tmp_path: Path) -> None:
+    node = Node(plane, tmp_path / "node", "node-b")
+    try:
+        await node.start()
+        async with Place(plane, node).client("data") as data:
+            with pytest.raises(Unsupported, match=r"set `enabled` under \[vectors\] in its node.toml"):
+                await data.list()
+    finally:
+        await node.end()

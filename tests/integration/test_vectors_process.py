@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import pytest
+import pytest_asyncio
 from nearmesh_agent.vectors.front import SERVICE
 
 from nearmesh.v1 import vector_pb2 as pb
 from tests.integration.mesh_processes import until
 from tests.integration.vector_node import DOCS, VectorNode, create, rows, vector, vector_node
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-@pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[VectorNode]:
-    async with vector_node(tmp_path / "vectors") as found:
-        await create(found)
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VectorNode]:
+    async with vector_node(tmp_path_factory.mktemp("node") / "vectors") as found:
         yield found
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def node(running: VectorNode) -> AsyncIterator[VectorNode]:
+    """One for all tests; each finds an empty collection."""
+    await create(running)
+    yield running
+    await running.ready()
+    await running.stub.DropCollection(DOCS, timeout=60)
 
 
 async def test_rows_are_written_found_by_vector_filter_and_words_and_deleted(node: VectorNode) -> None:
@@ -97,6 +108,7 @@ async def test_p3_what_was_acknowledged_outlives_kills_in_the_middle_of_writes(n
                 written.difference_update(row.id for row in batch)
                 await asyncio.sleep(0.05)
 
+    before = node.part.ended
     writers = [asyncio.create_task(write(first)) for first in (0, 100_000)]
     for _ in range(3):
         wanted = len(written) + 200
@@ -112,12 +124,14 @@ async def test_p3_what_was_acknowledged_outlives_kills_in_the_middle_of_writes(n
     assert len(there) == len(set(there))
     assert written - deleted <= set(there)
     assert deleted.isdisjoint(there)
-    assert node.part.ended == 3
+    assert node.part.ended == before + 3
 
 
 async def test_a_node_starts_again_with_all_that_it_had_and_moves_to_another_store(tmp_path: Path) -> None:
-    folder, other = tmp_path / "vectors", tmp_path / "other"
+    """In a folder with so long a name that its socket lies elsewhere."""
+    folder, other = tmp_path / ("x" * 100) / "vectors", tmp_path / "other"
     async with vector_node(folder) as first:
+        assert not (folder / "socket").exists()
         await create(first)
         await first.stub.Upsert(pb.UpsertRequest(collection=DOCS, rows=rows(0, 500)))
     async with vector_node(folder) as second:
@@ -126,8 +140,6 @@ async def test_a_node_starts_again_with_all_that_it_had_and_moves_to_another_sto
         assert moved[-1].phase == "done" and {one.phase for one in moved} >= {"copying", "done"}
         await second.stub.Upsert(pb.UpsertRequest(collection=DOCS, rows=rows(500, 10)))
     # The index is lost: everything comes from where it was moved to, and the journal.
-    import shutil
-
     shutil.rmtree(folder / "tables")
     async with vector_node(folder) as third:
         assert len(await third.ids()) == 510
@@ -166,59 +178,51 @@ async def test_a_node_without_what_vectors_need_says_what_to_install(
     assert "lacks no-such: pip install 'nearmesh-agent[vectors]'" in found.detail
 
 
-async def test_a_socket_with_a_long_name_lies_elsewhere(tmp_path: Path) -> None:
-    folder = tmp_path / ("x" * 100) / "vectors"
-    async with vector_node(folder) as node:
-        await create(node)
-    assert not (folder / "socket").exists()
-
-
 async def test_p10_a_process_that_hangs_is_told_and_started_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    node: VectorNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nearmesh_agent.vectors import part
 
     monkeypatch.setattr(part, "LOOK_EVERY_S", 0.2)
     monkeypatch.setattr(part, "SILENT_S", 1.0)
-    async with vector_node(tmp_path / "vectors") as node:
-        await create(node)
-        await node.stub.Upsert(pb.UpsertRequest(collection=DOCS, rows=rows(0, 10)))
-        os.kill(node.part.pid, signal.SIGSTOP)
+    ended = node.part.ended
+    await node.stub.Upsert(pb.UpsertRequest(collection=DOCS, rows=rows(0, 10)))
+    os.kill(node.part.pid, signal.SIGSTOP)
 
-        async def told() -> bool:
-            return bool(node.part.detail)
+    async def told() -> bool:
+        return bool(node.part.detail)
 
-        await until(told, within_s=5, what="the node says that its vectors cannot be asked for")
+    await until(told, within_s=5, what="the node says that its vectors cannot be asked for")
 
-        async def back() -> bool:
-            return node.part.ended == 1 and not node.part.detail
+    async def back() -> bool:
+        return node.part.ended == ended + 1 and not node.part.detail
 
-        await until(back, within_s=60, what="another process answers")
-        assert len(await node.ids()) == 10
+    await until(back, within_s=60, what="another process answers")
+    assert len(await node.ids()) == 10
 
 
 async def test_a_bug_in_what_looks_after_the_vectors_ends_no_agent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    node: VectorNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from nearmesh_agent.vectors import part
 
     monkeypatch.setattr(part, "LONGEST_WAIT_S", 0.1)
-    async with vector_node(tmp_path / "vectors") as node:
-        monkeypatch.setattr(node.part.front, "looked_at", lambda _: 1 / 0)
+    monkeypatch.setattr(node.part.front, "looked_at", lambda _: 1 / 0)
 
-        async def noticed() -> bool:
-            return "begun anew" in caplog.text
+    async def noticed() -> bool:
+        return "begun anew" in caplog.text
 
-        await until(noticed, within_s=20, what="the bug is logged")
-        monkeypatch.undo()
-        await node.ready()
-        await create(node)
+    await until(noticed, within_s=20, what="the bug is logged")
+    monkeypatch.undo()
+    await node.ready()
+    assert await node.ids() == []
 
 
-def test_the_agents_own_process_loads_nothing_of_what_its_vectors_need() -> None:
+async def test_the_agents_own_process_loads_nothing_of_what_its_vectors_need() -> None:
     program = (
         "import sys, nearmesh_agent.server\n"
         "print({'faiss', 'milvus_lite', 'pymilvus', 'pypdf', 'tantivy'} & set(sys.modules) or 'none')"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "none\n"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
+    said, _ = await process.communicate()
+    assert (process.returncode, said) == (0, b"none\n")

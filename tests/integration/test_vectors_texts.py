@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytest_asyncio
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
@@ -16,6 +17,9 @@ from tests.integration import text_packages
 from tests.integration.mesh_processes import Node, control_plane, until
 from tests.integration.text_place import WITHIN_S, TextPlace
 
+# All tests share a control plane, a node and the collection `docs`; the last of them ends the control plane.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 PASSAGES = {
     "storm": "A storm tore the roof off the barn",
     "trains": "The trains were late in the snow",
@@ -24,17 +28,20 @@ PASSAGES = {
 QUESTIONS = np.array([b"storm barn", b"restart the router"], dtype=object)
 
 
-@pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[TextPlace]:
-    async with control_plane(tmp_path / "plane") as plane:
-        node = Node(plane, tmp_path / "node", "node-a", vectors={"enabled": True})
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TextPlace]:
+    folder = tmp_path_factory.mktemp("place")
+    async with control_plane(folder / "plane") as plane:
+        node = Node(plane, folder / "node", "node-a", vectors={"enabled": True})
         try:
             await node.start()
-            found = TextPlace(plane, node, tmp_path)
+            found = TextPlace(plane, node, folder)
             await found.embedder("1", 16)
+            async with found.client() as client:
+                await fill(client)
             yield found
         finally:
-            await node.stop()
+            await node.end()
 
 
 async def first(docs: Collection, text: str) -> str:
@@ -53,7 +60,7 @@ async def first(docs: Collection, text: str) -> str:
     return str(await until(found, within_s=WITHIN_S, what=f"a passage for {text!r}"))
 
 
-async def filled(client: VectorClient) -> Collection:
+async def fill(client: VectorClient) -> None:
     async def made() -> Collection | None:
         try:
             return await client.create("docs", embedder="embedder")
@@ -62,12 +69,30 @@ async def filled(client: VectorClient) -> Collection:
 
     docs: Collection = await until(made, within_s=WITHIN_S, what="the vectors are open")
     await docs.upsert([Passage(id=name, text=text) for name, text in PASSAGES.items()])
-    return docs
+
+
+async def test_a_model_retrieves_and_then_infers_and_a_reranker_has_the_last_word(
+    place: TextPlace, tmp_path: Path
+) -> None:
+    await place.deploy(text_packages.asker(tmp_path / "asker"), text_packages.reranker(tmp_path / "reranker"))
+    async with place.client() as client:
+        docs = client.collection("docs")
+        request = service_pb2.ModelInferRequest(model_name="asker")
+        request.inputs.add(name="question", datatype="BYTES", shape=[2])
+        request.raw_input_contents.append(serialize_byte_tensor(QUESTIONS).item())
+        answer = await place.node.stub().ModelInfer(request, timeout=20)
+        first_row, second_row = (row.decode() for row in deserialize_bytes_tensor(answer.raw_output_contents[0]))
+        assert first_row.startswith(PASSAGES["storm"]) and second_row.startswith(PASSAGES["router"])
+
+        plain = await docs.retrieve("storm barn", k=3)
+        ranked = await docs.retrieve("storm barn", k=1, reranker="reranker")
+        assert plain.hits[0].row.id == "storm" and ranked.hits[0].row.id == "router"
+        assert ranked.hits[0].rerank_score == len(PASSAGES["router"]) and ranked.timings.rerank_ms > 0
 
 
 async def test_p4_passages_are_found_through_a_change_of_the_embedder_and_a_restart(place: TextPlace) -> None:
     async with place.client() as client:
-        docs = await filled(client)
+        docs = client.collection("docs")
         assert await first(docs, "storm barn") == "storm"
         pinned = (await docs.describe()).embedder_digest
 
@@ -88,22 +113,3 @@ async def test_p4_passages_are_found_through_a_change_of_the_embedder_and_a_rest
         await docs.upsert([Passage(id="cats", text="Cats sleep all day")])
         for text, name in (("storm barn", "storm"), ("cats sleep", "cats")):
             assert await first(docs, text) == name
-
-
-async def test_a_model_retrieves_and_then_infers_and_a_reranker_has_the_last_word(
-    place: TextPlace, tmp_path: Path
-) -> None:
-    await place.deploy(text_packages.asker(tmp_path / "asker"), text_packages.reranker(tmp_path / "reranker"))
-    async with place.client() as client:
-        docs = await filled(client)
-        request = service_pb2.ModelInferRequest(model_name="asker")
-        request.inputs.add(name="question", datatype="BYTES", shape=[2])
-        request.raw_input_contents.append(serialize_byte_tensor(QUESTIONS).item())
-        answer = await place.node.stub().ModelInfer(request, timeout=20)
-        first_row, second_row = (row.decode() for row in deserialize_bytes_tensor(answer.raw_output_contents[0]))
-        assert first_row.startswith(PASSAGES["storm"]) and second_row.startswith(PASSAGES["router"])
-
-        plain = await docs.retrieve("storm barn", k=3)
-        ranked = await docs.retrieve("storm barn", k=1, reranker="reranker")
-        assert plain.hits[0].row.id == "storm" and ranked.hits[0].row.id == "router"
-        assert ranked.hits[0].rerank_score == len(PASSAGES["router"]) and ranked.timings.rerank_ms > 0
