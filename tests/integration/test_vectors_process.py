@@ -30,11 +30,12 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Vec
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def node(running: VectorNode) -> AsyncIterator[VectorNode]:
-    """One for all tests; each finds an empty collection."""
+    """One for all tests; each finds an empty collection, and no other."""
     await create(running)
     yield running
     await running.ready()
-    await running.stub.DropCollection(DOCS, timeout=60)
+    for one in (await running.stub.ListCollections(pb.ListCollectionsRequest())).collections:
+        await running.stub.DropCollection(one.collection, timeout=60)
 
 
 async def test_rows_are_written_found_by_vector_filter_and_words_and_deleted(node: VectorNode) -> None:
