@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pytest_asyncio
 from nearmesh_controlplane.rounds import stock
 from nearmesh_controlplane.runs.folder import Plan, RunFolder, SiteInfo
 
@@ -23,20 +25,36 @@ NODES = ("node-a", "node-b")
 ROUNDS = 2
 
 
-@contextlib.asynccontextmanager
-async def two_sites(fleet: Fleet, folder: RunFolder) -> AsyncIterator[None]:
+in_module = pytest.mark.asyncio(loop_scope="module")
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
     """Two nodes whose operators say which partition of the data is theirs, as Flower's documentation has it."""
-    keys, ids = await fleet.nodes(*NODES)
-    folder.make()
-    folder.write_plan(
-        Plan(run="r1", model="m", rounds=ROUNDS, min_sites=2, strategy="", round_timeout_s=30.0, metric="eval_acc")
-    )
-    folder.write_sites({id: SiteInfo(node=name, site="s", region="r", pseudonym="p") for name, id in ids.items()})
-    async with AsyncExitStack() as stack:
+
+    fleet: Fleet
+    ids: Mapping[str, int]
+
+    def run_folder(self, path: Path) -> RunFolder:
+        folder = RunFolder(path)
+        folder.make()
+        folder.write_plan(
+            Plan(run="r1", model="m", rounds=ROUNDS, min_sites=2, strategy="", round_timeout_s=30.0, metric="eval_acc")
+        )
+        sites = {id: SiteInfo(node=name, site="s", region="r", pseudonym="p") for name, id in self.ids.items()}
+        folder.write_sites(sites)
+        return folder
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def sites(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sites]:
+    """For one run after the other."""
+    async with fleet_in(tmp_path_factory.mktemp("fleet")) as fleet, AsyncExitStack() as stack:
+        keys, ids = await fleet.nodes(*NODES)
         for at, (name, key) in enumerate(keys.items()):
             said = ("--node-config", f"partition-id={at} num-partitions={len(keys)}")
             await stack.enter_async_context(fleet.supernode(name, key, *said))
-        yield
+        yield Sites(fleet, ids)
 
 
 def server_app(run_folder: Path) -> int:
@@ -49,21 +67,21 @@ def server_app(run_folder: Path) -> int:
     return 0
 
 
-async def test_it_runs_unchanged_and_is_resumed_after_its_last_round(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    async with fleet_in(tmp_path) as fleet, two_sites(fleet, folder):
-        run = await fleet.engine.start(APP, {"num-server-rounds": ROUNDS}, folder.path)
+@in_module
+async def test_it_runs_unchanged_and_is_resumed_after_its_last_round(sites: Sites, tmp_path: Path) -> None:
+    fleet, folder = sites.fleet, sites.run_folder(tmp_path / "run")
+    run = await fleet.engine.start(APP, {"num-server-rounds": ROUNDS}, folder.path)
 
-        async def first_round() -> bool:
-            return bool(folder.rounds())
+    async def first_round() -> bool:
+        return bool(folder.rounds())
 
-        await until(first_round, within_s=60.0)
-        os.kill(server_app(folder.path), signal.SIGKILL)
-        first = (folder.path / "rounds" / "0001.json").read_bytes()
-        await fleet.engine.stop(run)
-        run = await fleet.engine.start(APP, {"num-server-rounds": ROUNDS}, folder.path)
-        found = await fleet.ended(run)
-        assert found.state == "finished", await fleet.engine.log(run)
+    await until(first_round, within_s=60.0)
+    os.kill(server_app(folder.path), signal.SIGKILL)
+    first = (folder.path / "rounds" / "0001.json").read_bytes()
+    await fleet.engine.stop(run)
+    run = await fleet.engine.start(APP, {"num-server-rounds": ROUNDS}, folder.path)
+    found = await fleet.ended(run)
+    assert found.state == "finished", await fleet.engine.log(run)
     rounds = folder.rounds()
     assert [record.number for record in rounds] == [1, 2]
     assert (folder.path / "rounds" / "0001.json").read_bytes() == first, "the first round was made once"
@@ -80,15 +98,15 @@ async def test_it_runs_unchanged_and_is_resumed_after_its_last_round(tmp_path: P
     assert json.loads(first)["metrics"].keys() == {"eval_loss", "eval_acc"}
 
 
-async def test_an_app_that_fails_says_why(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
+@in_module
+async def test_an_app_that_fails_says_why(sites: Sites, tmp_path: Path) -> None:
+    folder = sites.run_folder(tmp_path / "run")
     app = tmp_path / "failing"
     (app / "quickstart").mkdir(parents=True)
     for path in (APP / "pyproject.toml", *(APP / "quickstart").glob("*.py")):
         (app / path.relative_to(APP)).write_text(path.read_text().replace("(get_model())", "([1 / 0])"))
-    async with fleet_in(tmp_path) as fleet, two_sites(fleet, folder):
-        run = await fleet.engine.start(app, {}, folder.path)
-        assert (await fleet.ended(run)).state == "failed"
+    run = await sites.fleet.engine.start(app, {}, folder.path)
+    assert (await sites.fleet.ended(run)).state == "failed"
     end = folder.end()
     assert end and end.reason == "the app failed: ZeroDivisionError: division by zero"
 
