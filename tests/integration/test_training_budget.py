@@ -51,12 +51,17 @@ def throttle(cpu_share: float, utilization: Callable[[], float] = lambda: 0.0) -
     return Throttle((), utilization, cpu_share=cpu_share)
 
 
-async def test_apps_use_their_share_of_the_cores_and_stand_still_for_the_rest(tmp_path: Path) -> None:
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole budget from the beginning; by itself it grows to it in five seconds."""
+    monkeypatch.setattr("nearmesh_agent.training.budget.FIRST", 1.0)
+
+
+async def test_apps_use_their_share_of_the_cores_and_stand_still_for_the_rest(tmp_path: Path, at_once: None) -> None:
     share, cores = 0.3, len(os.sched_getaffinity(0))
     held = throttle(share)
     async with warded(held, tmp_path, apps=cores) as process:
         apps = named(process.pid, "an-app")
-        # The budget grows to its full size first.
         await until(lambda: held.share == share)
         began, used, yielded = time.monotonic(), sum(map(cpu_s, apps)), held.yielded_s
         await asyncio.sleep(2.5)
