@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2
 from nearmesh.packaging.release import release
 from nearmesh.v1 import node_pb2, run_pb2, run_pb2_grpc
 from tests.integration.mesh_processes import ControlPlane, Node, control_plane, node, until
+from tests.without_torch import without_torch
 
 MODEL, KINDS, FEATURES = "kinds", 3, 4
 # The same model, whose new versions have to answer as their parent did: what is learnt passes the gate and no canary.
@@ -206,6 +207,7 @@ async def federated_mesh(
 ) -> AsyncIterator[FederatedMesh]:
     """Running, with version 1 of each package served by every node; `superlink` is where a site's SuperNode goes."""
     async with AsyncExitStack() as stack:
+        stack.enter_context(without_torch(folder / "without"))
         plane = await stack.enter_async_context(control_plane(folder / "plane"))
         nodes = []
         for number, name in enumerate(SITES):

@@ -27,6 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.flower_fleet import Fleet, fleet_in
 from nearmesh.tls import Credentials, key_to_pem
 from tests.recorded_fleet import Recorder
+from tests.without_torch import without_torch
 
 WEIGHT = np.zeros((3, 2), np.float32)
 # In values, in the name of a column, in a label, in the file's path, in what the recipe says; and not a number.
@@ -115,6 +116,7 @@ async def site(fleet: Fleet, name: str, key: ec.EllipticCurvePrivateKey, data: D
 async def test_p9_nothing_but_weights_counts_and_metrics_leaves_a_site(tmp_path: Path) -> None:
     recorder = Recorder()
     async with fleet_in(tmp_path, recorder.around) as fleet, AsyncExitStack() as stack:
+        stack.enter_context(without_torch(tmp_path / "without"))
         keys, ids = await fleet.nodes("node-sound", "node-broken")
         sites = {id: SiteInfo(node=name, site="s", region="r", pseudonym=name) for name, id in ids.items()}
         folder = run_folder(tmp_path / "run", sites)
