@@ -16,20 +16,24 @@ from nearmesh.rpc import from_rpc_error
 from nearmesh.tls import certificate_request, new_key
 from tests.integration.mesh_processes import MESH, ControlPlane
 
+# What the control plane decides by itself, from what nodes measure all the time.
+BY_ITSELF = frozenset({"decisions"})
+
 
 def everything(plane: ControlPlane) -> dict[str, list[Any]]:
-    """All that the control plane keeps, as it lies on the disk."""
+    """All that the control plane keeps of what it was told, as it lies on the disk."""
     with contextlib.closing(sqlite3.connect(f"file:{plane.data / 'state.db'}?mode=ro", uri=True)) as db:
         names = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        return {name: sorted(db.execute(f"SELECT * FROM {name}").fetchall(), key=repr) for name in names}
+        kept = [name for name in names if name not in BY_ITSELF]
+        return {name: sorted(db.execute(f"SELECT * FROM {name}").fetchall(), key=repr) for name in kept}
 
 
 async def seen(plane: ControlPlane) -> Any:
-    """What an operator sees of it."""
+    """What an operator sees of it, but for what nodes measure."""
     async with plane.operator() as operator:
         nodes = await operator.nodes()
         for one in nodes:
-            one.last_seen_s = 0
+            one.last_seen_s = one.utilization = one.in_flight = 0
         return nodes, await operator.audit()
 
 
