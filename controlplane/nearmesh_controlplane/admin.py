@@ -12,9 +12,9 @@ from nearmesh.rpc import caller
 from nearmesh.v1 import admin_pb2 as pb
 from nearmesh.v1 import admin_pb2_grpc
 from nearmesh.v1.node_pb2 import TrainingStatus, VectorStatus
+from nearmesh.whole import whole
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.catalog import Catalog
-from nearmesh_controlplane.database import whole
 from nearmesh_controlplane.peers.role import Peer, Role
 from nearmesh_controlplane.prices import messages
 from nearmesh_controlplane.prices.book import Prices

@@ -8,25 +8,20 @@ thread, so that the serving loop never waits for the disk and a process's own wr
 from __future__ import annotations
 
 import asyncio
-import functools
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from nearmesh.errors import ConfigError, NotLeader, Unreachable
 from nearmesh_controlplane import postgresql
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-
-# Changes on their way; an event loop by itself would let go of those that nobody waits for any more.
-_begun: set[asyncio.Task[Any]] = set()
 
 metadata = sa.MetaData()
 
@@ -382,29 +377,6 @@ def _fenced(connection: sa.Connection, term: int, change: Callable[..., T], *arg
     if connection.execute(held.with_for_update(read=True, key_share=True)).one_or_none() is None:
         raise NotLeader(f"another control plane leads: term {term} is over")
     return change(connection, *args)
-
-
-def whole(change: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Once begun, `change` goes on to its end, or memory would not know what is on disk.
-
-    gRPC cancels a call whose client went away, but a transaction in the database's thread commits all the same, and
-    what follows it must follow. The caller is cancelled at once; who calls is known inside `change` as outside.
-    """
-
-    @functools.wraps(change)
-    async def begin(*args: P.args, **kwargs: P.kwargs) -> T:
-        task = asyncio.ensure_future(change(*args, **kwargs))
-        _begun.add(task)
-        task.add_done_callback(_begun.discard)
-        return await asyncio.shield(task)
-
-    return begin
-
-
-async def settled() -> None:
-    """Waits for every change that was begun; before the database is closed."""
-    while _begun:
-        await asyncio.wait(set(_begun))
 
 
 def migrate(engine: sa.Engine) -> None:

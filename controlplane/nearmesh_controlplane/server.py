@@ -7,8 +7,8 @@ import logging
 import time
 
 from nearmesh.process import only_one, rare_collections
+from nearmesh.whole import settled
 from nearmesh_controlplane.config import MeshConfig
-from nearmesh_controlplane.database import settled
 from nearmesh_controlplane.listeners import grpc_server, https_server
 from nearmesh_controlplane.plane import ControlPlane
 from nearmesh_controlplane.registry.server_certificate import ServerCertificate

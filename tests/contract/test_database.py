@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from nearmesh_controlplane import database as tables
 from nearmesh_controlplane.catalog.catalog import Catalog
-from nearmesh_controlplane.database import Database, settled, whole
+from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.prices.book import Prices
 from nearmesh_controlplane.prices.currencies import Currencies
@@ -19,6 +19,7 @@ from nearmesh_controlplane.prices.feed import FeedState
 from nearmesh_controlplane.routing.residency import ResidencyRules
 
 from nearmesh.package import RoutePolicy
+from nearmesh.whole import settled, whole
 from tests.control_plane_state import digest_of, manifest, stored
 
 Opened = Callable[[], Database]

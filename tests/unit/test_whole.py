@@ -13,12 +13,13 @@ import pytest
 from nearmesh_controlplane.admin import AdminServicer
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.servicer import CatalogServicer
-from nearmesh_controlplane.database import Database, settled, whole
+from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.registry.authority import Authority
 from nearmesh_controlplane.rollouts.calls import RolloutCalls
 
 from nearmesh import rpc
 from nearmesh.v1 import admin_pb2, catalog_pb2
+from nearmesh.whole import settled, whole
 from tests.control_plane_state import State, alone, replica, state
 from tests.rollout_nodes import rollouts_of
 

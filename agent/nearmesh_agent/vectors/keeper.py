@@ -17,6 +17,7 @@ from pathlib import Path
 
 from nearmesh.backoff import Backoff
 from nearmesh.errors import AlreadyExists, InvalidInput, MeshError, NotFound, NotReady, PermissionDenied
+from nearmesh.whole import whole
 from nearmesh_agent.vectors import limits, opening
 from nearmesh_agent.vectors.collection import Collection, Desk
 from nearmesh_agent.vectors.collections import CollectionSpec, Specs, cleared
@@ -25,7 +26,6 @@ from nearmesh_agent.vectors.ledger import Ledger
 from nearmesh_agent.vectors.model import Journal, Store, Table
 from nearmesh_agent.vectors.parts import Applier, Parts
 from nearmesh_agent.vectors.table import OpenTable
-from nearmesh_agent.vectors.unbroken import unbroken
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ class Keeper:
             raise NotFound(f"no collection {name!r} in namespace {namespace!r} on this node")
         return found
 
-    @unbroken
+    @whole
     async def create(self, spec: CollectionSpec) -> Collection:
         """Raises AlreadyExists, Unsupported for an index type that the engine lacks, QuotaExceeded and others."""
         self._check_served(spec.namespace)
@@ -243,7 +243,7 @@ class Keeper:
         log.info("created collection=%s namespace=%s table=%s", spec.name, spec.namespace, spec.table.name)
         return found
 
-    @unbroken
+    @whole
     async def update(self, collection: Collection, change: Callable[[CollectionSpec], CollectionSpec]) -> None:
         """Another spec of the same identity, made of the one that it has. Raises what `change` raises, NotFound."""
         async with self.changing(collection):
@@ -282,7 +282,7 @@ class Keeper:
         except (MeshError, OSError) as error:
             log.warning("former generations of collection=%s are not cleared away yet: %s", collection.spec.name, error)
 
-    @unbroken
+    @whole
     async def drop(self, collection: Collection) -> int:
         """How many rows it had; gone for good when it returns, although its files may stay a moment longer."""
         async with self.changing(collection):

@@ -17,8 +17,9 @@ from nearmesh.package import RoutePolicy
 from nearmesh.registries.reference import check_repository
 from nearmesh.routing import parse_objective
 from nearmesh.routing.residency import check_regions
+from nearmesh.whole import whole
 from nearmesh_controlplane import database as tables
-from nearmesh_controlplane.database import Database, whole
+from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.rollouts.scope import Scope
 

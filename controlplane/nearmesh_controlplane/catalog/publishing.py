@@ -21,13 +21,13 @@ from nearmesh.package import MANIFEST_FILE, Package
 from nearmesh.report import Report, check_published
 from nearmesh.rpc import caller
 from nearmesh.v1 import catalog_pb2 as pb
+from nearmesh.whole import whole
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog import known_chunks
 from nearmesh_controlplane.catalog.catalog import Catalog, Version
 from nearmesh_controlplane.catalog.documents import Documents, differ_in_report_alone, document_of
 from nearmesh_controlplane.catalog.known_chunks import Stretch
 from nearmesh_controlplane.catalog.signing import Signing
-from nearmesh_controlplane.database import whole
 from nearmesh_controlplane.idle.book import IdleBook
 from nearmesh_controlplane.idle.store import take_package
 

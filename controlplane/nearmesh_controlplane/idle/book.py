@@ -13,8 +13,9 @@ from typing import Any
 
 from nearmesh.errors import ConfigError, InvalidInput
 from nearmesh.package import Idle
+from nearmesh.whole import whole
 from nearmesh_controlplane.catalog.catalog import Catalog
-from nearmesh_controlplane.database import Database, whole
+from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.idle import store
 from nearmesh_controlplane.idle.store import Entry

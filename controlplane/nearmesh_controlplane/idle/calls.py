@@ -5,8 +5,8 @@ from __future__ import annotations
 from nearmesh.package import Idle
 from nearmesh.rpc import caller
 from nearmesh.v1 import catalog_pb2 as pb
+from nearmesh.whole import whole
 from nearmesh_controlplane.audit import Audit
-from nearmesh_controlplane.database import whole
 from nearmesh_controlplane.idle.book import IdleBook
 
 _FIELDS = ("unload_after_s", "scale_to_zero_after_s", "keep")

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 
 from nearmesh.errors import InvalidInput, NotFound
 from nearmesh.ids import check_label
+from nearmesh.whole import whole
 from nearmesh_controlplane import database as tables
-from nearmesh_controlplane.database import Database, whole
+from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.prices.currencies import Currencies, check_amount
 from nearmesh_controlplane.prices.feed import FeedState

@@ -23,7 +23,8 @@ from typing import Any, Literal
 from nearmesh.errors import NotFound
 from nearmesh.ids import check_machine_type
 from nearmesh.v1 import node_pb2 as pb
-from nearmesh_controlplane.database import Database, whole
+from nearmesh.whole import whole
+from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.prices.currencies import USD, Money, check_price
 from nearmesh_controlplane.prices.rules import Price, jumped

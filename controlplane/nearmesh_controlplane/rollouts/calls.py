@@ -9,9 +9,9 @@ from nearmesh.errors import AlreadyExists, InvalidInput, NotFound
 from nearmesh.rpc import caller
 from nearmesh.v1 import catalog_pb2 as pb
 from nearmesh.v1.node_pb2 import ReplicaStatus
+from nearmesh.whole import whole
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.catalog import Catalog, Deployment, Version
-from nearmesh_controlplane.database import whole
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.registry.nodes import Registry
 from nearmesh_controlplane.rollouts.messages import node_message, plan_of, rollout_message, scope_of

@@ -17,9 +17,10 @@ import sqlalchemy as sa
 
 from nearmesh.errors import InvalidInput, MeshError, NotFound
 from nearmesh.rpc import Identity
+from nearmesh.whole import whole
 from nearmesh_controlplane.audit import Audit
 from nearmesh_controlplane.catalog.catalog import Catalog, Deployment, Version, insert_deployment
-from nearmesh_controlplane.database import Database, whole
+from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.registry.node import Node
 from nearmesh_controlplane.registry.nodes import Registry

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 from nearmesh.errors import InvalidInput, NotFound
 from nearmesh.ids import check_label
 from nearmesh.routing.residency import check_regions
+from nearmesh.whole import whole
 from nearmesh_controlplane import database as tables
-from nearmesh_controlplane.database import Database, whole
+from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
 
 # Client regions with a rule.

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from nearmesh.errors import InvalidInput, NotFound, PermissionDenied
 from nearmesh.rpc import caller
 from nearmesh.v1 import run_pb2 as pb
+from nearmesh.whole import whole
 from nearmesh_controlplane.catalog.catalog import Catalog, Version
-from nearmesh_controlplane.database import whole
 from nearmesh_controlplane.registry.nodes import Registry
 from nearmesh_controlplane.runs.apps import ROUNDS, check_fab
 from nearmesh_controlplane.runs.candidates import Candidates

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 
 from nearmesh.errors import NotFound, Unreachable
 from nearmesh.rpc import Identity
+from nearmesh.whole import whole
 from nearmesh_controlplane.audit import Audit
-from nearmesh_controlplane.database import Database, whole
+from nearmesh_controlplane.database import Database
 from nearmesh_controlplane.generation import Generation
 from nearmesh_controlplane.runs import machine, store
 from nearmesh_controlplane.runs.folder import Progress, RoundRecord

@@ -12,6 +12,7 @@ from typing import Any
 from nearmesh.errors import StorageFull
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
+from nearmesh.whole import whole
 from nearmesh_agent.vectors import limits
 from nearmesh_agent.vectors.collection import Collection
 from nearmesh_agent.vectors.collections import CollectionSpec, Generation
@@ -20,7 +21,6 @@ from nearmesh_agent.vectors.namespaces import chosen, told
 from nearmesh_agent.vectors.table import OpenTable
 from nearmesh_agent.vectors.text import generations
 from nearmesh_agent.vectors.text.generations import Cancel, Fill, Made, Switch
-from nearmesh_agent.vectors.unbroken import unbroken
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class FillServicer(vector_pb2_grpc.VectorFillServiceServicer):
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
 
-    @unbroken
+    @whole
     async def Begin(self, request: pb.BeginFillingRequest, context: Any) -> pb.Filling:
         collection = await self._of(request.collection, context)
         wanted = (request.embedder, request.embedder_digest)
@@ -89,7 +89,7 @@ class FillServicer(vector_pb2_grpc.VectorFillServiceServicer):
             await self._switch(collection, request.generation)
         return progress(collection)
 
-    @unbroken
+    @whole
     async def _switch(self, collection: Collection, generation: int) -> None:
         """If it is whole still when no write is under way."""
         former = collection.serving
@@ -105,7 +105,7 @@ class FillServicer(vector_pb2_grpc.VectorFillServiceServicer):
         log.info("generation=%d serves collection=%s", generation, collection.spec.name)
         await self._clear(collection, former)
 
-    @unbroken
+    @whole
     async def Cancel(self, request: pb.CollectionRef, context: Any) -> pb.Filling:
         collection = await self._of(request, context)
         filling, spec = collection.filling, collection.spec
