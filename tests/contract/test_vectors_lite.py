@@ -6,8 +6,10 @@ import contextlib
 import os
 import signal
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -65,6 +67,23 @@ def test_a_flush_answers_only_for_what_one_process_was_given(lite: LiteStore) ->
     for books in both:
         assert [told(found) for found in lite.get(books.name, ["flushed", "lost"])] == [told(row("lost"))], books
         assert [hit.id for hit in lite.search(books.name, row("x").vector, 5)] == ["lost"], books
+
+
+def test_a_call_outlives_an_end_that_is_noticed_late(lite: LiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket closes first: both tries of a call have met the one that was ending."""
+    books = table("noticed_late")
+    lite.create(books)
+    lite.write([Write(table=books.name, rows=[row("a")])])
+    lite.flush()
+    went = lite._process._went
+
+    def late(*arguments: Any) -> float:
+        time.sleep(0.5)
+        return went(*arguments)
+
+    monkeypatch.setattr(lite._process, "_went", late)
+    kill(lite)
+    assert [found.id for found in lite.get(books.name, ["a"])] == ["a"]
 
 
 def test_what_was_not_flushed_is_not_written_on_in_another_process(lite: LiteStore) -> None:

@@ -34,6 +34,8 @@ _START_S = 60.0
 # It writes out what it has in memory.
 _STOP_S = 30.0
 _AGAIN_S, _AGAIN_AT_MOST_S = 0.5, 30.0
+# From the moment that a process's sockets close until one who waits for its end has been told.
+_NOTICED_S = 2.0
 # Linux keeps the path of a socket in 108 bytes; a folder's random end and the socket's own name are still to come.
 _SOCKET_FOLDER_BYTES = 85
 # Lite sorts all keys for each page.
@@ -147,11 +149,17 @@ class LiteStore(MilvusStore):
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """What a call says whose connection was closed under it, since its process ended, is pymilvus's affair."""
+        """What a call says whose connection was closed under it, since its process ended, is pymilvus's affair.
+
+        Whoever is told Unreachable, and calls again, meets another process where this one ended.
+        """
         life = self._process.life
         try:
             with super()._translated():
                 yield
+        except Unreachable:
+            self._process.notice(life, _NOTICED_S)
+            raise
         except EngineFailure as error:
             if self._process.answers(life):
                 raise
@@ -196,6 +204,11 @@ class LiteProcess:
         """Whether the one of this number does."""
         with self._changed:
             return self._is_ready and self.life == life
+
+    def notice(self, life: int, within_s: float) -> None:
+        """Returns when it was noticed that the one of this number ended, or after so long where it did not."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_ready or self.life != life, within_s)
 
     def close(self) -> None:
         """Has it write out what it has. Safe to repeat."""
