@@ -68,8 +68,15 @@ def main(grid, context):
     while not (nodes := list(grid.get_node_ids())):
         time.sleep(0.2)
     asked = RecordDict({{"asked": ConfigRecord({{"bytes": bytes({BYTES})}})}})
-    messages = [Message(asked, message_type="query", dst_node_id=node) for node in nodes]
-    (answer,) = grid.send_and_receive(messages)
+    while True:
+        messages = [Message(asked, message_type="query", dst_node_id=node) for node in nodes]
+        try:
+            (answer,) = grid.send_and_receive(messages, timeout=20.0)
+            if answer.has_content():
+                break
+        except Exception as error:
+            # Flower gives up what was on its way when the SuperLink died; it says so in one of several ways.
+            print("asked again after", type(error).__name__, error)
     Path(context.run_config["out"]).write_text(str(answer.content["said"]["length"]))
 """
 
@@ -89,6 +96,8 @@ def asking(folder: Path) -> Path:
     return app
 
 
+# Flower gives up what was just being sent only after 180 s.
+@pytest.mark.timeout(300)
 async def test_a_node_that_trains_takes_part_until_it_is_removed(fleet: Fleet) -> None:
     key = new_key()
     line = await fleet.joins("node-a", key)
@@ -109,7 +118,7 @@ async def test_a_node_that_trains_takes_part_until_it_is_removed(fleet: Fleet) -
         os.kill(fleet.superlink._superlink.pid, signal.SIGKILL)
         await until(down, within_s=5.0)
         await fleet.engine.prepare()
-        assert (await fleet.ended(run)).state == "finished", await fleet.engine.log(run)
+        assert (await fleet.ended(run, within_s=240.0)).state == "finished", await fleet.engine.log(run)
         assert out.read_text() == str(BYTES)
         # Its next call is refused, upon which a SuperNode ends.
         await fleet.registry.remove("node-a")

@@ -25,9 +25,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at proces
 WITHIN_S = 20.0
 PROGRAM = """
 import json, os, pathlib, sys, time
+print("of the data", file=sys.stderr, flush=True)
 pathlib.Path("said.json.draft").write_text(json.dumps({"pid": os.getpid(), "argv": sys.argv, "env": dict(os.environ)}))
 os.replace("said.json.draft", "said.json")
-print("of the data", file=sys.stderr, flush=True)
 time.sleep(600)
 """
 

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from nearmesh_controlplane.rounds.attendance import TRIALS
 from nearmesh_controlplane.runs import folder as run_folder
 from nearmesh_controlplane.runs.folder import COUNTED, FAILED, MISSING
@@ -334,16 +336,21 @@ def test_a_step_that_overflows_ends_the_run_and_leaves_the_last_good_model(tmp_p
     assert [record.number for record in run.folder.rounds()] == [0, 1]
 
 
-def test_a_bug_ends_the_run_and_a_broken_way_does_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "broken",
+    [ConnectionError("refused"), httpx.ReadError("reset"), ObjectPushError("an object", 1, "a session")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_bug_ends_the_run_and_a_broken_way_does_not(tmp_path: Path, broken: Exception) -> None:
     class Broken(FakeGrid):
-        error: Exception = ConnectionError("refused")
+        error: Exception = broken
 
         def get_node_ids(self) -> list[int]:
             raise self.error
 
     run = a_run(tmp_path, digits_sites(2))
     run.grid = Broken(run.clock, run.grid.sites)
-    with pytest.raises(ConnectionError):
+    with pytest.raises(type(broken)):
         run.go()
     assert run.folder.end() is None
 

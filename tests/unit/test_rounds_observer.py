@@ -8,10 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Result, Strategy
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 from nearmesh_controlplane.rounds import observer, run_grid, stock
 from nearmesh_controlplane.runs.folder import End, Plan, RunFolder, SiteInfo
@@ -282,6 +284,21 @@ def test_an_error_of_the_app_is_noted_and_goes_on_its_way(
     assert folder.end() == (
         None if parameters else End(reason="the app failed: ZeroDivisionError: integer division or modulo by zero")
     )
+
+
+@pytest.mark.parametrize("error", [httpx.ReadError("reset"), ObjectPushError("an object", 5, "a session")])
+def test_a_way_that_broke_under_an_app_is_not_its_end(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    watched(tmp_path, monkeypatch)
+    (tmp_path / "5").write_text(str(folder.path), "utf-8")
+
+    def main(grid: Any) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        App(main)(FakeGrid(), SimpleNamespace(run_id=5))
+    assert folder.end() is None
 
 
 def test_an_app_that_nobody_waits_for_ends(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import httpx
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from google.protobuf.message import DecodeError
 
 # Between two looks for answers: so much of the time that has passed, so that a look costs little of what it waits for.
@@ -34,6 +36,9 @@ SENDS = 3
 
 # The message, or its answer, went astray; no word of the site.
 _LOST = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE}
+# What Flower raises where the way to the SuperLink broke: no fault of a run's, which is begun anew and goes on. What was
+# stored by a SuperLink that died before it could say so is offered to the next one, and refused.
+BROKEN_WAY = (httpx.HTTPError, ObjectPushError)
 # What Flower raises over the bytes of a site that keeps to none of its formats.
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, EOFError, RecursionError, DecodeError)
 # A site's reason is shown to people.

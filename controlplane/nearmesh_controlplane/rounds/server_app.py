@@ -11,13 +11,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from nearmesh.errors import MeshError
 from nearmesh_controlplane.rounds import candidate
-from nearmesh_controlplane.rounds.asking import Asking, Clock, SystemClock
+from nearmesh_controlplane.rounds.asking import BROKEN_WAY, Asking, Clock, SystemClock
 from nearmesh_controlplane.rounds.loop import Rounds
 from nearmesh_controlplane.runs.folder import End, RunFolder
 
@@ -28,8 +27,8 @@ RUN_FOLDER = "run-folder"
 # So many answers are fetched side by side.
 PULLS = 16
 
-# Not this run's fault: the way to the SuperLink broke, or the disk is full. Tried again by whoever starts this again.
-_PASSING = (httpx.HTTPError, OSError)
+# Not this run's fault: that, or the disk is full. Tried again by whoever starts this again.
+_PASSING = (*BROKEN_WAY, OSError)
 
 app = ServerApp()
 

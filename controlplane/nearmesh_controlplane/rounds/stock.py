@@ -109,6 +109,10 @@ class _State:
         return start
 
     def _note(self, error: Exception) -> None:
+        from nearmesh_controlplane.rounds.asking import BROKEN_WAY
+
+        if isinstance(error, BROKEN_WAY):
+            return
         try:
             folder = folder_of(self._observed, self._run)
         except NobodyWaits:
