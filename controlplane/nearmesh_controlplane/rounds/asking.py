@@ -36,8 +36,8 @@ SENDS = 3
 
 # The message, or its answer, went astray; no word of the site.
 _LOST = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE}
-# What Flower raises where the way to the SuperLink broke: no fault of a run's, which is begun anew and goes on. What was
-# stored by a SuperLink that died before it could say so is offered to the next one, and refused.
+# What Flower raises where the way to the SuperLink broke: no fault of the run, which is begun anew and goes on. What a
+# SuperLink stored that died before it could say so is offered to the next one, and refused.
 BROKEN_WAY = (httpx.HTTPError, ObjectPushError)
 # What Flower raises over the bytes of a site that keeps to none of its formats.
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, EOFError, RecursionError, DecodeError)
