@@ -1,5 +1,6 @@
 """The rounds of a run: what is asked, what counts, and that whatever dies, the run ends as if nothing had."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import httpx
@@ -220,6 +221,24 @@ def test_a_message_that_flower_loses_is_sent_again(tmp_path: Path) -> None:
     run.go()
     assert run.reason() == ""
     assert run.grid.sent.count((1, "evaluate", "0")) == 2
+
+
+def test_what_a_dying_superlink_refuses_is_pushed_once_more(tmp_path: Path) -> None:
+    refused: list[Message] = []
+
+    class Refusing(FakeGrid):
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            pushed = [*messages]
+            if not any(message is pushed[0] for message in refused):
+                refused.extend(pushed)
+                raise ObjectPushError("an object", 1, "a session")
+            return super().push_messages(pushed)
+
+    run = a_run(tmp_path, digits_sites(2))
+    run.grid = Refusing(run.clock, run.grid.sites)
+    run.go()
+    assert [record.number for record in run.folder.rounds()] == [0, 1, 2, 3]
+    assert len(run.grid.sent) == len(refused), "the same messages, each once"
 
 
 def test_it_waits_until_enough_sites_are_there_and_says_so(tmp_path: Path) -> None:

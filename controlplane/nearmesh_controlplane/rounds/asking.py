@@ -8,7 +8,7 @@ asked for, since Flower would then give the message up; the site may well be wor
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -36,8 +36,7 @@ SENDS = 3
 
 # The message, or its answer, went astray; no word of the site.
 _LOST = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE}
-# What Flower raises where the way to the SuperLink broke: no fault of the run, which is begun anew and goes on. What a
-# SuperLink stored that died before it could say so is offered to the next one, and refused.
+# What Flower raises where the way to the SuperLink broke: no fault of the run, which is begun anew and goes on.
 BROKEN_WAY = (httpx.HTTPError, ObjectPushError)
 # What Flower raises over the bytes of a site that keeps to none of its formats.
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, EOFError, RecursionError, DecodeError)
@@ -64,6 +63,18 @@ class SystemClock:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+
+def push(grid: Grid, messages: Sequence[Message]) -> Sequence[str]:
+    """Their ids; an empty one is of a message that Flower did not take.
+
+    What a SuperLink stored that died before it could say so is offered to the next one again, and refused. Messages
+    that are sent once more are the same to it, and it takes what it lacks of them.
+    """
+    try:
+        return list(grid.push_messages(messages))
+    except ObjectPushError:
+        return list(grid.push_messages(messages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +181,7 @@ class Asking:
         messages = [
             Message(question.content, node, question.message_type, ttl=ttl_s, group_id=question.group) for node in nodes
         ]
-        for node, id in zip(nodes, self._grid.push_messages(messages), strict=False):
+        for node, id in zip(nodes, push(self._grid, messages), strict=False):
             question.sends[node] += 1
             # None: Flower did not take it.
             if id:

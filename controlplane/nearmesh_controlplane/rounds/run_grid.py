@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from nearmesh_controlplane.rounds.asking import pause_s
+from nearmesh_controlplane.rounds.asking import pause_s, push
 from nearmesh_controlplane.runs.folder import RunFolder
 
 
@@ -37,8 +37,7 @@ def soon(
     """
 
     def send_and_receive(messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        # None is one that the SuperLink did not take.
-        waited_for = {id for id in grid.push_messages(messages) if id}
+        waited_for = {id for id in push(grid, list(messages)) if id}
         began_s, found = clock(), []
         while waited_for and (timeout is None or clock() - began_s < timeout):
             fresh = list(grid.pull_messages(waited_for))
