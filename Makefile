@@ -41,13 +41,8 @@ registry:
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends docker-registry skopeo >/dev/null; }; }; } || \
 		echo "no docker-registry or no skopeo: some tests will be skipped (Debian: apt-get install docker-registry skopeo)"
 
-# Most tests wait more than they work, so that three at a time are done sooner; faults that are timed come one by one.
-# Files with whole meshes go first: short ones fill up what is left at the end.
-UNTIMED := $(addprefix tests/faults/test_,federated.py durability.py publishing.py pulls.py fuzz.py vectors.py)
 test: $(STAMP) postgres registry ## Run the test suite
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
-		$(UNTIMED) tests/integration tests/contract models tests/unit
-	$(BIN)/python -m pytest tests/faults $(UNTIMED:%=--ignore=%)
+	$(BIN)/python -m tests.suite
 
 lint: $(STAMP) ## Check style and formatting
 	$(BIN)/ruff check .

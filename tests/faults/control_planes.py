@@ -37,7 +37,7 @@ KINDS = ("leader killed", "follower killed", "leader frozen", "database restarte
 # Between two faults: the writers get something done, and what was killed is back.
 CALM_S = 1.0
 # Longer than the lease.
-FROZEN_S = 5.0
+FROZEN_S = 4.0
 # A writer that was refused turns to the other control plane after so long.
 TURN_S = 0.05
 CALL_EVERY_S = 0.02

@@ -36,7 +36,7 @@ from tests.faults.loads import (
 )
 
 # Steady traffic before a fault, so that it meets calls that are under way.
-BEFORE_S = 2.0
+BEFORE_S = 1.0
 # Traffic has moved within this.
 MOVED_WITHIN_S = 2.0
 # A node that was killed is started again this long after.
