@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from nearmesh_agent.vectors import answers, limits
 from nearmesh_agent.vectors.config import Quota
+from nearmesh_agent.vectors.room import Room
 
 from nearmesh.errors import (
     AlreadyExists,
@@ -16,6 +18,7 @@ from nearmesh.errors import (
     MeshError,
     NotFound,
     NotReady,
+    Overloaded,
     PermissionDenied,
     QuotaExceeded,
     TooLarge,
@@ -264,3 +267,22 @@ async def test_a_namespace_that_is_not_allowed_here(tmp_path: Path) -> None:
     async with site(tmp_path, allow=("acme",)) as found:
         with pytest.raises(PermissionDenied, match="'default' is not served on this node"):
             await found.create()
+
+
+async def test_writes_that_wait_take_bounded_memory_and_more_are_told_to_come_again(docs: Site) -> None:
+    """Over all collections, also while they are held."""
+    await docs.create("other")
+    room = docs.servicer._room = Room(100)
+    elsewhere = pb.UpsertRequest(collection=ref("other"), rows=[row("b")])
+    (collection,) = (one for one in docs.keeper if one.spec.name == "docs")
+    collection.hold(60)
+    large = asyncio.create_task(docs.upsert(row("a", text="x" * 200)))
+    while not room._taken_bytes:  # noqa: ASYNC110  # it tells nobody
+        await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="more are above the limit of 100") as told:
+        await docs.ask("Upsert", elsewhere)
+    assert told.value.retry_after_ms
+    assert not large.done(), "one that is larger than all the room is let in alone"
+    collection.release()
+    assert (await large).written == 1
+    assert (await docs.ask("Upsert", elsewhere)).written == 1

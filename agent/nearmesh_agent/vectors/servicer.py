@@ -26,6 +26,7 @@ from nearmesh_agent.vectors.keeper import Keeper
 from nearmesh_agent.vectors.model import Row, Table, Where
 from nearmesh_agent.vectors.moving import Mover
 from nearmesh_agent.vectors.namespaces import ANY, chosen, told
+from nearmesh_agent.vectors.room import Room
 from nearmesh_agent.vectors.text.answer import answered, check_embedder
 from nearmesh_agent.vectors.upkeep import Upkeep
 
@@ -33,6 +34,8 @@ T = TypeVar("T")
 
 # Searches that may wait for a thread; one more is refused at once.
 MOST_WAITING = 512
+# Of requests whose rows wait for the disk; one more is refused. In memory, rows take about twice as much.
+MOST_WAITING_BYTES = 256 * 1024 * 1024
 _FILTERS = 256
 # Longer ones are read each time: so many kept would take hundreds of megabytes.
 _KEPT_CHARACTERS = 4_096
@@ -48,6 +51,7 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
         self._here = here
         self._threads = ThreadPoolExecutor(threads, "vector-search")
         self._waiting = 0
+        self._room = Room(MOST_WAITING_BYTES)
         self._mover = Mover(keeper)
         # By text and fields, those read lately: an app asks with the same filters over and over.
         self._filters: dict[tuple[str, str], Where | None] = {}
@@ -108,6 +112,10 @@ class VectorServicer(vector_pb2_grpc.VectorServiceServicer):
     async def Upsert(self, request: pb.UpsertRequest, context: Any) -> pb.UpsertResponse:
         limits.check_count("rows", len(request.rows), limits.MAX_ROWS)
         collection = await self._of(request.collection, context)
+        with self._room.taken(request.ByteSize()):
+            return await self._upserted(request, collection)
+
+    async def _upserted(self, request: pb.UpsertRequest, collection: Collection) -> pb.UpsertResponse:
         check_embedder(request.embedder_digest, collection.spec)
         table = collection.serving.table
         rows = await self._searching(lambda: _rows(request.rows, table))
