@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import stat
 import time
@@ -18,6 +17,7 @@ from nearmesh_agent.vectors.store import lite as lite_module
 from nearmesh_agent.vectors.store.lite import LiteStore
 
 from nearmesh.errors import NotReady, Unreachable
+from tests.signals import send
 from tests.stored_rows import row, table, told
 
 
@@ -123,7 +123,7 @@ def test_an_orderly_end_keeps_what_was_not_flushed(tmp_path: Path) -> None:
 def test_a_terminal_that_is_interrupted_does_not_end_it(lite: LiteStore) -> None:
     lite.create(table("interrupted"))
     life = lite._process.life
-    os.kill(lite.pid, signal.SIGINT)
+    send(lite.pid, signal.SIGINT)
     assert lite.count("interrupted") == 0
     assert lite._process.life == life
 

@@ -8,7 +8,6 @@ the same has to be there again.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import shutil
 import signal
@@ -27,6 +26,7 @@ from nearmesh.errors import InvalidInput, MeshError
 from nearmesh.v1 import vector_pb2 as pb
 from tests.integration.mesh_processes import Node, control_plane, until
 from tests.integration.text_place import TextPlace
+from tests.signals import send
 
 PROCESS, AGENT = "the vectors' process", "the agent"
 WHO = (PROCESS, AGENT)
@@ -279,7 +279,7 @@ class Site:
         """And starts what nobody else would."""
         node = self.place.node
         if who == PROCESS:
-            os.kill(_vectors_pid(node), signal.SIGKILL)
+            send(_vectors_pid(node), signal.SIGKILL)
             return
         await node.kill()
         await node.start()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
 import signal
 import tempfile
@@ -29,6 +28,7 @@ from nearmesh_agent.vectors.text.writing import Writing
 
 from nearmesh.errors import MeshError
 from nearmesh.v1 import vector_pb2 as pb
+from tests.signals import send
 
 REF = pb.CollectionRef(namespace="default", name="docs")
 REACH = "default"
@@ -182,7 +182,7 @@ class Run:
     async def kill(self) -> None:
         """And waits until somebody answers again."""
         before = await self.collection()
-        os.kill(self.vectors.pid, signal.SIGKILL)
+        send(self.vectors.pid, signal.SIGKILL)
         began_s = time.monotonic()
         self.outcome.kills += 1
         self.outcome.kills_while_filling += bool(before.next_embedder)

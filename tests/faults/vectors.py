@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 from nearmesh.process import leashed
 from tests.faults.vector_store_worker import applied
+from tests.signals import send
 
 WHAT = ("the process", "Milvus Lite", "a move")
 # From when it writes on, at any moment of these; a move begins with the start of another Lite, which takes a second.
@@ -83,7 +83,7 @@ def _one_life(folder: Path, what: str, seen: Seen, after_s: float) -> None:
         while time.monotonic() < end:
             seen.acknowledged = int(_line(process))
         if what == "Milvus Lite":
-            os.kill(found["lite"], signal.SIGKILL)
+            send(found["lite"], signal.SIGKILL)
             # Writes go on meanwhile, and for some time after it is back.
             end = time.monotonic() + 2 * after_s
             while time.monotonic() < end:

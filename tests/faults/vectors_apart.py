@@ -8,7 +8,6 @@ acknowledged to be deleted, and that each delete has its receipt of the other si
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import time
@@ -26,6 +25,7 @@ from nearmesh.devmesh.wan import LinkSettings, Wan, WanSettings, running
 from nearmesh.errors import MeshError
 from nearmesh.ids import node_server_name
 from tests.integration.mesh_processes import MESH, ControlPlane, Node, until
+from tests.signals import send
 
 REGIONS = {"left": "europe-west1", "right": "us-east1"}
 ROUND_TRIP_MS = 93.0
@@ -328,7 +328,7 @@ async def _kill(place: Place, *, agent: bool) -> None:
         await place.node.child.start()
         return
     for pid in _vectors_of(place.node.child.pid):
-        os.kill(pid, signal.SIGKILL)
+        send(pid, signal.SIGKILL)
 
 
 def _vectors_of(agent: int | None) -> list[int]:

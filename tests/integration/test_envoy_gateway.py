@@ -6,7 +6,6 @@ The nodes are there for all tests; each test has an Envoy of its own.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import ssl
 import time
@@ -25,6 +24,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from nearmesh.gateway.bootstrap import write_secrets
 from nearmesh.tokens import SUBJECT_HEADER
 from tests.integration.xds_fixtures import Gateway, SmallMesh, access_token, gateway, machine, small_mesh
+from tests.signals import send
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -336,7 +336,7 @@ async def test_envoy_comes_back_after_a_crash_and_leaves_with_its_gateway(small:
     async with setting(small) as (running, stub):
         first = running.envoy.pid
         assert first
-        os.kill(first, signal.SIGKILL)
+        send(first, signal.SIGKILL)
 
         async def answers() -> bool:
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import ssl
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ from nearmesh.errors import InvalidInput
 from nearmesh.ssh_keys import ssh_line
 from nearmesh.tls import new_key
 from tests.integration.mesh_processes import until
+from tests.signals import send
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -135,7 +135,7 @@ async def test_a_node_that_trains_takes_part_until_it_is_removed(fleet: Fleet) -
 
         await until(online, within_s=30.0, what=supernode.last_words(20))
         # A SuperLink that dies takes nothing with it.
-        os.kill(fleet.superlink._superlink.pid, signal.SIGKILL)
+        send(fleet.superlink._superlink.pid, signal.SIGKILL)
         await until(down, within_s=5.0)
         await fleet.engine.prepare()
         assert (await fleet.ended(run, within_s=240.0)).state == "finished", await fleet.engine.log(run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
@@ -19,6 +18,7 @@ from nearmesh_controlplane.runs.folder import Plan, RunFolder, SiteInfo
 
 from benchmarks.flower_fleet import Fleet, fleet_in
 from tests.integration.mesh_processes import until
+from tests.signals import send
 
 APP = Path(__file__).parents[1] / "stock_app"
 NODES = ("node-a", "node-b")
@@ -76,7 +76,7 @@ async def test_it_runs_unchanged_and_is_resumed_after_its_last_round(sites: Site
         return bool(folder.rounds())
 
     await until(first_round, within_s=60.0)
-    os.kill(server_app(folder.path), signal.SIGKILL)
+    send(server_app(folder.path), signal.SIGKILL)
     first = (folder.path / "rounds" / "0001.json").read_bytes()
     await fleet.engine.stop(run)
     run = await fleet.engine.start(APP, {"num-server-rounds": ROUNDS}, folder.path)

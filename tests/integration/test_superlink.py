@@ -4,7 +4,6 @@ plays it."""
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import stat
 import sys
@@ -23,6 +22,7 @@ from nearmesh.config import PathOrUrl
 from nearmesh.devmesh.ports import free_ports
 from nearmesh.errors import ConfigError, NotInstalled
 from tests.integration.mesh_processes import until
+from tests.signals import send
 
 # Answers /health as the SuperLink does, keeps its database, and does not start with one that is "bad".
 SUPERLINK = """
@@ -110,12 +110,12 @@ async def test_it_is_started_again_at_the_same_address_when_it_dies(tmp_path: Pa
         await link.needed()
         address, superexec = link.address, await _pid(link)
         for _ in range(2):
-            os.kill(link._superlink.pid, signal.SIGKILL)
+            send(link._superlink.pid, signal.SIGKILL)
             await that(lambda: not link.up)
             await link.needed()
         # Who starts the server apps, and with it the server apps, lives on.
         assert (link.address, link._superexec.pid) == (address, superexec)
-        os.kill(superexec, signal.SIGKILL)
+        send(superexec, signal.SIGKILL)
         await that(lambda: link._superexec.pid not in (0, superexec))
         asked = (tmp_path / "flower" / "superexec.log").read_text().splitlines()
         secret = tmp_path / "flower" / "superexec-secret"

@@ -16,6 +16,7 @@ import uvloop
 from nearmesh_agent.serving.occupancy import Occupancy
 from nearmesh_agent.training.throttle import EVERY_S, Throttle
 
+from tests.signals import send
 from tests.training_family import cpu_s, named, state, tree
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
@@ -133,7 +134,7 @@ async def test_when_the_warden_is_killed_the_agent_ends_the_rest(tmp_path: Path)
     async with warded(held, tmp_path, apps=2) as process:
         apps = named(process.pid, "an-app")
         await until(lambda: all(state(app) == "T" for app in apps))
-        os.kill(process.pid, signal.SIGKILL)
+        send(process.pid, signal.SIGKILL)
         await until(lambda: not any(state(app) not in ("", "Z") for app in apps), within_s=5)
         await process.wait()
 
@@ -143,7 +144,7 @@ async def test_a_supernode_that_ends_is_told_by_its_exit_code_and_leaves_no_apps
     async with warded(held, tmp_path, apps=1) as process:
         (app,) = named(process.pid, "an-app")
         (supernode,) = named(process.pid, "flower-supernode")
-        os.kill(supernode, signal.SIGUSR1)
+        send(supernode, signal.SIGUSR1)
         assert await asyncio.wait_for(process.wait(), 5) == 128 + signal.SIGUSR1
         assert state(app) == ""
 

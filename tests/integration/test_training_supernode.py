@@ -18,6 +18,7 @@ from nearmesh_agent.training.supernode import LOG, SuperNode
 from nearmesh_agent.training.throttle import Throttle
 
 from nearmesh.tls import Credentials, key_to_pem, new_key
+from tests.signals import send
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
 
@@ -82,7 +83,7 @@ async def test_it_is_started_told_where_to_go_started_again_and_ended(
         assert "secret" not in first["env"].values()
         assert first["env"]["FLWR_HOME"] == str(site.folder / "flower")
         assert (site.node.running, site.node.detail) == (True, "")
-        os.kill(first["pid"], signal.SIGKILL)
+        send(first["pid"], signal.SIGKILL)
         await until(lambda: site.node.detail)
         # What it printed stays here.
         assert site.node.detail == "its SuperNode ended with code 137 and is started again"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from nearmesh.transport.server import Server
 from nearmesh.v1 import vector_pb2 as pb
 from nearmesh.v1 import vector_pb2_grpc
 from tests.integration.mesh_processes import until
+from tests.signals import send
 
 DIMENSION = 16
 # A process that is loaded by nothing else answers in a second.
@@ -47,7 +47,7 @@ class VectorNode:
     async def kill(self) -> None:
         """kill -9 of the process, and until another one answers."""
         ended = self.part.ended
-        os.kill(self.part.pid, signal.SIGKILL)
+        send(self.part.pid, signal.SIGKILL)
 
         async def noticed() -> bool:
             return self.part.ended > ended
