@@ -1,8 +1,8 @@
 """The whole test suite, in the time that `make test` may take: `python -m tests.suite`.
 
 Most tests wait more than they work, so that several at a time are done sooner. Faults whose times are measured come one
-by one afterwards. What only computes runs beside those in the kernel's idle class, which has the processor when nothing
-else wants it.
+by one afterwards. Beside those that are in no hurry runs what only computes, in the kernel's idle class, which has the
+processor when nothing else wants it; the live run, where each late call counts, has the machine for itself.
 """
 
 from __future__ import annotations
@@ -12,51 +12,78 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 # Two cores are busy with so many.
 WORKERS = 4
 # As many as the timed faults leave room for.
 IDLE_WORKERS = 2
-# Whole meshes first: short files fill up what is left at the end.
-LONGEST = ["tests/integration/test_readme.py", "tests/integration/test_federated_run.py"]
-UNTIMED_FAULTS = [
-    f"tests/faults/test_{name}.py" for name in ("federated", "durability", "vectors", "publishing", "pulls", "fuzz")
+# Those that take half a minute and more go first: short ones fill up what is left at the end.
+LONGEST = [
+    f"tests/{name}.py"
+    for name in (
+        "integration/test_readme",
+        "integration/test_federated_run",
+        "faults/test_federated",
+        "faults/test_vectors",
+        "integration/test_stock_app",
+        "integration/test_agent",
+        "integration/test_p9_what_leaves_a_site",
+        "integration/test_islands",
+        "integration/test_rollouts",
+        "faults/test_durability",
+        "integration/test_canaries",
+        "integration/test_fleet",
+        "integration/test_scale_to_zero",
+        "integration/test_vectors_process",
+        "integration/test_vectors_sites",
+        "integration/test_control_planes",
+        "integration/test_wheels",
+    )
 ]
-SIDE_BY_SIDE = [*LONGEST, *UNTIMED_FAULTS, "tests/integration"]
-TIMED = ["tests/faults", *(f"--ignore={path}" for path in UNTIMED_FAULTS)]
-IDLE = ["tests/contract", "models", "tests/unit"]
+UNTIMED_FAULTS = [
+    f"tests/faults/test_{name}.py" for name in ("federated", "vectors", "durability", "publishing", "pulls", "fuzz")
+]
+SIDE_BY_SIDE = [*dict.fromkeys([*LONGEST, *UNTIMED_FAULTS]), "tests/integration", "tests/contract"]
+LIVE = ["tests/faults/test_live.py"]
+TIMED = ["tests/faults", *(f"--ignore={path}" for path in (*UNTIMED_FAULTS, *LIVE))]
+IDLE = ["models", "tests/unit"]
 
 
 def main() -> int:
     """0: all passed."""
-    codes = [side_by_side(), timed()]
+    began_s = time.monotonic()
+    codes = [told("side by side", pytest(*workers(WORKERS), *SIDE_BY_SIDE)), told("the live run", pytest(*LIVE))]
+    with beside(pytest(*workers(IDLE_WORKERS), *IDLE)) as idle:
+        codes.append(told("timed faults", pytest(*TIMED)))
+    codes.append(idle.returncode)
+    say(f"all of it: {time.monotonic() - began_s:.0f} s")
     return max(codes)
 
 
-def side_by_side() -> int:
+def told(what: str, command: Sequence[str]) -> int:
+    """Its exit status; how long it took is said."""
     began_s = time.monotonic()
-    code = subprocess.run(pytest(*workers(WORKERS), *SIDE_BY_SIDE), check=False).returncode
-    say(f"side by side: {time.monotonic() - began_s:.0f} s")
+    code = subprocess.run(command, check=False).returncode
+    say(f"{what}: {time.monotonic() - began_s:.0f} s")
     return code
 
 
-def timed() -> int:
-    began_s = time.monotonic()
-    with tempfile.TemporaryFile() as said:
-        idle = subprocess.Popen(pytest(*workers(IDLE_WORKERS), *IDLE), stdout=said, stderr=subprocess.STDOUT)
-        os.sched_setscheduler(idle.pid, os.SCHED_IDLE, os.sched_param(0))
+@contextmanager
+def beside(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs in the idle class meanwhile, and to its end; what it says comes then."""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
         try:
-            code = subprocess.run(pytest(*TIMED), check=False).returncode
-            say(f"timed faults: {time.monotonic() - began_s:.0f} s; beside them:")
-            beside = idle.wait()
+            yield process
+            process.wait()
         finally:
-            idle.kill()
-            idle.wait()
-        said.seek(0)
-        sys.stdout.buffer.write(said.read())
-    say(f"both: {time.monotonic() - began_s:.0f} s")
-    return max(code, beside)
+            process.kill()
+            process.wait()
+        output.seek(0)
+        sys.stdout.buffer.write(output.read())
 
 
 def pytest(*arguments: str) -> Sequence[str]:

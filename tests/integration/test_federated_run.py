@@ -22,8 +22,8 @@ pytest.importorskip("flwr", reason="federated runs need the extra `rounds`")
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(300)]
 
-# Requests while the run goes on.
-EVERY_S = 0.025
+# 20 requests a second while the run goes on.
+EVERY_S = 0.05
 # A version that passed every check and fails in the canary is gone again within this, once it is known.
 BACK_WITHIN_S = 10.0
 

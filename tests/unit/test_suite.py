@@ -18,7 +18,7 @@ def files(*given: str) -> set[Path]:
 
 
 def test_each_file_is_in_one_part_of_the_suite() -> None:
-    parts = [files(*part) for part in (suite.SIDE_BY_SIDE, suite.TIMED, suite.IDLE)]
+    parts = [files(*part) for part in (suite.SIDE_BY_SIDE, suite.LIVE, suite.TIMED, suite.IDLE)]
     everything = {*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "models").rglob("test_*.py")}
     assert everything == set().union(*parts)
     assert sum(map(len, parts)) == len(everything)
