@@ -23,3 +23,8 @@ def test_each_file_is_in_one_part_of_the_suite() -> None:
     assert everything == set().union(*parts)
     assert sum(map(len, parts)) == len(everything)
     assert all((ROOT / path).is_file() for path in (*suite.LONGEST, *suite.UNTIMED_FAULTS))
+
+
+def test_a_part_that_fails_or_is_killed_fails_the_suite() -> None:
+    assert suite.status([0, 0, 0, 0]) == 0
+    assert suite.status([0, 1, 0, 0]) == suite.status([0, 0, -9, 0]) == 1

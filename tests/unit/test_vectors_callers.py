@@ -217,6 +217,7 @@ def test_quotas_of_a_namespace_take_the_place_of_those_of_all() -> None:
         ({"uri": "milvus:19530"}, "uri 'milvus:19530' does not begin with http"),
         ({"token_variable": "a-b"}, "token_variable 'a-b'"),
         ({"max_vectors": -1}, "max_vectors must be 0"),
+        ({"max_collections": -1}, "max_collections must be 0"),
         ({"allow": ["No"]}, "allow: namespace 'No'"),
         ({"namespaces": {"a": {"max_bytes": -1}}}, "namespaces.a: max_bytes must be 0"),
         ({"index": "hnsw"}, "'hnsw' is not one of 'memory', 'engine'"),

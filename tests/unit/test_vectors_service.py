@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,21 @@ async def test_quotas_of_a_namespace(tmp_path: Path) -> None:
         answer = await found.ask("ListCollections", pb.ListCollectionsRequest(), "acme")
         (use,) = answer.namespaces
         assert (use.namespace, use.rows, use.max_rows) == ("acme", 3, 3)
+
+
+async def test_collections_have_a_quota_too(tmp_path: Path) -> None:
+    """So that one namespace cannot use up what a node has room for; a copy of another site's is made all the same."""
+    async with site(tmp_path, namespaces={"acme": Quota(max_collections=1)}) as found:
+        for name in ("one", "two", "three"):
+            await found.create(name)
+        await found.create("one", "acme")
+        (there,) = (one for one in found.keeper if one.spec.namespace == "acme")
+        await found.keeper.create(replace(there.spec, name="copy", identity="0" * 32), copy=True)
+        with pytest.raises(QuotaExceeded, match="'acme' has 2 collections, of 1 at most"):
+            await found.create("two", "acme")
+        for name in ("one", "copy"):
+            await found.ask("DropCollection", ref(name), "acme")
+        await found.create("two", "acme")
 
 
 async def test_bytes_have_a_quota_too(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ class Quota:
     max_vectors: int = 0
     # Of vectors, texts and fields, as they lie in memory.
     max_bytes: int = 0
+    # A node has 1,000 in all.
+    max_collections: int = 0
     # Of one node, over all callers; a second's worth may come at once.
     requests_per_second: float = 0.0
 
@@ -36,6 +38,13 @@ class Quota:
         if self.max_bytes and has_bytes + size > self.max_bytes:
             raise QuotaExceeded(
                 f"namespace {namespace!r} takes {has_bytes} bytes, of {self.max_bytes} at most: no room for {size}"
+            )
+
+    def check_collections(self, namespace: str, has: int) -> None:
+        """Whether one more fits. Raises QuotaExceeded."""
+        if self.max_collections and has >= self.max_collections:
+            raise QuotaExceeded(
+                f"namespace {namespace!r} has {has} collections, of {self.max_collections} at most: no room for another"
             )
 
 
@@ -56,8 +65,9 @@ class VectorsConfig:
     # Of each namespace that has no table of its own below.
     max_vectors: int = 0
     max_bytes: int = 0
+    max_collections: int = 0
     requests_per_second: float = 0.0
-    # By name, what differs: [vectors.namespaces.NAME]. A table takes the place of all three.
+    # By name, what differs: [vectors.namespaces.NAME]. A table takes the place of all four.
     namespaces: dict[str, Quota] = field(default_factory=dict)
     # Namespaces that are served here; none: all.
     allow: tuple[str, ...] = ()
@@ -76,7 +86,10 @@ class VectorsConfig:
     def quota(self, namespace: str) -> Quota:
         """What a namespace may have."""
         return self.namespaces.get(namespace) or Quota(
-            max_vectors=self.max_vectors, max_bytes=self.max_bytes, requests_per_second=self.requests_per_second
+            max_vectors=self.max_vectors,
+            max_bytes=self.max_bytes,
+            max_collections=self.max_collections,
+            requests_per_second=self.requests_per_second,
         )
 
     def serves(self, namespace: str) -> bool:
@@ -84,7 +97,7 @@ class VectorsConfig:
 
 
 def _negative(limits: Quota | VectorsConfig) -> list[Problem]:
-    names = ("max_vectors", "max_bytes", "requests_per_second")
+    names = ("max_vectors", "max_bytes", "max_collections", "requests_per_second")
     found = [(name, getattr(limits, name)) for name in names]
     return [Problem((name,), f"{name} must be 0 (no limit) or more, got {value}") for name, value in found if value < 0]
 

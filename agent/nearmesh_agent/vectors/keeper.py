@@ -230,13 +230,16 @@ class Keeper:
         return found
 
     @whole
-    async def create(self, spec: CollectionSpec) -> Collection:
-        """Raises AlreadyExists, Unsupported for an index type that the engine lacks, QuotaExceeded and others."""
+    async def create(self, spec: CollectionSpec, *, copy: bool = False) -> Collection:
+        """A `copy` of another site's is bound by no quota.
+
+        Raises AlreadyExists, Unsupported for an index type that the engine lacks, QuotaExceeded and others.
+        """
         self._check_served(spec.namespace)
         limits.check_name(spec.name)
         async with self._making:
             self._check_moving()
-            self._check_new(spec)
+            self._check_new(spec, copy=copy)
             table = await self.new_table(spec.table)
             await asyncio.to_thread(self.specs.put, spec)
             found = self._collections[spec.identity] = self._collection(spec, [table])
@@ -323,11 +326,13 @@ class Keeper:
         if self._still:
             raise NotReady("the vectors of this node are moved to another Milvus; ask again when that is done")
 
-    def _check_new(self, spec: CollectionSpec) -> None:
+    def _check_new(self, spec: CollectionSpec, *, copy: bool) -> None:
         there = [one for one in self.specs if one.namespace == spec.namespace]
         if any(one.name == spec.name for one in there):
             raise AlreadyExists(f"collection {spec.name!r} is there already in namespace {spec.namespace!r}")
         self.specs.check_free(spec)
+        if not copy:
+            self.config.quota(spec.namespace).check_collections(spec.namespace, len(there))
         if len(list(self.specs)) >= limits.MAX_COLLECTIONS:
             raise InvalidInput(f"this node has {limits.MAX_COLLECTIONS} collections, and no room for another one")
 

@@ -16,7 +16,9 @@ from nearmesh.v1 import vector_pb2_grpc
 
 REF = pb.CollectionRef(name="kept")
 # How soon a client looks again for a server that is away; gRPC's own is a second, and more.
-RECONNECT = [(f"grpc.{kind}_reconnect_backoff_ms", 20) for kind in ("initial", "min", "max")]
+RECONNECT = [(f"grpc.{kind}_reconnect_backoff_ms", 20) for kind in ("initial", "max")]
+# What its name does not say: how long a handshake has.
+RECONNECT += [("grpc.min_reconnect_backoff_ms", 5_000)]
 
 
 class Store:

@@ -27,7 +27,7 @@ RUN_FOLDER = "run-folder"
 # So many answers are fetched side by side.
 PULLS = 16
 
-# Not this run's fault: that, or the disk is full. Tried again by whoever starts this again.
+# Not the fault of this run, nor is a full disk: it is gone on with when this is started again.
 _PASSING = (*BROKEN_WAY, OSError)
 
 app = ServerApp()

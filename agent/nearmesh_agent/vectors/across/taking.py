@@ -103,7 +103,8 @@ class Taking(vector_pb2_grpc.VectorAcrossServiceServicer):
             self._keeper.specs.check_free(spec)
             # What an earlier copy has left says that everything came already.
             await asyncio.to_thread(self._ledger.drop, spec.identity)
-            await self._keeper.create(replace(spec, created_at_s=time.time(), incarnation=uuid.uuid4().hex[:8]))
+            made = replace(spec, created_at_s=time.time(), incarnation=uuid.uuid4().hex[:8])
+            await self._keeper.create(made, copy=True)
             await asyncio.to_thread(self._ledger.follow, spec.identity, True)
             return
         collection = self._by_identity(spec.identity)
