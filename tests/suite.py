@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 # Two cores are busy with so many.
-WORKERS = 4
+WORKERS = 5
 # As many as the timed faults leave room for.
 IDLE_WORKERS = 2
 # Those that take half a minute and more go first: short ones fill up what is left at the end.
@@ -45,10 +45,10 @@ LONGEST = [
 UNTIMED_FAULTS = [
     f"tests/faults/test_{name}.py" for name in ("federated", "vectors", "durability", "publishing", "pulls", "fuzz")
 ]
-SIDE_BY_SIDE = [*dict.fromkeys([*LONGEST, *UNTIMED_FAULTS]), "tests/integration", "tests/contract"]
+SIDE_BY_SIDE = [*dict.fromkeys([*LONGEST, *UNTIMED_FAULTS]), "tests/integration"]
 LIVE = ["tests/faults/test_live.py"]
 TIMED = ["tests/faults", *(f"--ignore={path}" for path in (*UNTIMED_FAULTS, *LIVE))]
-IDLE = ["models", "tests/unit"]
+IDLE = ["tests/contract", "models", "tests/unit"]
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ from tests.faults.loads import (
     moved_after_s,
     summary,
 )
-from tests.faults.scenarios import BEFORE_S, MOVED_WITHIN_S, RATES, Figures, answering, is_ready, until
+from tests.faults.scenarios import BEFORE_S, MOVED_WITHIN_S, RATES, Figures, is_ready, preferred, until
 
 HOW = ("sigterm", "drain", "notice")
 # As short as Google Cloud's and Azure's real ones are not: 30 s.
@@ -37,9 +37,11 @@ LOAD_S = BEFORE_S + 9.0
 
 async def departed_node(mesh: LocalMesh, how: str, region: str, model: str, ways: Sequence[str] = WAYS) -> Figures:
     """The node that answers leaves under load; no call notices."""
-    async with loads(mesh, model, region=region, ways=ways, rate=RATES[model], seconds=LOAD_S) as found:
+    async with (
+        preferred(mesh, model, region) as node,
+        loads(mesh, model, region=region, ways=ways, rate=RATES[model], seconds=LOAD_S) as found,
+    ):
         await asyncio.sleep(BEFORE_S)
-        node = await answering(mesh, model, region)
         left_s = time.time()
         async with _leaving(mesh, how, node) as gone:
             gone_after_s = await gone

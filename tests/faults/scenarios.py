@@ -10,7 +10,8 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -89,10 +90,11 @@ async def price_moves_traffic(mesh: LocalMesh, region: str, model: str, ways: Se
 
 async def killed_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[str] = WAYS) -> Figures:
     """kill -9 of the node that answers, under load; then it is started again and comes back by itself."""
-    await choice_and_other(mesh, model, region)
-    async with loads(mesh, model, region=region, ways=ways, rate=RATES[model], seconds=LOAD_S) as found:
+    async with (
+        preferred(mesh, model, region) as before,
+        loads(mesh, model, region=region, ways=ways, rate=RATES[model], seconds=LOAD_S) as found,
+    ):
         await asyncio.sleep(BEFORE_S)
-        before = await answering(mesh, model, region)
         child = mesh.find(before)
         killed_s = time.time()
         await child.kill()
@@ -176,6 +178,24 @@ async def choice_and_other(mesh: LocalMesh, model: str, region: str) -> tuple[st
     return found[0], found[1]
 
 
+@asynccontextmanager
+async def preferred(mesh: LocalMesh, model: str, region: str) -> AsyncIterator[str]:
+    """The node that answers, and so much cheaper meanwhile that nothing but a fault takes traffic from it.
+
+    Throughput is measured, and prices with it: two nodes that cost about the same change places under load.
+    """
+    await until(lambda: _whole(mesh, model, region))
+    node, _ = await choice_and_other(mesh, model, region)
+    async with mesh.admin() as admin:
+        (usd_per_hour,) = (found.usd_per_hour for found in await admin.nodes() if found.id == node)
+        await admin.set_price(node, usd_per_hour / 4)
+        try:
+            await until(lambda: _gateway_follows(mesh, model, region, node))
+            yield node
+        finally:
+            await admin.set_price(node, usd_per_hour)
+
+
 async def _gateway_follows(mesh: LocalMesh, model: str, region: str, node: str) -> bool:
     """Whether the region's gateway sends its calls where the routes lead."""
     if model == "voice-activity":
@@ -199,16 +219,10 @@ def _total_ms(candidate: Any) -> float:
     return float(candidate.network_ms_p95 + candidate.service_ms_p95)
 
 
-async def answering(mesh: LocalMesh, model: str, region: str) -> str:
-    """The node that most requests are sent to, once every node is there for those that it will not answer."""
-
-    async def whole() -> bool:
-        async with mesh.admin() as admin:
-            return all(candidate.ready for candidate in (await admin.explain(model, region)).candidates)
-
-    await until(whole)
+async def _whole(mesh: LocalMesh, model: str, region: str) -> bool:
+    """Whether every node is there, for those that one of them will not answer."""
     async with mesh.admin() as admin:
-        return str((await admin.explain(model, region)).candidates[0].node)
+        return all(candidate.ready for candidate in (await admin.explain(model, region)).candidates)
 
 
 async def is_ready(mesh: LocalMesh, model: str, region: str, node: str) -> bool:
@@ -291,10 +305,11 @@ async def lost_sequences(mesh: LocalMesh, region: str) -> Figures:
 async def frozen_node(mesh: LocalMesh, region: str, model: str, ways: Sequence[str] = ("gateway", "sdk")) -> Figures:
     """SIGSTOP of the node that answers, under load: it is there and says nothing. A plain xDS client is left out,
     since it cannot retry by time."""
-    await choice_and_other(mesh, model, region)
-    async with loads(mesh, model, region=region, ways=ways, rate=RATES[model], seconds=BEFORE_S + 8.0) as found:
+    async with (
+        preferred(mesh, model, region) as before,
+        loads(mesh, model, region=region, ways=ways, rate=RATES[model], seconds=BEFORE_S + 8.0) as found,
+    ):
         await asyncio.sleep(BEFORE_S)
-        before = await answering(mesh, model, region)
         child = mesh.find(before)
         frozen_s = time.time()
         child.signal(signal.SIGSTOP)
