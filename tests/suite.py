@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 # Two cores are busy with so many.
-WORKERS = 5
+WORKERS = 4
 # As many as the timed faults leave room for.
 IDLE_WORKERS = 2
 # Those that take half a minute and more go first: short ones fill up what is left at the end.

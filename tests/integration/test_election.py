@@ -51,7 +51,7 @@ class Candidate:
     def term(self) -> int:
         return self.leadership.term(steady_clock())
 
-    async def leads(self, within_s: float = 5.0) -> int:
+    async def leads(self, within_s: float = 20.0) -> int:
         async with asyncio.timeout(within_s):
             while not self.term:
                 self.turned.clear()
@@ -275,7 +275,7 @@ async def test_a_change_outlasts_a_restart_of_the_server_and_a_longer_absence_is
         finally:
             database_server.start()
         await db.run(write)
-        await a.leads(10)
+        await a.leads()
 
 
 async def test_a_commit_of_which_nobody_heard_is_told_as_just_that(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ async def test_a_node_that_trains_takes_part_until_it_is_removed(fleet: Fleet) -
         await until(online, within_s=30.0, what=supernode.last_words(20))
         # A SuperLink that dies takes nothing with it.
         send(fleet.superlink._superlink.pid, signal.SIGKILL)
-        await until(down, within_s=5.0)
+        await until(down, within_s=20.0)
         await fleet.engine.prepare()
         assert (await fleet.ended(run, within_s=240.0)).state == "finished", await fleet.engine.log(run)
         assert out.read_text() == str(BYTES)
