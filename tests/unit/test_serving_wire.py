@@ -157,7 +157,7 @@ def test_a_message_of_very_many_fields_is_left_to_the_whole_parser(piece):
     cpu_s = time.thread_time()
     assert wire._cut(data) is None
     # Walked through here, they would hold the event loop up for seconds.
-    assert time.thread_time() - cpu_s < 0.1
+    assert time.thread_time() - cpu_s < 0.5
 
 
 # Answers.
