@@ -27,6 +27,7 @@ LONGEST = [
         "integration/test_federated_run",
         "faults/test_federated",
         "faults/test_vectors",
+        "contract/test_vectors_store",
         "integration/test_stock_app",
         "integration/test_agent",
         "integration/test_p9_what_leaves_a_site",
@@ -45,10 +46,10 @@ LONGEST = [
 UNTIMED_FAULTS = [
     f"tests/faults/test_{name}.py" for name in ("federated", "vectors", "durability", "publishing", "pulls", "fuzz")
 ]
-SIDE_BY_SIDE = [*dict.fromkeys([*LONGEST, *UNTIMED_FAULTS]), "tests/integration"]
+SIDE_BY_SIDE = [*dict.fromkeys([*LONGEST, *UNTIMED_FAULTS]), "tests/integration", "tests/contract"]
 LIVE = ["tests/faults/test_live.py"]
 TIMED = ["tests/faults", *(f"--ignore={path}" for path in (*UNTIMED_FAULTS, *LIVE))]
-IDLE = ["tests/contract", "models", "tests/unit"]
+IDLE = ["models", "tests/unit"]
 
 
 def main() -> int:

@@ -74,6 +74,7 @@ class IslandMesh:
                 await daemon.start()
         for agent in self.nodes.values():
             await agent.live()
+            await agent.certified()
             await agent.serves(MODEL, "1")
         async with self.plane.operator() as operator:
 

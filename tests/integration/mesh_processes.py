@@ -244,6 +244,10 @@ class Node(Daemon):
             ready, within_s=within_s, what=f"{self.name} serves {model}@{version}:\n{self.child.last_words(30)}"
         )
 
+    async def certified(self) -> None:
+        """Until its certificate holds for its address, too: it asks for that a second after it has joined."""
+        await self.logged("certificate renewed", within_s=20.0)
+
     async def live(self, within_s: float = 20.0) -> None:
         """Until the control plane has the node's session."""
         async with self.plane.operator() as operator:

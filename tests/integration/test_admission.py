@@ -56,6 +56,8 @@ async def agent(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -
         await operator.deploy("adder", "1")
     async with node(plane, tmp_path_factory.mktemp("agent"), "agent") as found:
         await found.serves("adder", "1")
+        # Nor does it ask for anything itself any more.
+        await found.certified()
         yield found
 
 
