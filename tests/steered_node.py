@@ -146,7 +146,7 @@ class Node:
 
 async def until(check: Callable[[], bool]) -> None:
     """Lets the other tasks run until it is so."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while not check():  # noqa: ASYNC110  # each turn of the loop is a step of the others
             await asyncio.sleep(0)
 

@@ -93,7 +93,7 @@ async def test_what_one_was_told_the_other_knows(both: Pair, tmp_path: Path, by:
                 return False
             return (model.objective, model.deadline_ms, len(model.deployments)) == ("nearest", 70.0, 1)
 
-        await until(known, within_s=20, what=f"what the {by} was told, the other knows")
+        await until(known, within_s=5, what=f"what the {by} was told, the other knows")
 
 
 async def test_what_was_published_is_on_every_disk_when_it_is_acknowledged(both: Pair, tmp_path: Path) -> None:
@@ -143,9 +143,9 @@ async def test_a_run_is_one_run_whichever_is_asked_and_only_the_leader_goes_on_w
         async def waits() -> bool:
             return bool(seen) and seen[-1].reason == "0 of 2 sites are there that have data for linear"
 
-        await until(waits, within_s=20, what="the follower tells what the leader found")
+        await until(waits, within_s=5, what="the follower tells what the leader found")
         assert (await one.runs.stop(begun.id)).state == run_pb2.RUN_STATE_STOPPED
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(5):
             await watching
         assert seen[-1].state == run_pb2.RUN_STATE_STOPPED
         assert [run.id for run in await other.runs.list("linear")] == [begun.id]

@@ -57,6 +57,7 @@ SERVER = f"""
 import time
 from pathlib import Path
 
+import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
 from nearmesh_controlplane.rounds.asking import push
@@ -70,7 +71,7 @@ def unheard(grid):
 
     def twice(request):
         client.PushObject = real
-        assert real(request).stored
+        real(request)
         again = real(request)
         assert not again.stored, "then there is nothing to bear"
         return again
@@ -91,13 +92,13 @@ def main(grid, context):
             until_s = time.monotonic() + 20.0
             while not (answers := list(grid.pull_messages([id]))) and time.monotonic() < until_s:
                 time.sleep(0.5)
-            (answer,) = answers
-            if answer.has_content():
-                break
-        except Exception as error:
-            # Flower gives up what was on its way when the SuperLink died; it says so in one of several ways.
-            print("asked again after", type(error).__name__, error)
-    Path(context.run_config["out"]).write_text(str(answer.content["said"]["length"]))
+        except httpx.HTTPError as error:
+            print("the SuperLink died:", error)
+            continue
+        # Flower gives up what was on its way when the SuperLink died.
+        if answers and answers[0].has_content():
+            break
+    Path(context.run_config["out"]).write_text(str(answers[0].content["said"]["length"]))
 """
 
 
@@ -136,7 +137,7 @@ async def test_a_node_that_trains_takes_part_until_it_is_removed(fleet: Fleet) -
         await until(online, within_s=30.0, what=supernode.last_words(20))
         # A SuperLink that dies takes nothing with it.
         send(fleet.superlink._superlink.pid, signal.SIGKILL)
-        await until(down, within_s=20.0)
+        await until(down, within_s=5.0)
         await fleet.engine.prepare()
         assert (await fleet.ended(run, within_s=240.0)).state == "finished", await fleet.engine.log(run)
         assert out.read_text() == str(BYTES)

@@ -161,7 +161,7 @@ async def test_rollback_while_a_rollout_runs_is_there_in_seconds(
             await operator.deploy(MODEL, "1")
         back = await operator.rollback(MODEL)
         assert (back.version, back.rollout > 0) == ("1", True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(5):
         await serve(plane, nodes, "1")
     ended = await comes_to(plane, MODEL, state=ABORTED)
     assert not any(node.changed_over for node in ended.nodes), "they went back"

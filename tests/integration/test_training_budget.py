@@ -126,7 +126,7 @@ async def test_when_the_agent_is_killed_nothing_is_left_standing_still(tmp_path:
     finally:
         agent.kill()
         await agent.wait()
-    await until(lambda: not any(state(pid) for pid in [warden, *family]), within_s=20)
+    await until(lambda: not any(state(pid) for pid in [warden, *family]), within_s=5)
 
 
 async def test_when_the_warden_is_killed_the_agent_ends_the_rest(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ async def test_when_the_warden_is_killed_the_agent_ends_the_rest(tmp_path: Path)
         apps = named(process.pid, "an-app")
         await until(lambda: all(state(app) == "T" for app in apps))
         send(process.pid, signal.SIGKILL)
-        await until(lambda: not any(state(app) not in ("", "Z") for app in apps), within_s=20)
+        await until(lambda: not any(state(app) not in ("", "Z") for app in apps), within_s=5)
         await process.wait()
 
 

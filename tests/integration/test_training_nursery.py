@@ -85,7 +85,7 @@ async def test_apps_are_forked_with_their_arguments_and_end_with_the_nursery(tmp
         process.kill()
         await process.wait()
         # The kernel has ended it; who adopts it takes a moment to notice.
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(5.0):
             while _runs(int(pid)):  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.02)
 

@@ -172,7 +172,7 @@ async def test_what_the_standing_version_answers_is_asked_of_the_trial_as_well(
         for _ in range(40):
             assert (await node.ask()).model_version == "1"
             await asyncio.sleep(0.005)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(5):
             while node.status(2).compared < 15:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         status = node.status(2)
@@ -230,7 +230,7 @@ async def test_a_trial_that_hangs_when_it_is_loaded_holds_up_no_other_load(tmp_p
     async with trial_node(tmp_path) as node:
         await node.want(1)
         loading = asyncio.create_task(node.want(1, 2, share=1.0))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(2):
             while node.state(2) != LOADING:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         # One that has to be healed, or to come back into memory, does.
